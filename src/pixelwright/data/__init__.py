@@ -1,0 +1,22 @@
+"""Images for training: where they come from, how they are read, and batches as a function of the step number."""
+
+from pixelwright.data.config import DataConfig
+from pixelwright.data.loader import Batch, Batches
+from pixelwright.data.shapes import Shapes
+from pixelwright.data.sources import FolderSource, Sample, Source, ZipSource, open_source
+from pixelwright.data.transforms import UnreadableImage, centre_crop, read_image
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "DataConfig",
+    "FolderSource",
+    "Sample",
+    "Shapes",
+    "Source",
+    "UnreadableImage",
+    "ZipSource",
+    "centre_crop",
+    "open_source",
+    "read_image",
+]

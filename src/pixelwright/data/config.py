@@ -1,0 +1,65 @@
+"""The settings of the data: where the images are and what is done to them on their way to the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pixelwright.errors import UserError
+
+CacheMode = Literal["auto", "none"]
+SHAPES = "shapes"  # the `path` of the procedural set; a folder of that name is "./shapes"
+SHAPES_COUNT = 50_000
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training images. Checked when made; raises UserError on a value that cannot be used."""
+
+    path: str = SHAPES
+    """"shapes" (drawn on the fly, no download), a folder of images (sub-folders are classes) or a .zip of one."""
+
+    size: int = 32
+    """Side of the square training images in pixels; larger and smaller images are resized and centre-cropped."""
+
+    flip: bool = False
+    """Mirror half of the images left to right, drawn anew in each epoch."""
+
+    workers: int = 0
+    """Processes that read and decode images; 0 does it in the training process."""
+
+    cache: CacheMode = "auto"
+    """"auto" keeps decoded images in memory when the whole set fits in 1 GiB, "none" decodes every time."""
+
+    shapes_count: int | None = None
+    """Number of different images in the set "shapes" (default 50000); only with path "shapes"."""
+
+    shapes_seed: int | None = None
+    """Another seed is another set of "shapes" (default 0); only with path "shapes"."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path.strip():
+            raise UserError(f'data.path is {self.path!r}: give "shapes", a folder of images or a .zip file')
+        _whole("size", self.size, 1)
+        _whole("workers", self.workers, 0)
+        for name in ("flip",):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"data.{name} is {getattr(self, name)!r}: give true or false")
+        if self.cache not in get_args(CacheMode):
+            raise UserError(f'data.cache is {self.cache!r}: give "auto" or "none"')
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        for name, lowest in (("shapes_count", 1), ("shapes_seed", None)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if self.path != SHAPES:
+                raise UserError(f'data.{name} is {value!r} but data.path is "{self.path}": it is for path "shapes" only')
+            _whole(name, value, lowest)
+
+
+def _whole(name: str, value: object, lowest: int | None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or (lowest is not None and value < lowest):
+        bound = "" if lowest is None else f" of at least {lowest}"
+        raise UserError(f"data.{name} is {value!r}: give a whole number{bound}")

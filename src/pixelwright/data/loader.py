@@ -1,0 +1,203 @@
+"""Batches of training images as a function of the step number."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pixelwright.data.config import DataConfig
+from pixelwright.data.sources import Source
+from pixelwright.data.transforms import UnreadableImage, centre_crop
+from pixelwright.errors import UserError
+from pixelwright.images import from_uint8
+from pixelwright.streams import generator
+
+CACHE_LIMIT = 1 << 30  # bytes of decoded images that cache "auto" keeps
+logger = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """What one step of training sees."""
+
+    images: Tensor
+    """[b, 3, H, W] float32 in [-1, 1]."""
+    labels: Tensor
+    """[b] int64."""
+    indices: Tensor
+    """[b] int64, places in the source."""
+
+
+class Batches:
+    """The endless batches of steps `start_step`, `start_step + 1`, ...
+
+    The batch of step k depends on (source, seed, k) alone: sample j of it has the running number c = k * batch_size
+    + j, belongs to epoch c // n and is `permutation(seed, epoch)[c % n]`. So the data position of a run is its step
+    number, and neither `workers` nor `cache` nor the step it started from changes what it sees. Of `world` processes,
+    process `rank` gets the `rank`-th of `world` equal, contiguous slices of each batch.
+
+    An unreadable image is replaced by the next readable one in the permutation, recorded in `skipped` and reported
+    once through logging.
+
+    Raises UserError if `batch_size` cannot be shared out, and while iterating if no image can be read at all.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if batch_size < 1 or batch_size % world:
+            raise UserError(f"batch_size is {batch_size}: give a positive multiple of the {world} processes")
+        if not 0 <= rank < world:
+            raise UserError(f"rank is {rank}: give 0 to {world - 1} for {world} processes")
+        if start_step < 0:
+            raise UserError(f"start_step is {start_step}: give 0 or more")
+        self.source, self.config, self.seed = source, config, seed
+        self.batch_size, self.start_step = batch_size, start_step
+        self.skipped: dict[str, str] = {}
+        """Name and reason of each image that could not be used so far."""
+        self._unreadable: set[int] = set()
+        self._offset, self._share = rank * (batch_size // world), batch_size // world
+        self._reader = _Reader(source, config.size)
+        fits = len(source) * config.size**2 * 3 <= CACHE_LIMIT
+        self._keep = config.cache == "auto" and fits
+        self._held: dict[int, _Decoded] = {}  # of the whole set if `_keep`, else of one batch
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        workers = self.config.workers
+        loader = DataLoader(
+            self._reader,
+            batch_size=None,  # the reader takes a whole list of indices at once
+            sampler=_Requests(self),
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            collate_fn=_unchanged,
+            worker_init_fn=_ignore_interrupt if workers else None,
+            generator=torch.Generator(),  # a loader without one draws from the global stream
+        )
+        for step, loaded in zip(itertools.count(self.start_step), loader, strict=False):
+            yield self._assemble(step, loaded)
+
+    def request(self, step: int) -> list[int]:
+        """Indices to read for `step`: those of its samples that are not in memory yet."""
+        wanted = {int(self._order(epoch)[0][place]) for epoch, place in self._places(step)}
+        return sorted(wanted - self._held.keys() - self._unreadable)
+
+    def _places(self, step: int) -> Iterator[tuple[int, int]]:
+        first = step * self.batch_size + self._offset
+        return (divmod(c, len(self.source)) for c in range(first, first + self._share))
+
+    def _draw_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The permutation of an epoch, [n], and for each index whether it is flipped, [n]."""
+        n = len(self.source)
+        permutation = torch.randperm(n, generator=generator(self.seed, "permutation", epoch))
+        flipped = torch.rand(n, generator=generator(self.seed, "flip", epoch)) < 0.5
+        return permutation.numpy(), flipped.numpy() & self.config.flip
+
+    def _assemble(self, step: int, loaded: _Loaded) -> Batch:
+        self._take(loaded)
+        picks = [(epoch, self._readable(epoch, place)) for epoch, place in self._places(step)]
+        images = torch.from_numpy(np.stack([self._held[index].pixels for _, index in picks]))  # [b, H, W, 3]
+        labels = torch.tensor([self._held[index].label for _, index in picks])
+        flipped = torch.tensor([bool(self._order(epoch)[1][index]) for epoch, index in picks])
+        if flipped.any():
+            images[flipped] = images[flipped].flip(2)  # mirror the columns
+        if not self._keep:
+            self._held.clear()
+        return Batch(from_uint8(images).contiguous(), labels, torch.tensor([index for _, index in picks]))
+
+    def _readable(self, epoch: int, place: int) -> int:
+        """The index at `place` of the permutation, or the first readable one after it; its image is then held."""
+        permutation, _ = self._order(epoch)
+        n = len(permutation)
+        for step in range(n):
+            index = int(permutation[(place + step) % n])
+            if index not in self._held and index not in self._unreadable:
+                self._take(self._reader[[index]])
+            if index in self._held:
+                return index
+        name, reason = next(iter(self.skipped.items()))
+        raise UserError(f'none of the {n} images of "{self.config.path}" can be read: "{name}": {reason}')
+
+    def _take(self, loaded: _Loaded) -> None:
+        # memory shared with a worker costs a file handle for as long as it is held
+        pixels = (loaded.pixels.clone() if self._keep and loaded.pixels.is_shared() else loaded.pixels).numpy()
+        for row, index in enumerate(loaded.indices):
+            self._held[index] = _Decoded(pixels[row], loaded.labels[row])
+        for index, reason in loaded.failures.items():
+            self._unreadable.add(index)
+            name = self.source.name(index)
+            if name not in self.skipped:
+                self.skipped[name] = reason
+                logger.warning('skipped "%s": %s (%d skipped so far)', name, reason, len(self.skipped))
+
+
+class _Decoded(NamedTuple):
+    pixels: np.ndarray  # [H, W, 3] uint8
+    label: int
+
+
+class _Loaded(NamedTuple):
+    """What reading a list of indices gave."""
+
+    indices: list[int]
+    pixels: Tensor  # [m, H, W, 3] uint8
+    labels: list[int]
+    failures: dict[int, str]
+
+
+class _Reader(Dataset[_Loaded]):
+    """Reads, decodes and crops; the part that runs in worker processes."""
+
+    def __init__(self, source: Source, size: int):
+        self.source, self.size = source, size
+
+    def __getitem__(self, indices: Sequence[int]) -> _Loaded:
+        images, labels, good = [], [], []
+        failures: dict[int, str] = {}
+        for index in indices:
+            try:
+                sample = self.source[index]
+            except UnreadableImage as error:
+                failures[index] = str(error)
+                continue
+            images.append(np.asarray(centre_crop(sample.image, self.size)))
+            labels.append(sample.label)
+            good.append(index)
+        shape = (len(good), self.size, self.size, 3)
+        pixels = torch.from_numpy(np.stack(images)) if images else torch.empty(shape, dtype=torch.uint8)
+        return _Loaded(good, pixels, labels, failures)
+
+
+class _Requests:
+    """What the loader is asked for, step after step. Runs in the main process, which knows what is in memory."""
+
+    def __init__(self, batches: Batches):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(self.batches.request, itertools.count(self.batches.start_step))
+
+
+def _unchanged(loaded: _Loaded) -> _Loaded:
+    return loaded
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C is for the main process, which stops its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,252 @@
+"""Where images come from: a folder, a zip, or the procedural Shapes."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+
+from pixelwright.data.config import SHAPES, SHAPES_COUNT, DataConfig
+from pixelwright.data.transforms import UnreadableImage, read_image
+from pixelwright.errors import UserError
+
+LABEL_FILE = "dataset.json"
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .qoi .tga .tif .tiff .webp".split()
+)
+MEMBER_LIMIT = 1 << 30  # bytes; a zip member that claims more is not a picture
+
+
+class Sample(NamedTuple):
+    """One image with what is known about it."""
+
+    image: Image.Image
+    """RGB, of any size."""
+    label: int
+    """Class, 0 .. num_classes - 1."""
+    caption: str | None
+    """A sentence about the image, where there is one."""
+    name: str
+    """What messages call the image."""
+
+
+class Source(Protocol):
+    """A numbered set of labelled images, always in the same order.
+
+    `source[i]` raises UnreadableImage for an image that is damaged; opening a source raises UserError.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def name(self, index: int) -> str:
+        """What messages call image `index`, readable or not."""
+        ...
+
+
+def open_source(config: DataConfig) -> Source:
+    """The source that `config.path` names. Raises UserError if there is none or it holds no usable images."""
+    if config.path == SHAPES:
+        from pixelwright.data.shapes import Shapes
+
+        return Shapes(config.size, seed=config.shapes_seed or 0, count=config.shapes_count or SHAPES_COUNT)
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        return FolderSource(path)
+    if path.is_file():
+        return ZipSource(path)
+    raise UserError(f'data.path "{config.path}" does not exist: give "shapes", a folder of images or a .zip file')
+
+
+class _Files:
+    """Named image files with labels; the two ways to store them differ only in how a file is listed and read."""
+
+    def __init__(self, where: Path, names: Sequence[str], labels: Sequence[int], classes: tuple[str, ...] | None):
+        self.path = where
+        self._names, self._labels, self._classes = names, labels, classes
+        self._count = len(classes) if classes is not None else max(labels) + 1
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self._classes
+
+    @property
+    def num_classes(self) -> int:
+        return self._count
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def __getitem__(self, index: int) -> Sample:
+        name = self._names[index]
+        try:
+            data = self._read(name)
+        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+            raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        return Sample(read_image(data), self._labels[index], None, name)
+
+    def _read(self, name: str) -> bytes:
+        raise NotImplementedError
+
+
+class FolderSource(_Files):
+    """The images in a folder; its sub-folders, in alphabetical order, are the classes. A flat folder is one class.
+
+    A `dataset.json` in the folder, as in a zip, overrides the sub-folders. Hidden files and files that are not images
+    by their suffix are passed over.
+    """
+
+    def __init__(self, path: str | Path):
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise UserError(f'"{path}" is not a folder: give a folder of images')
+        names = _image_names(_walk(folder))
+        label_file = folder / LABEL_FILE
+        super().__init__(folder, *_classify(names, label_file.read_bytes() if label_file.is_file() else None, folder))
+
+    def _read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+
+class ZipSource(_Files):
+    """The images in a zip, read in place and never unpacked.
+
+    Labels come from a `dataset.json` {"labels": [[name, class], ...]} (null: one class) or else from the folders in
+    the zip; folders that wrap everything, as when a whole folder was zipped, are not classes.
+    Safe in worker processes: each opens the file for itself.
+    """
+
+    def __init__(self, path: str | Path):
+        file = Path(path).expanduser()
+        self._handles: dict[int, zipfile.ZipFile] = {}
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.namelist()
+                for member in members:
+                    _refuse_escape(member, file)
+                label_file = _label_member(members)
+                labels = archive.read(label_file) if label_file else None
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+            raise UserError(f'"{path}" is not a whole zip file ({error}): give a folder or an intact .zip') from error
+        except OSError as error:
+            raise UserError(f'"{path}" cannot be opened ({error.strerror}): give a folder or a .zip file') from error
+        names = _image_names(members)
+        self._root = label_file.removesuffix(LABEL_FILE) if label_file else _wrapper(names)
+        names = [name.removeprefix(self._root) for name in names if name.startswith(self._root)]
+        super().__init__(file, *_classify(names, labels, file))
+
+    def _read(self, name: str) -> bytes:
+        archive = self._handles.get(os.getpid())
+        if archive is None:  # a forked worker must not share its parent's file position
+            archive = self._handles[os.getpid()] = zipfile.ZipFile(self.path)
+        info = archive.getinfo(self._root + name)
+        if info.file_size > MEMBER_LIMIT:
+            raise UnreadableImage(f"too large: {info.file_size} bytes")
+        return archive.read(info)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": {}}  # open files cannot travel to a spawned worker
+
+
+def _refuse_escape(member: str, file: Path) -> None:
+    parts = member.replace("\\", "/").split("/")
+    if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
+        raise UserError(f'"{file}" holds the member "{member}", which points outside the zip: pack it anew')
+
+
+def _label_member(members: Iterable[str]) -> str | None:
+    """The `dataset.json` nearest the top, if there is one; names in it are relative to its own folder."""
+    found = [m for m in members if PurePosixPath(m).name == LABEL_FILE and not _hidden(m)]
+    return min(found, key=lambda member: (member.count("/"), member), default=None)
+
+
+def _wrapper(names: Sequence[str]) -> str:
+    """The folders around all class folders: "set/" for "set/cat/1.png", "set/dog/2.png"."""
+    if not names:
+        return ""
+    first, last = names[0].split("/"), names[-1].split("/")  # names are sorted, so these differ the most
+    depth = 0
+    while depth < min(map(len, (first, last))) and first[depth] == last[depth]:
+        depth += 1
+    while depth and not all(name.count("/") > depth for name in names):
+        depth -= 1
+    return "".join(part + "/" for part in first[:depth])
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Files under `folder`, as relative paths with forward slashes. Links are followed, each folder entered once."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        relative = Path(place).relative_to(folder)
+        yield from ((relative / file).as_posix() for file in files)
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _image_names(names: Iterable[str]) -> list[str]:
+    return sorted({n for n in names if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES and not _hidden(n)})
+
+
+def _classify(
+    names: Sequence[str], label_file: bytes | None, where: Path
+) -> tuple[Sequence[str], Sequence[int], tuple[str, ...] | None]:
+    """Names, labels and class names, from the label file if there is one, else from the first folder of each name."""
+    if not names:
+        kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+        raise UserError(f'"{where}" holds no images: it needs files that end in {kinds}')
+    if label_file is not None:
+        return names, _read_labels(label_file, names, where), None
+    folders = [name.split("/")[0] if "/" in name else None for name in names]
+    if all(folder is None for folder in folders):
+        return names, [0] * len(names), None
+    if None in folders:
+        stray = names[folders.index(None)]
+        raise UserError(f'"{where}" holds both class folders and images beside them ("{stray}"): move those into a folder')
+    classes = tuple(sorted({folder for folder in folders if folder is not None}))
+    number = {name: label for label, name in enumerate(classes)}
+    return names, [number[folder] for folder in folders if folder is not None], classes
+
+
+def _read_labels(label_file: bytes, names: Sequence[str], where: Path) -> list[int]:
+    """One label per name from {"labels": [[name, label], ...]}, or all 0 from {"labels": null}."""
+    place = f'{LABEL_FILE} in "{where}"'
+    shape = 'it should read {"labels": [["file name", 0], ...]} or {"labels": null}'
+    try:
+        content = json.loads(label_file)
+        entries = content["labels"]
+        if entries is None:
+            return [0] * len(names)
+        table = {name: label for name, label in entries}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{place} is malformed ({type(error).__name__}: {error}): {shape}") from error
+    for name, label in table.items():
+        if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+            raise UserError(f'{place} gives "{name}" the label {label!r}: labels are whole numbers from 0')
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise UserError(f'{place} has no label for "{missing[0]}" and {len(missing) - 1} others: add or remove them')
+    return [table[name] for name in names]

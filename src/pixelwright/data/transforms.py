@@ -1,0 +1,111 @@
+"""From the bytes of an image file to a square RGB picture."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+EXIF_ORIENTATION = 0x0112
+TURNS = {  # EXIF orientation -> what brings the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LONGEST_ASPECT = 16
+
+
+class UnreadableImage(Exception):
+    """An image that cannot be used; its text is the reason, in a few words. The loader skips and counts it."""
+
+
+def read_image(data: bytes) -> Image.Image:
+    """Decode an image file to RGB, upright.
+
+    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, CMYK and palettes are
+    converted, and an animation gives its first frame. Colour profiles are ignored, as is usual for training sets.
+
+    Raises UnreadableImage, with the reason, for anything that is not a whole image.
+    """
+    if not data:
+        raise UnreadableImage("the file is empty")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return _upright(image, _to_rgb(image))
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage("not an image in a known format") from None
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(f"too large: {error}") from None
+    except Exception as error:  # broken files raise anything from OSError to struct.error inside the decoders
+        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
+    try:
+        turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block says nothing of the pixels, which are whole
+        turn = None
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        front = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16-bit, 32-bit or floating type, [H, W], scaled to uint8.
+
+    The largest value of the type is white. Where the type does not say (32-bit whole numbers and floats), the scale
+    is the smallest of 1 (floats only), 255, 65535 and 2^32 - 1 that holds every value.
+    """
+    wide = values.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise ValueError("pixels that are not finite")
+    if values.dtype == np.uint16:
+        white = 65535.0
+    else:
+        scales = [255.0, 65535.0, 2.0**32 - 1]
+        if values.dtype.kind == "f":
+            scales.insert(0, 1.0)
+        white = next((scale for scale in scales if wide.max() <= scale), float(wide.max()))
+    return np.rint(np.clip(wide / white, 0, 1) * 255).astype(np.uint8)
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central square of `image` at `size` x `size` pixels, by the rule of ADM (Dhariwal and Nichol, 2021).
+
+    Halve with a box filter while the shorter side is at least 2 * size, resize bicubically so that the shorter side
+    is `size`, cut out the centre. The filters and the rounding are part of the rule: reference statistics of ImageNet
+    are computed from images cut this way.
+    """
+    image = _shorten(image)
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    if scale != 1:
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size)) if image.size != (size, size) else image
+
+
+def _shorten(image: Image.Image) -> Image.Image:
+    """Cut the far ends off a very long strip, so that enlarging one of 1 x 30000 pixels does not fill the memory."""
+    longest = LONGEST_ASPECT * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    width, height = min(image.width, longest), min(image.height, longest)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
