@@ -1,0 +1,23 @@
+"""Mistakes a user can mend, told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something the user can put right.
+
+    The message is one line that holds the offending value, where it stands and what to do instead.
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The end of an error message about an unknown `name`: the closest choice, or all of them if none is close."""
+    known = sorted(choices)
+    close = get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if close:
+        return ", did you mean " + " or ".join(f'"{c}"' for c in close) + "?"
+    return f" (one of: {', '.join(known)})" if known else ""

@@ -1,0 +1,107 @@
+"""Flow matching (rectified flow), as both papers train it: t in [0,1], 0 = noise, 1 = data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelwright.errors import UserError, nearest
+from pixelwright.streams import generator
+
+SMALLEST_DENOMINATOR = 0.05
+"""x- and noise-prediction divide by 1−t or t; below this the division would amplify the network's error without bound."""
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """How training draws times and drops labels."""
+
+    time_mean: float = 0.0
+    """Mean of the normal whose sigmoid is t."""
+    time_std: float = 1.0
+    """Standard deviation of that normal."""
+    time_shift: float = 1.0
+    """Time shift, t <- t / (t + (1-t)·shift); 1 = none, above 1 = more noise (512² uses 3)."""
+    null_probability: float = 0.1
+    """Share of labels replaced by the null class, for guidance."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "time_mean": math.isfinite(self.time_mean),
+            "time_std": math.isfinite(self.time_std) and self.time_std > 0,
+            "time_shift": math.isfinite(self.time_shift) and self.time_shift > 0,
+            "null_probability": 0 <= self.null_probability <= 1,
+        }
+        for name, good in checks.items():
+            if not good:
+                hint = "a probability between 0 and 1" if name == "null_probability" else "a finite number"
+                hint += "" if name in ("time_mean", "null_probability") else " above 0"
+                raise UserError(f"flow.{name} is {getattr(self, name)}; it must be {hint}")
+
+
+def column(t: Tensor) -> Tensor:
+    """[B] -> [B,1,1,1], to multiply images."""
+    return t[:, None, None, None]
+
+
+def shift_time(t: Tensor, shift: float) -> Tensor:
+    """t / (t + (1−t)·shift): shift > 1 moves times towards the noise. 0 and 1 stay where they are."""
+    return t / (t + (1 - t) * shift)
+
+
+def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """The path x_t = t·x + (1−t)·ε. x, noise [B,3,H,W], t [B]."""
+    return column(t) * x + (1 - column(t)) * noise
+
+
+def to_velocity(output: Tensor, x_t: Tensor, t: Tensor, prediction: str) -> Tensor:
+    """The velocity that a network's output means. output, x_t [B,3,H,W], t [B].
+
+    `velocity`: v itself. `x`: v = (x̂ − x_t)/(1−t). `noise`: v = (x_t − ε̂)/t. Denominators are kept above 0.05.
+    """
+    match prediction:
+        case "velocity":
+            return output
+        case "x":
+            return (output - x_t) / column((1 - t).clamp(min=SMALLEST_DENOMINATOR)).to(x_t.dtype)
+        case "noise":
+            return (x_t - output) / column(t.clamp(min=SMALLEST_DENOMINATOR)).to(x_t.dtype)
+    raise UserError(f'unknown prediction "{prediction}"{nearest(prediction, ("velocity", "x", "noise"))}')
+
+
+def draw(
+    flow: FlowConfig, images: Tensor, labels: Tensor, num_classes: int, seed: int, step: int, start: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The random part of a training step: times [B], noise like `images`, and labels [B] with some made null.
+
+    Sample j draws from the stream (seed, step, start + j) alone, so the numbers are the same however the global
+    batch is divided among processes and micro-batches.
+    """
+    times, keeps, noises = [], [], []
+    for j in range(images.shape[0]):
+        g = generator(seed, "flow", step, start + j)
+        times.append(torch.randn((), generator=g))
+        keeps.append(torch.rand((), generator=g) >= flow.null_probability)
+        noises.append(torch.randn(images.shape[1:], generator=g))
+    t = shift_time(torch.sigmoid(torch.stack(times) * flow.time_std + flow.time_mean), flow.time_shift)
+    keep = torch.stack(keeps).to(labels.device)
+    labels = torch.where(keep, labels, torch.full_like(labels, num_classes))
+    return t.to(images.device), torch.stack(noises).to(images.device), labels
+
+
+def loss(
+    model: Callable[..., Any], x: Tensor, t: Tensor, noise: Tensor, labels: Tensor, tap: int | None = None
+) -> Any:
+    """Flow-matching loss of each sample, mean over its pixels of (v̂ − v)², v = x − ε; float32 [B].
+
+    With `tap`, (loss, tokens after that global block): the model's tokens for REPA.
+    """
+    output = model(interpolate(x, noise, t), t, labels, **({} if tap is None else {"tap": tap}))
+    velocity, tokens = output if tap is not None else (output, None)
+    error = (velocity.float() - (x - noise).float()).square().mean(dim=(1, 2, 3))
+    return error if tap is None else (error, tokens)

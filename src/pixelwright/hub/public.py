@@ -1,0 +1,209 @@
+"""The key names of the published checkpoints, and what they say about the architecture.
+
+`from_public` reads sizes, depth, heads, patch size and variant from names and shapes alone, so no configuration
+file is needed beside a checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from pixelwright.errors import UserError
+from pixelwright.models.config import DenoiserConfig, DetailerConfig, PatchDiTConfig, PiTConfig, UNetConfig
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.folder import check_weights, skeleton, with_weights
+
+# Prefixes under which a network stands in a published file, best first: EMA weights before raw ones.
+PREFIXES = ("ema_denoiser.", "denoiser.", "core.")
+# What stands beside the network and is not part of it (the REPA projector).
+BESIDE = ("diffusion_trainer.", "_repa_projector.")
+
+# ours <-> theirs; the first entry that fits a name is used, `#` stands for a number.
+_COMMON = [
+    ("backbone.patch_embedder.", "s_embedder.proj."),
+    ("backbone.time_embedder.mlp.", "t_embedder.mlp."),
+    ("backbone.class_embedder.table.", "y_embedder.embedding_table."),
+]
+_PIXELDIT = [
+    ("backbone.blocks.#.adaLN.", "patch_blocks.#.adaLN_modulation.0."),
+    ("backbone.blocks.#.", "patch_blocks.#."),
+    ("detailer.pixel_embedder.", "pixel_embedder.proj."),
+    ("detailer.blocks.#.adaLN.", "pixel_blocks.#.adaLN_modulation.0."),
+    ("detailer.blocks.#.compress.", "pixel_blocks.#.compress_to_attn."),
+    ("detailer.blocks.#.expand.", "pixel_blocks.#.expand_from_attn."),
+    ("detailer.blocks.#.", "pixel_blocks.#."),
+    ("detailer.norm.", "final_layer.norm."),
+    ("detailer.out.", "final_layer.linear."),
+]
+
+
+def _dip(levels: int) -> list[tuple[str, str]]:
+    """DiP numbers the levels from 1 on the way down and back to 1 on the way up."""
+    table = [
+        ("backbone.blocks.#.adaLN.", "blocks.#.adaLN_modulation.0."),
+        ("backbone.blocks.#.", "blocks.#."),
+        ("detailer.bottleneck.", "local_decoder.bottleneck.0."),
+        ("detailer.out.", "local_decoder.out_conv."),
+    ]
+    for i in range(levels):
+        table += [
+            (f"detailer.down.{i}.conv.", f"local_decoder.enc{i + 1}.0."),
+            (f"detailer.up.{i}.upsample.", f"local_decoder.up{levels - i}."),
+            (f"detailer.up.{i}.conv.", f"local_decoder.dec{levels - i}.0."),
+        ]
+    return table
+
+
+def _names(config: DenoiserConfig) -> dict[str, str]:
+    """Our name -> published name, for every tensor of a model."""
+    match config.detailer:
+        case UNetConfig(channels):
+            table = _COMMON + _dip(len(channels))
+        case PiTConfig():
+            table = _COMMON + _PIXELDIT
+        case _:
+            raise UserError(f"{config.name} has no published layout; only the DiP and PixelDiT networks have one")
+    if config.placement != "post-hoc":
+        raise UserError(f'placement "{config.placement}" has no published layout; only "post-hoc" has one')
+    return {name: _rename(name, table) for name in skeleton(config).state_dict()}
+
+
+def _rename(name: str, table: list[tuple[str, str]]) -> str:
+    for ours, theirs in table:
+        match = re.match(re.escape(ours).replace(r"\#", r"(\d+)"), name)
+        if match:
+            return theirs.replace("#", match[1] if match.groups() else "") + name[match.end() :]
+    raise AssertionError(f"no published name for {name}")
+
+
+def strip_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own tensors under their bare names; the EMA copy where there are two.
+
+    Raises:
+        UserError: tensors that belong to no known part of a published file.
+    """
+    for prefix in PREFIXES:
+        if any(key.startswith(prefix) for key in state_dict):
+            known = (*PREFIXES, *BESIDE)
+            strange = [key for key in state_dict if not key.startswith(known)]
+            if strange:
+                raise UserError(f'"{strange[0]}" stands beside keys with the prefix "{prefix}"; it is not known')
+            return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    return {key: value for key, value in state_dict.items() if not key.startswith(BESIDE)}
+
+
+def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
+    """The model of a published checkpoint's tensors, with or without their prefixes.
+
+    Class-conditional PixelDiT (pre- and post-modulation) and DiP are told apart, and their sizes found, by key names
+    and shapes. Weights keep their dtype and are copied.
+
+    Raises:
+        UserError: not such a checkpoint, or missing, extra or mis-shaped keys (at most ten are named).
+    """
+    weights = strip_prefix(state_dict)
+    config = infer_config(weights)
+    names = _names(config)
+    expected = {names[key]: value.shape for key, value in skeleton(config).state_dict().items()}
+    check_weights(expected, weights, "published checkpoint")
+    return with_weights(config, {ours: weights[name].detach().clone() for ours, name in names.items()}, "checkpoint")
+
+
+def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
+    """The tensors of a model under the published key names, without prefix; `from_public` reads them back.
+
+    Raises:
+        UserError: the model has no published layout (DiT-only, or a detailer that is not post-hoc).
+    """
+    weights = model.state_dict()
+    return {public: weights[ours].detach() for ours, public in _names(model.config).items()}
+
+
+# --- The architecture, read from names and shapes ---------------------------------------------------------------
+
+
+def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
+    """The config of a published network's bare tensors.
+
+    Raises:
+        UserError: the names or shapes are not those of a class-conditional PixelDiT or DiP.
+    """
+    if "y_pos_embedding" in weights:
+        raise UserError("this is a text-conditional PixelDiT checkpoint; only class-conditional ones can be read")
+    pixeldit, dip = "pixel_embedder.proj.weight" in weights, "local_decoder.out_conv.weight" in weights
+    if pixeldit == dip:
+        found = ", ".join(sorted(weights)[:3]) or "nothing"
+        both = "has the keys of both PixelDiT and DiP" if pixeldit else "is neither PixelDiT nor DiP"
+        raise UserError(f"the checkpoint {both} (it begins with {found}); give a published network's tensors")
+    blocks = "patch_blocks" if pixeldit else "blocks"
+    hidden_size, patch_pixels = _shape(weights, "s_embedder.proj.weight", 2)
+    patch_size = round((patch_pixels / 3) ** 0.5)
+    if 3 * patch_size**2 != patch_pixels:
+        raise UserError(f"s_embedder.proj.weight takes {patch_pixels} inputs, which is no 3·P·P")
+    rows, _ = _shape(weights, "y_embedder.embedding_table.weight", 2)
+    backbone = PatchDiTConfig(
+        hidden_size=hidden_size,
+        depth=_count(weights, blocks),
+        num_heads=_heads(weights, f"{blocks}.0", hidden_size),
+        patch_size=patch_size,
+        num_classes=rows - 1,
+    )
+    detailer = _infer_pit(weights, patch_size) if pixeldit else _infer_unet(weights)
+    return DenoiserConfig(backbone, detailer, name="pixeldit" if pixeldit else "dip")
+
+
+def _infer_pit(weights: Mapping[str, Tensor], patch_size: int) -> DetailerConfig:
+    pixel_size, _ = _shape(weights, "pixel_embedder.proj.weight", 2)
+    modulation, _ = _shape(weights, "pixel_blocks.0.adaLN_modulation.0.weight", 2)
+    attention_size, _ = _shape(weights, "pixel_blocks.0.compress_to_attn.weight", 2)
+    chunks, rest = divmod(modulation, patch_size**2 * pixel_size)
+    if rest or chunks not in (4, 6):
+        raise UserError(
+            f"pixel_blocks.0.adaLN_modulation.0.weight has {modulation} rows; with P={patch_size} and D_pix={pixel_size} "
+            f"it should be {6 * patch_size**2 * pixel_size} (pre-modulation) or {4 * patch_size**2 * pixel_size} (post)"
+        )
+    return PiTConfig(
+        depth=_count(weights, "pixel_blocks"),
+        pixel_size=pixel_size,
+        attention_size=attention_size,
+        num_heads=_heads(weights, "pixel_blocks.0", attention_size),
+        post_modulation=chunks == 4,
+    )
+
+
+def _infer_unet(weights: Mapping[str, Tensor]) -> DetailerConfig:
+    channels = []
+    while f"local_decoder.enc{len(channels) + 1}.0.weight" in weights:
+        channels.append(_shape(weights, f"local_decoder.enc{len(channels) + 1}.0.weight", 4)[0])
+    if not channels:
+        raise UserError('the checkpoint misses "local_decoder.enc1.0.weight"')
+    return UNetConfig(tuple(channels))
+
+
+def _shape(weights: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...]:
+    if key not in weights:
+        raise UserError(f'the checkpoint misses "{key}"')
+    shape = tuple(weights[key].shape)
+    if len(shape) != ndim:
+        raise UserError(f'"{key}" has the shape {list(shape)}; expected {ndim} axes')
+    return shape
+
+
+def _count(weights: Mapping[str, Tensor], blocks: str) -> int:
+    numbers = {int(m[1]) for key in weights if (m := re.match(rf"{blocks}\.(\d+)\.", key))}
+    if not numbers:
+        raise UserError(f'the checkpoint misses "{blocks}.0"')
+    gaps = set(range(max(numbers) + 1)) - numbers if max(numbers) < 10_000 else {0}
+    if gaps:
+        raise UserError(f'the checkpoint misses "{blocks}.{min(gaps)}"; its blocks go up to {max(numbers)}')
+    return len(numbers)
+
+
+def _heads(weights: Mapping[str, Tensor], block: str, size: int) -> int:
+    (head_size,) = _shape(weights, f"{block}.attn.q_norm.weight", 1)
+    if not head_size or size % head_size:
+        raise UserError(f'"{block}.attn.q_norm.weight" has {head_size} channels, which does not divide width {size}')
+    return size // head_size

@@ -1,0 +1,90 @@
+"""Global stage: a transformer over large patches, one token per patch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelwright.models.config import PatchDiTConfig
+from pixelwright.models.layers import (
+    Attention,
+    ClassEmbedder,
+    Grid,
+    RMSNorm,
+    SwiGLU,
+    TimeEmbedder,
+    modulate,
+    patchify,
+    zero_linear,
+)
+
+
+class GlobalState(NamedTuple):
+    """What the global stage knows of an image; this is all the local stage is given besides the noisy pixels."""
+
+    tokens: Tensor
+    """s_n, the tokens after n blocks, [B, L, D]."""
+    time: Tensor
+    """t_emb, [B, 1, D]."""
+    condition: Tensor
+    """c = SiLU(t_emb + y_emb), [B, 1, D]."""
+    grid: Grid
+    """(rows, columns) of patches, rows · columns = L."""
+
+    @property
+    def s_cond(self) -> Tensor:
+        """SiLU(s_N + t_emb), [B, L, D]: the token each patch hands to its detailer in both papers."""
+        return F.silu(self.tokens + self.time)
+
+
+class DiTBlock(nn.Module):
+    """Pre-norm transformer block with adaLN-Zero: Linear(D -> 6D) of the condition, no bias-free shortcuts."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(hidden_size)
+        self.attn = Attention(hidden_size, num_heads)
+        self.norm2 = RMSNorm(hidden_size)
+        self.mlp = SwiGLU(hidden_size)
+        self.adaLN = zero_linear(hidden_size, 6 * hidden_size)
+
+    def forward(self, state: GlobalState) -> GlobalState:
+        x = state.tokens
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN(state.condition).chunk(6, -1)
+        x = x + gate_attn * self.attn(modulate(self.norm1(x), shift_attn, scale_attn), state.grid)
+        x = x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+        return state._replace(tokens=x)
+
+
+class PatchDiT(nn.Module):
+    """The class-conditional backbone of both papers (DiP section 3.2, PixelDiT section 3.2).
+
+    `embed` makes the state before block 1; the blocks then act on the state one after the other. The denoiser
+    runs that loop, because a detailer may sit between two blocks.
+    """
+
+    def __init__(self, config: PatchDiTConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.patch_size = config.patch_size
+        self.patch_embedder = nn.Linear(3 * config.patch_size**2, size)
+        self.time_embedder = TimeEmbedder(size)
+        self.class_embedder = ClassEmbedder(config.num_classes, size)
+        self.blocks = nn.ModuleList(DiTBlock(size, config.num_heads) for _ in range(config.depth))
+        nn.init.xavier_uniform_(self.patch_embedder.weight)
+        nn.init.zeros_(self.patch_embedder.bias)
+
+    def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> GlobalState:
+        """x [B,3,H,W], t [B] in [0,1], labels [B] in 0 … num_classes -> the state before the first block."""
+        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+        tokens = self.patch_embedder(patchify(x, self.patch_size))  # [B, L, D]
+        time = self.time_embedder(t)[:, None]  # [B, 1, D]
+        label = self.class_embedder(labels)[:, None]  # [B, 1, D]
+        return GlobalState(tokens, time, F.silu(time + label), grid)
+
+    def null_condition(self, labels: Tensor) -> Tensor:
+        """The labels of the unconditional branch, [B]."""
+        return torch.full_like(labels, self.class_embedder.table.num_embeddings - 1)

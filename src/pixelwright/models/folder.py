@@ -1,0 +1,133 @@
+"""A model as a folder: `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pixelwright.errors import UserError, nearest
+from pixelwright.models.config import DenoiserConfig, from_dict, to_dict
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.presets import preset
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = 1
+MOST_LISTED = 10
+
+
+def create(name: str, num_classes: int = 1000, **overrides: Any) -> PixelDenoiser:
+    """A named model with random weights; see `presets.preset` for the overrides.
+
+    Raises:
+        UserError: unknown name (naming the near ones) or impossible overrides.
+    """
+    return PixelDenoiser(preset(name, num_classes, **overrides))
+
+
+def skeleton(config: DenoiserConfig) -> PixelDenoiser:
+    """A model without storage (meta device): names and shapes alone."""
+    with torch.device("meta"):
+        return PixelDenoiser(config)
+
+
+def with_weights(config: DenoiserConfig, weights: Mapping[str, Tensor], place: str) -> PixelDenoiser:
+    """A model that holds exactly these tensors, in their own dtypes.
+
+    Raises:
+        UserError: missing, extra, mis-shaped or non-float tensors, at most ten of them named.
+    """
+    model = skeleton(config)
+    check_weights({key: value.shape for key, value in model.state_dict().items()}, weights, place)
+    model.load_state_dict(dict(weights), assign=True)
+    return model.requires_grad_().eval()
+
+
+def check_weights(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor], place: str) -> None:
+    """Raise `UserError` unless `found` has exactly the names and shapes of `expected`, in floating point."""
+    problems = []
+    for key in sorted(set(found) - set(expected)):
+        problems.append(f'unexpected "{key}"{nearest(key, set(expected) - set(found)) if expected else ""}')
+    problems += [f'missing "{key}"' for key in sorted(set(expected) - set(found))]
+    for key in sorted(set(expected) & set(found)):
+        if found[key].shape != expected[key]:
+            problems.append(f'"{key}" is {list(found[key].shape)}, expected {list(expected[key])}')
+        elif not found[key].is_floating_point():
+            problems.append(f'"{key}" is {found[key].dtype}, expected floating point')
+    if problems:
+        raise UserError(f"{place}: {listing(problems)}")
+
+
+def listing(problems: Iterable[str]) -> str:
+    """At most ten problems in one line, then a count."""
+    problems = list(problems)
+    more = f"; and {len(problems) - MOST_LISTED} more" if len(problems) > MOST_LISTED else ""
+    return "; ".join(problems[:MOST_LISTED]) + more
+
+
+def save(model: PixelDenoiser, folder: str | os.PathLike[str]) -> None:
+    """Write `config.json` and `model.safetensors`; each file appears only when it is whole.
+
+    Raises:
+        UserError: `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a folder to save the model in")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
+    part = folder / (WEIGHTS + ".part")
+    save_file(weights, part, metadata={"format": "pt"})
+    os.replace(part, folder / WEIGHTS)
+    part = folder / (CONFIG + ".part")
+    text = json.dumps({"format": FORMAT, **to_dict(model.config)}, indent=2, ensure_ascii=False)
+    part.write_text(text + "\n", encoding="utf-8")
+    os.replace(part, folder / CONFIG)
+
+
+def read_config(folder: str | os.PathLike[str]) -> DenoiserConfig:
+    """The config of a model folder.
+
+    Raises:
+        UserError: no such folder or file, broken JSON, unknown or missing keys, an unknown format number.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give one that holds {CONFIG} and {WEIGHTS}")
+    if not path.is_file():
+        raise UserError(f"{folder} holds no {CONFIG}; is it a model folder?")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no JSON object")
+    number = data.pop("format", None)
+    if number != FORMAT:
+        raise UserError(f"{path}: format is {number!r}; this version reads format {FORMAT}")
+    return from_dict(data, str(path))
+
+
+def load(folder: str | os.PathLike[str]) -> PixelDenoiser:
+    """Read a model folder; weights keep the dtype they were saved in, on the CPU, in eval mode.
+
+    Raises:
+        UserError: anything missing, unknown, mis-shaped or cut short, naming file and key.
+    """
+    config = read_config(folder)
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{folder} holds no {WEIGHTS}")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {str(error).splitlines()[0]}") from None
+    return with_weights(config, weights, str(path))

@@ -1,0 +1,149 @@
+"""Layers both papers share: embedders, RMSNorm, rotary attention, SwiGLU and adaLN modulation."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Grid = tuple[int, int]  # (rows, columns) of the patch grid
+
+
+def patchify(x: Tensor, patch_size: int) -> Tensor:
+    """Cut images into flat patches, channel-major inside a patch: [B,C,H,W] -> [B, L, C*P*P]."""
+    b, c, h, w = x.shape
+    p = patch_size
+    x = x.reshape(b, c, h // p, p, w // p, p)  # [B, C, rows, P, columns, P]
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // p) * (w // p), c * p * p)
+
+
+def unpatchify(patches: Tensor, grid: Grid, patch_size: int) -> Tensor:
+    """The inverse of `patchify`: [B, L, C*P*P] -> [B,C,H,W]."""
+    b, (rows, columns), p = patches.shape[0], grid, patch_size
+    x = patches.reshape(b, rows, columns, -1, p, p)  # [B, rows, columns, C, P, P]
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, rows * p, columns * p)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN: x·(1 + scale) + shift (papers, section on the global block)."""
+    return x * (1 + scale) + shift
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis with a learned weight, eps 1e-6, computed in float32."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.float()
+        return F.rms_norm(x.float(), weight.shape, weight, eps=1e-6).to(x.dtype)
+
+
+class TimeEmbedder(nn.Module):
+    """Sinusoid of width 256 and *maximum period 10* (t in [0,1] is not scaled), then Linear-SiLU-Linear.
+
+    [B] -> [B, D].
+    """
+
+    frequencies = 256
+    max_period = 10.0
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(self.frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = self.frequencies // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+        angle = t.float()[:, None] * torch.exp(-math.log(self.max_period) * exponent)  # [B, 128]
+        waves = torch.cat((angle.cos(), angle.sin()), dim=-1)  # [B, 256]
+        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+class ClassEmbedder(nn.Module):
+    """A table of num_classes + 1 rows; the last is the null class of classifier-free guidance. [B] -> [B, D]."""
+
+    def __init__(self, num_classes: int, hidden_size: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_classes + 1, hidden_size)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.table(labels)
+
+
+@lru_cache(maxsize=64)
+def rope_2d(grid: Grid, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the 2-D rotary embedding, two [L, head_size/2] float32 tables.
+
+    Positions run from 0 to 16 along each axis whatever the resolution; x and y frequencies alternate
+    (pair 0 turns with x, pair 1 with y, …); theta = 10000.
+    """
+    rows, columns = grid
+    y = torch.linspace(0, 16, rows, dtype=torch.float32)
+    x = torch.linspace(0, 16, columns, dtype=torch.float32)
+    frequency = 10000.0 ** -(torch.arange(0, head_size, 4)[: head_size // 4].float() / head_size)
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    position = torch.stack((x.flatten(), y.flatten()), dim=-1)  # [L, 2]
+    angle = (position[:, None, :] * frequency[:, None]).flatten(1)  # [L, d/4, 2] -> [L, d/2]
+    return angle.cos().to(device), angle.sin().to(device)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn adjacent channel pairs of x [B, heads, L, d] by the angles of `rope`; float32 inside."""
+    cos, sin = rope
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # two of [B, heads, L, d/2]
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Rotary multi-head attention with RMSNorm on queries and keys. [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_size = size // num_heads
+        self.qkv = nn.Linear(size, 3 * size, bias=False)
+        self.q_norm = RMSNorm(self.head_size)
+        self.k_norm = RMSNorm(self.head_size)
+        self.proj = nn.Linear(size, size)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_size))  # [B, L, 3, heads, d]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # three of [B, heads, L, d]
+        rope = rope_2d(grid, self.head_size, x.device)
+        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))  # [B, L, heads*d]
+
+
+class SwiGLU(nn.Module):
+    """w2(SiLU(w1 x) · w3 x) without biases, hidden width int(2/3 · 4D)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        hidden = int(2 / 3 * 4 * size)
+        self.w1 = nn.Linear(size, hidden, bias=False)
+        self.w3 = nn.Linear(size, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+def zero_linear(in_features: int, out_features: int) -> nn.Linear:
+    """A Linear that starts at zero (the "Zero" of adaLN-Zero)."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

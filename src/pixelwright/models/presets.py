@@ -1,0 +1,88 @@
+"""Named models in one readable table.
+
+A name is FAMILY-SIZE-PATCH with families `dip` (U-Net detailer), `pixeldit` (PiT detailer; `-postmod` for the
+post-modulation blocks) and `dit` (no detailer). Sizes B, L and XL are the papers'; ti and s are for small images
+and CPUs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from pixelwright.errors import UserError, nearest
+from pixelwright.models.config import DenoiserConfig, DetailerConfig, LinearConfig, PatchDiTConfig, PiTConfig, UNetConfig
+
+
+class Size(NamedTuple):
+    depth: int  # N, global blocks
+    hidden: int  # D
+    heads: int
+    pit_depth: int  # M, pixel blocks
+    pixel: int  # D_pix
+    patches: dict[int, tuple[int, ...]]  # patch size -> channels of the U-Net
+
+
+_PAPER = (64, 128, 256, 512)
+#                N     D  heads  M  D_pix  U-Net channels by patch size
+SIZES = {
+    "ti": Size(6, 192, 3, 2, 8, {4: (32, 64), 8: (32, 64, 128)}),
+    "s": Size(12, 384, 6, 2, 16, {4: (64, 128), 8: (64, 128, 256)}),
+    "b": Size(12, 768, 12, 2, 16, {16: _PAPER}),
+    "l": Size(22, 1024, 16, 4, 16, {16: _PAPER}),
+    "xl": Size(26, 1152, 16, 4, 16, {16: _PAPER, 32: _PAPER}),
+}
+_IMAGE_SIZE = {4: 32, 8: 64, 16: 256, 32: 512}
+
+
+def _presets() -> dict[str, DenoiserConfig]:
+    table = {}
+    for size_name, size in SIZES.items():
+        for patch, channels in size.patches.items():
+            pit = PiTConfig(size.pit_depth, size.pixel, attention_size=size.hidden, num_heads=size.heads)
+            detailers: dict[str, DetailerConfig] = {
+                "dip-{}": UNetConfig(channels),
+                "pixeldit-{}": pit,
+                "pixeldit-{}-postmod": dataclasses.replace(pit, post_modulation=True),
+                "dit-{}": LinearConfig(),
+            }
+            backbone = PatchDiTConfig(size.hidden, size.depth, size.heads, patch, num_classes=1000)
+            side = _IMAGE_SIZE[patch]
+            for pattern, detailer in detailers.items():
+                name = pattern.format(f"{size_name}-{patch}")
+                table[name] = DenoiserConfig(backbone, detailer, name=name, image_size=(side, side))
+    return table
+
+
+PRESETS: dict[str, DenoiserConfig] = _presets()
+
+
+def preset(name: str, num_classes: int = 1000, **overrides: Any) -> DenoiserConfig:
+    """The config of a named model.
+
+    Args:
+        name: a key of `PRESETS`.
+        num_classes: number of classes.
+        **overrides: any field of `DenoiserConfig` or `PatchDiTConfig` to replace. A PiT detailer whose attention
+            width and heads equalled the backbone's keeps following it.
+
+    Raises:
+        UserError: unknown name (naming the near ones), unknown override or impossible values.
+    """
+    if name not in PRESETS:
+        raise UserError(f'unknown model "{name}"{nearest(name, PRESETS)}')
+    config = PRESETS[name]
+    backbone_fields = {f.name for f in dataclasses.fields(PatchDiTConfig)} - {"num_classes"}
+    denoiser_fields = {f.name for f in dataclasses.fields(DenoiserConfig)} - {"backbone"}
+    for key in overrides:
+        if key not in backbone_fields | denoiser_fields:
+            raise UserError(f'unknown setting "{key}" for {name}{nearest(key, backbone_fields | denoiser_fields)}')
+    inner = {key: value for key, value in overrides.items() if key in backbone_fields}
+    outer = {key: value for key, value in overrides.items() if key in denoiser_fields}
+    backbone = dataclasses.replace(config.backbone, num_classes=num_classes, **inner)
+    detailer = config.detailer
+    if isinstance(detailer, PiTConfig):
+        detailer = dataclasses.replace(detailer, attention_size=backbone.hidden_size, num_heads=backbone.num_heads)
+    if "patch_size" in inner and "image_size" not in outer:
+        outer["image_size"] = None  # the table's size belongs to the table's patch
+    return dataclasses.replace(config, **{"backbone": backbone, "detailer": detailer, **outer})
