@@ -1,0 +1,84 @@
+"""`pixelwright info`: what a model is made of and what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from pixelwright.commands.parsing import image_size, model_folder, new_parser
+from pixelwright.info import Info, describe, human
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.folder import read_config
+from pixelwright.models.presets import PRESETS, preset
+
+DESCRIPTION = """Parts of a model, parameters and FLOPs of each, and the memory that sampling and training need.
+
+Nothing is allocated: the largest preset takes a few seconds. FLOPs count a multiply and an add as two. The memory
+is that of float32 without autocast, on top of what PyTorch itself takes; see --batch-size.
+
+models:
+"""
+
+EXAMPLES = """  pixelwright info pixeldit-xl-16
+  pixelwright info dip-xl-16 --size 512 --batch-size 8
+  pixelwright info runs/first"""
+
+
+def parser() -> ArgumentParser:
+    """One model, the image size and the batch size."""
+    parser = new_parser("info", DESCRIPTION + _names(), EXAMPLES)
+    parser.add_argument("model", metavar="NAME|FOLDER", help="a preset, a saved model or a run folder")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="image size, N or ROWS COLUMNS (default: the model's own)",
+    )
+    parser.add_argument("--batch-size", type=int, default=1, help="images at a time, for the memory")
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """Print the table."""
+    print(report(describe(_config(options.model), image_size(options.size), options.batch_size)))
+
+
+def _config(name: str) -> DenoiserConfig:
+    """A folder that exists is a saved model; anything else must be the name of a preset."""
+    if name in PRESETS or not Path(name).exists():
+        return preset(name)
+    return read_config(model_folder(name))
+
+
+def _names() -> str:
+    rows = [name for name in PRESETS if not name.endswith("-postmod")]
+    lines = [
+        "  " + "  ".join(f"{name:<16}" for name in rows[i : i + 5]).rstrip() for i in range(0, len(rows), 5)
+    ]
+    return "\n".join([*lines, "  and pixeldit-…-postmod, the post-modulation variant of each pixeldit"])
+
+
+def report(info: Info) -> str:
+    """The table as text."""
+    config, (rows, columns) = info.config, info.size
+    named = " with names" if config.class_names else ""
+    lines = [
+        f"{config.name}: {config.placement} detailer, predicts {config.prediction}",
+        f"{rows}x{columns} pixels, {info.tokens} patches of {config.patch_size}x{config.patch_size}; "
+        f"{config.num_classes} classes{named}",
+        "",
+        f"{'part':<16} {'':<10} {'parameters':>15} {'FLOPs per image':>16}",
+    ]
+    for part in info.parts:
+        flops = human(part.flops, "")
+        lines.append(f"{part.name:<16} {part.kind:<10} {part.parameters:>15,} {flops:>16}")
+    lines += [
+        f"{'total':<16} {'':<10} {info.parameters:>15,} {human(info.flops, ''):>16}",
+        "",
+        f"memory at batch size {info.batch_size}, float32:",
+        f"  to sample  {human(info.sampling_bytes, 'B', 1024):>9}  (weights, activations of a guided step)",
+        f"  to train   {human(info.training_bytes, 'B', 1024):>9}  (weights, EMA, gradients, AdamW, activations)",
+    ]
+    return "\n".join(lines)

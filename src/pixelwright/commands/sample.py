@@ -1,0 +1,132 @@
+"""`pixelwright sample`: draw images from a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
+from tqdm import tqdm
+
+import pixelwright as pw
+from pixelwright.commands.labels import parse_labels
+from pixelwright.commands.parsing import image_size, model_folder, new_parser
+from pixelwright.errors import UserError
+from pixelwright.images import save_grid, save_png
+from pixelwright.training.device import resolve_device, resolve_precision
+
+GRID = 100
+"""Most images in grid.png."""
+
+DESCRIPTION = f"""Draw images from a trained model: one PNG per label, named by index, and grid.png of the first {GRID}.
+
+Image i depends on the seed and on i alone, not on the batch size: a set can be drawn in pieces with --start-index."""
+
+EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
+  pixelwright sample runs/first --labels "golden retriever" 7,7,7 --out dogs --guidance-scale 2.5 --seed 3
+  pixelwright sample models/dip-xl-16 --labels all --out all --steps 100 --solver euler \\
+      --guidance-scale 2.9 --guidance-interval 0.11 0.97 --batch-size 32"""
+
+
+def parser() -> ArgumentParser:
+    """Model, labels, folder, and the settings of the sampler."""
+    parser = new_parser("sample", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a saved model, or of a run (its averaged weights are used)")
+    add(
+        "--labels",
+        nargs="+",
+        type=str,
+        required=True,
+        metavar="LABEL",
+        help='numbers, ranges (0-9), "all", or class names where the model has them; one image per label',
+    )
+    add(
+        "--out",
+        type=str,
+        required=True,
+        metavar="DIR",
+        help="folder for the images; made if it does not exist",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="write into a folder that holds files, replacing those of one name",
+    )
+    add("--size", type=int, nargs="+", metavar="N", help="N or ROWS COLUMNS (default: the model's own)")
+    add("--seed", type=int, default=0, help="seed of the noise")
+    add("--start-index", type=int, default=0, help="index of the first image")
+    add("--steps", type=int, default=50, help="steps of the solver")
+    add("--solver", type=str, default="ab2", help=f"one of {', '.join(pw.sampling.SOLVERS)}")
+    add("--guidance-scale", type=float, default=1.0, help="classifier-free guidance; 1 is without")
+    add(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=[0.0, 1.0],
+        metavar=("LO", "HI"),
+        help="times between which guidance is on; 0 is noise, 1 data",
+    )
+    add("--time-shift", type=float, default=1.0, help="above 1 spends more steps near the noise")
+    add("--batch-size", type=int, default=16, help="images at a time")
+    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add(
+        "--precision",
+        type=str,
+        default="auto",
+        help="auto, bf16 or fp32; auto is bf16 where the device has it",
+    )
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """Draw and write the images batch by batch; nothing is written before the first batch is drawn."""
+    out = Path(options.out)
+    _check(options, out)
+    device = resolve_device(options.device)
+    model = pw.load(model_folder(options.model)).to(device).eval()
+    labels = parse_labels(options.labels, model.config.num_classes, model.config.class_names)
+    starts = range(0, len(labels), options.batch_size)
+    shown: list[Tensor] = []
+    with tqdm(total=len(labels), unit="image", desc="sampling") as bar:
+        for start in starts:
+            images = _draw(model, labels[start : start + options.batch_size], start, options, device)
+            for index, image in enumerate(images, options.start_index + start):
+                save_png(image, out / f"{index:06d}.png")
+            shown += list(images[: max(0, GRID - start)])
+            bar.update(len(images))
+    save_grid(torch.stack(shown), out / "grid.png", scale=max(1, 64 // shown[0].shape[0]))
+    print(f"{len(labels)} images are in {out}; {out / 'grid.png'} shows {len(shown)} of them together")
+
+
+def _check(options: Namespace, out: Path) -> None:
+    """What would otherwise be found out after the model is read."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
+        raise UserError(
+            f"--out {out} holds files already; give another folder, or --overwrite to write into it"
+        )
+    for name, least in (("batch_size", 1), ("start_index", 0)):
+        if options[name] < least:
+            raise UserError(f"--{name.replace('_', '-')} is {options[name]}; it must be at least {least}")
+
+
+def _draw(
+    model: pw.PixelDenoiser, labels: list[int], start: int, options: Namespace, device: torch.device
+) -> Tensor:
+    """uint8 [B,H,W,3] of one batch."""
+    return pw.sample(
+        model,
+        torch.tensor(labels, device=device),
+        size=image_size(options.size),
+        seed=options.seed,
+        start_index=options.start_index + start,
+        steps=options.steps,
+        solver=options.solver,
+        guidance_scale=options.guidance_scale,
+        guidance_interval=tuple(options.guidance_interval),
+        time_shift=options.time_shift,
+        autocast=resolve_precision(options.precision, device),
+    )

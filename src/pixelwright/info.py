@@ -1,0 +1,186 @@
+"""What a model costs, known before it is built: parameters, FLOPs and memory, part by part.
+
+The model is made and run on PyTorch's `meta` device, where tensors have shapes and no contents: exact for every
+backbone and detailer, without formulas to keep in step with the architectures, and instant at any size.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from pixelwright.errors import UserError
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.folder import skeleton
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the network: `backbone`, `detailer` and, where the detailer sits between blocks, what joins it."""
+
+    name: str
+    kind: str
+    """The class of the part, such as PatchDiT."""
+    parameters: int
+    flops: int
+    """Of one forward pass of one image; a multiply and an add count as two."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `describe` finds out."""
+
+    config: DenoiserConfig
+    size: tuple[int, int]
+    """Rows and columns of the image."""
+    batch_size: int
+    parts: tuple[Part, ...]
+    sampling_bytes: int
+    """Most memory in use at once while sampling a batch in float32 with guidance: weights and activations."""
+    training_bytes: int
+    """Most memory in use at once in a training step of a batch in float32: weights, EMA, gradients, AdamW's two
+    moments and the activations kept for the backward pass."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one forward pass of one image."""
+        return sum(part.flops for part in self.parts)
+
+    @property
+    def tokens(self) -> int:
+        """L, patches of an image."""
+        return self.size[0] * self.size[1] // self.config.patch_size**2
+
+
+def describe(config: DenoiserConfig, size: tuple[int, int] | None = None, batch_size: int = 1) -> Info:
+    """Parameters, FLOPs and memory of the model a config describes.
+
+    Args:
+        size: (rows, columns) of the image; the config's own where none is given.
+        batch_size: images at a time, for the two memory figures.
+
+    Raises:
+        UserError: no size known, a size that does not divide into patches, or a batch size below 1.
+    """
+    size = size or config.image_size
+    if size is None:
+        raise UserError(
+            f"model {config.name} has no image_size of its own; give a size, such as {config.patch_size * 16}"
+        )
+    config.check_size(*size)
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size} is not a number of images; give at least 1")
+    model = skeleton(config)
+    flops = _flops(model, size)
+    parts = tuple(
+        Part(name, type(part).__name__, sum(p.numel() for p in part.parameters()), flops.get(name, 0))
+        for name, part in model.named_children()
+    )
+    return Info(
+        config,
+        size,
+        batch_size,
+        parts,
+        _sampling(model, size, batch_size),
+        _training(model, size, batch_size),
+    )
+
+
+def _inputs(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x [B,3,H,W], t [B] and labels [B] without contents."""
+    x = torch.empty(batch_size, 3, *size, device="meta")
+    labels = torch.zeros(batch_size, dtype=torch.long, device="meta")
+    return x, torch.empty(batch_size, device="meta"), labels
+
+
+def _flops(model: PixelDenoiser, size: tuple[int, int]) -> dict[str, int]:
+    """FLOPs of matrix products, convolutions and attention by part, one image.
+
+    The denoiser runs the backbone's sub-modules itself, so a part's FLOPs are summed over its outermost called
+    sub-modules.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*_inputs(model, size, 1))
+    by_module = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    root = type(model).__name__
+    total: Counter[str] = Counter()
+    counted: list[str] = []
+    for name in sorted(by_module):  # a module comes before its own sub-modules
+        path = name.removeprefix(f"{root}.")
+        if name in (root, "Global") or any(name.startswith(f"{outer}.") for outer in counted):
+            continue
+        counted.append(name)
+        total[path.split(".")[0]] += by_module[name]
+    return dict(total)
+
+
+class _PeakMemory(TorchDispatchMode):
+    """Follows every tensor made inside it and records the most bytes alive at one time; the weights do not count."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata  # one number per storage, whatever the number of views of it
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _sampling(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> int:
+    """Guidance evaluates the class and the null class in one call of twice the batch."""
+    with _PeakMemory(model) as memory, torch.no_grad():
+        model(*_inputs(model, size, 2 * batch_size))
+    return _bytes(model) + memory.peak
+
+
+def _training(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> int:
+    weights = _bytes(model)
+    x, t, labels = _inputs(model, size, batch_size)
+    with _PeakMemory(model) as memory:
+        model(x, t, labels).square().mean().backward()
+    model.zero_grad(set_to_none=True)
+    return 4 * weights + memory.peak  # weights, EMA and two moments; the gradients are in the peak
+
+
+def human(number: float, unit: str, base: int = 1000) -> str:
+    """Three digits and a prefix: human(311.2e9, "FLOPs") is "311 GFLOPs"."""
+    prefixes = ["", "k", "M", "G", "T", "P"] if base == 1000 else ["", "Ki", "Mi", "Gi", "Ti", "Pi"]
+    power = 0
+    while number >= 999.5 and power < len(prefixes) - 1:
+        number, power = number / base, power + 1
+    digits = 0 if number >= 99.95 or power == 0 else 1 if number >= 9.995 else 2
+    return f"{number:.{digits}f} {prefixes[power]}{unit}"
