@@ -1,4 +1,4 @@
-"""Images for training: where they come from, how they are read, and batches as a function of the step number."""
+"""Images for training: where they come from, how they are read, batches as a function of the step number."""
 
 from pixelwright.data.config import DataConfig
 from pixelwright.data.loader import Batch, Batches

@@ -17,10 +17,10 @@ class DataConfig:
     """Training images. Checked when made; raises UserError on a value that cannot be used."""
 
     path: str = SHAPES
-    """"shapes" (drawn on the fly, no download), a folder of images (sub-folders are classes) or a .zip of one."""
+    """"shapes" (drawn on the fly, no download), a folder of images (sub-folders are classes) or a zip."""
 
     size: int = 32
-    """Side of the square training images in pixels; larger and smaller images are resized and centre-cropped."""
+    """Side of the square training images in pixels; others are resized and centre-cropped to it."""
 
     flip: bool = False
     """Mirror half of the images left to right, drawn anew in each epoch."""
@@ -42,9 +42,8 @@ class DataConfig:
             raise UserError(f'data.path is {self.path!r}: give "shapes", a folder of images or a .zip file')
         _whole("size", self.size, 1)
         _whole("workers", self.workers, 0)
-        for name in ("flip",):
-            if not isinstance(getattr(self, name), bool):
-                raise UserError(f"data.{name} is {getattr(self, name)!r}: give true or false")
+        if not isinstance(self.flip, bool):
+            raise UserError(f"data.flip is {self.flip!r}: give true or false")
         if self.cache not in get_args(CacheMode):
             raise UserError(f'data.cache is {self.cache!r}: give "auto" or "none"')
         self._check_shapes()
@@ -55,7 +54,7 @@ class DataConfig:
             if value is None:
                 continue
             if self.path != SHAPES:
-                raise UserError(f'data.{name} is {value!r} but data.path is "{self.path}": it is for path "shapes" only')
+                raise UserError(f'data.{name} is {value!r} but data.path is "{self.path}", not "shapes"')
             _whole(name, value, lowest)
 
 

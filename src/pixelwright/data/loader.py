@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,13 +39,14 @@ class Batch(NamedTuple):
 class Batches:
     """The endless batches of steps `start_step`, `start_step + 1`, ...
 
-    The batch of step k depends on (source, seed, k) alone: sample j of it has the running number c = k * batch_size
-    + j, belongs to epoch c // n and is `permutation(seed, epoch)[c % n]`. So the data position of a run is its step
-    number, and neither `workers` nor `cache` nor the step it started from changes what it sees. Of `world` processes,
-    process `rank` gets the `rank`-th of `world` equal, contiguous slices of each batch.
+    The batch of step k depends on (source, seed, k) alone: sample j of it has the running number c = k *
+    batch_size + j, belongs to epoch c // n and is `permutation(seed, epoch)[c % n]`. So the data position of
+    a run is its step number, and neither `workers` nor `cache` nor the step it started from changes what it
+    sees. Of `world` processes, process `rank` gets the `rank`-th of `world` equal, contiguous slices of each
+    batch.
 
-    An unreadable image is replaced by the next readable one in the permutation, recorded in `skipped` and reported
-    once through logging.
+    An unreadable image is replaced by the next readable one in the permutation, recorded in `skipped` and
+    reported once through logging.
 
     Raises UserError if `batch_size` cannot be shared out, and while iterating if no image can be read at all.
     """
@@ -122,7 +123,7 @@ class Batches:
         return Batch(from_uint8(images).contiguous(), labels, torch.tensor([index for _, index in picks]))
 
     def _readable(self, epoch: int, place: int) -> int:
-        """The index at `place` of the permutation, or the first readable one after it; its image is then held."""
+        """The index at `place` of the permutation, or the first readable one after it, now held in memory."""
         permutation, _ = self._order(epoch)
         n = len(permutation)
         for step in range(n):
@@ -135,8 +136,9 @@ class Batches:
         raise UserError(f'none of the {n} images of "{self.config.path}" can be read: "{name}": {reason}')
 
     def _take(self, loaded: _Loaded) -> None:
-        # memory shared with a worker costs a file handle for as long as it is held
-        pixels = (loaded.pixels.clone() if self._keep and loaded.pixels.is_shared() else loaded.pixels).numpy()
+        # Memory shared with a worker costs a file handle for as long as it is held.
+        shared = self._keep and loaded.pixels.is_shared()
+        pixels = (loaded.pixels.clone() if shared else loaded.pixels).numpy()
         for row, index in enumerate(loaded.indices):
             self._held[index] = _Decoded(pixels[row], loaded.labels[row])
         for index, reason in loaded.failures.items():
@@ -185,7 +187,7 @@ class _Reader(Dataset[_Loaded]):
 
 
 class _Requests:
-    """What the loader is asked for, step after step. Runs in the main process, which knows what is in memory."""
+    """What to read, step after step; runs in the main process, which knows what is in memory already."""
 
     def __init__(self, batches: Batches):
         self.batches = batches
@@ -194,7 +196,7 @@ class _Requests:
         return map(self.batches.request, itertools.count(self.batches.start_step))
 
 
-def _unchanged(loaded: _Loaded) -> _Loaded:
+def _unchanged(loaded: Any) -> Any:
     return loaded
 
 

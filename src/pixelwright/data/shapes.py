@@ -1,15 +1,16 @@
 """Shapes: pictures of textured shapes on muted backgrounds, drawn from a description, at any resolution.
 
-Everything is measured in units of the image side, x to the right and y down, so that `render(scene, size)` draws the
-same scene at every size. Edges come from signed distances: a pixel is covered to the part 1/2 - distance in pixels.
+Everything is measured in units of the image side, x to the right and y down, so that `render(scene, size)`
+draws the same scene at every size. Edges come from signed distances: of a pixel, the part 1/2 - distance is
+covered.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -23,13 +24,13 @@ from pixelwright.streams import generator
 Array = np.ndarray
 RGB = tuple[int, int, int]
 
-# A polygon has `corners` tips on its circumscribed circle and, half-way between them, points at `inner` times that
-# radius: on the straight edge for a regular polygon, nearer the centre for a star.
+# A polygon has `corners` tips on its circumscribed circle and, half-way between them, points at `inner` times
+# that radius: on the straight edge for a regular polygon, nearer the centre for a star.
 # (corners, inner, circumscribed radius at which the shapes look equally large)
 POLYGONS: dict[str, tuple[int, float, float]] = {
-    "square": (4, math.cos(math.pi / 4), 0.37),
+    "square": (4, math.cos(math.pi / 4), 0.38),
     "triangle": (3, math.cos(math.pi / 3), 0.40),
-    "star": (5, 0.48, 0.42),
+    "star": (5, 0.5, 0.42),
 }
 SHAPE_RADIUS = {"circle": 0.32, **{name: radius for name, (_, _, radius) in POLYGONS.items()}}
 SHAPES = tuple(SHAPE_RADIUS)
@@ -54,14 +55,17 @@ GROUNDS: dict[str, RGB] = {
 }
 PATTERNS = ("plain", "gradient", "spotlight")
 
-STRIPE, CHECK, DOT = 5 / 32, 7 / 32, 5.5 / 32  # periods of the textures
+STRIPE, CHECK, DOT = 5 / 32, 7 / 32, 6 / 32  # periods of the textures
 DOT_RADIUS = 0.3  # in periods
 RIM = 0.025  # width of the untextured edge, which keeps the outline clear
 
 
 @dataclass(frozen=True)
 class Object:
-    """One shape. Lengths are in units of the image side, the angle is in radians, clockwise."""
+    """One shape. Lengths are in units of the image side, angles are in radians, clockwise.
+
+    `radius` is that of the circumscribed circle, `angle` turns the whole object, `grain` its texture alone.
+    """
 
     shape: str
     colour: str
@@ -69,6 +73,7 @@ class Object:
     centre: tuple[float, float]
     radius: float
     angle: float
+    grain: float = 0.0
 
     def __post_init__(self) -> None:
         _known("shape", self.shape, SHAPES)
@@ -78,8 +83,8 @@ class Object:
 
 @dataclass(frozen=True)
 class Background:
-    """What is behind the objects: `colour`, or from `colour` to `second` ("gradient": along `angle`; "spotlight": from
-    the middle outwards)."""
+    """What is behind the objects: one `colour` ("plain") or a fade from `colour` to `second`, along `angle`
+    ("gradient") or from the middle outwards ("spotlight")."""
 
     pattern: str
     colour: str
@@ -100,99 +105,128 @@ class Scene:
     background: Background
 
 
-def _known(what: str, value: str, choices: object) -> None:
-    if value not in choices:  # type: ignore[operator]
-        raise UserError(f'unknown {what} "{value}"{nearest(value, choices)}')  # type: ignore[arg-type]
+def _known(what: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise UserError(f'unknown {what} "{value}"{nearest(value, choices)}')
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------
+# --- drawing ---
 
 
 def render(scene: Scene, size: int) -> Array:
     """Draw `scene` as uint8 [size, size, 3]."""
-    x, y = _grid(size)
-    image = _ground(scene.background, x, y)
+    image = _ground(scene.background, size)  # planes [3, size, size]: whole rows per operation are faster
     for thing in scene.objects:
-        _draw(image, thing, x, y, size)
-    return np.rint(image).astype(np.uint8)
+        _draw(image, thing, size)
+    levels = (image + 0.5).astype(np.uint8)  # to the nearest level
+    return np.ascontiguousarray(levels.transpose(1, 2, 0))  # [size, size, 3]
 
 
 @lru_cache(maxsize=4)
-def _grid(size: int) -> tuple[Array, Array]:
-    """Pixel centres: x [1, size], y [size, 1]."""
-    line = (np.arange(size, dtype=np.float32) + 0.5) / size
-    return line[None, :], line[:, None]
+def _centres(size: int) -> Array:
+    """Pixel centres along a side, [size]."""
+    line: Array = (np.arange(size, dtype=np.float32) + 0.5) / size
+    return line
 
 
-def _ground(ground: Background, x: Array, y: Array) -> Array:
-    """Float image [size, size, 3] of the background."""
-    first, second = np.float32(GROUNDS[ground.colour]), np.float32(GROUNDS[ground.second])
+def _ground(ground: Background, size: int) -> Array:
+    """Float image [3, size, size] of the background."""
+    first, second = _rgb(GROUNDS[ground.colour]), _rgb(GROUNDS[ground.second])
+    image = np.empty((3, size, size), np.float32)
+    image[:] = first
     if ground.pattern == "plain":
-        return np.tile(first, (len(y), len(y), 1))
+        return image
+    line = _centres(size) - 0.5
     if ground.pattern == "gradient":
-        mix = (x - 0.5) * math.cos(ground.angle) + (y - 0.5) * math.sin(ground.angle) + 0.5
+        mix = line * math.cos(ground.angle) + (line * math.sin(ground.angle) + 0.5)[:, None]
     else:
-        mix = 2 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
-    return first + np.clip(mix, 0, 1)[..., None] * (second - first)
+        square = 2 * line * line
+        mix = square + square[:, None]
+    image += _clip(mix, 0, 1) * (second - first)
+    return image
 
 
-def _draw(image: Array, thing: Object, x: Array, y: Array, size: int) -> None:
+def _draw(image: Array, thing: Object, size: int) -> None:
     """Paint one object over `image`, in place and only where it can reach."""
-    reach = thing.radius + 1 / size
-    columns, rows = (slice(max(0, int((c - reach) * size)), max(0, math.ceil((c + reach) * size))) for c in thing.centre)
-    dx, dy = x[:, columns] - np.float32(thing.centre[0]), y[rows] - np.float32(thing.centre[1])
-    cos, sin = math.cos(thing.angle), math.sin(thing.angle)
-    u, v = dx * cos + dy * sin, dy * cos - dx * sin  # coordinates that turn with the object
+    line, reach = _centres(size), thing.radius + 1 / size
+    near = [slice(max(0, int((c - reach) * size)), max(0, int((c + reach) * size) + 1)) for c in thing.centre]
+    columns, rows = near
+    dx, dy = line[columns] - thing.centre[0], (line[rows] - thing.centre[1])[:, None]
+    u, v = _turn(dx, dy, thing.angle)
     distance = _distance(thing, u, v) * size  # in pixels
-    colour, second = (np.float32(c) for c in COLOURS[thing.colour])
-    paint: Array = colour
+    colour, second = map(_rgb, COLOURS[thing.colour])
+    paint = colour
     if thing.texture != "plain":
-        inside = _cover(distance + RIM * size)
-        paint = colour + (inside * TEXTURES[thing.texture](u, v, size))[..., None] * (second - colour)
-    part = image[rows, columns]
-    part += _cover(distance)[..., None] * (paint - part)
+        share = TEXTURES[thing.texture](*_turn(u, v, thing.grain), size) * _cover(distance + RIM * size)
+        paint = colour + share * (second - colour)
+    part = image[:, rows, columns]
+    part += _cover(distance) * (paint - part)
+
+
+@cache
+def _rgb(colour: RGB) -> Array:
+    return np.array(colour, np.float32)[:, None, None]  # [3, 1, 1]
+
+
+def _clip(values: Array, low: float, high: float) -> Array:
+    """np.clip without its overhead, which shows on small pictures."""
+    clipped: Array = np.minimum(np.maximum(values, low), high)
+    return clipped
 
 
 def _cover(distance: Array) -> Array:
     """How much of a pixel lies inside an edge at `distance` pixels (negative inside)."""
-    return np.clip(0.5 - distance, 0, 1)
+    return _clip(0.5 - distance, 0, 1)
+
+
+def _turn(x: Array, y: Array, angle: float) -> tuple[Array, Array]:
+    """Coordinates along axes turned by `angle`."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return x * cos + y * sin, y * cos - x * sin
 
 
 def _distance(thing: Object, u: Array, v: Array) -> Array:
     """Signed distance to the outline near it, negative inside."""
-    radius = np.hypot(u, v)
+    radius = np.sqrt(u * u + v * v)
+    distance: Array
     if thing.shape == "circle":
-        return radius - np.float32(thing.radius)
+        distance = radius - thing.radius
+        return distance
     corners, inner, _ = POLYGONS[thing.shape]
-    # Fold the plane into half a sector, from the tip at angle 0 to the inner point at angle `half`; there the outline
-    # is one straight line between the two, of normal (nx, ny).
+    # Fold the plane into half a sector, from the tip at angle 0 to the inner point at angle `half`; there the
+    # outline is one straight line between the two, of unit normal (nx, ny).
     half = math.pi / corners
     angle = np.arctan2(u, -v)  # from the upright direction
-    angle = np.abs(angle - 2 * half * np.rint(angle / (2 * half)))
+    if corners % 2 == 0:
+        angle += half  # stand on a side, not on a tip
+    angle -= 2 * half * np.rint(angle / (2 * half))
     tip = thing.radius
-    ix, iy = inner * tip * math.cos(half), inner * tip * math.sin(half)
-    nx, ny = iy, tip - ix
-    return ((np.cos(angle) * radius - tip) * nx + np.sin(angle) * radius * ny) / math.hypot(nx, ny)
+    nx, ny = inner * math.sin(half), 1 - inner * math.cos(half)
+    length = math.hypot(nx, ny)
+    nx, ny = nx / length, ny / length
+    distance = (np.cos(angle) * nx + np.abs(np.sin(angle)) * ny) * radius - tip * nx
+    return distance
 
 
 def _wave(u: Array, period: float) -> Array:
-    """Distance from the nearest stripe's edge, positive on stripes (half the period wide, one centred at 0)."""
+    """Distance from the nearest edge of stripes half a period wide, positive on them; one is centred at 0."""
     turn = u / period
-    return (0.25 - np.abs(turn - np.rint(turn))) * period
+    wave: Array = (0.25 - np.abs(turn - np.rint(turn))) * period
+    return wave
 
 
 def _stripes(u: Array, v: Array, size: int) -> Array:
-    return _cover(_wave(u, STRIPE) * size)
+    return _cover(_wave(u, STRIPE) * -size)
 
 
 def _checks(u: Array, v: Array, size: int) -> Array:
-    across, down = (np.clip(_wave(w - CHECK / 4, CHECK) * size, -0.5, 0.5) for w in (u, v))
+    across, down = (_clip(_wave(w - CHECK / 4, CHECK) * size, -0.5, 0.5) for w in (u, v))
     return 0.5 + 2 * across * down
 
 
 def _dots(u: Array, v: Array, size: int) -> Array:
     du, dv = (w - DOT * np.rint(w / DOT) for w in (u, v))
-    return _cover((np.hypot(du, dv) - DOT_RADIUS * DOT) * size)
+    return _cover((np.sqrt(du * du + dv * dv) - DOT_RADIUS * DOT) * size)
 
 
 TEXTURES: dict[str, Callable[[Array, Array, int], Array]] = {
@@ -202,28 +236,29 @@ TEXTURES: dict[str, Callable[[Array, Array, int], Array]] = {
     "dotted": _dots,
 }
 
-# --- the set ---------------------------------------------------------------------------------------------------
+# --- the set ---
 
 
 def random_scene(seed: int, index: int) -> Scene:
     """Scene `index` of the set `seed`: one object, wholly inside the picture."""
     draws = iter(torch.rand(12, generator=generator(seed, "shapes", index), dtype=torch.float64).tolist())
 
-    def choose(options: object) -> str:
-        names = tuple(options)  # type: ignore[call-overload]
+    def choose(options: Iterable[str]) -> str:
+        names = tuple(options)
         return names[int(next(draws) * len(names))]
 
     def between(low: float, high: float) -> float:
         return low + (high - low) * next(draws)
 
     shape, colour, texture = choose(SHAPES), choose(COLOURS), choose(TEXTURES)
-    radius = SHAPE_RADIUS[shape] * between(0.8, 1.1)
+    radius = SHAPE_RADIUS[shape] * between(0.85, 1.1)
     centre = (between(radius, 1 - radius), between(radius, 1 - radius))
     angle = between(-0.3, 0.3)
+    grain = math.pi / 4 * int(4 * next(draws)) if texture == "striped" else 0.0
     pattern, ground = choose(PATTERNS), choose(GROUNDS)
     second = ground if pattern == "plain" else choose(g for g in GROUNDS if g != ground)
     return Scene(
-        (Object(shape, colour, texture, centre, radius, angle),),
+        (Object(shape, colour, texture, centre, radius, angle, grain),),
         Background(pattern, ground, second, between(0, 2 * math.pi)),
     )
 
@@ -248,8 +283,8 @@ def caption(scene: Scene) -> str:
 
 
 def _phrase(thing: Object) -> str:
-    words = (thing.colour, thing.shape) if thing.texture == "plain" else (thing.colour, thing.texture, thing.shape)
-    return " ".join(words)
+    texture = "" if thing.texture == "plain" else thing.texture + " "
+    return f"{thing.colour} {texture}{thing.shape}"
 
 
 def _article(phrase: str) -> str:
@@ -257,9 +292,10 @@ def _article(phrase: str) -> str:
 
 
 class Shapes:
-    """The procedural set: sample i is drawn from `scene(i)`, a function of (seed, i), at `size` x `size` pixels.
+    """The procedural set: sample i is `scene(i)`, a function of (seed, i), drawn at `size` x `size` pixels.
 
-    Its classes are the pairs of shape and colour, such as "red circle"; textures and backgrounds vary within a class.
+    Its classes are the pairs of shape and colour, such as "red circle"; textures and backgrounds vary within
+    each.
     """
 
     def __init__(self, size: int, seed: int = 0, count: int = SHAPES_COUNT):
@@ -289,4 +325,5 @@ class Shapes:
 
     def __getitem__(self, index: int) -> Sample:
         scene = self.scene(index)
-        return Sample(Image.fromarray(render(scene, self.size)), label(scene), caption(scene), self.name(index))
+        image = Image.fromarray(render(scene, self.size))
+        return Sample(image, label(scene), caption(scene), self.name(index))

@@ -17,9 +17,8 @@ from pixelwright.data.transforms import UnreadableImage, read_image
 from pixelwright.errors import UserError
 
 LABEL_FILE = "dataset.json"
-IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .qoi .tga .tif .tiff .webp".split()
-)
+KINDS = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
+IMAGE_SUFFIXES = frozenset("." + kind for kind in KINDS.split())
 MEMBER_LIMIT = 1 << 30  # bytes; a zip member that claims more is not a picture
 
 
@@ -68,16 +67,16 @@ def open_source(config: DataConfig) -> Source:
         return FolderSource(path)
     if path.is_file():
         return ZipSource(path)
-    raise UserError(f'data.path "{config.path}" does not exist: give "shapes", a folder of images or a .zip file')
+    raise UserError(f'data.path "{config.path}" does not exist: give "shapes", a folder or a .zip file')
 
 
 class _Files:
-    """Named image files with labels; the two ways to store them differ only in how a file is listed and read."""
+    """Named image files with labels; folders and zips differ only in how a file is listed and read."""
 
-    def __init__(self, where: Path, names: Sequence[str], labels: Sequence[int], classes: tuple[str, ...] | None):
-        self.path = where
-        self._names, self._labels, self._classes = names, labels, classes
-        self._count = len(classes) if classes is not None else max(labels) + 1
+    def __init__(self, path: Path, names: Sequence[str], label_file: bytes | None):
+        self.path, self._names = path, names
+        self._labels, self._classes = _classify(names, label_file, path)
+        self._count = len(self._classes) if self._classes is not None else max(self._labels) + 1
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -106,19 +105,19 @@ class _Files:
 
 
 class FolderSource(_Files):
-    """The images in a folder; its sub-folders, in alphabetical order, are the classes. A flat folder is one class.
+    """The images in a folder; its sub-folders, sorted, are the classes, and a flat folder is one class.
 
-    A `dataset.json` in the folder, as in a zip, overrides the sub-folders. Hidden files and files that are not images
-    by their suffix are passed over.
+    A `dataset.json` in the folder, as in a zip, overrides the sub-folders. Hidden files and files that are
+    not images by their suffix are passed over.
     """
 
     def __init__(self, path: str | Path):
         folder = Path(path).expanduser()
         if not folder.is_dir():
             raise UserError(f'"{path}" is not a folder: give a folder of images')
-        names = _image_names(_walk(folder))
         label_file = folder / LABEL_FILE
-        super().__init__(folder, *_classify(names, label_file.read_bytes() if label_file.is_file() else None, folder))
+        labels = label_file.read_bytes() if label_file.is_file() else None
+        super().__init__(folder, _image_names(_walk(folder)), labels)
 
     def _read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -127,9 +126,9 @@ class FolderSource(_Files):
 class ZipSource(_Files):
     """The images in a zip, read in place and never unpacked.
 
-    Labels come from a `dataset.json` {"labels": [[name, class], ...]} (null: one class) or else from the folders in
-    the zip; folders that wrap everything, as when a whole folder was zipped, are not classes.
-    Safe in worker processes: each opens the file for itself.
+    Labels come from a `dataset.json` {"labels": [[name, class], ...]} (null: one class) or else from the
+    folders in the zip; folders that wrap everything, as when a whole folder was zipped, are not classes. Safe
+    in worker processes: each opens the file for itself.
     """
 
     def __init__(self, path: str | Path):
@@ -143,13 +142,13 @@ class ZipSource(_Files):
                 label_file = _label_member(members)
                 labels = archive.read(label_file) if label_file else None
         except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
-            raise UserError(f'"{path}" is not a whole zip file ({error}): give a folder or an intact .zip') from error
+            raise UserError(f'"{path}" is not a whole zip file ({error}): give an intact .zip') from error
         except OSError as error:
-            raise UserError(f'"{path}" cannot be opened ({error.strerror}): give a folder or a .zip file') from error
+            raise UserError(f'"{path}" cannot be opened ({error.strerror}): give a .zip file') from error
         names = _image_names(members)
         self._root = label_file.removesuffix(LABEL_FILE) if label_file else _wrapper(names)
         names = [name.removeprefix(self._root) for name in names if name.startswith(self._root)]
-        super().__init__(file, *_classify(names, labels, file))
+        super().__init__(file, names, labels)
 
     def _read(self, name: str) -> bytes:
         archive = self._handles.get(os.getpid())
@@ -190,7 +189,7 @@ def _wrapper(names: Sequence[str]) -> str:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Files under `folder`, as relative paths with forward slashes. Links are followed, each folder entered once."""
+    """Files under `folder` as relative paths with forward slashes; links are followed, no folder twice."""
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -213,22 +212,21 @@ def _image_names(names: Iterable[str]) -> list[str]:
 
 def _classify(
     names: Sequence[str], label_file: bytes | None, where: Path
-) -> tuple[Sequence[str], Sequence[int], tuple[str, ...] | None]:
-    """Names, labels and class names, from the label file if there is one, else from the first folder of each name."""
+) -> tuple[list[int], tuple[str, ...] | None]:
+    """Labels and class names: of the label file if there is one, else of the first folder in each name."""
     if not names:
-        kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
-        raise UserError(f'"{where}" holds no images: it needs files that end in {kinds}')
+        raise UserError(f'"{where}" holds no images: give one with files that end in one of {KINDS}')
     if label_file is not None:
-        return names, _read_labels(label_file, names, where), None
+        return _read_labels(label_file, names, where), None
     folders = [name.split("/")[0] if "/" in name else None for name in names]
     if all(folder is None for folder in folders):
-        return names, [0] * len(names), None
+        return [0] * len(names), None
     if None in folders:
         stray = names[folders.index(None)]
-        raise UserError(f'"{where}" holds both class folders and images beside them ("{stray}"): move those into a folder')
+        raise UserError(f'"{where}" holds class folders and "{stray}" beside them: move it into one')
     classes = tuple(sorted({folder for folder in folders if folder is not None}))
     number = {name: label for label, name in enumerate(classes)}
-    return names, [number[folder] for folder in folders if folder is not None], classes
+    return [number[folder] for folder in folders if folder is not None], classes
 
 
 def _read_labels(label_file: bytes, names: Sequence[str], where: Path) -> list[int]:
@@ -248,5 +246,7 @@ def _read_labels(label_file: bytes, names: Sequence[str], where: Path) -> list[i
             raise UserError(f'{place} gives "{name}" the label {label!r}: labels are whole numbers from 0')
     missing = [name for name in names if name not in table]
     if missing:
-        raise UserError(f'{place} has no label for "{missing[0]}" and {len(missing) - 1} others: add or remove them')
+        raise UserError(
+            f'{place} has no label for "{missing[0]}" ({len(missing)} in all): add or remove them'
+        )
     return [table[name] for name in names]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 EXIF_ORIENTATION = 0x0112
 TURNS = {  # EXIF orientation -> what brings the picture upright
@@ -21,14 +21,15 @@ LONGEST_ASPECT = 16
 
 
 class UnreadableImage(Exception):
-    """An image that cannot be used; its text is the reason, in a few words. The loader skips and counts it."""
+    """An image that cannot be used; its text is the reason in a few words. The loader skips it."""
 
 
 def read_image(data: bytes) -> Image.Image:
     """Decode an image file to RGB, upright.
 
-    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, CMYK and palettes are
-    converted, and an animation gives its first frame. Colour profiles are ignored, as is usual for training sets.
+    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, CMYK and
+    palettes are converted, and an animation gives its first frame. Colour profiles are ignored, as is usual
+    in training.
 
     Raises UnreadableImage, with the reason, for anything that is not a whole image.
     """
@@ -38,7 +39,7 @@ def read_image(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return _upright(image, _to_rgb(image))
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UnreadableImage("not an image in a known format") from None
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"too large: {error}") from None
@@ -68,8 +69,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_bytes(values: np.ndarray) -> np.ndarray:
     """Grey values of 16-bit, 32-bit or floating type, [H, W], scaled to uint8.
 
-    The largest value of the type is white. Where the type does not say (32-bit whole numbers and floats), the scale
-    is the smallest of 1 (floats only), 255, 65535 and 2^32 - 1 that holds every value.
+    The largest value of the type is white. Where the type does not say (32-bit whole numbers and floats),
+    white is the smallest of 1 (floats only), 255, 65535 and 2^32 - 1 that no value exceeds.
     """
     wide = values.astype(np.float64)
     if not np.isfinite(wide).all():
@@ -85,24 +86,25 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square of `image` at `size` x `size` pixels, by the rule of ADM (Dhariwal and Nichol, 2021).
+    """The central square of `image` at `size` x `size` pixels, by the rule of ADM (arXiv 2105.05233).
 
-    Halve with a box filter while the shorter side is at least 2 * size, resize bicubically so that the shorter side
-    is `size`, cut out the centre. The filters and the rounding are part of the rule: reference statistics of ImageNet
-    are computed from images cut this way.
+    Halve with a box filter while the shorter side is at least 2 * size, resize bicubically so that the
+    shorter side is `size`, cut out the centre. The filters and the rounding are part of the rule: the
+    reference statistics of ImageNet are of images cut this way.
     """
     image = _shorten(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     if scale != 1:
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        shape = round(image.width * scale), round(image.height * scale)
+        image = image.resize(shape, Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size)) if image.size != (size, size) else image
 
 
 def _shorten(image: Image.Image) -> Image.Image:
-    """Cut the far ends off a very long strip, so that enlarging one of 1 x 30000 pixels does not fill the memory."""
+    """Cut the far ends off a very long strip, so that enlarging one of 1 x 30000 does not fill the memory."""
     longest = LONGEST_ASPECT * min(image.size)
     if max(image.size) <= longest:
         return image
