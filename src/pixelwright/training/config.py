@@ -1,0 +1,325 @@
+"""Everything a training run is told: frozen dataclasses, checked when they are made, and their YAML form.
+
+The string under a field is its help text on the command line.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pixelwright.data.config import DataConfig
+from pixelwright.errors import UserError, nearest
+from pixelwright.flow import FlowConfig
+from pixelwright.models.config import DenoiserConfig, Placement, Prediction
+from pixelwright.models.presets import preset
+from pixelwright.sampling import SOLVERS
+from pixelwright.training.files import write_text
+
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------- checks
+def _whole(name: str, value: object, low: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise UserError(f"{name} is {value!r}: it must be a whole number, at least {low}")
+
+
+def _number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not real or value < low or value > high or (open_low and value == low):  # type: ignore[operator]
+        bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
+            f" and at most {high:g}" if high < math.inf else ""
+        )
+        raise UserError(f"{name} is {value!r}: it must be a finite number, {bounds}")
+
+
+# ---------------------------------------------------------------- the parts
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model: a preset, and what to change in it. None keeps the value of the preset."""
+
+    preset: str
+    """Name of a preset, such as dip-ti-4 or pixeldit-xl-16 (`pixelwright info` lists them)."""
+    placement: Placement | None = None
+    """Where the detailer stands: after the last block, between the blocks, or both."""
+    prediction: Prediction | None = None
+    """What the network predicts: velocity, the image or the noise."""
+    depth: int | None = None
+    """Number of transformer blocks of the global stage."""
+    hidden_size: int | None = None
+    """Width of the tokens of the global stage."""
+    num_heads: int | None = None
+    """Attention heads of the global stage; hidden_size must be divisible by it."""
+    patch_size: int | None = None
+    """Pixels on the side of a patch; the image size must be divisible by it."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.preset, str):
+            raise UserError(f"model.preset is {self.preset!r}: give the name of a preset, such as dip-ti-4")
+        self.denoiser()  # raises for unknown presets and impossible values
+
+    def denoiser(self, num_classes: int = 1000, **more: Any) -> DenoiserConfig:
+        """The config of the denoiser: the preset with what is changed here and with `more`."""
+        names = [f.name for f in fields(self) if f.name != "preset"]
+        changed = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return preset(self.preset, num_classes=num_classes, **changed, **more)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a constant learning rate after a linear warm-up."""
+
+    lr: float = 1e-4
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean and of the running square of the gradients, each in [0, 1)."""
+    eps: float = 1e-8
+    """Added to the root of the running square."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    warmup: int = 0
+    """Steps over which the learning rate rises linearly from lr / warmup to lr."""
+    clip: float | None = 1.0
+    """Largest norm of the gradients; longer ones are scaled down to it. None: no clipping."""
+
+    def __post_init__(self) -> None:
+        _number("optim.lr", self.lr, 0, open_low=True)
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise UserError(f"optim.betas is {self.betas!r}: give two numbers, such as [0.9, 0.999]")
+        for beta in self.betas:
+            _number("optim.betas", beta, 0, 1)
+            if beta == 1:
+                raise UserError(f"optim.betas is {list(self.betas)}: each must be below 1")
+        object.__setattr__(self, "betas", tuple(self.betas))
+        _number("optim.eps", self.eps, 0, open_low=True)
+        _number("optim.weight_decay", self.weight_decay, 0)
+        _whole("optim.warmup", self.warmup, 0)
+        if self.clip is not None:
+            _number("optim.clip", self.clip, 0, open_low=True)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """The grid of pictures drawn on the way with the averaged (EMA) weights, always of the same noise."""
+
+    count: int = 32
+    """Number of pictures; their labels go round the classes."""
+    steps: int = 25
+    """Steps of the solver."""
+    solver: str = "ab2"
+    """Solver of the sampling equation."""
+    guidance_scale: float = 2.0
+    """Classifier-free guidance; 1 is without."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The times between which guidance is on."""
+    time_shift: float = 1.0
+    """Shift of the time grid; above 1 spends more steps near the noise."""
+    seed: int = 0
+    """Seed of the noise."""
+
+    def __post_init__(self) -> None:
+        _whole("sample.count", self.count)
+        _whole("sample.steps", self.steps)
+        _whole("sample.seed", self.seed, 0)
+        if self.solver not in SOLVERS:
+            raise UserError(f"sample.solver is {self.solver!r}{nearest(self.solver, SOLVERS)}")
+        _number("sample.guidance_scale", self.guidance_scale, 0)
+        _number("sample.time_shift", self.time_shift, 0, open_low=True)
+        if not isinstance(self.guidance_interval, (tuple, list)) or len(self.guidance_interval) != 2:
+            raise UserError(
+                f"sample.guidance_interval is {self.guidance_interval!r}: give two times, such as [0.1, 1]"
+            )
+        low, high = self.guidance_interval
+        _number("sample.guidance_interval", low, 0, 1)
+        _number("sample.guidance_interval", high, 0, 1)
+        if low > high:
+            raise UserError(
+                f"sample.guidance_interval is {[low, high]}: the first time must not exceed the second"
+            )
+        object.__setattr__(self, "guidance_interval", (low, high))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run."""
+
+    run: str
+    """Folder of the run. The same command again continues it."""
+    model: ModelConfig
+    """Which model."""
+    data: DataConfig
+    """Which images."""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """How times are drawn and labels dropped."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimiser."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """The pictures drawn on the way."""
+    steps: int = 10_000
+    """Optimiser steps of the whole run; raise it to continue a run that is complete."""
+    batch_size: int = 32
+    """Images per step."""
+    accumulate: int = 1
+    """Micro-batches per step: the same gradient with less memory. Must divide batch_size."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the images, noise, times and dropped labels."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the products; auto is bf16 where the device has instructions for it, such as on CUDA."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights; at step n it is min(ema_decay, (1 + n) / (10 + n)). 0: no averaging."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps ..."""
+    compile: bool = False
+    """Compile the model with torch.compile (needs a C++ compiler; the first steps take minutes)."""
+    log_every: int = 20
+    """Steps between two lines of log.jsonl; each holds the means over the steps since the last line."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints."""
+    keep: int = 2
+    """Number of checkpoints kept."""
+    sample_every: int = 1000
+    """Steps between two sample grids and loss plots; 0 draws none but at the end."""
+    max_skipped: int = 25
+    """Stop after so many steps in a row without a finite loss and gradient; such steps change nothing."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.run, str) or not self.run.strip():
+            raise UserError(f"run is {self.run!r}: give the folder of the run, such as runs/first")
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+            "keep",
+            "max_skipped",
+        ):
+            _whole(name, getattr(self, name))
+        _whole("seed", self.seed, 0)
+        _whole("sample_every", self.sample_every, 0)
+        if self.batch_size % self.accumulate:
+            raise UserError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise UserError(
+                f"precision is {self.precision!r}{nearest(self.precision, ('auto', 'bf16', 'fp32'))}"
+            )
+        self.model.denoiser().check_size(self.data.size, self.data.size)
+        _number("ema_decay", self.ema_decay, 0, 1)
+        if self.ema_decay == 1:
+            raise UserError("ema_decay is 1: the averaged weights would never move; give a number below 1")
+
+
+# ---------------------------------------------------------------- YAML
+def to_dict(config: object) -> dict[str, Any]:
+    """A config as nested plain values (tuples as lists), ready for YAML."""
+    return {f.name: _plain(getattr(config, f.name)) for f in fields(config)}  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_dict(value)
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def from_dict(cls: type[T], values: Any, where: str = "") -> T:
+    """Build the config dataclass `cls` from nested plain values.
+
+    Raises UserError for unknown or missing keys and for values of the wrong type, naming the dotted key.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where or 'the config'} is {values!r}: a group of settings was expected")
+    hints = get_type_hints(cls)
+    settings = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in settings:
+            raise UserError(f"unknown setting {_join(where, key)}{nearest(str(key), settings)}")
+    needed = [n for n, f in settings.items() if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [_join(where, name) for name in needed if name not in values]:
+        raise UserError(f"missing setting {', '.join(missing)}")
+    return cls(**{key: _value(hints[key], value, _join(where, key)) for key, value in values.items()})
+
+
+def _join(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`, or a UserError that names `where`."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        options = [option for option in get_args(hint) if option is not type(None)]
+        if value is None and len(options) < len(get_args(hint)):
+            return None
+        return _value(options[0], value, where) if len(options) == 1 else value
+    if is_dataclass(hint):
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = get_args(hint)
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        if len(kinds) == len(value):
+            return tuple(_value(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"{where} is {value!r}{nearest(str(value), map(str, get_args(hint)))}")
+        return value
+    if hint is float and not isinstance(value, bool):
+        try:  # YAML reads 1e-4, without a point, as text
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif hint in (int, bool, str) and type(value) is hint:
+        return value
+    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise UserError(f"{where} is {value!r}: {name} expected")
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write a config as YAML, atomically."""
+    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a config written by `save_config` or by hand. Raises UserError if unreadable or not valid."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    try:
+        return from_dict(TrainConfig, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+# ---------------------------------------------------------------- what a resumed run may change
+# Where the run lives, how long, on what, and what it reports: beyond rounding they do not change what is
+# computed.
+FREE = {"run", "steps", "accumulate", "device", "compile", "max_skipped", "data.workers", "data.cache"}
+FREE |= {"log_every", "checkpoint_every", "keep", "sample_every", "sample"}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], only: str = "") -> list[str]:
+    """The settings that change the result and differ between two configs in their `to_dict` form, as
+    "key: old -> new". `only` limits them to the groups under one key."""
+
+    def flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            name = _join(where, key)
+            if name not in FREE:
+                found.update(flat(value, name) if isinstance(value, dict) else {name: value})
+        return found
+
+    before, after = flat(old), flat(new)
+    keys = [key for key in after | before if key.startswith(only)]
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]

@@ -1,0 +1,52 @@
+"""Where to compute, and in which precision."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+
+from pixelwright.errors import UserError
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called `name`; auto: CUDA, else MPS, else the CPU. Raises UserError if it is not here."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise UserError(f"device is {name!r}: give auto, cpu, cuda, cuda:1 or mps") from None
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(device.type, False):
+        raise UserError(f"device is {name!r}, which PyTorch does not find here; use --device auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast, None for plain float32; auto is bf16 where the device has instructions for it."""
+    if name == "fp32":
+        return None
+    if name == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else None
+    return None
+
+
+def check_compiler() -> None:
+    """Raise UserError if torch.compile has no C++ compiler to work with."""
+    named = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++"])):
+        where = f"CXX={named}" if named else "g++ or clang++"
+        raise UserError(
+            f"compile is true, but there is no {where}: install a C++ compiler or leave compile out"
+        )

@@ -1,0 +1,72 @@
+"""Where a run begins: at step 0, at its own newest checkpoint, or at that of another run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pixelwright.errors import UserError
+from pixelwright.training import checkpoint as checkpoints
+from pixelwright.training.checkpoint import Checkpoint
+from pixelwright.training.config import TrainConfig, differences, load_config, to_dict
+
+MOST_NAMED = 3  # differing settings in an error message
+
+
+def find_start(config: TrainConfig, resume: str | os.PathLike[str] | None) -> Checkpoint | None:
+    """The checkpoint that a run begins with, or None to begin with random weights. Writes nothing.
+
+    Raises:
+        UserError: the run folder is something else, was made with other settings or holds only damaged
+            checkpoints; `resume` is not there, has no whole checkpoint, holds another model or is not where
+            the run stands.
+    """
+    run = Path(config.run)
+    _check_folder(run, config)
+    own = checkpoints.newest(run)
+    if resume is None:
+        return own
+    given = _given(Path(resume))
+    if own is not None:
+        if given.path.resolve() == own.path.resolve():
+            return own
+        raise UserError(
+            f"{run} already stands at {own.path.name}, not at {given.path}: leave out --resume to continue "
+            "it, or give another folder with --run"
+        )
+    if changed := differences(given.config, to_dict(config), only="model."):
+        raise UserError(f"{given.path} holds another model ({'; '.join(changed[:MOST_NAMED])})")
+    if given.step >= config.steps:
+        raise UserError(f"{given.path} is at step {given.step}, steps is {config.steps}: give more --steps")
+    return given
+
+
+def _check_folder(run: Path, config: TrainConfig) -> None:
+    """Raise UserError unless `run` is new, empty, or a run of the same settings."""
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file: give another folder with --run")
+    stored = run / "config.yaml"
+    if not stored.exists():
+        if run.is_dir() and any(path.name != "config.yaml.tmp" for path in run.iterdir()):
+            raise UserError(
+                f"{run} is not empty and not a run (no config.yaml): give another folder with --run"
+            )
+        return
+    if changed := differences(to_dict(load_config(stored)), to_dict(config)):
+        more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+        raise UserError(
+            f"{run} was started with other settings ({'; '.join(changed[:MOST_NAMED])}{more}): "
+            "give the old ones to continue it, or another folder with --run"
+        )
+
+
+def _given(path: Path) -> Checkpoint:
+    """The checkpoint that --resume names: itself or the newest of a run folder."""
+    if not path.exists():
+        raise UserError(f"--resume {path} does not exist: give a run folder or one of its checkpoints")
+    if (path / checkpoints.INDEX).exists():
+        return checkpoints.inspect(path)
+    found = checkpoints.newest(path)
+    if found is None:
+        raise UserError(f"--resume {path} holds no checkpoint: give a run folder or one of its checkpoints")
+    return found

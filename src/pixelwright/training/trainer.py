@@ -1,0 +1,313 @@
+"""One training run in one process.
+
+Every random number is a function of (seed, step, place in the batch), so the state of a run is its weights,
+averaged weights, optimiser and step number, and a run that was killed and continued ends with the same bits
+as one that was not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pixelwright import flow, sampling
+from pixelwright.data import Batch, Batches, Source, open_source
+from pixelwright.errors import UserError
+from pixelwright.images import save_grid
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.folder import save as save_model
+from pixelwright.training import checkpoint as checkpoints
+from pixelwright.training.checkpoint import State
+from pixelwright.training.config import OptimConfig, TrainConfig, save_config, to_dict
+from pixelwright.training.control import Clock, Meter, ahead, stop_signals
+from pixelwright.training.device import check_compiler, resolve_device, resolve_precision
+from pixelwright.training.ema import EMA
+from pixelwright.training.report import Report
+from pixelwright.training.start import find_start
+
+GRID_PIXELS = 96  # small pictures are enlarged to about this side in sample grids
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; it has saved and can be continued. The command line exits with 130."""
+
+
+class _StopDrawing(Exception):
+    """Stop was asked for while pictures were being drawn."""
+
+
+class Inputs(NamedTuple):
+    """What one step computes its loss from, on the device."""
+
+    images: Tensor  # [B,3,H,W]
+    t: Tensor  # [B]
+    noise: Tensor  # [B,3,H,W]
+    labels: Tensor  # [B], some of them null
+
+
+def train(config: TrainConfig, resume: str | os.PathLike[str] | None = None) -> Path:
+    """Train until `config.steps` and return the run folder, whose `model/` holds the averaged weights.
+
+    A run folder with checkpoints is continued from the newest. `resume` names another run or checkpoint to
+    start a new run folder from: weights, optimiser and step are taken over; everything but the model may be
+    changed.
+
+    Raises:
+        UserError: the run folder belongs to something else or to other settings, `resume` is not there, or
+        the
+            loss is not finite for too long.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    return Trainer(config, resume).run()
+
+
+class Trainer:
+    """Model, optimiser and averaged weights of a run, and the loop. See `train`."""
+
+    def __init__(
+        self, config: TrainConfig, resume: str | os.PathLike[str] | None = None, source: Source | None = None
+    ) -> None:
+        """Nothing is written before `run`. `source` replaces the images that `config.data` names."""
+        self.config, self.folder = config, Path(config.run)
+        start = find_start(config, resume)
+        self.device = resolve_device(config.device)
+        self.autocast = resolve_precision(config.precision, self.device)
+        if config.compile:
+            check_compiler()
+        self.source = source or open_source(config.data)
+        self.model = build_model(config, self.source).to(self.device).train()
+        self.forward: Callable[..., Any] = torch.compile(self.model) if config.compile else self.model
+        self.parameters = list(self.model.parameters())
+        self.optimizer = build_optimizer(self.parameters, config.optim)
+        self.ema = EMA(self.model, config.ema_decay)
+        self.meter = Meter(self.device)
+        self.step, self.clock = 0, Clock()
+        if start is not None:
+            checkpoints.load(start, self.state())
+            self.step, self.clock = start.step, Clock(start.seconds)
+        self._stop_asked = False
+
+    def state(self) -> State:
+        """Every tensor that a later step depends on, by reference."""
+        slots = {name: self.optimizer.state[p] for name, p in self.model.named_parameters()}
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": {
+                f"{name}.{key}": value for name, slot in slots.items() for key, value in slot.items()
+            },
+            "meter": {"sums": self.meter.sums},
+        }
+
+    # ------------------------------------------------------------ the loop
+    def run(self) -> Path:
+        """Train to the end. Returns the run folder."""
+        config = self.config
+        if self.step >= config.steps:
+            print(f"{self.folder} is complete at step {self.step}; give more --steps to train on")
+            return self.folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, self.folder / "config.yaml")
+        self.report = Report(self.folder, self.step, config.steps)
+        self.clock = Clock(self.clock.seconds())
+        self._logged = (self.step, self.clock.seconds())
+        try:
+            with stop_signals(self._ask_to_stop):
+                for inputs in self._inputs():
+                    self.train_step(inputs)
+                    self.report.advance()
+                    self._at_interval()
+                    if self.step >= config.steps:
+                        break
+        finally:
+            self.report.close()
+        return self.folder
+
+    def _inputs(self) -> Iterator[Inputs]:
+        """The inputs of the steps to come; with an accelerator they are made one step ahead, in a thread."""
+        config = self.config
+        batches = iter(
+            Batches(self.source, config.data, config.batch_size, config.seed, start_step=self.step)
+        )
+        inputs = (self.prepare(batch, step) for step, batch in enumerate(batches, start=self.step))
+        return inputs if self.device.type == "cpu" else ahead(inputs)
+
+    def prepare(self, batch: Batch, step: int) -> Inputs:
+        """Draw times, noise and dropped labels of a step and bring all to the device."""
+        classes = self.model.config.num_classes
+        t, noise, labels = flow.draw(
+            self.config.flow, batch.images, batch.labels, classes, self.config.seed, step
+        )
+        return Inputs(*(x.to(self.device, non_blocking=True) for x in (batch.images, t, noise, labels)))
+
+    def train_step(self, inputs: Inputs) -> None:
+        """One optimiser step on a batch; without effect on the weights if loss or gradient is not finite."""
+        loss = self.gradients(inputs)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.config.optim.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.optim.clip, norm)
+        finite = torch.isfinite(loss + norm)
+        # The fused kernel reads this flag where the weights are, so that an accelerator is never waited for.
+        self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.config.optim, self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.ema.update(self.step)  # after a skipped step: towards the weights that stayed
+        self.meter.add(loss, norm, finite)
+
+    def gradients(self, inputs: Inputs) -> Tensor:
+        """Leave the gradient of the batch's mean loss in the parameters, micro-batch by micro-batch.
+
+        Returns that loss, [].
+        """
+        total = torch.zeros((), device=self.device)
+        size = len(inputs.images) // self.config.accumulate
+        for part in zip(*(x.split(size) for x in inputs), strict=True):
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                loss = flow.loss(self.forward, *part).sum() / len(inputs.images)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    # ------------------------------------------------------------ at intervals
+    def _at_interval(self) -> None:
+        """Log, save and draw where it is due."""
+        config, complete = self.config, self.step >= self.config.steps
+        due: Callable[[int], bool] = lambda every: complete or (every > 0 and self.step % every == 0)  # noqa: E731
+        if due(config.log_every):
+            self._log()
+        if self._stop_asked and not complete:
+            self._save_and_stop()
+        if due(config.sample_every):
+            self._draw()
+        if due(config.checkpoint_every):
+            self.save()
+
+    def _log(self) -> None:
+        """Write one line: means over the steps since the last line."""
+        means, seconds = self.meter.read(), self.clock.seconds()
+        steps, duration = self.step - self._logged[0], seconds - self._logged[1]
+        self._logged = (self.step, seconds)
+        self.report.write(
+            {
+                "step": self.step,
+                "loss": means.loss,
+                "grad_norm": means.grad_norm,
+                "lr": learning_rate(self.config.optim, self.step - 1),
+                "images_per_second": round(self.config.batch_size * steps / max(duration, 1e-9), 1),
+                "seconds": round(seconds, 2),
+                "skipped": means.skipped,
+            }
+        )
+        if means.skipped_in_a_row >= self.config.max_skipped:
+            saved = checkpoints.checkpoint_folders(self.folder)
+            raise UserError(
+                f"training stopped at step {self.step}: loss or gradient was not finite in the last "
+                f"{means.skipped_in_a_row} steps (max_skipped is {self.config.max_skipped}); "
+                f"{f'{saved[-1]} is good' if saved else 'nothing was saved yet'}: "
+                "try a lower --optim.lr or --optim.clip, or --precision fp32"
+            )
+
+    def save(self) -> Path:
+        """Write the averaged weights to `model/` and a checkpoint. Returns the checkpoint's folder."""
+        with self.clock.paused():
+            try:
+                save_model(self.ema.model, self.folder / "model")
+            except OSError as error:
+                raise UserError(f"{self.folder / 'model'} could not be written ({error})") from error
+            seconds, settings = self.clock.seconds(), to_dict(self.config)
+            return checkpoints.save(self.folder, self.step, self.state(), settings, seconds, self.config.keep)
+
+    def _save_and_stop(self) -> None:
+        self.save()
+        self.report.say(f"saved at step {self.step}; the same command continues from there")
+        raise Interrupted(f"{self.folder} stopped at step {self.step}")
+
+    def _ask_to_stop(self) -> None:
+        self._stop_asked = True
+
+    def _draw(self) -> None:
+        """The sample grid of this step, and the loss plot."""
+        with self.clock.paused():
+            try:
+                draw_samples(self.ema.model, self.config, self.folder, self.step, self._while_drawing)
+            except _StopDrawing:
+                self._save_and_stop()
+            self.report.plot()
+
+    def _while_drawing(self, step: sampling.Step) -> None:
+        if self._stop_asked and self.step < self.config.steps:
+            raise _StopDrawing
+
+
+def build_model(config: TrainConfig, source: Source) -> PixelDenoiser:
+    """The model of a run for the classes of its images, with weights drawn from the run's seed."""
+    side = config.data.size
+    more = {"image_size": (side, side), "class_names": source.class_names}
+    denoiser = config.model.denoiser(num_classes=source.num_classes, **more)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return PixelDenoiser(denoiser)
+
+
+def build_optimizer(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW whose state exists from the start, so that a checkpoint always holds the same tensors."""
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    for p in parameters:
+        optimizer.state[p] = {
+            "step": torch.zeros((), device=p.device),
+            "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+        }
+    return optimizer
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """The learning rate of step `step`, counted from 0: linear warm-up, then constant."""
+    return config.lr * min(1.0, (step + 1) / config.warmup) if config.warmup else config.lr
+
+
+def draw_samples(
+    model: PixelDenoiser,
+    config: TrainConfig,
+    folder: Path,
+    step: int,
+    callback: sampling.Callback | None = None,
+) -> Path:
+    """Write `folder/samples/step-XXXXXXX.png`: fixed noise, fixed labels spread over the classes."""
+    settings, classes, side = config.sample, model.config.num_classes, config.data.size
+    labels = [
+        i % classes if settings.count >= classes else i * classes // settings.count
+        for i in range(settings.count)
+    ]
+    images = sampling.sample(
+        model,
+        labels,
+        size=(side, side),
+        seed=settings.seed,
+        steps=settings.steps,
+        solver=settings.solver,
+        guidance_scale=settings.guidance_scale,
+        guidance_interval=settings.guidance_interval,
+        time_shift=settings.time_shift,
+        callback=callback,
+        batch_size=config.batch_size,
+        autocast=resolve_precision(config.precision, next(model.parameters()).device),
+    )
+    path = folder / "samples" / f"step-{step:07d}.png"
+    columns = classes if settings.count >= classes and classes <= 16 else None
+    save_grid(images, path, columns=columns, scale=max(1, GRID_PIXELS // side))
+    return path
