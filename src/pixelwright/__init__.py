@@ -1,11 +1,52 @@
 """pixelwright: pixel-space diffusion transformers (DiP and PixelDiT), from training to images."""
 
-from pixelwright import flow, hub, models, sampling
-from pixelwright.errors import UserError
-from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.folder import create, load, save
-from pixelwright.sampling import sample
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pixelwright import flow, hub, models, sampling
+    from pixelwright.errors import UserError
+    from pixelwright.models.denoiser import PixelDenoiser
+    from pixelwright.models.folder import create, load, save
+    from pixelwright.sampling import sample
 
 __version__ = "0.1.0"
 
-__all__ = ["PixelDenoiser", "UserError", "create", "flow", "hub", "load", "models", "sample", "sampling", "save"]
+__all__ = [
+    "PixelDenoiser",
+    "UserError",
+    "create",
+    "flow",
+    "hub",
+    "load",
+    "models",
+    "sample",
+    "sampling",
+    "save",
+]
+
+# Where the public names live; imported when first used, so that `pixelwright --help` need not wait for torch.
+_ROOMS = ("flow", "hub", "models", "sampling")
+_HOMES = {
+    "PixelDenoiser": "models.denoiser",
+    "UserError": "errors",
+    "create": "models.folder",
+    "load": "models.folder",
+    "sample": "sampling",
+    "save": "models.folder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"pixelwright.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pixelwright' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"pixelwright.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,7 +1,7 @@
 """The command line: `pixelwright train`, `pixelwright sample`, `pixelwright info`.
 
 This module knows the verbs and what becomes of their errors; each verb lives in a module of
-`pixelwright.commands` with two functions, `parser()` and `run(options)`. A verb's module is imported when it is
+`pixelwright.commands` with two functions, `parser()` and `run(options)`. That module is imported when it is
 called, so that `pixelwright --help` does not wait for torch.
 """
 

@@ -1,7 +1,7 @@
 """What a model costs, known before it is built: parameters, FLOPs and memory, part by part.
 
-The model is made and run on PyTorch's `meta` device, where tensors have shapes and no contents: exact for every
-backbone and detailer, without formulas to keep in step with the architectures, and instant at any size.
+The model is made and run on PyTorch's `meta` device, where tensors have shapes and no contents: exact for
+every backbone and detailer, without formulas to keep in step with the architectures, at any size in seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pixelwright.models.folder import skeleton
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the network: `backbone`, `detailer` and, where the detailer sits between blocks, what joins it."""
+    """One part of the network, such as the backbone."""
 
     name: str
     kind: str
@@ -47,8 +47,8 @@ class Info:
     sampling_bytes: int
     """Most memory in use at once while sampling a batch in float32 with guidance: weights and activations."""
     training_bytes: int
-    """Most memory in use at once in a training step of a batch in float32: weights, EMA, gradients, AdamW's two
-    moments and the activations kept for the backward pass."""
+    """Most memory in use at once in a training step of a batch in float32: weights, EMA, gradients, AdamW's
+    two moments and the activations kept for the backward pass."""
 
     @property
     def parameters(self) -> int:
@@ -89,14 +89,8 @@ def describe(config: DenoiserConfig, size: tuple[int, int] | None = None, batch_
         Part(name, type(part).__name__, sum(p.numel() for p in part.parameters()), flops.get(name, 0))
         for name, part in model.named_children()
     )
-    return Info(
-        config,
-        size,
-        batch_size,
-        parts,
-        _sampling(model, size, batch_size),
-        _training(model, size, batch_size),
-    )
+    memory = _sampling(model, size, batch_size), _training(model, size, batch_size)
+    return Info(config, size, batch_size, parts, *memory)
 
 
 def _inputs(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,8 +103,8 @@ def _inputs(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> tup
 def _flops(model: PixelDenoiser, size: tuple[int, int]) -> dict[str, int]:
     """FLOPs of matrix products, convolutions and attention by part, one image.
 
-    The denoiser runs the backbone's sub-modules itself, so a part's FLOPs are summed over its outermost called
-    sub-modules.
+    The denoiser runs the backbone's sub-modules itself, so a part's FLOPs are those of the outermost of its
+    modules that were called.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*_inputs(model, size, 1))
@@ -128,7 +122,7 @@ def _flops(model: PixelDenoiser, size: tuple[int, int]) -> dict[str, int]:
 
 
 class _PeakMemory(TorchDispatchMode):
-    """Follows every tensor made inside it and records the most bytes alive at one time; the weights do not count."""
+    """Follows every tensor made inside it and records the most bytes alive at one time, weights apart."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

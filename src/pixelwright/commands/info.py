@@ -12,10 +12,10 @@ from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.folder import read_config
 from pixelwright.models.presets import PRESETS, preset
 
-DESCRIPTION = """Parts of a model, parameters and FLOPs of each, and the memory that sampling and training need.
+DESCRIPTION = """Parts of a model, their parameters and FLOPs, and the memory to sample and to train.
 
-Nothing is allocated: the largest preset takes a few seconds. FLOPs count a multiply and an add as two. The memory
-is that of float32 without autocast, on top of what PyTorch itself takes; see --batch-size.
+Nothing is allocated: the largest preset takes a few seconds. FLOPs count a multiply and an add as two.
+The memory is that of float32 without autocast, on top of what PyTorch itself takes; see --batch-size.
 
 models:
 """
@@ -28,7 +28,12 @@ EXAMPLES = """  pixelwright info pixeldit-xl-16
 def parser() -> ArgumentParser:
     """One model, the image size and the batch size."""
     parser = new_parser("info", DESCRIPTION + _names(), EXAMPLES)
-    parser.add_argument("model", metavar="NAME|FOLDER", help="a preset, a saved model or a run folder")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="NAME|FOLDER",
+        help="a preset, a saved model or a run folder; without it, the presets are listed",
+    )
     parser.add_argument(
         "--size",
         type=int,
@@ -41,7 +46,10 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Print the table."""
+    """Print the table of a model, or the names of all presets."""
+    if options.model is None:
+        print(_names())
+        return
     print(report(describe(_config(options.model), image_size(options.size), options.batch_size)))
 
 
@@ -79,6 +87,6 @@ def report(info: Info) -> str:
         "",
         f"memory at batch size {info.batch_size}, float32:",
         f"  to sample  {human(info.sampling_bytes, 'B', 1024):>9}  (weights, activations of a guided step)",
-        f"  to train   {human(info.training_bytes, 'B', 1024):>9}  (weights, EMA, gradients, AdamW, activations)",
+        f"  to train   {human(info.training_bytes, 'B', 1024):>9}  (and EMA, gradients, AdamW)",
     ]
     return "\n".join(lines)

@@ -14,8 +14,8 @@ def parse_labels(
     """The classes that `words` mean, one per image, in order.
 
     Args:
-        words: each a class name, or one or several of the following with commas between: a number, a range `0-9`
-            (both ends included), a class name, `all`.
+        words: each a class name, or one or several of the following with commas between: a number, a range
+            `0-9` (both ends included), a class name, `all`.
         num_classes: labels run from 0 to num_classes - 1.
         class_names: one name per class, where the model has them; case does not matter.
 

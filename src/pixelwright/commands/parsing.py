@@ -1,4 +1,4 @@
-"""What the commands share: making a parser, reading the settings, and saying what is wrong with them in one line."""
+"""What the commands share: making a parser, reading settings, saying in one line what is wrong with them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def new_parser(command: str, description: str, examples: str) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    """The settings in `arguments`, dataclasses built and so validated. Raises UserError naming the setting."""
+    """The settings in `arguments`, dataclasses built and checked. Raises UserError naming the setting."""
     try:
         options = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
@@ -44,7 +44,7 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
 
 
 def _check_groups(options: Namespace, parser: ArgumentParser) -> None:
-    """A group of settings given as a single value (`optim: 3`) passes the parser and fails obscurely later."""
+    """A group of settings given as one value (`optim: 3`) passes the parser and fails obscurely later."""
     for key in parser.get_defaults().keys():  # noqa: SIM118 (a Namespace, not a dict)
         group, dot, _ = key.rpartition(".")
         if dot and not isinstance(options.get(group), Namespace):
@@ -65,6 +65,8 @@ def _explain(message: str, parser: ArgumentParser) -> str:
         return f'unknown key "{found[1]}" in the configuration{nearest(found[1], top)}'
     if found := re.match(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: (.*)', text):
         wanted = re.sub(r"<class '(.+?)'>", r"\1", found[2]).replace("typing.", "")
+        if choices := re.search(r"Literal\[(.+?)\]", wanted):
+            wanted = "one of " + choices[1].replace("'", "")
         return f"{found[1]} is {found[3]}; {wanted} is needed"
     return text.removeprefix("Parser key ")
 
@@ -83,14 +85,12 @@ def image_size(numbers: list[int] | None) -> tuple[int, int] | None:
     if numbers is None:
         return None
     if len(numbers) > 2:
-        raise UserError(
-            f"--size has {len(numbers)} numbers ({' '.join(map(str, numbers))}); give N or ROWS COLUMNS"
-        )
+        raise UserError(f"--size is {' '.join(map(str, numbers))}; give one number, or ROWS COLUMNS")
     return numbers[0], numbers[-1]
 
 
 def model_folder(path: str) -> Path:
-    """The folder of a saved model: `path` itself or, where it is the folder of a run, its averaged weights."""
+    """The folder of a saved model: `path` itself or, where that is a run, its averaged weights."""
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{path} is not a folder; give a saved model or the folder of a run")

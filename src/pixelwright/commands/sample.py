@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, NoReturn
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -14,14 +15,15 @@ from pixelwright.commands.labels import parse_labels
 from pixelwright.commands.parsing import image_size, model_folder, new_parser
 from pixelwright.errors import UserError
 from pixelwright.images import save_grid, save_png
+from pixelwright.models.folder import read_config
 from pixelwright.training.device import resolve_device, resolve_precision
 
 GRID = 100
 """Most images in grid.png."""
 
-DESCRIPTION = f"""Draw images from a trained model: one PNG per label, named by index, and grid.png of the first {GRID}.
+DESCRIPTION = f"""Draw images from a trained model: PNG files by index, and grid.png of the first {GRID}.
 
-Image i depends on the seed and on i alone, not on the batch size: a set can be drawn in pieces with --start-index."""
+Image i depends on the seed and on i alone, not on the batch size; --start-index draws a set in pieces."""
 
 EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
   pixelwright sample runs/first --labels "golden retriever" 7,7,7 --out dogs --guidance-scale 2.5 --seed 3
@@ -52,7 +54,7 @@ def parser() -> ArgumentParser:
     add(
         "--overwrite",
         action="store_true",
-        help="write into a folder that holds files, replacing those of one name",
+        help="write into a folder that holds files; the same names are replaced",
     )
     add("--size", type=int, nargs="+", metavar="N", help="N or ROWS COLUMNS (default: the model's own)")
     add("--seed", type=int, default=0, help="seed of the noise")
@@ -70,12 +72,12 @@ def parser() -> ArgumentParser:
     )
     add("--time-shift", type=float, default=1.0, help="above 1 spends more steps near the noise")
     add("--batch-size", type=int, default=16, help="images at a time")
-    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add(
         "--precision",
-        type=str,
+        type=Literal["auto", "bf16", "fp32"],
         default="auto",
-        help="auto, bf16 or fp32; auto is bf16 where the device has it",
+        help="auto is bf16 where the device computes in it",
     )
     return parser
 
@@ -85,17 +87,18 @@ def run(options: Namespace) -> None:
     out = Path(options.out)
     _check(options, out)
     device = resolve_device(options.device)
-    model = pw.load(model_folder(options.model)).to(device).eval()
-    labels = parse_labels(options.labels, model.config.num_classes, model.config.class_names)
+    folder = model_folder(options.model)
+    config = read_config(folder)  # so that a wrong label is found before the weights are read
+    labels = parse_labels(options.labels, config.num_classes, config.class_names)
+    model = pw.load(folder).to(device)
     starts = range(0, len(labels), options.batch_size)
     shown: list[Tensor] = []
-    with tqdm(total=len(labels), unit="image", desc="sampling") as bar:
+    with tqdm(total=len(starts) * options.steps, unit="step", disable=None, delay=0.5) as bar:
         for start in starts:
-            images = _draw(model, labels[start : start + options.batch_size], start, options, device)
+            images = _draw(model, labels[start : start + options.batch_size], start, options, bar)
             for index, image in enumerate(images, options.start_index + start):
                 save_png(image, out / f"{index:06d}.png")
             shown += list(images[: max(0, GRID - start)])
-            bar.update(len(images))
     save_grid(torch.stack(shown), out / "grid.png", scale=max(1, 64 // shown[0].shape[0]))
     print(f"{len(labels)} images are in {out}; {out / 'grid.png'} shows {len(shown)} of them together")
 
@@ -105,21 +108,23 @@ def _check(options: Namespace, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not options.overwrite:
-        raise UserError(
-            f"--out {out} holds files already; give another folder, or --overwrite to write into it"
-        )
+        raise UserError(f"--out {out} holds files already; give another folder, or --overwrite")
     for name, least in (("batch_size", 1), ("start_index", 0)):
         if options[name] < least:
             raise UserError(f"--{name.replace('_', '-')} is {options[name]}; it must be at least {least}")
 
 
 def _draw(
-    model: pw.PixelDenoiser, labels: list[int], start: int, options: Namespace, device: torch.device
+    model: pw.PixelDenoiser, labels: list[int], start: int, options: Namespace, bar: tqdm[NoReturn]
 ) -> Tensor:
-    """uint8 [B,H,W,3] of one batch."""
+    """One batch, uint8 [B,H,W,3]; the bar moves with every step of the solver."""
+
+    def advance(_: pw.sampling.Step) -> None:
+        bar.update()
+
     return pw.sample(
         model,
-        torch.tensor(labels, device=device),
+        torch.tensor(labels),
         size=image_size(options.size),
         seed=options.seed,
         start_index=options.start_index + start,
@@ -128,5 +133,6 @@ def _draw(
         guidance_scale=options.guidance_scale,
         guidance_interval=tuple(options.guidance_interval),
         time_shift=options.time_shift,
-        autocast=resolve_precision(options.precision, device),
+        callback=advance,
+        autocast=resolve_precision(options.precision, model.backbone.patch_embedder.weight.device),
     )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from jsonargparse import ArgumentParser, Namespace
 
 from pixelwright.commands.parsing import new_parser
-from pixelwright.training.config import TrainConfig
+from pixelwright.training import Interrupted, TrainConfig, train
 
 DESCRIPTION = """Train a model as a YAML configuration says; single settings override it.
 
-The run folder holds the configuration, logs (log.jsonl, tensorboard/), sample grids, a loss plot, checkpoints and
-the averaged weights (model/), which `pixelwright sample` reads. Ctrl-C saves and leaves; the same command again
-goes on where it stopped, with the same result as a run without a stop."""
+The run folder holds the configuration, logs (log.jsonl, tensorboard/), sample grids, a loss plot, checkpoints
+and the averaged weights (model/), which `pixelwright sample` reads. Ctrl-C saves and leaves; the same command
+again goes on where it stopped, with the same result as a run without a stop."""
 
 EXAMPLES = """  pixelwright train --config configs/cifar10-dip-ti.yaml
-  pixelwright train --config configs/cifar10-dip-ti.yaml --run runs/wide --optim.lr 2e-4 --data.path my-images.zip
-  pixelwright train --run runs/shapes --model.preset dip-ti-4 --data.path shapes --data.size 32 --steps 2000"""
+  pixelwright train --config configs/cifar10-dip-ti.yaml --run runs/mine --optim.lr 2e-4 --data.path my.zip
+  pixelwright train --run runs/shapes --model.preset dip-ti-4 --data.path shapes --steps 2000"""
 
 
 def parser() -> ArgumentParser:
@@ -26,17 +28,17 @@ def parser() -> ArgumentParser:
         "--resume",
         type=str | None,
         metavar="PATH",
-        help="another run, or a checkpoint of one, to start this run from; --run itself is continued without it",
+        help="another run, or a checkpoint of one, to start from (--run itself is continued without it)",
     )
     parser.add_class_arguments(TrainConfig, None)
     return parser
 
 
 def run(options: Namespace) -> int:
-    """Train; 0 when the run is complete, 130 when it was interrupted."""
-    from pixelwright.training import train
-
-    names = TrainConfig.__dataclass_fields__
-    config = TrainConfig(**{name: options[name] for name in names})
-    train(config, resume=options.resume)
+    """Train; 0 when the run is complete, 130 when it was interrupted (the trainer says how to go on)."""
+    settings = {field.name: options[field.name] for field in dataclasses.fields(TrainConfig)}
+    try:
+        train(TrainConfig(**settings), resume=options.resume)
+    except Interrupted:
+        return 130
     return 0
