@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader went away (`pixelwright info ... | head`); the flush at exit must not fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 2, arguments)
+    except ValueError as error:
         return _fail(str(error), 2, arguments)
     except Exception as error:
         reason = f"{type(error).__name__}: {error} (unforeseen; --debug shows where it comes from)"

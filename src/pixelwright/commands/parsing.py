@@ -38,46 +38,42 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     try:
         options = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
-        raise UserError(_explain(str(error), parser)) from error
-    _check_groups(options, parser)
-    return parser.instantiate(options)
-
-
-def _check_groups(options: Namespace, parser: ArgumentParser) -> None:
-    """A group of settings given as one value (`optim: 3`) passes the parser and fails obscurely later."""
-    for key in parser.get_defaults().keys():  # noqa: SIM118 (a Namespace, not a dict)
+        raise UserError(_explain(str(error), keys(parser))) from error
+    for key in keys(parser):  # `--optim 3` passes the parser and would fail obscurely later
         group, dot, _ = key.rpartition(".")
         if dot and not isinstance(options.get(group), Namespace):
             raise UserError(f"{group} is {options.get(group)!r}; it is a group of settings such as {key}")
+    return parser.instantiate(options)
 
 
-def _explain(message: str, parser: ArgumentParser) -> str:
-    """The parser's message, with unknown names set beside the nearest known ones."""
-    text = " ".join(message.split())
-    keys = [str(key) for key in parser.get_defaults().keys()]  # noqa: SIM118
-    if found := re.match(r"unrecognized arguments: (.+)", text):
+def keys(parser: ArgumentParser) -> list[str]:
+    """The names of all settings of a parser, with dots for those in groups."""
+    return [str(key) for key in parser.get_defaults().keys()]  # noqa: SIM118 (a Namespace, not a dict)
+
+
+def _explain(message: str, keys: list[str]) -> str:
+    """The parser's message in one line, with unknown names set beside the nearest known ones."""
+    text = re.sub(r"<class '(.+?)'>", r"\1", " ".join(message.split())).replace("typing.", "")
+    if found := re.match(r"unrecognized arguments: (\S+)", text):
         return _unknown_argument(found[1], keys)
     if found := re.search(r"Group '(.+?)' does not accept option '(.+?)'", text):
         key = f"{found[1]}.{found[2]}"
-        return f'unknown key "{key}" in the configuration{nearest(key, keys)}'
-    if found := re.search(r"Option '(.+?)' is not accepted", text):
-        top = [*keys, *{key.split(".")[0] for key in keys}]
-        return f'unknown key "{found[1]}" in the configuration{nearest(found[1], top)}'
-    if found := re.match(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: (.*)', text):
-        wanted = re.sub(r"<class '(.+?)'>", r"\1", found[2]).replace("typing.", "")
-        if choices := re.search(r"Literal\[(.+?)\]", wanted):
+        return f'unknown key "{key}"{nearest(key, keys)}'
+    if found := re.match(
+        r'(.*)Parser key "(.+?)": .*?Expected an? (.+?)\.? .*?(?:Got|Given) value: (.*)', text
+    ):
+        place, key, wanted, value = found.groups()
+        if choices := re.search(r"Literal\[(.+?)\]", text):
             wanted = "one of " + choices[1].replace("'", "")
-        return f"{found[1]} is {found[3]}; {wanted} is needed"
-    return text.removeprefix("Parser key ")
+        return f"{place}{key} is {value}; {wanted} is needed"
+    return re.sub(r'Parser key "(.+?)"', r"\1", text)
 
 
-def _unknown_argument(words: str, keys: list[str]) -> str:
-    word = words.split()[0]
+def _unknown_argument(word: str, keys: list[str]) -> str:
     if not word.startswith("-"):
-        return f'unexpected argument "{words}"'
-    options = [f"--{key}" for key in keys]
+        return f'unexpected argument "{word}"'
     word = word.split("=")[0]
-    return f'unknown option "{word}"{nearest(word, options)}'
+    return f'unknown option "{word}"{nearest(word, [f"--{key}" for key in keys])}'
 
 
 def image_size(numbers: list[int] | None) -> tuple[int, int] | None:
