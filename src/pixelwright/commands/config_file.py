@@ -1,4 +1,4 @@
-"""`--config FILE`: the file is read and its keys checked before the parser sees them, to name file and key."""
+"""`--config FILE`: the file is read and its keys are checked before the parser sees it, to name file and key."""
 
 from __future__ import annotations
 
@@ -8,35 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from pixelwright.errors import UserError, nearest
 
 
-class ConfigFile(ActionConfigFile):
-    """Read settings from a YAML file; `keys` are those it may hold, with dots."""
+def check_files(arguments: list[str], keys: Collection[str]) -> None:
+    """Check every file that `--config` names in `arguments`; `keys` are those it may hold, with dots.
 
-    def __init__(self, keys: Collection[str] = (), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.keys = keys
-
-    def __call__(
-        self, parser: ArgumentParser, cfg: Namespace, values: str, option_string: Any = None
-    ) -> None:
-        """Raises UserError: no such file, no YAML, no settings, or a key that does not exist; ArgumentError for a
-        value of the wrong type."""
-        check(read_yaml(Path(values)), self.keys, values)
-        try:
-            super().__call__(parser, cfg, values, option_string)
-        except (TypeError, argparse.ArgumentError) as error:
-            raise argparse.ArgumentError(None, f"{values}: {error}") from error
+    Raises:
+        UserError: no such file, no YAML, no settings in it, or an unknown key.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", action="append", default=[])
+    for file in finder.parse_known_args(arguments)[0].config:
+        check(read_yaml(Path(file)), keys, file)
 
 
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice, of which YAML's readers silently drop the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 line = node.start_mark.line + 1

@@ -9,10 +9,14 @@ from pathlib import Path
 import jsonargparse
 from jsonargparse import ArgumentParser, Namespace
 
+from pixelwright.commands.config_file import check_files
 from pixelwright.errors import UserError, nearest
 
 # The line under a field of a configuration dataclass is its help text.
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+COMMAND_LINE_ONLY = ("config", "debug", "resume")
+"""Settings that a configuration file may not hold."""
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
@@ -36,6 +40,8 @@ def new_parser(command: str, description: str, examples: str) -> ArgumentParser:
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """The settings in `arguments`, dataclasses built and checked. Raises UserError naming the setting."""
     try:
+        if "config" in keys(parser):
+            check_files(arguments, [key for key in keys(parser) if key not in COMMAND_LINE_ONLY])
         options = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         raise UserError(_explain(str(error), keys(parser))) from error

@@ -6,8 +6,7 @@ import dataclasses
 
 from jsonargparse import ArgumentParser, Namespace
 
-from pixelwright.commands.config_file import ConfigFile
-from pixelwright.commands.parsing import keys, new_parser
+from pixelwright.commands.parsing import new_parser
 from pixelwright.training import Interrupted, TrainConfig, train
 
 DESCRIPTION = """Train a model as a YAML configuration says; single settings override it.
@@ -24,18 +23,14 @@ EXAMPLES = """  pixelwright train --config configs/cifar10-dip-ti.yaml
 def parser() -> ArgumentParser:
     """The settings of a run: the fields of `TrainConfig`, from a file or one by one."""
     parser = new_parser("train", DESCRIPTION, EXAMPLES)
+    parser.add_argument("--config", action="config", help="YAML file with the settings below")
     parser.add_argument(
         "--resume",
         type=str | None,
         metavar="PATH",
         help="another run, or a checkpoint of one, to start from (--run itself is continued without it)",
     )
-    commands = set(keys(parser))
     parser.add_class_arguments(TrainConfig, None)
-    settings = [key for key in keys(parser) if key not in commands]
-    parser.add_argument(
-        "--config", action=ConfigFile, keys=settings, help="YAML file with the settings below"
-    )
     return parser
 
 
