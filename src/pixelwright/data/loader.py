@@ -97,7 +97,7 @@ class Batches:
     def request(self, step: int) -> list[int]:
         """Indices to read for `step`: those of its samples that are not in memory yet."""
         wanted = {int(self._order(epoch)[0][place]) for epoch, place in self._places(step)}
-        return sorted(wanted - self._held.keys() - self._unreadable)
+        return sorted(i for i in wanted if i not in self._held and i not in self._unreadable)
 
     def _places(self, step: int) -> Iterator[tuple[int, int]]:
         first = step * self.batch_size + self._offset
@@ -113,14 +113,15 @@ class Batches:
     def _assemble(self, step: int, loaded: _Loaded) -> Batch:
         self._take(loaded)
         picks = [(epoch, self._readable(epoch, place)) for epoch, place in self._places(step)]
-        images = torch.from_numpy(np.stack([self._held[index].pixels for _, index in picks]))  # [b, H, W, 3]
+        images = torch.from_numpy(np.stack([self._held[index].pixels for _, index in picks]))  # [b, 3, H, W]
         labels = torch.tensor([self._held[index].label for _, index in picks])
         flipped = torch.tensor([bool(self._order(epoch)[1][index]) for epoch, index in picks])
         if flipped.any():
-            images[flipped] = images[flipped].flip(2)  # mirror the columns
+            images[flipped] = images[flipped].flip(3)  # mirror the columns
         if not self._keep:
             self._held.clear()
-        return Batch(from_uint8(images).contiguous(), labels, torch.tensor([index for _, index in picks]))
+        indices = torch.tensor([index for _, index in picks])
+        return Batch(from_uint8(images.permute(0, 2, 3, 1)), labels, indices)
 
     def _readable(self, epoch: int, place: int) -> int:
         """The index at `place` of the permutation, or the first readable one after it, now held in memory."""
@@ -150,7 +151,7 @@ class Batches:
 
 
 class _Decoded(NamedTuple):
-    pixels: np.ndarray  # [H, W, 3] uint8
+    pixels: np.ndarray  # [3, H, W] uint8
     label: int
 
 
@@ -158,7 +159,7 @@ class _Loaded(NamedTuple):
     """What reading a list of indices gave."""
 
     indices: list[int]
-    pixels: Tensor  # [m, H, W, 3] uint8
+    pixels: Tensor  # [m, 3, H, W] uint8
     labels: list[int]
     failures: dict[int, str]
 
@@ -178,10 +179,11 @@ class _Reader(Dataset[_Loaded]):
             except UnreadableImage as error:
                 failures[index] = str(error)
                 continue
-            images.append(np.asarray(centre_crop(sample.image, self.size)))
+            picture = np.asarray(centre_crop(sample.image, self.size))  # [H, W, 3]
+            images.append(np.ascontiguousarray(picture.transpose(2, 0, 1)))
             labels.append(sample.label)
             good.append(index)
-        shape = (len(good), self.size, self.size, 3)
+        shape = (len(good), 3, self.size, self.size)
         pixels = torch.from_numpy(np.stack(images)) if images else torch.empty(shape, dtype=torch.uint8)
         return _Loaded(good, pixels, labels, failures)
 

@@ -58,6 +58,7 @@ PATTERNS = ("plain", "gradient", "spotlight")
 STRIPE, CHECK, DOT = 5 / 32, 7 / 32, 6 / 32  # periods of the textures
 DOT_RADIUS = 0.3  # in periods
 RIM = 0.025  # width of the untextured edge, which keeps the outline clear
+MARGIN = 1 / 32  # around a shape, so that its outline is not cut
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,8 @@ def random_scene(seed: int, index: int) -> Scene:
 
     shape, colour, texture = choose(SHAPES), choose(COLOURS), choose(TEXTURES)
     radius = SHAPE_RADIUS[shape] * between(0.85, 1.1)
-    centre = (between(radius, 1 - radius), between(radius, 1 - radius))
+    reach = radius + MARGIN
+    centre = (between(reach, 1 - reach), between(reach, 1 - reach))
     angle = between(-0.3, 0.3)
     grain = math.pi / 4 * int(4 * next(draws)) if texture == "striped" else 0.0
     pattern, ground = choose(PATTERNS), choose(GROUNDS)

@@ -7,7 +7,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
@@ -18,7 +18,7 @@ from pixelwright.errors import UserError
 
 LABEL_FILE = "dataset.json"
 KINDS = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
-IMAGE_SUFFIXES = frozenset("." + kind for kind in KINDS.split())
+SUFFIXES = frozenset(KINDS.split())
 MEMBER_LIMIT = 1 << 30  # bytes; a zip member that claims more is not a picture
 
 
@@ -171,7 +171,7 @@ def _refuse_escape(member: str, file: Path) -> None:
 
 def _label_member(members: Iterable[str]) -> str | None:
     """The `dataset.json` nearest the top, if there is one; names in it are relative to its own folder."""
-    found = [m for m in members if PurePosixPath(m).name == LABEL_FILE and not _hidden(m)]
+    found = [m for m in members if m.rpartition("/")[2] == LABEL_FILE and not _hidden(m)]
     return min(found, key=lambda member: (member.count("/"), member), default=None)
 
 
@@ -203,11 +203,11 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return name[0] == "." or "/." in name or "__MACOSX" in name.split("/")
 
 
 def _image_names(names: Iterable[str]) -> list[str]:
-    return sorted({n for n in names if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES and not _hidden(n)})
+    return sorted({n for n in names if n.rpartition(".")[2].lower() in SUFFIXES and not _hidden(n)})
 
 
 def _classify(
