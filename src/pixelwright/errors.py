@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The end of an error message about an unknown `name`: the closest choice, or all of them if none is close."""
+    """The end of an error message about an unknown `name`: the closest choices, or all if none is close."""
     known = sorted(choices)
     close = get_close_matches(str(name), known, n=3, cutoff=0.5)
     if close:

@@ -14,7 +14,7 @@ from pixelwright.errors import UserError, nearest
 from pixelwright.streams import generator
 
 SMALLEST_DENOMINATOR = 0.05
-"""x- and noise-prediction divide by 1−t or t; below this the division would amplify the network's error without bound."""
+"""x- and noise-prediction divide by 1−t or t; nearer to 0 the network's error would grow without bound."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 def to_velocity(output: Tensor, x_t: Tensor, t: Tensor, prediction: str) -> Tensor:
     """The velocity that a network's output means. output, x_t [B,3,H,W], t [B].
 
-    `velocity`: v itself. `x`: v = (x̂ − x_t)/(1−t). `noise`: v = (x_t − ε̂)/t. Denominators are kept above 0.05.
+    `velocity`: v itself. `x`: v = (x̂ − x_t)/(1−t). `noise`: v = (x_t − ε̂)/t. Denominators stay above 0.05.
     """
     match prediction:
         case "velocity":
@@ -79,8 +79,8 @@ def draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The random part of a training step: times [B], noise like `images`, and labels [B] with some made null.
 
-    Sample j draws from the stream (seed, step, start + j) alone, so the numbers are the same however the global
-    batch is divided among processes and micro-batches.
+    Sample j draws from the stream (seed, step, start + j) alone, so the numbers are the same however the
+    global batch is divided among processes and micro-batches.
     """
     times, keeps, noises = [], [], []
     for j in range(images.shape[0]):

@@ -50,7 +50,9 @@ def save_grid(
     h, w, top = height * scale + gap, width * scale + gap, 16 if titles else 0
     sheet = Image.new("RGB", (columns * w + gap, rows * h + gap + top), "white")
     for i, image in enumerate(images):
-        tile = Image.fromarray(image.numpy()).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        tile = Image.fromarray(image.numpy()).resize(
+            (width * scale, height * scale), Image.Resampling.NEAREST
+        )
         sheet.paste(tile, (gap + i % columns * w, top + gap + i // columns * h))
     for column, title in enumerate(titles or ()):
         ImageDraw.Draw(sheet).text((gap + column * w, 2), title, fill="black")

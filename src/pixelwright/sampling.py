@@ -1,6 +1,7 @@
 """From noise to images: time grid, guidance, one plain function per solver, and `sample` that joins them.
 
-Solvers know nothing of classes or models; they integrate dx/dt = velocity(x, t) from t=0 (noise) to t=1 (data).
+Solvers know nothing of classes or models; they integrate dx/dt = velocity(x, t) from t=0 (noise) to t=1
+(data).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 class Step(NamedTuple):
     """What a callback sees at every step, before x moves."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     """0 … steps-1."""
     steps: int
     t: float
@@ -58,7 +59,7 @@ def time_grid(steps: int, time_shift: float = 1.0) -> Tensor:
     return shift_time(torch.arange(steps + 1, dtype=torch.float64) / steps, time_shift)
 
 
-# --- Guidance ---------------------------------------------------------------------------------------------------
+# --- Guidance ----------------------------------------------------------------------------------------------
 
 
 def _check_guidance(scale: float, interval: tuple[float, float]) -> tuple[float, float]:
@@ -77,8 +78,8 @@ def guide_pair(
 ) -> Velocity:
     """Classifier-free guidance from a function that gives (conditional, null) velocities in one call.
 
-    v = v_null + scale·(v_cond − v_null) where low < t < high (strictly), else v_cond alone; outside the interval,
-    and at scale 1, the null branch is not evaluated.
+    v = v_null + scale·(v_cond − v_null) where low < t < high (strictly), else v_cond alone; outside the
+    interval, and at scale 1, the null branch is not evaluated.
     """
     low, high = _check_guidance(guidance_scale, guidance_interval)
 
@@ -107,7 +108,7 @@ def guide(
     )
 
 
-# --- Solvers ----------------------------------------------------------------------------------------------------
+# --- Solvers -----------------------------------------------------------------------------------------------
 
 
 def _steps(grid: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -160,17 +161,17 @@ def _adams_bashforth(
 
 
 def ab2(velocity: Velocity, x: Tensor, grid: Tensor, callback: Callback | None = None) -> Tensor:
-    """Adams-Bashforth 2 with variable-step weights 1 + h/2h' and −h/2h', first step Euler; one evaluation a step."""
+    """Adams-Bashforth 2 with variable-step weights 1 + h/2h' and −h/2h', first step Euler."""
     return _adams_bashforth(velocity, x, grid, callback, fixed=False)
 
 
 def ab2_fixed(velocity: Velocity, x: Tensor, grid: Tensor, callback: Callback | None = None) -> Tensor:
-    """The published "FlowDPMSolver": weights 3/2 and −1/2 whatever the steps; first order on a shifted grid."""
+    """The published "FlowDPMSolver": weights 3/2 and −1/2 always; first order on a shifted grid."""
     return _adams_bashforth(velocity, x, grid, callback, fixed=True)
 
 
 def dpmpp_2m(velocity: Velocity, x: Tensor, grid: Tensor, callback: Callback | None = None) -> Tensor:
-    """DPM-Solver++ 2M (data prediction, multistep) with α = t, σ = 1−t; first and last step of first order."""
+    """DPM-Solver++ 2M (data prediction, multistep) with α = t, σ = 1−t; first and last step first order."""
     previous: Tensor | None = None
     h_previous = math.inf
     for i, (t, t_next) in enumerate(_steps(grid)):
@@ -187,9 +188,9 @@ def dpmpp_2m(velocity: Velocity, x: Tensor, grid: Tensor, callback: Callback | N
     return x
 
 
-def _log_snr(t: Tensor) -> float:
+def _log_snr(time: Tensor) -> float:
     """λ = log(α/σ); −∞ at pure noise, +∞ at data."""
-    t = float(t)
+    t = float(time)
     return -math.inf if t <= 0 else math.inf if t >= 1 else math.log(t / (1 - t))
 
 
@@ -221,15 +222,17 @@ def solve(
         raise UserError(f'unknown solver "{solver}"{nearest(solver, SOLVERS)}')
     grid = torch.as_tensor(grid).detach().cpu()
     if grid.ndim != 1 or len(grid) < 2 or not bool((grid.diff() > 0).all()):
-        raise UserError(f"grid has the shape {list(grid.shape)} or does not rise; give rising times [steps+1]")
+        raise UserError(
+            f"grid has the shape {list(grid.shape)} or does not rise; give rising times [steps+1]"
+        )
     return SOLVERS[solver](velocity, noise, grid, callback)
 
 
-# --- Sampling a model -------------------------------------------------------------------------------------------
+# --- Sampling a model --------------------------------------------------------------------------------------
 
 
 def initial_noise(size: tuple[int, int], count: int, seed: int, start_index: int = 0) -> Tensor:
-    """Noise of images start_index … start_index+count−1, [count,3,H,W]; image i depends on (seed, i) alone."""
+    """Noise of images start_index … +count−1, [count,3,H,W]; image i depends on (seed, i) alone."""
     return torch.stack([normal((3, *size), seed, "sample", start_index + i) for i in range(count)])
 
 
@@ -305,8 +308,8 @@ def sample(
         model: any `PixelDenoiser`; it runs where its weights are and is left in the mode it was in.
         labels: one class index or class name per image.
         size: (height, width) in pixels, multiples of the patch size; by default the model's own.
-        seed, start_index: image i of the result is image start_index + i of that seed; it does not depend on the
-            batch it is drawn in.
+        seed, start_index: image i of the result is image start_index + i of that seed; it does not depend on
+            the batch it is drawn in.
         steps, solver, time_shift: see `time_grid` and `SOLVERS`.
         guidance_scale, guidance_interval: see `guide`; 1 switches guidance off.
         callback: called with a `Step` at every step of every batch.

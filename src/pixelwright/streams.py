@@ -1,8 +1,8 @@
 """Random numbers as a function of integers.
 
-Every draw in the library names its stream by a path of integers and words, such as `(seed, "noise", step, j)`.
-Nothing depends on how many numbers were drawn before, so a result is the same whatever the batch size, the number
-of processes or the interruptions, and resuming needs no saved generator state.
+Every draw in the library names its stream by a path of integers and words, such as `(seed, "noise", step)`.
+Nothing depends on how many numbers were drawn before, so a result is the same whatever the batch size, the
+number of processes or the interruptions, and resuming needs no saved generator state.
 """
 
 from __future__ import annotations

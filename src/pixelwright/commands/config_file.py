@@ -1,4 +1,4 @@
-"""`--config FILE`: the file is read and its keys are checked before the parser sees it, to name file and key."""
+"""`--config FILE`: the file and its keys are checked before the parser reads it, to name file and key."""
 
 from __future__ import annotations
 

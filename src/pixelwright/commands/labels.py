@@ -35,6 +35,8 @@ def parse_labels(
 
 
 def _labels(word: str, num_classes: int, names: dict[str, int]) -> Sequence[int]:
+    if not word:
+        raise UserError("a label is empty; give numbers, ranges such as 0-9, class names or all")
     if word.lower() in names:
         return [names[word.lower()]]
     if word == "all":

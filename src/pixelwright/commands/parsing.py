@@ -66,7 +66,7 @@ def _explain(message: str, keys: list[str]) -> str:
         key = f"{found[1]}.{found[2]}"
         return f'unknown key "{key}"{nearest(key, keys)}'
     if found := re.match(
-        r'(.*)Parser key "(.+?)": .*?Expected an? (.+?)\.? .*?(?:Got|Given) value: (.*)', text
+        r'(.*)Parser key "(.+?)": .*?Expected an? (.+?)(?:\.| -) .*?(?:Got|Given) value: (.*)', text
     ):
         place, key, wanted, value = found.groups()
         if choices := re.search(r"Literal\[(.+?)\]", text):

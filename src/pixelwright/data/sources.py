@@ -63,11 +63,23 @@ def open_source(config: DataConfig) -> Source:
 
         return Shapes(config.size, seed=config.shapes_seed or 0, count=config.shapes_count or SHAPES_COUNT)
     path = Path(config.path).expanduser()
-    if path.is_dir():
-        return FolderSource(path)
-    if path.is_file():
-        return ZipSource(path)
+    if path.is_dir() or path.is_file():
+        source = FolderSource(path) if path.is_dir() else ZipSource(path)
+        _check_readable(source)
+        return source
     raise UserError(f'data.path "{config.path}" does not exist: give "shapes", a folder or a .zip file')
+
+
+def _check_readable(source: _Files) -> None:
+    """Raise UserError if no image can be read, before a run begins; one that can be read is enough."""
+    reasons = []
+    for index in range(len(source)):
+        try:
+            source[index]
+            return
+        except UnreadableImage as error:
+            reasons.append(f'"{source.name(index)}": {error}')
+    raise UserError(f'none of the {len(source)} images of "{source.path}" can be read: {reasons[0]}')
 
 
 class _Files:

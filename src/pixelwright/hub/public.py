@@ -1,7 +1,7 @@
 """The key names of the published checkpoints, and what they say about the architecture.
 
-`from_public` reads sizes, depth, heads, patch size and variant from names and shapes alone, so no configuration
-file is needed beside a checkpoint.
+`from_public` reads sizes, depth, heads, patch size and variant from names and shapes alone, so no
+configuration file is needed beside a checkpoint.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def _names(config: DenoiserConfig) -> dict[str, str]:
         case PiTConfig():
             table = _COMMON + _PIXELDIT
         case _:
-            raise UserError(f"{config.name} has no published layout; only the DiP and PixelDiT networks have one")
+            raise UserError(
+                f"{config.name} has no published layout; only the DiP and PixelDiT networks have one"
+            )
     if config.placement != "post-hoc":
         raise UserError(f'placement "{config.placement}" has no published layout; only "post-hoc" has one')
     return {name: _rename(name, table) for name in skeleton(config).state_dict()}
@@ -90,16 +92,20 @@ def strip_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             known = (*PREFIXES, *BESIDE)
             strange = [key for key in state_dict if not key.startswith(known)]
             if strange:
-                raise UserError(f'"{strange[0]}" stands beside keys with the prefix "{prefix}"; it is not known')
-            return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+                raise UserError(
+                    f'"{strange[0]}" stands beside keys with the prefix "{prefix}"; it is not known'
+                )
+            return {
+                key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)
+            }
     return {key: value for key, value in state_dict.items() if not key.startswith(BESIDE)}
 
 
 def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
     """The model of a published checkpoint's tensors, with or without their prefixes.
 
-    Class-conditional PixelDiT (pre- and post-modulation) and DiP are told apart, and their sizes found, by key names
-    and shapes. Weights keep their dtype and are copied.
+    Class-conditional PixelDiT (pre- and post-modulation) and DiP are told apart, and their sizes found, by
+    key names and shapes. Weights keep their dtype and are copied.
 
     Raises:
         UserError: not such a checkpoint, or missing, extra or mis-shaped keys (at most ten are named).
@@ -109,7 +115,9 @@ def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
     names = _names(config)
     expected = {names[key]: value.shape for key, value in skeleton(config).state_dict().items()}
     check_weights(expected, weights, "published checkpoint")
-    return with_weights(config, {ours: weights[name].detach().clone() for ours, name in names.items()}, "checkpoint")
+    return with_weights(
+        config, {ours: weights[name].detach().clone() for ours, name in names.items()}, "checkpoint"
+    )
 
 
 def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
@@ -122,7 +130,7 @@ def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
     return {public: weights[ours].detach() for ours, public in _names(model.config).items()}
 
 
-# --- The architecture, read from names and shapes ---------------------------------------------------------------
+# --- The architecture, read from names and shapes ---
 
 
 def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
@@ -132,7 +140,9 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
         UserError: the names or shapes are not those of a class-conditional PixelDiT or DiP.
     """
     if "y_pos_embedding" in weights:
-        raise UserError("this is a text-conditional PixelDiT checkpoint; only class-conditional ones can be read")
+        raise UserError(
+            "this is a text-conditional PixelDiT checkpoint; only class-conditional ones can be read"
+        )
     pixeldit, dip = "pixel_embedder.proj.weight" in weights, "local_decoder.out_conv.weight" in weights
     if pixeldit == dip:
         found = ", ".join(sorted(weights)[:3]) or "nothing"
@@ -162,8 +172,9 @@ def _infer_pit(weights: Mapping[str, Tensor], patch_size: int) -> DetailerConfig
     chunks, rest = divmod(modulation, patch_size**2 * pixel_size)
     if rest or chunks not in (4, 6):
         raise UserError(
-            f"pixel_blocks.0.adaLN_modulation.0.weight has {modulation} rows; with P={patch_size} and D_pix={pixel_size} "
-            f"it should be {6 * patch_size**2 * pixel_size} (pre-modulation) or {4 * patch_size**2 * pixel_size} (post)"
+            f"pixel_blocks.0.adaLN_modulation.0.weight has {modulation} rows; with P={patch_size} and "
+            f"D_pix={pixel_size} it should be {6 * patch_size**2 * pixel_size} (pre-modulation) or "
+            f"{4 * patch_size**2 * pixel_size} (post-modulation)"
         )
     return PiTConfig(
         depth=_count(weights, "pixel_blocks"),
@@ -175,7 +186,7 @@ def _infer_pit(weights: Mapping[str, Tensor], patch_size: int) -> DetailerConfig
 
 
 def _infer_unet(weights: Mapping[str, Tensor]) -> DetailerConfig:
-    channels = []
+    channels: list[int] = []
     while f"local_decoder.enc{len(channels) + 1}.0.weight" in weights:
         channels.append(_shape(weights, f"local_decoder.enc{len(channels) + 1}.0.weight", 4)[0])
     if not channels:
@@ -205,5 +216,7 @@ def _count(weights: Mapping[str, Tensor], blocks: str) -> int:
 def _heads(weights: Mapping[str, Tensor], block: str, size: int) -> int:
     (head_size,) = _shape(weights, f"{block}.attn.q_norm.weight", 1)
     if not head_size or size % head_size:
-        raise UserError(f'"{block}.attn.q_norm.weight" has {head_size} channels, which does not divide width {size}')
+        raise UserError(
+            f'"{block}.attn.q_norm.weight" has {head_size} channels, which does not divide width {size}'
+        )
     return size // head_size

@@ -23,7 +23,7 @@ from pixelwright.models.layers import (
 
 
 class GlobalState(NamedTuple):
-    """What the global stage knows of an image; this is all the local stage is given besides the noisy pixels."""
+    """What the global stage knows of an image; all that the local stage is given besides the noisy pixels."""
 
     tokens: Tensor
     """s_n, the tokens after n blocks, [B, L, D]."""
@@ -41,7 +41,7 @@ class GlobalState(NamedTuple):
 
 
 class DiTBlock(nn.Module):
-    """Pre-norm transformer block with adaLN-Zero: Linear(D -> 6D) of the condition, no bias-free shortcuts."""
+    """Pre-norm transformer block with adaLN-Zero: Linear(D -> 6D) of the condition."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -53,7 +53,9 @@ class DiTBlock(nn.Module):
 
     def forward(self, state: GlobalState) -> GlobalState:
         x = state.tokens
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN(state.condition).chunk(6, -1)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN(state.condition).chunk(
+            6, -1
+        )
         x = x + gate_attn * self.attn(modulate(self.norm1(x), shift_attn, scale_attn), state.grid)
         x = x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
         return state._replace(tokens=x)

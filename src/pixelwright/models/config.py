@@ -53,13 +53,15 @@ class UNetConfig:
     channels: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.channels or any(isinstance(c, bool) or not isinstance(c, int) or c < 1 for c in self.channels):
+        if not self.channels or any(
+            isinstance(c, bool) or not isinstance(c, int) or c < 1 for c in self.channels
+        ):
             raise UserError(f"UNetConfig.channels is {self.channels!r}; give one positive width per level")
 
 
 @dataclass(frozen=True)
 class PiTConfig:
-    """PixelDiT's pixel-level blocks: M blocks of width D_pix per pixel, attention of width A over the patches."""
+    """PixelDiT's pixel-level blocks: M blocks of width D_pix per pixel, attention of width A over patches."""
 
     depth: int
     pixel_size: int
@@ -71,9 +73,13 @@ class PiTConfig:
         _positive(self, "depth", "pixel_size", "attention_size", "num_heads")
         _heads_fit("PiTConfig", self.attention_size, self.num_heads)
         if self.pixel_size % 4:
-            raise UserError(f"PiTConfig.pixel_size is {self.pixel_size}; the 2-D position table needs a multiple of 4")
+            raise UserError(
+                f"PiTConfig.pixel_size is {self.pixel_size}; the 2-D position table needs a multiple of 4"
+            )
         if not isinstance(self.post_modulation, bool):
-            raise UserError(f"PiTConfig.post_modulation is {self.post_modulation!r}; it must be true or false")
+            raise UserError(
+                f"PiTConfig.post_modulation is {self.post_modulation!r}; it must be true or false"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,11 @@ class LinearConfig:
 
 
 DetailerConfig = UNetConfig | PiTConfig | LinearConfig
-DETAILER_TYPES: dict[str, type[DetailerConfig]] = {"unet": UNetConfig, "pit": PiTConfig, "linear": LinearConfig}
+DETAILER_TYPES: dict[str, type[DetailerConfig]] = {
+    "unet": UNetConfig,
+    "pit": PiTConfig,
+    "linear": LinearConfig,
+}
 BACKBONE_TYPES: dict[str, type[PatchDiTConfig]] = {"patch-dit": PatchDiTConfig}
 
 
@@ -110,15 +120,23 @@ class DenoiserConfig:
         patch_size = self.backbone.patch_size
         if isinstance(self.detailer, UNetConfig) and patch_size % 2 ** len(self.detailer.channels):
             raise UserError(
-                f"a U-Net of {len(self.detailer.channels)} levels halves the patch that often, which patch_size "
-                f"{patch_size} does not allow; give fewer channels or another patch size"
+                f"a U-Net of {len(self.detailer.channels)} levels halves the patch that often, which "
+                f"patch_size {patch_size} does not allow; give fewer channels or another patch size"
             )
         if self.placement != "post-hoc" and self.backbone.depth < 2:
-            raise UserError(f'placement "{self.placement}" needs at least 2 blocks, depth is {self.backbone.depth}')
+            raise UserError(
+                f'placement "{self.placement}" needs at least 2 blocks, depth is {self.backbone.depth}'
+            )
         if self.image_size is not None:
+            if not isinstance(self.image_size, (tuple, list)) or len(self.image_size) != 2:
+                raise UserError(f"image_size is {self.image_size!r}; give (rows, columns)")
             self.check_size(*self.image_size)
+        if not isinstance(self.class_names, (tuple, list, type(None))):
+            raise UserError(f"class_names is {self.class_names!r}; give one name per class")
         if self.class_names is not None and len(self.class_names) != self.backbone.num_classes:
-            raise UserError(f"{len(self.class_names)} class_names are given for {self.backbone.num_classes} classes")
+            raise UserError(
+                f"{len(self.class_names)} class_names are given for {self.backbone.num_classes} classes"
+            )
 
     @property
     def patch_size(self) -> int:
@@ -152,7 +170,7 @@ def to_dict(config: DenoiserConfig) -> dict[str, Any]:
 
 
 def from_dict(data: Mapping[str, Any], place: str = "config") -> DenoiserConfig:
-    """Build a config from its JSON form. Unknown, missing and mistyped keys raise `UserError` naming `place`."""
+    """A config from its JSON form. Unknown, missing and mistyped keys raise `UserError` naming `place`."""
     data = dict(_mapping(data, place))
     for part, types in (("backbone", BACKBONE_TYPES), ("detailer", DETAILER_TYPES)):
         if part not in data:

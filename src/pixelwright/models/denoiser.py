@@ -1,8 +1,8 @@
 """The one denoiser of both papers: a global stage over patches, then a local stage inside each patch.
 
-    DiP-XL/16      = PatchDiT + UNet      (Patch Detailer Head, convolutional)
-    PixelDiT-XL/16 = PatchDiT + PiT       (pixel-level transformer blocks)
-    DiT-XL/16      = PatchDiT + Linear    (the baseline without a local stage)
+DiP-XL/16      = PatchDiT + UNet      (Patch Detailer Head, convolutional)
+PixelDiT-XL/16 = PatchDiT + PiT       (pixel-level transformer blocks)
+DiT-XL/16      = PatchDiT + Linear    (the baseline without a local stage)
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class PixelDenoiser(nn.Module):
 
     Placement of the detailer (DiP section 3.4):
     - `post-hoc`: after the last block, and its output is the prediction (both papers' models);
-    - `intermediate`: after block N//2; its output, cut into patches and projected by a linear layer, is added to
-      the tokens, and the DiT-only output layer makes the prediction;
+    - `intermediate`: after block N//2; its output, cut into patches and projected by a linear layer, is added
+      to the tokens, and the DiT-only output layer makes the prediction;
     - `hybrid`: one detailer in each of the two places.
     """
 
@@ -57,7 +57,7 @@ class PixelDenoiser(nn.Module):
             tap: also return the tokens [B, L, D] after this global block, counted from 1 (REPA's hook).
 
         Returns:
-            velocity [B,3,H,W] in the dtype of x, whatever the model's prediction type; with `tap`, (velocity, tokens).
+            velocity [B,3,H,W] in the dtype of x, whatever the model predicts; with `tap`, (velocity, tokens).
 
         Raises:
             UserError: x is not [B,3,H,W] or does not cut into patches; `tap` is not a block.

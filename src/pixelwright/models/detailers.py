@@ -114,8 +114,8 @@ class PixelMLP(nn.Module):
 class PiTBlock(nn.Module):
     """Pixel-wise adaLN and pixel token compaction (PixelDiT section 3.3), pre-modulation.
 
-    x [B, L, P², D_pix]: a patch's pixels are compressed into one token of width A, attend to the other patches,
-    and are expanded again.
+    x [B, L, P², D_pix]: a patch's pixels are compressed into one token of width A, attend to the other
+    patches, and are expanded again.
     """
 
     chunks = 6
@@ -141,13 +141,15 @@ class PiTBlock(nn.Module):
         return self.expand(self.attn(tokens, state.grid)).view_as(x)
 
     def forward(self, x: Tensor, s_cond: Tensor, state: GlobalState) -> Tensor:
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(s_cond, x.shape[2])
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(
+            s_cond, x.shape[2]
+        )
         x = x + gate_attn * self.attend(modulate(self.norm1(x), shift_attn, scale_attn), state)
         return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
 
 
 class PostModPiTBlock(PiTBlock):
-    """The authors' remedy for loss spikes: sub-layer *outputs* are modulated, inputs only normalised, no gates."""
+    """The authors' remedy for loss spikes: sub-layer *outputs* are modulated, inputs normed; no gates."""
 
     chunks = 4
 

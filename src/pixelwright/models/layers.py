@@ -55,10 +55,9 @@ class TimeEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(self.frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
-        for layer in (self.mlp[0], self.mlp[2]):
+        first, last = nn.Linear(self.frequencies, hidden_size), nn.Linear(hidden_size, hidden_size)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
+        for layer in (first, last):
             nn.init.normal_(layer.weight, std=0.02)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -66,11 +65,11 @@ class TimeEmbedder(nn.Module):
         exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
         angle = t.float()[:, None] * torch.exp(-math.log(self.max_period) * exponent)  # [B, 128]
         waves = torch.cat((angle.cos(), angle.sin()), dim=-1)  # [B, 256]
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 class ClassEmbedder(nn.Module):
-    """A table of num_classes + 1 rows; the last is the null class of classifier-free guidance. [B] -> [B, D]."""
+    """A table of num_classes + 1 rows, the last for the null class of guidance. [B] -> [B, D]."""
 
     def __init__(self, num_classes: int, hidden_size: int) -> None:
         super().__init__()

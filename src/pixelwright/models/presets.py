@@ -1,8 +1,8 @@
 """Named models in one readable table.
 
 A name is FAMILY-SIZE-PATCH with families `dip` (U-Net detailer), `pixeldit` (PiT detailer; `-postmod` for the
-post-modulation blocks) and `dit` (no detailer). Sizes B, L and XL are the papers'; ti and s are for small images
-and CPUs.
+post-modulation blocks) and `dit` (no detailer). Sizes B, L and XL are the papers'; ti and s are for small
+images and CPUs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from pixelwright.errors import UserError, nearest
-from pixelwright.models.config import DenoiserConfig, DetailerConfig, LinearConfig, PatchDiTConfig, PiTConfig, UNetConfig
+from pixelwright.models.config import (
+    DenoiserConfig,
+    DetailerConfig,
+    LinearConfig,
+    PatchDiTConfig,
+    PiTConfig,
+    UNetConfig,
+)
 
 
 class Size(NamedTuple):
@@ -26,6 +33,7 @@ class Size(NamedTuple):
 _PAPER = (64, 128, 256, 512)
 #                N     D  heads  M  D_pix  U-Net channels by patch size
 SIZES = {
+    "n": Size(4, 128, 4, 2, 8, {4: (16, 64), 8: (16, 48, 128)}),
     "ti": Size(6, 192, 3, 2, 8, {4: (32, 64), 8: (32, 64, 128)}),
     "s": Size(12, 384, 6, 2, 16, {4: (64, 128), 8: (64, 128, 256)}),
     "b": Size(12, 768, 12, 2, 16, {16: _PAPER}),
@@ -63,8 +71,8 @@ def preset(name: str, num_classes: int = 1000, **overrides: Any) -> DenoiserConf
     Args:
         name: a key of `PRESETS`.
         num_classes: number of classes.
-        **overrides: any field of `DenoiserConfig` or `PatchDiTConfig` to replace. A PiT detailer whose attention
-            width and heads equalled the backbone's keeps following it.
+        **overrides: any field of `DenoiserConfig` or `PatchDiTConfig` to replace. A PiT detailer whose
+            attention width and heads equalled the backbone's keeps following it.
 
     Raises:
         UserError: unknown name (naming the near ones), unknown override or impossible values.
@@ -76,13 +84,17 @@ def preset(name: str, num_classes: int = 1000, **overrides: Any) -> DenoiserConf
     denoiser_fields = {f.name for f in dataclasses.fields(DenoiserConfig)} - {"backbone"}
     for key in overrides:
         if key not in backbone_fields | denoiser_fields:
-            raise UserError(f'unknown setting "{key}" for {name}{nearest(key, backbone_fields | denoiser_fields)}')
+            raise UserError(
+                f'unknown setting "{key}" for {name}{nearest(key, backbone_fields | denoiser_fields)}'
+            )
     inner = {key: value for key, value in overrides.items() if key in backbone_fields}
     outer = {key: value for key, value in overrides.items() if key in denoiser_fields}
     backbone = dataclasses.replace(config.backbone, num_classes=num_classes, **inner)
     detailer = config.detailer
     if isinstance(detailer, PiTConfig):
-        detailer = dataclasses.replace(detailer, attention_size=backbone.hidden_size, num_heads=backbone.num_heads)
+        detailer = dataclasses.replace(
+            detailer, attention_size=backbone.hidden_size, num_heads=backbone.num_heads
+        )
     if "patch_size" in inner and "image_size" not in outer:
         outer["image_size"] = None  # the table's size belongs to the table's patch
     return dataclasses.replace(config, **{"backbone": backbone, "detailer": detailer, **outer})

@@ -1,0 +1,135 @@
+"""Parameters, FLOPs and memory, against formulas written out here and against a real run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pixelwright.errors import UserError
+from pixelwright.info import _PeakMemory, describe, human
+from pixelwright.models.presets import preset
+
+TINY = {"depth": 3, "hidden_size": 24, "num_heads": 2, "image_size": (16, 8)}
+
+
+def linear(rows: int, inputs: int, outputs: int) -> int:
+    """FLOPs of a linear layer: a multiply and an add for each weight and row."""
+    return 2 * rows * inputs * outputs
+
+
+def backbone_flops(width: int, depth: int, patch: int, tokens: int) -> int:
+    """Papers' global stage: embeddings, then per block qkv, attention, projection, SwiGLU and adaLN."""
+    hidden = int(2 / 3 * 4 * width)
+    block = linear(tokens, width, 3 * width) + linear(tokens, width, width)
+    block += 2 * linear(tokens, width, tokens)  # queries by keys, weights by values
+    block += 3 * linear(tokens, width, hidden) + linear(1, width, 6 * width)
+    time = linear(1, 256, width) + linear(1, width, width)
+    return linear(tokens, 3 * patch**2, width) + time + depth * block
+
+
+def linear_flops(width: int, patch: int, tokens: int) -> int:
+    return linear(1, width, 2 * width) + linear(tokens, width, 3 * patch**2)
+
+
+def pit_flops(width: int, patch: int, tokens: int, depth: int, pixel: int) -> int:
+    """PixelDiT's pixel stage, attention as wide as the backbone."""
+    area = patch**2
+    block = linear(tokens, width, 6 * area * pixel)  # a modulation for every pixel
+    block += linear(tokens, area * pixel, width) + linear(tokens, width, area * pixel)
+    block += linear(tokens, width, 4 * width) + 2 * linear(tokens, width, tokens)
+    block += 2 * linear(tokens * area, pixel, 4 * pixel)
+    return linear(tokens * area, 3, pixel) + depth * block + linear(tokens * area, pixel, 3)
+
+
+def unet_flops(width: int, patch: int, tokens: int, channels: tuple[int, ...]) -> int:
+    """DiP's head: 3x3 convolutions down, one 1x1 in the middle, 2x2 transposed and 3x3 convolutions up."""
+    total, inputs, side = 0, 3, patch
+    for outputs in channels:
+        total += linear(tokens * side**2, 9 * inputs, outputs)
+        inputs, side = outputs, side // 2
+    total += linear(tokens * side**2, inputs + width, inputs)
+    for skip in reversed(channels):
+        total += linear(tokens * side**2, inputs, 4 * inputs)
+        side *= 2
+        outputs = max(skip // 2, channels[0])
+        total += linear(tokens * side**2, 9 * (inputs + skip), outputs)
+        inputs = outputs
+    return total + linear(tokens * side**2, inputs, 3)
+
+
+@pytest.mark.parametrize("name", ["dit-ti-4", "pixeldit-ti-4", "dip-ti-4"])
+def test_flops_of_every_part_equal_the_formulas(name: str) -> None:
+    config = preset(name, **TINY)
+    info = describe(config)
+    width, patch, tokens = 24, 4, 4 * 2
+    head = {
+        "dit-ti-4": lambda: linear_flops(width, patch, tokens),
+        "pixeldit-ti-4": lambda: pit_flops(width, patch, tokens, depth=2, pixel=8),
+        "dip-ti-4": lambda: unet_flops(width, patch, tokens, (32, 64)),
+    }[name]()
+    assert info.tokens == tokens
+    assert [part.flops for part in info.parts] == [backbone_flops(width, 3, patch, tokens), head]
+    assert info.flops == backbone_flops(width, 3, patch, tokens) + head
+
+
+def test_pixeldit_xl_has_the_published_cost() -> None:
+    """PixelDiT, table of models: 797M parameters, 311 GFLOPs at 256²."""
+    info = describe(preset("pixeldit-xl-16"))
+    assert info.parameters == 797_383_203
+    assert human(info.flops, "FLOPs") == "311 GFLOPs"
+
+
+def test_parts_between_the_blocks_are_counted_too() -> None:
+    after = describe(preset("dip-ti-4", **TINY))
+    both = describe(preset("dip-ti-4", placement="hybrid", **TINY))
+    detailer = after.parts[1]
+    assert both.flops - after.flops == detailer.flops + linear(8, 3 * 4**2, 24)
+    assert {part.name for part in both.parts} == {"backbone", "detailer", "middle", "middle_to_tokens"}
+
+
+def test_peak_memory_counts_what_is_alive_at_one_time() -> None:
+    kilobyte = 1024
+    model = nn.Linear(8, 8, device="meta")
+    with _PeakMemory(model) as memory:
+        kept = torch.empty(kilobyte, dtype=torch.uint8, device="meta")
+        for _ in range(5):
+            kept.add(1)  # freed at once
+        view = kept.view(32, 32).t()
+        _ = model.weight.t()  # the weights are not counted
+    assert memory.peak == 2 * kilobyte
+    assert memory.now == kilobyte and view.shape == (32, 32)
+
+
+def test_memory_grows_with_the_batch_and_training_needs_more() -> None:
+    config = preset("dit-ti-4", **TINY)
+    one, two, four = (describe(config, batch_size=n) for n in (1, 2, 4))
+    weights = 4 * one.parameters
+    assert four.sampling_bytes - two.sampling_bytes == 2 * (two.sampling_bytes - one.sampling_bytes) > 0
+    assert four.training_bytes > two.training_bytes > one.training_bytes > 5 * weights
+    assert one.sampling_bytes > weights
+
+
+def test_mistakes_are_named() -> None:
+    config = preset("dit-ti-4", patch_size=2)
+    with pytest.raises(UserError, match="no image_size of its own"):
+        describe(config)
+    with pytest.raises(UserError, match="7x8"):
+        describe(config, (7, 8))
+    with pytest.raises(UserError, match="batch size 0"):
+        describe(config, (8, 8), batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (999_600, "1.00 MB"),
+        (12_345, "12.3 kB"),
+        (311.2e9, "311 GB"),
+    ],
+)
+def test_numbers_for_people(number: float, text: str) -> None:
+    assert human(number, "B") == text

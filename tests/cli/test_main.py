@@ -1,0 +1,235 @@
+"""The command line as a whole: help, exit codes, and the three commands on a tiny model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pixelwright as pw
+from pixelwright import cli
+from pixelwright.cli import main
+from pixelwright.errors import UserError
+
+TINY = {"depth": 1, "hidden_size": 16, "num_heads": 1, "image_size": (8, 8)}
+NAMES = ("red circle", "blue circle", "red square", "blue square")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "model"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tiny = pw.create("dit-ti-4", num_classes=4, class_names=NAMES, **TINY)
+        for parameter in tiny.parameters():  # zero-initialised layers would make every label look the same
+            torch.nn.init.normal_(parameter, std=0.1)
+    pw.save(tiny, folder)
+    return folder
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def process(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    start = ["-c", code] if code else ["-m", "pixelwright.cli"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(pw.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *start, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+# --- help and exit codes -----------------------------------------------------------------------------------
+def test_help_and_version_do_not_import_torch() -> None:
+    code = """
+import sys
+from pixelwright.cli import main
+for word in ("--help", "--version"):
+    try:
+        main([word])
+    except SystemExit as stop:
+        assert stop.code == 0
+sys.exit("torch" in sys.modules)
+"""
+    done = process(code=code)
+    assert done.returncode == 0, done.stderr
+    assert pw.__version__ in done.stdout
+    for command in cli.COMMANDS:
+        assert command in done.stdout
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "examples:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "examples:" in text and "default" in text and f"pixelwright {command}" in text
+
+
+def test_every_training_setting_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    settings = [
+        i for i, line in enumerate(lines) if line.startswith("  --") and not line.startswith("  --config")
+    ]
+    for i in settings:
+        text = (lines[i].strip().split("  ", 1) + [""])[1].strip() or lines[i + 1].strip()
+        assert text and not text.startswith("("), f"{lines[i]} has no help"
+
+
+def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
+    def fail(_: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_dispatch", fail)
+    return main(["info", *flags])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("steps is 0;\n  give more"), 2, "pixelwright: error: steps is 0; give more\n"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "pixelwright: error: /x: Permission denied\n"),
+        (KeyboardInterrupt(), 130, "pixelwright: interrupted\n"),
+    ],
+)
+def test_errors_become_a_line_and_a_code(
+    error: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert raising(error, monkeypatch) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_bug_is_told_apart_from_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert raising(TypeError("oops"), monkeypatch) == 1
+    assert "TypeError: oops" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert raising(UserError("no"), monkeypatch, "--debug") == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed and printed.endswith("pixelwright: error: no\n")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(pw.__file__).parents[1])}
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "pixelwright.cli", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, env=environment)
+    os.close(writing)
+    assert done.stderr == b""
+
+
+# --- info --------------------------------------------------------------------------------------------------
+def test_info_of_a_preset_a_folder_and_nothing(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "dip-xl-16"]) == 0
+    assert "631,989,411" in capsys.readouterr().out
+    assert main(["info", str(model), "--size", "16", "8"]) == 0
+    assert "16x8 pixels, 8 patches of 4x4; 4 classes with names" in capsys.readouterr().out
+    assert main(["info"]) == 0
+    assert "pixeldit-xl-16" in capsys.readouterr().out
+
+
+# --- sample ------------------------------------------------------------------------------------------------
+def sample(model: Path, out: Path, *more: str) -> int:
+    return main(["sample", str(model), "--out", str(out), "--steps", "2", "--precision", "fp32", *more])
+
+
+def test_sample_writes_what_the_library_draws(model: Path, tmp_path: Path) -> None:
+    options = ["--labels", "blue circle", "0-1", "--seed", "3", "--guidance-scale", "2", "--batch-size", "2"]
+    assert sample(model, tmp_path / "out", *options, "--size", "8", "16", "--solver", "heun") == 0
+    expected = pw.sample(
+        pw.load(model), [1, 0, 1], (8, 16), seed=3, steps=2, solver="heun", guidance_scale=2.0
+    )
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["000000.png", "000001.png", "000002.png", "grid.png"]
+    drawn = np.stack([read(tmp_path / "out" / name) for name in names[:3]])
+    assert np.abs(drawn.astype(int) - expected.numpy()).max() <= 1
+
+
+def test_a_set_can_be_drawn_in_pieces(model: Path, tmp_path: Path) -> None:
+    assert sample(model, tmp_path / "whole", "--labels", "0-3") == 0
+    assert sample(model, tmp_path / "piece", "--labels", "2-3", "--start-index", "2") == 0
+    for name in ("000002.png", "000003.png"):
+        whole, piece = read(tmp_path / "whole" / name), read(tmp_path / "piece" / name)
+        assert np.abs(whole.astype(int) - piece).max() <= 1
+    assert not (tmp_path / "piece" / "000000.png").exists()
+
+
+def test_a_full_folder_is_left_alone_unless_told_otherwise(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "000000.png").write_text("precious")
+    (tmp_path / "other.txt").write_text("precious")
+    assert sample(model, tmp_path, "--labels", "0") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "000000.png").read_text() == "precious"
+    assert sample(model, tmp_path, "--labels", "0", "--overwrite") == 0
+    assert read(tmp_path / "000000.png").shape == (8, 8, 3)
+    assert (tmp_path / "other.txt").read_text() == "precious"
+
+
+# --- train -------------------------------------------------------------------------------------------------
+def train(run: Path, *more: str) -> int:
+    options = {
+        "run": str(run),
+        "model.preset": "dit-ti-4",
+        "model.depth": "1",
+        "model.hidden_size": "16",
+        "model.num_heads": "1",
+        "data.size": "8",
+        "steps": "2",
+        "batch_size": "2",
+        "sample.count": "2",
+        "sample.steps": "1",
+        "device": "cpu",
+    }
+    return main(["train", *(word for key, value in options.items() for word in (f"--{key}", value)), *more])
+
+
+def test_train_then_sample_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(run) == 0
+    assert (run / "model" / "model.safetensors").exists() and (run / "log.jsonl").exists()
+    assert sample(run, tmp_path / "out", "--labels", "red circle") == 0
+    assert read(tmp_path / "out" / "000000.png").shape == (8, 8, 3)
+
+
+def test_settings_come_from_the_file_and_flags_go_before_it(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("optim:\n  lr: 1e-3\n  warmup: 7\nseed: 5\n")
+    assert train(tmp_path / "run", "--config", str(config), "--optim.lr", "2e-4") == 0
+    stored = (tmp_path / "run" / "config.yaml").read_text()
+    assert "lr: 0.0002" in stored and "warmup: 7" in stored and "seed: 5" in stored
+
+
+def test_ctrl_c_in_training_exits_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pixelwright.commands import train as command
+    from pixelwright.training import Interrupted
+
+    def stopped(*_: object, **__: object) -> Path:
+        raise Interrupted("stopped at step 1")
+
+    monkeypatch.setattr(command, "train", stopped)
+    assert train(tmp_path / "run") == 130
