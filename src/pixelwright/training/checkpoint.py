@@ -58,7 +58,8 @@ def save(run: Path, step: int, state: State, config: dict[str, Any], seconds: fl
     target = run / "checkpoints" / f"step-{step:07d}"
     part = target.with_name(target.name + ".tmp")
     try:
-        shutil.rmtree(part, ignore_errors=True)
+        for unfinished in target.parent.glob("step-*.tmp"):
+            shutil.rmtree(unfinished)
         part.mkdir(parents=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "assuming to save in a single process": so it is

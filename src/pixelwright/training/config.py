@@ -62,7 +62,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.preset, str):
             raise UserError(f"model.preset is {self.preset!r}: give the name of a preset, such as dip-ti-4")
-        self.denoiser()  # raises for unknown presets and impossible values
+        try:
+            self.denoiser()
+        except UserError as error:
+            raise UserError(f"model: {error}") from None
 
     def denoiser(self, num_classes: int = 1000, **more: Any) -> DenoiserConfig:
         """The config of the denoiser: the preset with what is changed here and with `more`."""

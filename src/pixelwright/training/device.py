@@ -29,7 +29,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast, None for plain float32; auto is bf16 where the device has instructions for it."""
+    """The dtype of autocast, None for plain float32; auto is bf16 where the device computes in it."""
     if name == "fp32":
         return None
     if name == "bf16":

@@ -136,7 +136,8 @@ def plot_losses(log: Path, target: Path) -> None:
         return
     steps = [line["step"] for line in lines]
     column: Callable[[str], list[float]] = lambda name: [line[name] for line in lines]  # noqa: E731
-    figure = Figure(figsize=(8, 8), layout="constrained")
+    figure = Figure(figsize=(8, 8))
+    figure.subplots_adjust(left=0.1, right=0.98, top=0.98, bottom=0.06, hspace=0.05)
     upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.5, 1])
     upper.plot(steps, column("loss"), color="C0", alpha=0.3, label="mean of the steps between two lines")
     upper.plot(steps, smooth(column("loss")), color="C0", label="smoothed")

@@ -1,0 +1,163 @@
+"""Checkpoints: whole or not there, and a damaged one is noticed and passed over."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pixelwright.errors import UserError
+from pixelwright.training import Trainer, train
+from pixelwright.training import checkpoint as checkpoints
+
+from .conftest import Tiny, same_state
+
+pytestmark = pytest.mark.usefixtures("no_extras")
+
+STATE = {"a": {"x": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3.0)}, "b": {"x": torch.ones(1)}}
+
+
+def save(run: Path, step: int, keep: int = 9) -> Path:
+    state = {group: {k: v + step for k, v in tensors.items()} for group, tensors in STATE.items()}
+    return checkpoints.save(run, step, state, {"seed": 0}, 1.5, keep)
+
+
+def load(run: Path) -> tuple[int, checkpoints.State]:
+    found = checkpoints.newest(run)
+    assert found is not None
+    state = {group: {k: torch.zeros_like(v) for k, v in tensors.items()} for group, tensors in STATE.items()}
+    checkpoints.load(found, state)
+    return found.step, state
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    step, state = load(tmp_path)
+    assert step == 7
+    same_state(state, {group: {k: v + 7 for k, v in tensors.items()} for group, tensors in STATE.items()})
+    found = checkpoints.newest(tmp_path)
+    assert found is not None
+    assert (found.config, found.seconds) == ({"seed": 0}, 1.5)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (3, 20, 100):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in checkpoints.checkpoint_folders(tmp_path)] == [
+        "step-0000020",
+        "step-0000100",
+    ]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("saved")
+    save(run, 5)
+    save(run, 10)
+    return run
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    place=st.floats(0, 1, exclude_max=True),
+    name=st.sampled_from([".metadata", "__0_0.distcp"]),
+    cut=st.booleans(),
+)
+def test_any_changed_byte_or_cut_is_noticed(
+    saved: Path, tmp_path_factory: pytest.TempPathFactory, place: float, name: str, cut: bool
+) -> None:
+    run = tmp_path_factory.mktemp("damaged") / "run"
+    shutil.copytree(saved, run)
+    file = run / "checkpoints" / "step-0000010" / name
+    content = bytearray(file.read_bytes())
+    at = int(place * len(content))
+    content[at] ^= 0x40
+    file.write_bytes(content[:at] if cut else content)
+    assert load(run)[0] == 5
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", ".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "zeros"])
+def test_the_one_before_is_used_and_the_damaged_one_named(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
+    config = tiny(steps=8, sample_every=0)
+    folder = train(config)
+    expected = {group: {k: v.clone() for k, v in t.items()} for group, t in Trainer(config).state().items()}
+    file = folder / "checkpoints" / "step-0000008" / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(b"" if damage == "empty" else bytes(file.stat().st_size))
+    with caplog.at_level(logging.WARNING):
+        trainer = Trainer(config)
+    assert trainer.step == 5
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("pixelwright")]
+    assert "step-0000008" in warning
+    assert "step-0000005" in warning
+    trainer.run()
+    same_state(Trainer(config).state(), expected)
+
+
+def test_if_all_are_damaged_training_does_not_start_over(tiny: Tiny) -> None:
+    config = tiny(steps=8)
+    folder = train(config)
+    for path in checkpoints.checkpoint_folders(folder):
+        (path / ".metadata").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no checkpoint of .* can be read") as error:
+        train(config)
+    assert "step-0000005" in str(error.value)
+    assert "step-0000008" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"step": 1}', "nonsense", '{"step":1,"seconds":1,"config":{},"files":3}']
+)
+def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
+    path = save(tmp_path, 1)
+    (path / checkpoints.INDEX).write_text(text)
+    with pytest.raises(UserError, match=r"checkpoint\.json is damaged"):
+        checkpoints.inspect(path)
+
+
+def test_unfinished_folders_are_not_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-0000009.tmp").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-x").mkdir()
+    assert checkpoints.newest(tmp_path) is None
+    save(tmp_path, 10)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-0000010", "step-x"]
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 5, keep=1)
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "sync", full)
+    with pytest.raises(UserError, match="No space left"):
+        save(tmp_path, 6, keep=1)
+    monkeypatch.undo()
+    assert os.listdir(tmp_path / "checkpoints") == ["step-0000005"]
+    assert load(tmp_path)[0] == 5
+
+
+def test_tensors_of_other_shapes_are_told(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    found = checkpoints.newest(tmp_path)
+    assert found is not None
+    for other in ({"a": {"x": torch.zeros(2, 4)}}, {"a": {"y": torch.zeros(1)}}):
+        with pytest.raises(UserError, match="does not fit this model") as error:
+            checkpoints.load(found, other)
+        assert "\n" not in str(error.value)
+
+
+def test_the_index_is_readable(tmp_path: Path) -> None:
+    index = json.loads((save(tmp_path, 3) / checkpoints.INDEX).read_text())
+    assert set(index) == {"step", "seconds", "config", "files"}
+    assert set(index["files"]) == {".metadata", "__0_0.distcp"}

@@ -1,0 +1,296 @@
+"""What a step computes, and what must leave it alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pixelwright as pw
+from pixelwright.data import Batches
+from pixelwright.errors import UserError
+from pixelwright.training import OptimConfig, Trainer, train
+from pixelwright.training import trainer as trainer_module
+from pixelwright.training.control import ahead
+from pixelwright.training.device import check_compiler, resolve_device, resolve_precision
+from pixelwright.training.ema import EMA
+from pixelwright.training.report import Report, plot_losses, smooth
+from pixelwright.training.trainer import Inputs, build_optimizer, learning_rate
+
+from .conftest import Tiny, same_state, weights_of
+
+
+def inputs_of(trainer: Trainer) -> Inputs:
+    config = trainer.config
+    batch = next(iter(Batches(trainer.source, config.data, config.batch_size, config.seed)))
+    return trainer.prepare(batch, 0)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny: Tiny) -> None:
+    whole = Trainer(tiny(batch_size=8))
+    parts = Trainer(tiny(batch_size=8, accumulate=4))
+    loss = whole.gradients(inputs_of(whole))
+    torch.testing.assert_close(parts.gradients(inputs_of(parts)), loss)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in whole.parameters if p.grad is not None])
+    assert norm > 0
+    for p, q in zip(whole.parameters, parts.parameters, strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-6 * float(norm))
+
+
+@pytest.mark.usefixtures("no_extras")
+def test_loss_falls_on_a_small_problem(tiny: Tiny) -> None:
+    folder = train(tiny(steps=100, batch_size=8, checkpoint_every=100, optim=OptimConfig(lr=3e-3)))
+    losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 100
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
+
+
+def test_the_first_step_is_adamw_of_the_clipped_gradient(tiny: Tiny) -> None:
+    config = tiny(optim=OptimConfig(lr=1e-3, warmup=4, clip=0.01, weight_decay=0.1))
+    trainer, reference = Trainer(config), Trainer(config)
+    inputs = inputs_of(trainer)
+    reference.gradients(inputs)
+    assert float(torch.nn.utils.clip_grad_norm_(reference.parameters, 0.01)) > 0.01
+    torch.optim.AdamW(reference.parameters, lr=1e-3 / 4, weight_decay=0.1).step()
+    trainer.train_step(inputs)
+    for p, q in zip(trainer.parameters, reference.parameters, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-8)
+
+
+def test_learning_rate_rises_and_stays() -> None:
+    rates = [learning_rate(OptimConfig(lr=2.0, warmup=4), step) for step in range(7)]
+    assert rates == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0]
+    assert learning_rate(OptimConfig(lr=2.0), 0) == 2.0
+
+
+def test_ema_follows_its_formula(tiny: Tiny) -> None:
+    model = Trainer(tiny()).model
+    ema = EMA(model, 0.5)
+    expected = [p.detach().clone() for p in model.parameters()]
+    for step in (1, 2, 50):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = [
+            e * decay + p.detach() * (1 - decay) for e, p in zip(expected, model.parameters(), strict=True)
+        ]
+        ema.update(step)
+    for average, e in zip(ema.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(average, e)
+        assert not average.requires_grad
+
+
+def test_state_made_beforehand_is_what_adamw_makes_itself() -> None:
+    def trained(optimizer: torch.optim.Optimizer, p: torch.nn.Parameter) -> torch.Tensor:
+        for _ in range(3):
+            p.grad = p.detach().clone() + 1
+            optimizer.step()
+        return p.detach()
+
+    p, q = (torch.nn.Parameter(torch.arange(5.0)) for _ in range(2))
+    own = trained(torch.optim.AdamW([p], lr=0.1, weight_decay=0.0, fused=True), p)
+    assert torch.equal(own, trained(build_optimizer([q], OptimConfig(lr=0.1)), q))
+
+
+def poison(trainer: Trainer, steps: set[int]) -> None:
+    """Make the images of some steps NaN, once they are prepared."""
+    prepare = trainer.prepare
+
+    def poisoned(batch, step):  # type: ignore[no-untyped-def]
+        inputs = prepare(batch, step)
+        return inputs._replace(images=inputs.images * float("nan")) if step in steps else inputs
+
+    trainer.prepare = poisoned  # type: ignore[method-assign]
+
+
+def test_a_step_that_is_not_finite_changes_no_weight(tiny: Tiny) -> None:
+    trainer = Trainer(tiny())
+    good = inputs_of(trainer)
+    trainer.train_step(good)
+    before = {group: {k: v.clone() for k, v in tensors.items()} for group, tensors in trainer.state().items()}
+    trainer.train_step(good._replace(images=good.images * float("nan")))
+    after = trainer.state()
+    for group in ("model", "optimizer"):
+        same_state({group: before[group]}, {group: after[group]})
+    assert all(v.isfinite().all() for v in after["ema"].values())
+    means = trainer.meter.read()
+    assert (means.skipped, means.skipped_in_a_row) == (1, 1)
+    assert means.loss is not None and np.isfinite(means.loss)
+
+
+@pytest.mark.usefixtures("no_extras")
+def test_skipped_steps_are_counted_and_logged(tiny: Tiny) -> None:
+    trainer = Trainer(tiny(steps=8, max_skipped=3))
+    poison(trainer, {2, 3, 5})
+    lines = [json.loads(line) for line in (trainer.run() / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 2, 2, 3, 3, 3]
+    assert [line["loss"] is None for line in lines] == [False, False, True, True, False, True, False, False]
+    assert all(v.isfinite().all() for v in weights_of(trainer.folder).values())
+
+
+@pytest.mark.usefixtures("no_extras")
+def test_too_many_in_a_row_stop_the_run_with_its_checkpoint_good(tiny: Tiny) -> None:
+    config = tiny(max_skipped=4)
+    trainer = Trainer(config)
+    poison(trainer, set(range(7, 99)))
+    with pytest.raises(UserError, match=r"step 11: .*last 4 steps.*step-0000010 is good.*optim\.lr"):
+        trainer.run()
+    resumed = Trainer(config)
+    assert resumed.step == 10
+    assert all(v.isfinite().all() for group in resumed.state().values() for v in group.values())
+
+
+@pytest.mark.usefixtures("no_extras")
+def test_drawing_leaves_the_weights_alone(tiny: Tiny) -> None:
+    plain = tiny("plain", steps=6, checkpoint_every=6)
+    drawing = tiny("drawing", steps=6, checkpoint_every=6, sample_every=2)
+    torch.manual_seed(1)
+    same_state(trained_state(plain), trained_state(drawing))
+    drawn = sorted(path.name for path in Path(drawing.run, "samples").iterdir())
+    assert drawn == ["step-0000002.png", "step-0000004.png", "step-0000006.png"]
+    assert [path.name for path in Path(plain.run, "samples").iterdir()] == ["step-0000006.png"]
+
+
+def trained_state(config):  # type: ignore[no-untyped-def]
+    train(config)
+    return Trainer(config).state()
+
+
+@pytest.mark.usefixtures("no_extras")
+def test_the_global_generator_is_not_touched(tiny: Tiny) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(tiny(steps=3, sample_every=2))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.usefixtures("no_extras")
+def test_grids_show_the_averaged_weights_with_fixed_noise(tiny: Tiny) -> None:
+    config = tiny(steps=4, checkpoint_every=4)
+    folder = train(config)
+    model = pw.load(folder / "model")
+    assert model.config.image_size == (8, 8)
+    assert model.config.class_names is not None
+    assert len(model.config.class_names) == model.config.num_classes
+    again = trainer_module.draw_samples(model, config, folder, 99)
+    assert again.read_bytes() == (folder / "samples" / "step-0000004.png").read_bytes()
+    with Image.open(again) as grid:
+        assert np.asarray(grid).std() > 0
+
+
+def test_the_run_folder(tiny: Tiny) -> None:
+    folder = train(tiny(steps=12, log_every=4))
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.yaml", "log.jsonl", "loss.png", "tensorboard", "samples", "checkpoints", "model"}
+    assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-0000010", "step-0000012"]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert [line["lr"] for line in lines] == pytest.approx([8e-4, 1e-3, 1e-3])
+    assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", "images_per_second", "seconds", "skipped"}
+    with Image.open(folder / "loss.png") as plot:
+        assert plot.size[0] > 300
+
+
+@pytest.mark.usefixtures("no_extras")
+def test_log_lines_are_means_over_their_steps(tiny: Tiny) -> None:
+    def losses(run: str, every: int) -> list[float]:
+        folder = train(tiny(run, steps=8, log_every=every))
+        return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+    single = losses("single", 1)
+    assert losses("four", 4) == pytest.approx([np.mean(single[:4]), np.mean(single[4:])], rel=1e-6)
+
+
+@pytest.mark.usefixtures("no_extras")
+def test_missing_extras_are_told_once(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(tiny(steps=6, sample_every=2))
+    told = capsys.readouterr().err
+    assert told.count("TensorBoard is off") == 1
+    assert told.count("loss.png is off") == 1
+    assert told.count('pip install "pixelwright[train]"') == 2
+    assert not (folder / "tensorboard").exists()
+    assert not (folder / "loss.png").exists()
+
+
+@pytest.mark.usefixtures("no_extras")
+def test_progress_lines_without_a_terminal(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny(steps=5))
+    told = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("step 5/5  loss ") and "images/s" in line and "left" in line for line in told)
+
+
+def test_smoothing_has_no_bias_at_the_start() -> None:
+    assert smooth([2.0, 2.0, 2.0]) == pytest.approx([2, 2, 2])
+    assert smooth([]) == []
+
+
+def test_a_plot_of_an_empty_log_is_none(tmp_path: Path) -> None:
+    plot_losses(tmp_path / "log.jsonl", tmp_path / "loss.png")
+    assert not (tmp_path / "loss.png").exists()
+
+
+def test_report_cuts_lines_that_will_come_again(tmp_path: Path) -> None:
+    line = {"loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "images_per_second": 1.0, "seconds": 1.0, "skipped": 0}
+    text = "".join(json.dumps({"step": step, **line}) + "\n" for step in (1, 2, 3, 4))
+    (tmp_path / "log.jsonl").write_text(text + '{"step": 5, "lo')
+    report = Report(tmp_path, 2, 9)
+    report.write({"step": 3, **line})
+    report.close()
+    steps = [json.loads(text)["step"] for text in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert resolve_device("cpu") == cpu
+    for name in ("gpu", "cuda:99", "cpu:x", ""):
+        with pytest.raises(UserError, match="device is"):
+            resolve_device(name)
+    assert resolve_precision("bf16", cpu) is torch.bfloat16
+    assert resolve_precision("fp32", cpu) is None
+    for has, expected in (
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({}, None),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert resolve_precision("auto", cpu) is expected
+
+
+def test_bf16_trains_float32_weights(tiny: Tiny) -> None:
+    trainer = Trainer(tiny(precision="bf16"))
+    before = [p.detach().clone() for p in trainer.parameters]
+    trainer.train_step(inputs_of(trainer))
+    assert all(p.dtype is torch.float32 for p in trainer.parameters)
+    assert any(not torch.equal(p, q) for p, q in zip(trainer.parameters, before, strict=True))
+
+
+def test_no_compiler_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="no-such-compiler"):
+        check_compiler()
+    with pytest.raises(UserError, match="no-such-compiler"):
+        Trainer(tiny(compile=True))
+
+
+def test_ahead_keeps_order_and_errors() -> None:
+    def numbers():  # type: ignore[no-untyped-def]
+        yield from range(3)
+        raise UserError("the images are gone")
+
+    seen = []
+    with pytest.raises(UserError, match="gone"):
+        for number in ahead(numbers()):
+            seen.append(number)
+    assert seen in ([0, 1, 2], [0, 1])
+
+
+def test_seed_changes_weights_and_order(tiny: Tiny) -> None:
+    one, other = Trainer(tiny()), Trainer(dataclasses.replace(tiny(), seed=1))
+    assert not torch.equal(one.parameters[0], other.parameters[0])
+    assert not torch.equal(inputs_of(one).images, inputs_of(other).images)
