@@ -81,12 +81,11 @@ def test_every_training_setting_has_a_help_text(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     lines = capsys.readouterr().out.splitlines()
-    settings = [
-        i for i, line in enumerate(lines) if line.startswith("  --") and not line.startswith("  --config")
-    ]
+    settings = [i for i, line in enumerate(lines) if line.startswith("  --")]
     for i in settings:
-        text = (lines[i].strip().split("  ", 1) + [""])[1].strip() or lines[i + 1].strip()
-        assert text and not text.startswith("("), f"{lines[i]} has no help"
+        beside = lines[i].strip().partition("  ")[2].strip()
+        text = beside or lines[i + 1].strip()
+        assert text and not text.startswith("(type"), f"{lines[i]} has no help"
 
 
 def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
