@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Exit code 0 if this Python imports a torch the package can use.
 HAS_TORCH := import torch; raise SystemExit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8))
+# Where a Python keeps its packages: --system-site-packages alone does not see those of another virtual environment.
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 HAS_PYTHON := import sys; raise SystemExit(sys.version_info < (3, 11))
 
 # A torch that is there already is kept, unless another one is asked for by name. The stamp records what was asked
@@ -49,13 +51,13 @@ test: lint
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 format: $(VENV)/.dev
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
 
 clean:
 	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
@@ -69,7 +71,8 @@ $(BIN)/python:
 	  auto) if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then flag=--system-site-packages; else flag=; fi ;; \
 	  *) echo "make: SYSTEM_SITE_PACKAGES is $(SYSTEM_SITE_PACKAGES); give 0, 1 or auto" >&2; exit 1 ;; \
 	esac; \
-	echo "$(PYTHON) -m venv $$flag $(VENV)"; $(PYTHON) -m venv $$flag "$(VENV)"
+	echo "$(PYTHON) -m venv $$flag $(VENV)"; $(PYTHON) -m venv $$flag "$(VENV)"; \
+	if [ -n "$$flag" ]; then $(PYTHON) -c '$(SITE)' > "$$($(BIN)/python -c '$(SITE)')/outside.pth"; fi
 
 $(VENV)/.torch: | $(BIN)/python
 	@if [ "$(origin TORCH_SPEC)" = file ] && $(BIN)/python -c '$(HAS_TORCH)' 2>/dev/null; then \
