@@ -1,0 +1,214 @@
+"""Solvers against the public trajectories and known orders; guidance; sampling a model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import pixelwright as pw
+from pixelwright import sampling
+from pixelwright.models.denoiser import PixelDenoiser
+from tests.recordings import recording
+
+PUBLIC_NAMES = {"euler": "euler", "heun_exact": "heun", "ab2": "ab2-fixed"}
+CASES = [case for case in recording("samplers")[1]["cases"] if case["sampler"] in PUBLIC_NAMES]
+
+
+def field(label: Tensor) -> sampling.Velocity:
+    tensors, _ = recording("samplers")
+    w, b = (tensors[f"net.{name}"][label].view(-1, 1, 1, 1) for name in "wb")
+    return lambda x, t: (w * x + b) * torch.cos(3 * t) - 0.5 * x * t
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["key"])
+def test_trajectories_end_where_the_public_ones_do(case: dict) -> None:
+    tensors, _ = recording("samplers")
+    labels = tensors["labels"]
+    null = torch.full_like(labels, len(tensors["net.w"]) - 1)
+    velocity = sampling.guide(field(labels), field(null), case["guidance"], tuple(case["interval"]))
+    grid = tensors[f"{case['key']}.timesteps"]
+    x = sampling.solve(velocity, tensors["noise"], grid, PUBLIC_NAMES[case["sampler"]])
+    assert (x - tensors[f"{case['key']}.x"]).abs().max() < 1e-10
+    assert (grid - sampling.time_grid(case["num_steps"], case["timeshift"])).abs().max() < 1e-6
+
+
+def test_the_public_inexact_heun_is_ab2_on_a_uniform_grid() -> None:
+    tensors, metadata = recording("samplers")
+    case = metadata["cases"][3]
+    assert (case["sampler"], case["timeshift"]) == ("heun", 1.0)
+    x = sampling.solve(field(tensors["labels"]), tensors["noise"], tensors["case3.timesteps"], "ab2")
+    assert (x - tensors["case3.x"]).abs().max() < 1e-10
+
+
+def uneven_grid(steps: int) -> Tensor:
+    """Every other step three times as long."""
+    times = torch.tensor([1.0, 3.0], dtype=torch.float64).repeat(steps // 2).cumsum(0)
+    return torch.cat((torch.zeros(1, dtype=torch.float64), times / times[-1]))
+
+
+def error(solver: str, grid: Tensor) -> float:
+    """Distance to the true end of dx/dt = cos(3t)·x − x/2, which starts at 1."""
+    truth = math.exp(math.sin(3.0) / 3 - 0.5)
+    start = torch.ones(1, dtype=torch.float64)
+    return abs(float(sampling.solve(lambda x, t: (torch.cos(3 * t) - 0.5) * x, start, grid, solver)) - truth)
+
+
+GRIDS = {
+    "uniform": sampling.time_grid,
+    "shifted": lambda steps: sampling.time_grid(steps, 3.0),
+    "uneven": uneven_grid,
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(
+    ("solver", "order"), [("euler", 1), ("heun", 2), ("ab2", 2), ("ab2-fixed", 2), ("dpmpp-2m", 2)]
+)
+def test_halving_the_steps_shows_each_solvers_order(solver: str, grid: str, order: int) -> None:
+    if (solver, grid) == ("ab2-fixed", "uneven"):
+        order = 1  # its weights are those of equal steps
+    many = 1600 if solver == "dpmpp-2m" else 400  # its error goes like h²·log h, so it shows later
+    measured = math.log2(error(solver, GRIDS[grid](many)) / error(solver, GRIDS[grid](2 * many)))
+    assert measured == pytest.approx(order, abs=0.6 if solver == "dpmpp-2m" else 0.1)
+
+
+@pytest.mark.parametrize("solver", sampling.SOLVERS)
+def test_a_straight_path_is_followed_exactly(solver: str) -> None:
+    start = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    x = sampling.solve(lambda x, t: torch.full_like(x, 3.0), start, sampling.time_grid(7, 2.0), solver)
+    torch.testing.assert_close(x, start + 3.0, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("solver", sampling.SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_state_keeps_its_dtype(solver: str, dtype: torch.dtype) -> None:
+    x = sampling.solve(lambda x, t: -x, torch.ones(2, dtype=dtype), sampling.time_grid(4), solver)
+    assert x.dtype == dtype
+
+
+def test_the_null_branch_is_evaluated_only_strictly_inside_the_interval() -> None:
+    seen: list[float] = []
+
+    def null(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t))
+        return 0 * x
+
+    velocity = sampling.guide(lambda x, t: x, null, 3.0, (0.25, 0.75))
+    sampling.solve(velocity, torch.ones(1), sampling.time_grid(8), "euler")
+    assert seen == [0.375, 0.5, 0.625]
+    at = {t: float(velocity(torch.ones(1), torch.tensor(t))) for t in (0.25, 0.5, 0.75)}
+    assert at == {0.25: 1.0, 0.5: 3.0, 0.75: 1.0}
+
+
+def test_guidance_of_one_never_evaluates_the_null_branch() -> None:
+    def null(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("evaluated")
+
+    assert sampling.guide(lambda x, t: x, null, 1.0)(torch.ones(1), torch.tensor(0.5)) == 1
+
+
+@given(st.integers(1, 200), st.floats(0.2, 5))
+def test_the_grid_rises_from_0_to_1(steps: int, time_shift: float) -> None:
+    grid = sampling.time_grid(steps, time_shift)
+    assert grid.dtype == torch.float64 and len(grid) == steps + 1
+    assert (grid[0], grid[-1]) == (0, 1) and (grid.diff() > 0).all()
+
+
+@given(st.integers(0, 10), st.integers(0, 50), st.integers(1, 4))
+def test_noise_is_a_function_of_seed_and_index(seed: int, start: int, count: int) -> None:
+    noise = sampling.initial_noise((4, 6), count, seed, start)
+    assert torch.equal(noise[-1:], sampling.initial_noise((4, 6), 1, seed, start + count - 1))
+    other = sampling.initial_noise((4, 6), 1, seed + 1, start + count - 1)
+    assert not torch.equal(noise[-1:], other)
+
+
+# --- A model ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> PixelDenoiser:
+    torch.manual_seed(0)
+    model = pw.create("pixeldit-n-4", num_classes=4, image_size=(8, 12), class_names=("a", "b", "c", "b"))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    return model
+
+
+SETTINGS = {"steps": 4, "guidance_scale": 2.0, "guidance_interval": (0.1, 0.9)}
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 3))
+def test_batches_of_1_3_and_8_draw_the_same_images(model: PixelDenoiser, seed: int) -> None:
+    labels = [0, 1, 2, 3, 0, 1, 2, 3]
+    whole = pw.sample(model, labels, seed=seed, **SETTINGS)
+    assert whole.shape == (8, 8, 12, 3) and whole.dtype == torch.uint8
+    for batch_size in (1, 3):
+        parts = pw.sample(model, labels, seed=seed, batch_size=batch_size, **SETTINGS)
+        apart = (whole.int() - parts.int()).abs()
+        assert apart.max() <= 1 and (apart > 0).float().mean() < 1e-3
+    last = pw.sample(model, labels[5:], seed=seed, start_index=5, **SETTINGS)
+    assert (whole[5:].int() - last.int()).abs().max() <= 1
+
+
+def test_one_batched_call_equals_two_functions(model: PixelDenoiser) -> None:
+    labels = torch.tensor([0, 3])
+    null = torch.tensor([4, 4])
+    noise = sampling.initial_noise((8, 12), 2, seed=1)
+
+    def branch(y: Tensor) -> sampling.Velocity:
+        return lambda x, t: model(x, t.float().expand(len(x)), y)
+
+    calls = []
+    hook = model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    grid = sampling.time_grid(4)
+    with torch.no_grad():
+        batched = sampling.solve(sampling.model_velocity(model, labels, 2.0, (0.3, 0.8)), noise, grid)
+        assert calls == [2, 2, 4, 4]  # t = 0, 1/4 outside the interval; 1/2, 3/4 inside
+        hook.remove()
+        apart = sampling.solve(sampling.guide(branch(labels), branch(null), 2.0, (0.3, 0.8)), noise, grid)
+    torch.testing.assert_close(batched, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_the_callback_sees_every_step_and_the_model_keeps_its_mode(model: PixelDenoiser) -> None:
+    seen: list[sampling.Step] = []
+    model.train()
+    images = pw.sample(model, ["a"], steps=5, solver="euler", callback=seen.append)
+    assert model.training
+    assert [step.index for step in seen] == [0, 1, 2, 3, 4]
+    assert [step.t for step in seen] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    # The last Euler step goes all the way along the last velocity: its preview is the image.
+    assert torch.equal(pw.images.to_uint8(seen[-1].preview), images)
+
+
+def test_labels_are_indices_or_names(model: PixelDenoiser) -> None:
+    assert sampling.as_labels(["c", "b"], model).tolist() == [2, 1]
+    assert sampling.as_labels(torch.tensor([4]), model).tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [5]}, "label 5 is outside 0 to 3"),
+        ({"labels": [-1]}, "-1"),
+        ({"labels": []}, "at least one"),
+        ({"labels": ["z"]}, 'unknown class "z"'),
+        ({"size": (9, 8)}, "9x8"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"solver": "eular"}, r'"eular".*euler'),
+        ({"time_shift": -1.0}, "time_shift is -1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_interval": (0.9, 0.1)}, r"\(0.9, 0.1\)"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"start_index": -1}, "start_index is -1"),
+    ],
+)
+def test_mistakes_are_named(model: PixelDenoiser, change: dict, message: str) -> None:
+    with pytest.raises(pw.UserError, match=message):
+        pw.sample(model, **{"labels": [0], **change})
