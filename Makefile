@@ -47,8 +47,10 @@ help:
 demo: $(VENV)/.train
 	$(BIN)/python examples/demo.py
 
+# Only the plugins the tests use: those of a shared environment may have warnings of their own, which are errors here.
+test: export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 test: lint
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(TEST_WORKERS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -p xdist -p hypothesispytest -n $(TEST_WORKERS)
 
 lint: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
