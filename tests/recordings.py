@@ -26,7 +26,9 @@ def weights(name: str) -> dict[str, Tensor]:
     """The recorded weights under their public names."""
     tensors, _ = recording(name)
     if name == "dip":  # stored as int8 codes times one scale a tensor
-        return {k[6:]: v.float() * tensors[f"scale.{k[6:]}"] for k, v in tensors.items() if k.startswith("codes.")}
+        return {
+            k[6:]: v.float() * tensors[f"scale.{k[6:]}"] for k, v in tensors.items() if k.startswith("codes.")
+        }
     return {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
 
 

@@ -69,12 +69,15 @@ def test_times_are_logit_normal_and_a_tenth_of_the_labels_is_dropped() -> None:
     assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
     assert set(dropped.tolist()) == {0, 10}
     assert abs((dropped == 10).float().mean() - 0.1) < 0.015
-    shifted, _, _ = flow.draw(FlowConfig(time_shift=3.0), torch.zeros(8000, 1, 1, 1), labels, 10, seed=0, step=0)
+    shifted, _, _ = flow.draw(
+        FlowConfig(time_shift=3.0), torch.zeros(8000, 1, 1, 1), labels, 10, seed=0, step=0
+    )
     torch.testing.assert_close(shifted, flow.shift_time(t, 3.0))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"time_shift": 0.0}, {"time_std": float("nan")}, {"null_probability": 1.5}, {"time_mean": float("inf")}]
+    "wrong",
+    [{"time_shift": 0.0}, {"time_std": float("nan")}, {"null_probability": 1.5}, {"time_mean": float("inf")}],
 )
 def test_impossible_settings_are_named(wrong: dict[str, float]) -> None:
     (name, value), *_ = wrong.items()

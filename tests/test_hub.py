@@ -10,6 +10,8 @@ from pixelwright.models.config import DenoiserConfig, PatchDiTConfig, PiTConfig,
 from pixelwright.models.denoiser import PixelDenoiser
 from tests.recordings import NETWORKS, weights
 
+MODULATION = "pixel_blocks.1.adaLN_modulation.0.weight"
+
 BACKBONE = PatchDiTConfig(hidden_size=24, depth=2, num_heads=2, patch_size=4, num_classes=5)
 
 
@@ -47,7 +49,9 @@ def test_the_ema_weights_are_preferred_and_the_projector_left_out() -> None:
     file = {"denoiser." + key: torch.zeros_like(value) for key, value in public.items()}
     file |= {"ema_denoiser." + key: value for key, value in public.items()}
     file |= {"diffusion_trainer.proj.0.0.weight": torch.zeros(2)}
-    assert torch.equal(pw.hub.to_public(pw.hub.from_public(file))["s_embedder.proj.bias"], public["s_embedder.proj.bias"])
+    assert torch.equal(
+        pw.hub.to_public(pw.hub.from_public(file))["s_embedder.proj.bias"], public["s_embedder.proj.bias"]
+    )
 
 
 def test_the_model_does_not_share_memory_with_the_file() -> None:
@@ -55,7 +59,9 @@ def test_the_model_does_not_share_memory_with_the_file() -> None:
     model = pw.hub.from_public(public)
     with torch.no_grad():
         model.backbone.patch_embedder.bias.add_(1)
-    assert torch.equal(pw.hub.from_public(public).backbone.patch_embedder.bias, public["s_embedder.proj.bias"])
+    assert torch.equal(
+        pw.hub.from_public(public).backbone.patch_embedder.bias, public["s_embedder.proj.bias"]
+    )
 
 
 def without(key: str) -> dict[str, torch.Tensor]:
@@ -71,16 +77,21 @@ def without(key: str) -> dict[str, torch.Tensor]:
         (without("patch_blocks.1"), "patch_blocks.1"),
         (without("s_embedder"), "s_embedder.proj.weight"),
         (without("pixel_blocks.1.mlp.fc1.bias"), 'missing "pixel_blocks.1.mlp.fc1.bias"'),
-        (weights("pixeldit_c2i") | {"final_layer.linear.bais": torch.zeros(3)}, 'did you mean|unexpected "final_layer'),
+        (
+            weights("pixeldit_c2i") | {"final_layer.linear.bais": torch.zeros(3)},
+            'did you mean|unexpected "final_layer',
+        ),
         (weights("pixeldit_c2i") | {"final_layer.linear.bias": torch.zeros(4)}, r"\[4\], expected \[3\]"),
         (weights("pixeldit_c2i") | {"final_layer.linear.bias": torch.zeros(3, dtype=torch.int8)}, "int8"),
         (weights("pixeldit_c2i") | {"y_pos_embedding": torch.zeros(1)}, "text-conditional"),
         (
-            weights("pixeldit_c2i")
-            | {"pixel_blocks.1.adaLN_modulation.0.weight": weights("pixeldit_c2i_postmod")["pixel_blocks.1.adaLN_modulation.0.weight"]},
+            weights("pixeldit_c2i") | {MODULATION: weights("pixeldit_c2i_postmod")[MODULATION]},
             r"\[2048, 48\], expected \[3072, 48\]",
         ),
-        ({"denoiser." + k: v for k, v in weights("dip").items()} | {"optimizer.x": torch.zeros(1)}, "optimizer.x"),
+        (
+            {f"denoiser.{k}": v for k, v in weights("dip").items()} | {"optimizer.x": torch.zeros(1)},
+            "optimizer.x",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_no_published_network_is_refused(state: dict[str, torch.Tensor], message: str) -> None:

@@ -127,7 +127,7 @@ def test_noise_is_a_function_of_seed_and_index(seed: int, start: int, count: int
     assert not torch.equal(noise[-1:], other)
 
 
-# --- A model ----------------------------------------------------------------------------------------------------
+# --- A model -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

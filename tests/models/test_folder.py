@@ -40,7 +40,10 @@ def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
     with pytest.raises(pw.UserError) as error:
         pw.load(folder)
     message = str(error.value)
-    assert 'unexpected "backbone.blocks.0.attn.qvk.weight", did you mean "backbone.blocks.0.attn.qkv.weight"' in message
+    assert (
+        'unexpected "backbone.blocks.0.attn.qvk.weight", did you mean "backbone.blocks.0.attn.qkv.weight"'
+        in message
+    )
     assert 'missing "backbone.blocks.0.attn.qkv.weight"' in message
     assert '"detailer.out.bias" is [5], expected [3]' in message
 
