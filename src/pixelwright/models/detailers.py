@@ -14,7 +14,16 @@ from torch.nn import functional as F
 
 from pixelwright.models.backbones import GlobalState
 from pixelwright.models.config import DetailerConfig, LinearConfig, PiTConfig, UNetConfig
-from pixelwright.models.layers import Attention, RMSNorm, modulate, patchify, unpatchify, zero_linear
+from pixelwright.models.layers import (
+    Attention,
+    RMSNorm,
+    conv3x3,
+    double,
+    modulate,
+    patchify,
+    unpatchify,
+    zero_linear,
+)
 
 
 class UNetDown(nn.Module):
@@ -25,7 +34,7 @@ class UNetDown(nn.Module):
         self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        skip = F.silu(self.conv(x))
+        skip = F.silu(conv3x3(x, self.conv))
         return F.max_pool2d(skip, 2), skip
 
 
@@ -38,7 +47,7 @@ class UNetUp(nn.Module):
         self.conv = nn.Conv2d(2 * channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return F.silu(self.conv(torch.cat((self.upsample(x), skip), dim=1)))
+        return F.silu(conv3x3(torch.cat((double(x, self.upsample), skip), dim=1), self.conv))
 
 
 class UNet(nn.Module):
