@@ -45,16 +45,21 @@ def pit_flops(width: int, patch: int, tokens: int, depth: int, pixel: int) -> in
 
 def unet_flops(width: int, patch: int, tokens: int, channels: tuple[int, ...]) -> int:
     """DiP's head: 3x3 convolutions down, one 1x1 in the middle, 2x2 transposed and 3x3 convolutions up."""
+
+    def conv3x3(side: int, inputs: int, outputs: int) -> int:
+        taps = 4 if side == 2 else 9  # on 2x2 pixels, the taps that fall on padding are left out
+        return linear(tokens * side**2, taps * inputs, outputs)
+
     total, inputs, side = 0, 3, patch
     for outputs in channels:
-        total += linear(tokens * side**2, 9 * inputs, outputs)
+        total += conv3x3(side, inputs, outputs)
         inputs, side = outputs, side // 2
     total += linear(tokens * side**2, inputs + width, inputs)
     for skip in reversed(channels):
         total += linear(tokens * side**2, inputs, 4 * inputs)
         side *= 2
         outputs = max(skip // 2, channels[0])
-        total += linear(tokens * side**2, 9 * (inputs + skip), outputs)
+        total += conv3x3(side, inputs + skip, outputs)
         inputs = outputs
     return total + linear(tokens * side**2, inputs, 3)
 

@@ -133,7 +133,9 @@ def test_impossible_configs_are_refused() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
-def test_convolutions_as_products_are_exact(height: int, width: int, before: int, after: int, batch: int) -> None:
+def test_convolutions_as_products_are_exact(
+    height: int, width: int, before: int, after: int, batch: int
+) -> None:
     """Values and gradients of `conv3x3` and `double` against PyTorch's convolutions, in float64."""
     conv = torch.nn.Conv2d(before, after, 3, padding=1).double()
     transposed = torch.nn.ConvTranspose2d(before, after, 2, stride=2).double()

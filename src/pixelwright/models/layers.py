@@ -141,10 +141,10 @@ class SwiGLU(nn.Module):
 
 
 def conv3x3(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A zero-padded 3×3 convolution of patches; on 2×2 pixels as one exact matrix product, which is far faster.
+    """A zero-padded 3×3 convolution of patches; on 2×2 pixels as one exact matrix product, far faster.
 
-    x [N,C,h,w] in channels_last. At 2×2 every output pixel sees every input pixel and five of nine taps fall on
-    padding, so the same map is a dense [4·C_in -> 4·C_out] product with less than half the multiplications.
+    x [N,C,h,w] in channels_last. At 2×2 every output pixel sees every input pixel and five of nine taps fall
+    on padding, so the same map is a dense [4·C_in -> 4·C_out] product with less than half the arithmetic.
     """
     if x.shape[-2:] != (2, 2):
         return conv(x)
