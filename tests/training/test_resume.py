@@ -272,3 +272,13 @@ def test_other_classes_than_the_checkpoint_has(tiny: Tiny, tmp_path: Path) -> No
     data = dataclasses.replace(first.data, path=str(tmp_path / "images"), shapes_count=None)
     with pytest.raises(UserError, match="does not fit this model"):
         train(tiny("new", data=data), resume=first.run)
+
+
+def test_the_same_command_with_resume_goes_on_after_it_was_stopped(tiny: Tiny) -> None:
+    train(tiny("first", steps=5))
+    origin = Path(tiny("first").run)
+    train(tiny("branch", steps=10), resume=origin)
+    train(tiny("branch", steps=15), resume=origin)  # its own newest is past that of "first"
+    straight = tiny("straight", steps=15)
+    train(straight, resume=origin)
+    same_state(final_state(tiny("branch", steps=15)), final_state(straight))

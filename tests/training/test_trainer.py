@@ -60,10 +60,12 @@ def test_the_first_step_is_adamw_of_the_clipped_gradient(tiny: Tiny) -> None:
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-8)
 
 
-def test_learning_rate_rises_and_stays() -> None:
-    rates = [learning_rate(OptimConfig(lr=2.0, warmup=4), step) for step in range(7)]
+def test_learning_rate_rises_stays_and_falls() -> None:
+    rates = [learning_rate(OptimConfig(lr=2.0, warmup=4), step, 100) for step in range(7)]
     assert rates == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0]
-    assert learning_rate(OptimConfig(lr=2.0), 0) == 2.0
+    assert learning_rate(OptimConfig(lr=2.0), 0, 100) == 2.0
+    falling = [learning_rate(OptimConfig(lr=2.0, cooldown=3), step, 8) for step in range(8)]
+    assert falling == [2.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.0, 0.5]
 
 
 def test_ema_follows_its_formula(tiny: Tiny) -> None:

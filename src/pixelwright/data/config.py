@@ -37,6 +37,9 @@ class DataConfig:
     shapes_seed: int | None = None
     """Another seed is another set of "shapes" (default 0); only with path "shapes"."""
 
+    shapes_variation: float | None = None
+    """How far "shapes" wander in place, size and tilt, 0 to 1 (default 1); only with path "shapes"."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path.strip():
             raise UserError(f'data.path is {self.path!r}: give "shapes", a folder of images or a .zip file')
@@ -56,6 +59,18 @@ class DataConfig:
             if self.path != SHAPES:
                 raise UserError(f'data.{name} is {value!r} but data.path is "{self.path}", not "shapes"')
             _whole(name, value, lowest)
+        self._check_variation()
+
+    def _check_variation(self) -> None:
+        value = self.shapes_variation
+        if value is None:
+            return
+        if self.path != SHAPES:
+            raise UserError(
+                f'data.shapes_variation is {value!r} but data.path is "{self.path}", not "shapes"'
+            )
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise UserError(f"data.shapes_variation is {value!r}: give a number between 0 and 1")
 
 
 def _whole(name: str, value: object, lowest: int | None) -> None:

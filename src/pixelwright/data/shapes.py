@@ -240,8 +240,12 @@ TEXTURES: dict[str, Callable[[Array, Array, int], Array]] = {
 # --- the set ---
 
 
-def random_scene(seed: int, index: int) -> Scene:
-    """Scene `index` of the set `seed`: one object, wholly inside the picture."""
+def random_scene(seed: int, index: int, variation: float = 1.0) -> Scene:
+    """Scene `index` of the set `seed`: one object, wholly inside the picture.
+
+    `variation` in [0,1] scales how far place, size and tilt wander; at 0 every object stands large and upright
+    in the middle. Shape, colour, texture and background are chosen alike.
+    """
     draws = iter(torch.rand(12, generator=generator(seed, "shapes", index), dtype=torch.float64).tolist())
 
     def choose(options: Iterable[str]) -> str:
@@ -252,10 +256,10 @@ def random_scene(seed: int, index: int) -> Scene:
         return low + (high - low) * next(draws)
 
     shape, colour, texture = choose(SHAPES), choose(COLOURS), choose(TEXTURES)
-    radius = SHAPE_RADIUS[shape] * between(0.85, 1.1)
-    reach = radius + MARGIN
-    centre = (between(reach, 1 - reach), between(reach, 1 - reach))
-    angle = between(-0.3, 0.3)
+    radius = SHAPE_RADIUS[shape] * between(1.1 - 0.25 * variation, 1.1)
+    wander = variation * (0.5 - radius - MARGIN)
+    centre = (0.5 + between(-wander, wander), 0.5 + between(-wander, wander))
+    angle = variation * between(-0.3, 0.3)
     grain = math.pi / 4 * int(4 * next(draws)) if texture == "striped" else 0.0
     pattern, ground = choose(PATTERNS), choose(GROUNDS)
     second = ground if pattern == "plain" else choose(g for g in GROUNDS if g != ground)
@@ -300,10 +304,12 @@ class Shapes:
     each.
     """
 
-    def __init__(self, size: int, seed: int = 0, count: int = SHAPES_COUNT):
+    def __init__(self, size: int, seed: int = 0, count: int = SHAPES_COUNT, variation: float = 1.0):
         if size < 1 or count < 1:
             raise UserError(f"Shapes of size {size} and count {count}: give whole numbers of at least 1")
-        self.size, self.seed, self.count = size, seed, count
+        if not 0 <= variation <= 1:
+            raise UserError(f"Shapes of variation {variation}: give a number between 0 and 1")
+        self.size, self.seed, self.count, self.variation = size, seed, count, variation
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -323,7 +329,7 @@ class Shapes:
         """The exact description of sample `index`."""
         if not 0 <= index < self.count:
             raise IndexError(f"sample {index} of {self.count}")
-        return random_scene(self.seed, index)
+        return random_scene(self.seed, index, self.variation)
 
     def __getitem__(self, index: int) -> Sample:
         scene = self.scene(index)

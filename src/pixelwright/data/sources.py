@@ -61,7 +61,9 @@ def open_source(config: DataConfig) -> Source:
     if config.path == SHAPES:
         from pixelwright.data.shapes import Shapes
 
-        return Shapes(config.size, seed=config.shapes_seed or 0, count=config.shapes_count or SHAPES_COUNT)
+        seed, count = config.shapes_seed or 0, config.shapes_count or SHAPES_COUNT
+        variation = 1.0 if config.shapes_variation is None else config.shapes_variation
+        return Shapes(config.size, seed, count, variation)
     path = Path(config.path).expanduser()
     if path.is_dir() or path.is_file():
         source = FolderSource(path) if path.is_dir() else ZipSource(path)

@@ -76,7 +76,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with a constant learning rate after a linear warm-up."""
+    """AdamW; the learning rate rises linearly, stays, and may fall linearly to 0 at the end of the run."""
 
     lr: float = 1e-4
     """Learning rate after the warm-up."""
@@ -88,6 +88,8 @@ class OptimConfig:
     """Decoupled weight decay."""
     warmup: int = 0
     """Steps over which the learning rate rises linearly from lr / warmup to lr."""
+    cooldown: int = 0
+    """Steps at the end of the run over which the learning rate falls linearly to 0."""
     clip: float | None = 1.0
     """Largest norm of the gradients; longer ones are scaled down to it. None: no clipping."""
 
@@ -103,6 +105,7 @@ class OptimConfig:
         _number("optim.eps", self.eps, 0, open_low=True)
         _number("optim.weight_decay", self.weight_decay, 0)
         _whole("optim.warmup", self.warmup, 0)
+        _whole("optim.cooldown", self.cooldown, 0)
         if self.clip is not None:
             _number("optim.clip", self.clip, 0, open_low=True)
 

@@ -10,6 +10,7 @@ from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training.checkpoint import Checkpoint
 from pixelwright.training.config import TrainConfig, differences, load_config, to_dict
 
+ORIGIN = "resumed-from.txt"  # in a run folder: what --resume named when the run began
 MOST_NAMED = 3  # differing settings in an error message
 
 
@@ -28,7 +29,7 @@ def find_start(config: TrainConfig, resume: str | os.PathLike[str] | None) -> Ch
         return own
     given = _given(Path(resume))
     if own is not None:
-        if given.path.resolve() == own.path.resolve():
+        if given.path.resolve() == own.path.resolve() or _came_from(run, Path(resume)):
             return own
         raise UserError(
             f"{run} already stands at {own.path.name}, not at {given.path}: leave out --resume to continue "
@@ -39,6 +40,12 @@ def find_start(config: TrainConfig, resume: str | os.PathLike[str] | None) -> Ch
     if given.step >= config.steps:
         raise UserError(f"{given.path} is at step {given.step}, steps is {config.steps}: give more --steps")
     return given
+
+
+def _came_from(run: Path, resume: Path) -> bool:
+    """Whether the run was begun with this very --resume: then the same command goes on where it stands."""
+    origin = run / ORIGIN
+    return origin.is_file() and origin.read_text() == str(resume.resolve())
 
 
 def _check_folder(run: Path, config: TrainConfig) -> None:

@@ -27,8 +27,9 @@ from pixelwright.training.config import OptimConfig, TrainConfig, save_config, t
 from pixelwright.training.control import Clock, Meter, ahead, stop_signals
 from pixelwright.training.device import check_compiler, resolve_device, resolve_precision
 from pixelwright.training.ema import EMA
+from pixelwright.training.files import write_text
 from pixelwright.training.report import Report
-from pixelwright.training.start import find_start
+from pixelwright.training.start import ORIGIN, find_start
 
 GRID_PIXELS = 96  # small pictures are enlarged to about this side in sample grids
 
@@ -59,8 +60,7 @@ def train(config: TrainConfig, resume: str | os.PathLike[str] | None = None) -> 
 
     Raises:
         UserError: the run folder belongs to something else or to other settings, `resume` is not there, or
-        the
-            loss is not finite for too long.
+            the loss is not finite for too long.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     return Trainer(config, resume).run()
@@ -73,7 +73,7 @@ class Trainer:
         self, config: TrainConfig, resume: str | os.PathLike[str] | None = None, source: Source | None = None
     ) -> None:
         """Nothing is written before `run`. `source` replaces the images that `config.data` names."""
-        self.config, self.folder = config, Path(config.run)
+        self.config, self.folder, self.resume = config, Path(config.run), resume
         start = find_start(config, resume)
         self.device = resolve_device(config.device)
         self.autocast = resolve_precision(config.precision, self.device)
@@ -113,6 +113,8 @@ class Trainer:
             return self.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         save_config(config, self.folder / "config.yaml")
+        if self.resume is not None:
+            write_text(self.folder / ORIGIN, str(Path(self.resume).resolve()))
         self.report = Report(self.folder, self.step, config.steps)
         self.clock = Clock(self.clock.seconds())
         self._logged = (self.step, self.clock.seconds())
@@ -154,7 +156,7 @@ class Trainer:
         finite = torch.isfinite(loss + norm)
         # The fused kernel reads this flag where the weights are, so that an accelerator is never waited for.
         self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self.config.optim, self.step)
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.config.optim, self.step, self.config.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -199,7 +201,7 @@ class Trainer:
                 "step": self.step,
                 "loss": means.loss,
                 "grad_norm": means.grad_norm,
-                "lr": learning_rate(self.config.optim, self.step - 1),
+                "lr": learning_rate(self.config.optim, self.step - 1, self.config.steps),
                 "images_per_second": round(self.config.batch_size * steps / max(duration, 1e-9), 1),
                 "seconds": round(seconds, 2),
                 "skipped": means.skipped,
@@ -275,9 +277,11 @@ def build_optimizer(parameters: list[nn.Parameter], config: OptimConfig) -> torc
     return optimizer
 
 
-def learning_rate(config: OptimConfig, step: int) -> float:
-    """The learning rate of step `step`, counted from 0: linear warm-up, then constant."""
-    return config.lr * min(1.0, (step + 1) / config.warmup) if config.warmup else config.lr
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """The learning rate of step `step` of `steps`, counted from 0: linear rise, constant, linear fall."""
+    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    fall = min(1.0, (steps - step) / (config.cooldown + 1))
+    return config.lr * min(rise, fall)
 
 
 def draw_samples(
