@@ -243,8 +243,8 @@ TEXTURES: dict[str, Callable[[Array, Array, int], Array]] = {
 def random_scene(seed: int, index: int, variation: float = 1.0) -> Scene:
     """Scene `index` of the set `seed`: one object, wholly inside the picture.
 
-    `variation` in [0,1] scales how far place, size and tilt wander; at 0 every object stands large and upright
-    in the middle. Shape, colour, texture and background are chosen alike.
+    `variation` in [0,1] scales how far place, size and tilt wander; at 0 every object stands upright in the
+    middle. Shape, colour, texture and background are chosen alike.
     """
     draws = iter(torch.rand(12, generator=generator(seed, "shapes", index), dtype=torch.float64).tolist())
 
