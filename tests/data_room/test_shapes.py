@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixelwright.data import Shapes
+from pixelwright.data import DataConfig, Shapes
 from pixelwright.data.shapes import (
     CLASS_NAMES,
     COLOURS,
@@ -164,3 +164,26 @@ def test_unknown_words_and_places() -> None:
         Shapes(32, count=0)
     with pytest.raises(IndexError):
         Shapes(32, count=3)[3]
+
+
+@given(st.integers(0, 1000))
+def test_variation_scales_the_wandering_and_nothing_else(index: int) -> None:
+    still, free = random_scene(0, index, variation=0.0), random_scene(0, index)
+    (calm,), (wild,) = still.objects, free.objects
+    assert calm.centre == pytest.approx((0.5, 0.5)) and calm.angle == 0
+    assert calm.radius >= wild.radius
+    assert (calm.shape, calm.colour, calm.texture, calm.grain) == (
+        wild.shape,
+        wild.colour,
+        wild.texture,
+        wild.grain,
+    )
+    assert still.background == free.background
+
+
+@pytest.mark.parametrize("variation", [-0.1, 1.5, float("nan"), True])
+def test_impossible_variation_is_named(variation: float) -> None:
+    with pytest.raises(UserError, match=f"data.shapes_variation is {variation}"):
+        DataConfig(shapes_variation=variation)
+    with pytest.raises(UserError, match='not "shapes"'):
+        DataConfig(path="photos", shapes_variation=0.5)
