@@ -36,8 +36,10 @@ def start(name: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pixelwright.cli", "train", "--config", str(config_file(name))]
     command += ["--run", str(RUNS / name)]
     threads = str(max(1, (os.cpu_count() or 1) // len(MODELS)))
-    log = (RUNS / f"{name}.log").open("ab")
-    return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads})
+    with (RUNS / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}
+        )
 
 
 def last_line(name: str) -> dict[str, float]:
@@ -50,11 +52,17 @@ def last_line(name: str) -> dict[str, float]:
 def train_both() -> None:
     """Run both trainings at once under one progress bar each; exits with their code if one fails."""
     RUNS.mkdir(parents=True, exist_ok=True)
-    processes = {name: start(name) for name in MODELS}
     bars = {
-        name: tqdm(total=load_config(config_file(name)).steps, desc=f"{title:9}", unit="step", position=i)
+        name: tqdm(
+            total=load_config(config_file(name)).steps,
+            desc=f"{title:9}",
+            unit="step",
+            position=i,
+            disable=None,
+        )
         for i, (name, title) in enumerate(MODELS.items())
     }
+    processes = {name: start(name) for name in MODELS}
     try:
         while any(process.poll() is None for process in processes.values()):
             show_progress(bars)
