@@ -267,6 +267,7 @@ CASES: dict[str, tuple[Callable[[Path], str], str]] = {
     # Lightning files
     "half the EMA weights": (state(drop("ema_denoiser.patch_blocks.")), 'misses "patch_blocks'),
     "unknown part": (state(lambda t: t.update({"discriminator.w": torch.zeros(1)})), '"discriminator.w"'),
+    "two networks by prefix": (state(lambda t: t.update({f"net.{QKV}": torch.zeros(1)})), f'"net.{QKV}"'),
     "no state_dict": (pickled(lambda: {"epoch": 3}), "not a tensor"),
     "a list": (pickled(lambda: [torch.zeros(1)]), "no state_dict"),
     "numbers for tensors": (state(lambda t: t.update({f"ema_denoiser.{QKV}": 3})), "int, not a tensor"),

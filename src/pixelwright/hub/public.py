@@ -102,16 +102,18 @@ def choose_prefix(names: Iterable[str], which: Which | None = None) -> str:
     Raises:
         UserError: tensors that belong to no known part of a published file, or a set that is not there.
     """
-    names = list(names)
-    there = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in names)]
-    if which is not None and SETS[which] not in there:
+    first: dict[str, str] = {}  # prefix -> the first name that has it; "" for none of them
+    for name in names:
+        if not name.startswith(BESIDE):
+            first.setdefault(next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""), name)
+    if which is not None and SETS[which] not in first:
         raise UserError(
             f"{which.upper() if which == 'ema' else which} weights are asked for, but no key begins with "
             f'"{SETS[which]}"; leave the choice out to take what is there'
         )
-    prefix = SETS[which] if which is not None else there[0] if there else ""
-    strange = [name for name in names if not name.startswith((*there, *BESIDE))]
-    if prefix and strange:
+    prefix = SETS[which] if which is not None else next((p for p in PREFIXES if p in first), "")
+    strange = [name for other, name in first.items() if other not in (prefix, *SETS.values())]
+    if strange:
         raise UserError(
             f'"{shorten(strange[0])}" stands beside keys with the prefix "{prefix}"; it is not known'
         )

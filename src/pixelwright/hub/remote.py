@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -85,8 +86,12 @@ def _ask(address: str, function: str, *arguments: Any, **settings: Any) -> Any:
         raise UserError('hf:// addresses need huggingface_hub: pip install "pixelwright[hub]"') from None
     # The client's own HTTP library is not an OSError in every version.
     network: tuple[type[Exception], ...] = (OSError, getattr(errors, "HTTPError", OSError))
+    ask = getattr(client, function)  # imports a part of the client, which sets up the log
+    log = logging.getLogger("huggingface_hub")  # tells of every attempt; the reason below says enough
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
-        return getattr(client, function)(*arguments, **settings)
+        return ask(*arguments, **settings)
     except errors.GatedRepoError:
         reason = "is gated: accept its terms on its page, then log in with `hf auth login`"
     except errors.RepositoryNotFoundError:
@@ -103,6 +108,8 @@ def _ask(address: str, function: str, *arguments: Any, **settings: Any) -> Any:
         raise _UnreachableError(f"{address} {_UNREACHABLE}") from None
     except ValueError as error:
         reason = f"is no address the hub knows: {str(error)[:200]}"
+    finally:
+        log.setLevel(level)
     raise UserError(f"{address} {reason}")
 
 
