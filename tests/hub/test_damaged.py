@@ -159,6 +159,12 @@ def edit(path: Path, change: Callable[[str], str]) -> None:
     path.write_text(change(path.read_text()))
 
 
+def break_directory(content: bytes) -> bytes:
+    """The last name in an archive's directory is no UTF-8 any more."""
+    name = content.rindex(b"PK\x01\x02") + 46
+    return content[:name] + b"\xff" + content[name + 1 :]
+
+
 def set_value(key: str, value: float) -> Callable[[Tensors], None]:
     def change(found: Tensors) -> None:
         found[key].view(-1)[3] = value
@@ -216,6 +222,8 @@ CASES: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "header with an unknown dtype": (header(lambda h: h[QKV].update(dtype="F7")), "damaged"),
     "ckpt cut short": (raw(lambda b: b[:-1000], "x.ckpt"), "damaged"),
+    "ckpt with a hole": (raw(lambda b: b[:5000] + b[9000:], "x.ckpt"), "damaged"),
+    "ckpt with a broken directory": (raw(break_directory, "x.ckpt"), "damaged"),
     "ckpt empty": (raw(lambda b: b"", "x.ckpt"), "damaged"),
     "ckpt is a text": (raw(lambda b: b"hello " * 99, "x.ckpt"), "damaged"),
     "ckpt is a bare pickle": (raw(lambda b: pickle.dumps(Harmful()), "x.ckpt"), "PyTorch before 1.6"),

@@ -248,29 +248,43 @@ def _first_line(error: Exception) -> str:
 
 def _check_archive(path: Path) -> None:
     """The archive is not compressed and no larger inside than outside; its pickle names nothing foreign."""
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with path.open("rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
             members = archive.infolist()
-            packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
-            inside = sum(member.file_size for member in members)
-            programs = [m for m in members if m.filename.endswith("data.pkl")]
-            if packed or inside > path.stat().st_size:
-                raise UserError(
-                    f"{path} holds compressed or overlapping parts ({inside} bytes in a file of "
-                    f"{path.stat().st_size}), which no checkpoint has; it is refused"
-                )
-            if len(programs) != 1 or programs[0].file_size > LARGEST_HEADER:
-                raise UserError(f"{path} is no PyTorch checkpoint: it needs one data.pkl of reasonable size")
+        except _BROKEN_ZIP as error:
+            raise UserError(
+                f"{path} is damaged, or written by a PyTorch before 1.6 ({_first_line(error)}); "
+                f"get it again, or save its tensors as safetensors where you trust it"
+            ) from None
+        size, inside = path.stat().st_size, sum(member.file_size for member in members)
+        if inside > size or any(m.compress_type != zipfile.ZIP_STORED for m in members):
+            raise UserError(
+                f"{path} holds compressed or overlapping parts ({inside} bytes in a file of {size}), "
+                f"which no checkpoint has; it is refused"
+            )
+        programs = [m for m in members if m.filename.endswith("data.pkl")]
+        if len(programs) != 1 or programs[0].file_size > LARGEST_HEADER:
+            raise UserError(f"{path} is no PyTorch checkpoint: it needs one data.pkl of reasonable size")
+        try:
             program = archive.read(programs[0])
-            folder = programs[0].filename.removesuffix("data.pkl") + "data/"
-            sizes = {m.filename.removeprefix(folder): m.file_size for m in members}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error) as error:
-        raise UserError(
-            f"{path} is damaged, or written by a PyTorch before 1.6 ({_first_line(error)}); "
-            f"get it again, or save its tensors as safetensors where you trust it"
-        ) from None
+        except _BROKEN_ZIP as error:
+            raise UserError(f"{path} is damaged: {_first_line(error)}") from None
+    folder = programs[0].filename.removesuffix("data.pkl") + "data/"
     _check_program(program, path)
-    _check_storages(program, sizes, path)
+    _check_storages(program, {m.filename.removeprefix(folder): m.file_size for m in members}, path)
+
+
+# What the reader of archives raises for one that is not in order; the file itself is open by then.
+_BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    struct.error,
+    OSError,
+)
 
 
 def _check_program(program: bytes, path: Path) -> None:
