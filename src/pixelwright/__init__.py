@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pixelwright import flow, hub, models, sampling
     from pixelwright.errors import UserError
+    from pixelwright.hub.checkpoint import load
     from pixelwright.models.denoiser import PixelDenoiser
-    from pixelwright.models.folder import create, load, save
+    from pixelwright.models.folder import create, save
     from pixelwright.sampling import sample
 
 __version__ = "0.1.0"
@@ -33,7 +34,7 @@ _HOMES = {
     "PixelDenoiser": "models.denoiser",
     "UserError": "errors",
     "create": "models.folder",
-    "load": "models.folder",
+    "load": "hub.checkpoint",
     "sample": "sampling",
     "save": "models.folder",
 }

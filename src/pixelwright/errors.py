@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_CHOICES = 60
+"""An error message lists no more choices than these."""
+
 
 class UserError(ValueError):
     """Something the user can put right.
@@ -15,9 +18,9 @@ class UserError(ValueError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The end of an error message about an unknown `name`: the closest choices, or all if none is close."""
+    """The end of an error message about an unknown `name`: the closest choices, or all of few."""
     known = sorted(choices)
     close = get_close_matches(str(name), known, n=3, cutoff=0.5)
     if close:
         return ", did you mean " + " or ".join(f'"{c}"' for c in close) + "?"
-    return f" (one of: {', '.join(known)})" if known else ""
+    return f" (one of: {', '.join(known)})" if 0 < len(known) <= MOST_CHOICES else ""

@@ -304,6 +304,8 @@ def sample(
 ) -> Tensor:
     """Draw images with a model.
 
+    A published model's `config.recipe` is not applied by itself; the arguments below are all that counts.
+
     Args:
         model: any `PixelDenoiser`; it runs where its weights are and is left in the mode it was in.
         labels: one class index or class name per image.

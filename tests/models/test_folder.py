@@ -79,3 +79,18 @@ def test_a_truncated_file_is_refused(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(pw.UserError, match="damaged"):
         pw.load(folder)
+
+
+def test_saved_files_have_the_permissions_of_any_new_file(folder: Path) -> None:
+    (folder / "other").touch()
+    for name in ("model.safetensors", "config.json"):
+        assert (folder / name).stat().st_mode == (folder / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named(folder: Path, value: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["detailer.out.bias"][1] = value
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(pw.UserError, match=r'"detailer.out.bias" holds (NaN|infinite)'):
+        pw.load(folder)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from pixelwright.commands.parsing import image_size, model_folder, new_parser
+from pixelwright.commands.parsing import image_size, new_parser
+from pixelwright.hub.checkpoint import load_config
+from pixelwright.hub.remote import SCHEME
 from pixelwright.info import Info, describe, human
 from pixelwright.models.config import DenoiserConfig
-from pixelwright.models.folder import read_config
 from pixelwright.models.presets import PRESETS, preset
 
 DESCRIPTION = """Parts of a model, their parameters and FLOPs, and the memory to sample and to train.
@@ -31,8 +32,8 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "model",
         nargs="?",
-        metavar="NAME|FOLDER",
-        help="a preset, a saved model or a run folder; without it, the presets are listed",
+        metavar="NAME|MODEL",
+        help="a preset, a model, a run, a published file or hf://OWNER/NAME; without it, presets are listed",
     )
     parser.add_argument(
         "--size",
@@ -54,10 +55,10 @@ def run(options: Namespace) -> None:
 
 
 def _config(name: str) -> DenoiserConfig:
-    """A folder that exists is a saved model; anything else must be the name of a preset."""
-    if name in PRESETS or not Path(name).exists():
+    """A file or folder that exists, or a hub address, is a model; anything else must be a preset's name."""
+    if name in PRESETS or not (Path(name).exists() or name.startswith(SCHEME)):
         return preset(name)
-    return read_config(model_folder(name))
+    return load_config(name)
 
 
 def _names() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 
 import jsonargparse
 from jsonargparse import ArgumentParser, Namespace
@@ -89,12 +88,3 @@ def image_size(numbers: list[int] | None) -> tuple[int, int] | None:
     if len(numbers) > 2:
         raise UserError(f"--size is {' '.join(map(str, numbers))}; give one number, or ROWS COLUMNS")
     return numbers[0], numbers[-1]
-
-
-def model_folder(path: str) -> Path:
-    """The folder of a saved model: `path` itself or, where that is a run, its averaged weights."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"{path} is not a folder; give a saved model or the folder of a run")
-    inner = folder / "model"
-    return inner if not (folder / "config.json").exists() and inner.is_dir() else folder

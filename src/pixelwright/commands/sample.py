@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -12,18 +13,27 @@ from tqdm import tqdm
 
 import pixelwright as pw
 from pixelwright.commands.labels import parse_labels
-from pixelwright.commands.parsing import image_size, model_folder, new_parser
+from pixelwright.commands.parsing import image_size, new_parser
 from pixelwright.errors import UserError
+from pixelwright.hub.checkpoint import load_config
+from pixelwright.hub.recipes import RECIPES, named
 from pixelwright.images import save_grid, save_png
-from pixelwright.models.folder import read_config
+from pixelwright.models.config import Recipe
 from pixelwright.training.device import resolve_device, resolve_precision
 
 GRID = 100
 """Most images in grid.png."""
 
+DEFAULTS: dict[str, Any] = {
+    name: inspect.signature(pw.sample).parameters[name].default
+    for name in ("solver", "steps", "guidance_scale", "guidance_interval", "time_shift")
+}
+"""The sampler settings where neither the command line nor a recipe says otherwise: those of `pw.sample`."""
+
 DESCRIPTION = f"""Draw images from a trained model: PNG files by index, and grid.png of the first {GRID}.
 
-Image i depends on the seed and on i alone, not on the batch size; --start-index draws a set in pieces."""
+Image i depends on the seed and on i alone, not on the batch size; --start-index draws a set in pieces. A
+model that knows the recipe of its published result is drawn from with it; what is used is printed."""
 
 EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
   pixelwright sample runs/first --labels "golden retriever" 7,7,7 --out dogs --guidance-scale 2.5 --seed 3
@@ -31,11 +41,19 @@ EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
       --guidance-scale 2.9 --guidance-interval 0.11 0.97 --batch-size 32"""
 
 
+def _otherwise(name: str) -> str:
+    return f" (default: the recipe's, else {DEFAULTS[name]})"
+
+
 def parser() -> ArgumentParser:
     """Model, labels, folder, and the settings of the sampler."""
     parser = new_parser("sample", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder of a saved model, or of a run (its averaged weights are used)")
+    add(
+        "model",
+        metavar="MODEL",
+        help="a saved model, a run (its averaged weights are used), a published file or hf://OWNER/NAME",
+    )
     add(
         "--labels",
         nargs="+",
@@ -59,18 +77,31 @@ def parser() -> ArgumentParser:
     add("--size", type=int, nargs="+", metavar="N", help="N or ROWS COLUMNS (default: the model's own)")
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--start-index", type=int, default=0, help="index of the first image")
-    add("--steps", type=int, default=50, help="steps of the solver")
-    add("--solver", type=str, default="ab2", help=f"one of {', '.join(pw.sampling.SOLVERS)}")
-    add("--guidance-scale", type=float, default=1.0, help="classifier-free guidance; 1 is without")
+    add(
+        "--recipe",
+        type=str | None,
+        metavar="NAME|none",
+        help=f"the sampler settings to start from: {', '.join(RECIPES)} (default: the model's own)",
+    )
+    add("--steps", type=int, help=f"steps of the solver{_otherwise('steps')}")
+    add("--solver", type=str, help=f"one of {', '.join(pw.sampling.SOLVERS)}{_otherwise('solver')}")
+    add(
+        "--guidance-scale",
+        type=float,
+        help=f"classifier-free guidance; 1 is without{_otherwise('guidance_scale')}",
+    )
     add(
         "--guidance-interval",
         type=float,
         nargs=2,
-        default=[0.0, 1.0],
         metavar=("LO", "HI"),
-        help="times between which guidance is on; 0 is noise, 1 data",
+        help=f"times between which guidance is on; 0 is noise, 1 data{_otherwise('guidance_interval')}",
     )
-    add("--time-shift", type=float, default=1.0, help="above 1 spends more steps near the noise")
+    add(
+        "--time-shift",
+        type=float,
+        help=f"above 1 spends more steps near the noise{_otherwise('time_shift')}",
+    )
     add("--batch-size", type=int, default=16, help="images at a time")
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add(
@@ -87,15 +118,17 @@ def run(options: Namespace) -> None:
     out = Path(options.out)
     _check(options, out)
     device = resolve_device(options.device)
-    folder = model_folder(options.model)
-    config = read_config(folder)  # so that a wrong label is found before the weights are read
+    config = load_config(options.model)  # so that a wrong label is found before the weights are read
     labels = parse_labels(options.labels, config.num_classes, config.class_names)
-    model = pw.load(folder).to(device)
+    recipe = config.recipe if options.recipe is None else named(options.recipe)
+    settings = _settings(options, recipe)
+    model = pw.load(options.model).to(device)
+    print(_report(settings, options, recipe))
     starts = range(0, len(labels), options.batch_size)
     shown: list[Tensor] = []
-    with tqdm(total=len(starts) * options.steps, unit="step", disable=None, delay=0.5) as bar:
+    with tqdm(total=len(starts) * settings["steps"], unit="step", disable=None, delay=0.5) as bar:
         for start in starts:
-            images = _draw(model, labels[start : start + options.batch_size], start, options, bar)
+            images = _draw(model, labels[start : start + options.batch_size], start, options, settings, bar)
             for index, image in enumerate(images, options.start_index + start):
                 save_png(image, out / f"{index:06d}.png")
             shown += list(images[: max(0, GRID - start)])
@@ -114,8 +147,34 @@ def _check(options: Namespace, out: Path) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {options[name]}; it must be at least {least}")
 
 
+def _settings(options: Namespace, recipe: Recipe | None) -> dict[str, Any]:
+    """The sampler settings: the command line's before the recipe's before the defaults."""
+    start = DEFAULTS if recipe is None else {name: getattr(recipe, name) for name in DEFAULTS}
+    given = {name: options[name] for name in DEFAULTS if options[name] is not None}
+    settings = {**start, **given}
+    return {**settings, "guidance_interval": tuple(settings["guidance_interval"])}
+
+
+def _report(settings: dict[str, Any], options: Namespace, recipe: Recipe | None) -> str:
+    """What is used, and where it comes from, in one line."""
+    low, high = settings["guidance_interval"]
+    given = [name for name in DEFAULTS if options[name] is not None]
+    source = f"recipe {recipe.name}: {recipe.origin}" if recipe is not None else "no recipe"
+    changed = f"; given: {', '.join(given)}" if given else ""
+    return (
+        f"{settings['solver']}, {settings['steps']} steps, guidance {settings['guidance_scale']:g} where "
+        f"{low:g} < t < {high:g}, time shift {settings['time_shift']:g}, seed {options.seed} "
+        f"({source}{changed})"
+    )
+
+
 def _draw(
-    model: pw.PixelDenoiser, labels: list[int], start: int, options: Namespace, bar: tqdm[NoReturn]
+    model: pw.PixelDenoiser,
+    labels: list[int],
+    start: int,
+    options: Namespace,
+    settings: dict[str, Any],
+    bar: tqdm[NoReturn],
 ) -> Tensor:
     """One batch, uint8 [B,H,W,3]; the bar moves with every step of the solver."""
 
@@ -128,11 +187,7 @@ def _draw(
         size=image_size(options.size),
         seed=options.seed,
         start_index=options.start_index + start,
-        steps=options.steps,
-        solver=options.solver,
-        guidance_scale=options.guidance_scale,
-        guidance_interval=tuple(options.guidance_interval),
-        time_shift=options.time_shift,
+        **settings,
         callback=advance,
         autocast=resolve_precision(options.precision, model.backbone.patch_embedder.weight.device),
     )

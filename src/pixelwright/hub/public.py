@@ -6,18 +6,33 @@ configuration file is needed beside a checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from torch import Tensor
 
 from pixelwright.errors import UserError
+from pixelwright.hub.recipes import preset_of
 from pixelwright.models.config import DenoiserConfig, DetailerConfig, PatchDiTConfig, PiTConfig, UNetConfig
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.folder import check_weights, skeleton, with_weights
+from pixelwright.models.folder import check_weights, shorten, skeleton, with_weights
 
-# Prefixes under which a network stands in a published file, best first: EMA weights before raw ones.
-PREFIXES = ("ema_denoiser.", "denoiser.", "core.")
+Which = Literal["ema", "raw"]
+SETS: dict[Which, str] = {"ema": "ema_denoiser.", "raw": "denoiser."}
+"""The prefixes of the two sets of weights in a Lightning file, best first."""
+
+# Prefixes under which a network stands in a file: Lightning's, the text-to-image one, those of repacks.
+PREFIXES = (
+    *SETS.values(),
+    "core.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "net.",
+    "module.",
+    "model.",
+)
 # What stands beside the network and is not part of it (the REPA projector).
 BESIDE = ("diffusion_trainer.", "_repa_projector.")
 
@@ -57,7 +72,7 @@ def _dip(levels: int) -> list[tuple[str, str]]:
     return table
 
 
-def _names(config: DenoiserConfig) -> dict[str, str]:
+def public_names(config: DenoiserConfig) -> dict[str, str]:
     """Our name -> published name, for every tensor of a model."""
     match config.detailer:
         case UNetConfig(channels):
@@ -81,24 +96,38 @@ def _rename(name: str, table: list[tuple[str, str]]) -> str:
     raise AssertionError(f"no published name for {name}")
 
 
-def strip_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's own tensors under their bare names; the EMA copy where there are two.
+def choose_prefix(names: Iterable[str], which: Which | None = None) -> str:
+    """The prefix of the network's tensors; the EMA copy where there are two and none is asked for.
 
     Raises:
-        UserError: tensors that belong to no known part of a published file.
+        UserError: tensors that belong to no known part of a published file, or a set that is not there.
     """
-    for prefix in PREFIXES:
-        if any(key.startswith(prefix) for key in state_dict):
-            known = (*PREFIXES, *BESIDE)
-            strange = [key for key in state_dict if not key.startswith(known)]
-            if strange:
-                raise UserError(
-                    f'"{strange[0]}" stands beside keys with the prefix "{prefix}"; it is not known'
-                )
-            return {
-                key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)
-            }
-    return {key: value for key, value in state_dict.items() if not key.startswith(BESIDE)}
+    first: dict[str, str] = {}  # prefix -> the first name that has it; "" for none of them
+    for name in names:
+        if not name.startswith(BESIDE):
+            first.setdefault(next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""), name)
+    if which is not None and SETS[which] not in first:
+        raise UserError(
+            f"{which.upper() if which == 'ema' else which} weights are asked for, but no key begins with "
+            f'"{SETS[which]}"; leave the choice out to take what is there'
+        )
+    prefix = SETS[which] if which is not None else next((p for p in PREFIXES if p in first), "")
+    strange = [name for other, name in first.items() if other not in (prefix, *SETS.values())]
+    if strange:
+        raise UserError(
+            f'"{shorten(strange[0])}" stands beside keys with the prefix "{prefix}"; it is not known'
+        )
+    return prefix
+
+
+def strip_prefix(state_dict: Mapping[str, Tensor], which: Which | None = None) -> dict[str, Tensor]:
+    """The network's own tensors under their bare names; see `choose_prefix`."""
+    prefix = choose_prefix(state_dict, which)
+    return {
+        key.removeprefix(prefix): value
+        for key, value in state_dict.items()
+        if key.startswith(prefix) and not key.startswith(BESIDE)
+    }
 
 
 def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
@@ -111,13 +140,25 @@ def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
         UserError: not such a checkpoint, or missing, extra or mis-shaped keys (at most ten are named).
     """
     weights = strip_prefix(state_dict)
-    config = infer_config(weights)
-    names = _names(config)
-    expected = {names[key]: value.shape for key, value in skeleton(config).state_dict().items()}
-    check_weights(expected, weights, "published checkpoint")
+    config, names = recognise(weights)
     return with_weights(
         config, {ours: weights[name].detach().clone() for ours, name in names.items()}, "checkpoint"
     )
+
+
+def recognise(weights: Mapping[str, Tensor]) -> tuple[DenoiserConfig, dict[str, str]]:
+    """The config of bare tensors under published names, and the published name of each of our names.
+
+    Values are not looked at, so tensors on the meta device will do.
+
+    Raises:
+        UserError: as `from_public`.
+    """
+    config = infer_config(weights)
+    names = public_names(config)
+    expected = {names[key]: value.shape for key, value in skeleton(config).state_dict().items()}
+    check_weights(expected, weights, "published checkpoint")
+    return config, names
 
 
 def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
@@ -127,7 +168,7 @@ def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
         UserError: the model has no published layout (DiT-only, or a detailer that is not post-hoc).
     """
     weights = model.state_dict()
-    return {public: weights[ours].detach() for ours, public in _names(model.config).items()}
+    return {public: weights[ours].detach() for ours, public in public_names(model.config).items()}
 
 
 # --- The architecture, read from names and shapes ---
@@ -141,7 +182,8 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
     """
     if "y_pos_embedding" in weights:
         raise UserError(
-            "this is a text-conditional PixelDiT checkpoint; only class-conditional ones can be read"
+            f"this is a text-conditional PixelDiT checkpoint ({_text_sizes(weights)}); "
+            f"only class-conditional ones can be read as yet"
         )
     pixeldit, dip = "pixel_embedder.proj.weight" in weights, "local_decoder.out_conv.weight" in weights
     if pixeldit == dip:
@@ -162,27 +204,71 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
         num_classes=rows - 1,
     )
     detailer = _infer_pit(weights, patch_size) if pixeldit else _infer_unet(weights)
-    return DenoiserConfig(backbone, detailer, name="pixeldit" if pixeldit else "dip")
+    config = DenoiserConfig(backbone, detailer, name="pixeldit" if pixeldit else "dip")
+    known = preset_of(config)
+    if known is not None:
+        config = dataclasses.replace(config, name=known.name, image_size=known.image_size)
+    return config
+
+
+def _text_sizes(weights: Mapping[str, Tensor]) -> str:
+    """The sizes of a text-conditional PixelDiT, as far as they can be read."""
+
+    def size(key: str, axis: int) -> int | None:
+        shape = weights[key].shape if key in weights else ()
+        return shape[axis] if len(shape) > axis else None
+
+    def count(blocks: str) -> int:
+        return len({key.split(".")[1] for key in weights if key.startswith(f"{blocks}.")})
+
+    width, head = size("s_embedder.proj.weight", 0), size("patch_blocks.0.attn.q_norm_x.weight", 0)
+    pixels = size("s_embedder.proj.weight", 1)
+    heads = width // head if width and head else None
+    return (
+        f"{count('patch_blocks')} joint blocks of width {width} with {heads} heads, "
+        f"patches of {round((pixels / 3) ** 0.5) if pixels else None}, "
+        f"{count('pixel_blocks')} pixel blocks of width {size('pixel_embedder.proj.weight', 0)} "
+        f"and attention width {size('pixel_blocks.0.compress_to_attn.weight', 0)}, "
+        f"{size('y_pos_embedding', 1)} text tokens of width {size('y_embedder.proj.weight', 1)}"
+    )
 
 
 def _infer_pit(weights: Mapping[str, Tensor], patch_size: int) -> DetailerConfig:
     pixel_size, _ = _shape(weights, "pixel_embedder.proj.weight", 2)
-    modulation, _ = _shape(weights, "pixel_blocks.0.adaLN_modulation.0.weight", 2)
     attention_size, _ = _shape(weights, "pixel_blocks.0.compress_to_attn.weight", 2)
-    chunks, rest = divmod(modulation, patch_size**2 * pixel_size)
-    if rest or chunks not in (4, 6):
+    depth, unit = _count(weights, "pixel_blocks"), patch_size**2 * pixel_size
+    chunks = [_chunks(weights, i, unit) for i in range(depth)]
+    if len(set(chunks)) > 1:
+        odd = chunks.index(10 - chunks[0])
+        key = f"pixel_blocks.{odd}.adaLN_modulation.0.weight"
+        shape = list(weights[key].shape)
         raise UserError(
-            f"pixel_blocks.0.adaLN_modulation.0.weight has {modulation} rows; with P={patch_size} and "
-            f"D_pix={pixel_size} it should be {6 * patch_size**2 * pixel_size} (pre-modulation) or "
-            f"{4 * patch_size**2 * pixel_size} (post-modulation)"
+            f"the checkpoint mixes variants: pixel block 0 is {_VARIANTS[chunks[0]]}, "
+            f'{odd} {_VARIANTS[chunks[odd]]} ("{key}" is {shape}, expected {[chunks[0] * unit, *shape[1:]]})'
         )
     return PiTConfig(
-        depth=_count(weights, "pixel_blocks"),
+        depth=depth,
         pixel_size=pixel_size,
         attention_size=attention_size,
         num_heads=_heads(weights, "pixel_blocks.0", attention_size),
-        post_modulation=chunks == 4,
+        post_modulation=chunks[0] == 4,
     )
+
+
+_VARIANTS = {6: "pre-modulation", 4: "post-modulation"}
+
+
+def _chunks(weights: Mapping[str, Tensor], block: int, unit: int) -> int:
+    """How many modulation values a pixel block has per channel of a pixel: 6 or, post-modulation, 4."""
+    key = f"pixel_blocks.{block}.adaLN_modulation.0.weight"
+    rows, _ = _shape(weights, key, 2)
+    chunks, rest = divmod(rows, unit)
+    if rest or chunks not in _VARIANTS:
+        raise UserError(
+            f'"{key}" has {rows} rows; {6 * unit} (pre-modulation) or {4 * unit} (post-modulation) '
+            f"are expected"
+        )
+    return chunks
 
 
 def _infer_unet(weights: Mapping[str, Tensor]) -> DetailerConfig:
@@ -198,8 +284,8 @@ def _shape(weights: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...
     if key not in weights:
         raise UserError(f'the checkpoint misses "{key}"')
     shape = tuple(weights[key].shape)
-    if len(shape) != ndim:
-        raise UserError(f'"{key}" has the shape {list(shape)}; expected {ndim} axes')
+    if len(shape) != ndim or not all(shape):
+        raise UserError(f'"{key}" has the shape {list(shape)}; expected {ndim} axes, none of them empty')
     return shape
 
 

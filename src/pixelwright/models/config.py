@@ -96,12 +96,79 @@ DETAILER_TYPES: dict[str, type[DetailerConfig]] = {
 BACKBONE_TYPES: dict[str, type[PatchDiTConfig]] = {"patch-dit": PatchDiTConfig}
 
 
+def _texts(config: Any, *names: str) -> None:
+    """These texts are shown on terminals, so none may hold control characters or be endless."""
+    for name in names:
+        value = getattr(config, name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if not isinstance(text, str) or not text.isprintable() or len(text) > 1000:
+                kind = type(config).__name__
+                raise UserError(f"{kind}.{name} is {str(value)[:40]!r}; one line of plain text is needed")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a published result; `pixelwright sample` uses them unless told otherwise."""
+
+    name: str
+    solver: str
+    steps: int
+    guidance_scale: float
+    guidance_interval: tuple[float, float]
+    time_shift: float
+    seed_rule: str
+    """How the noise of an image is found."""
+    origin: str
+    """Where these settings are published."""
+
+    def __post_init__(self) -> None:
+        _texts(self, "name", "solver", "seed_rule", "origin")
+        _positive(self, "steps")
+        interval = self.guidance_interval
+        if not isinstance(interval, tuple) or len(interval) != 2:
+            raise UserError(f"Recipe.guidance_interval is {interval!r}; give two times, such as [0.1, 1.0]")
+        numbers = {"guidance_scale": self.guidance_scale, "time_shift": self.time_shift}
+        for name, value in [*numbers.items(), *(("guidance_interval", end) for end in interval)]:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise UserError(f"Recipe.{name} is {value!r}; it must be a finite number")
+        if not 0 <= interval[0] <= interval[1] <= 1:
+            raise UserError(f"Recipe.guidance_interval is {interval}; it needs 0 <= low <= high <= 1")
+        if self.time_shift <= 0:
+            raise UserError(f"Recipe.time_shift is {self.time_shift}; it must be above 0 (1 = none)")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where weights come from. No date, so that converting twice gives the same bytes."""
+
+    files: tuple[str, ...]
+    """Names of the files that were read, or their hf:// addresses."""
+    sha256: tuple[str, ...]
+    """Digest of each file; empty where a model was loaded without being converted."""
+    read: str
+    """What of the files was used, such as which of several sets of weights."""
+    licence: str | None = None
+    """What the source says about the use of its weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("files", "sha256"):
+            if not isinstance(getattr(self, name), tuple):
+                raise UserError(f"Provenance.{name} is {getattr(self, name)!r}; give a list of texts")
+        _texts(self, "files", "sha256", "read", *(("licence",) if self.licence is not None else ()))
+        if self.sha256 and len(self.sha256) != len(self.files):
+            raise UserError(f"Provenance has {len(self.sha256)} sha256 for {len(self.files)} files")
+
+
+NOTE_TYPES: dict[str, type[Recipe] | type[Provenance]] = {"recipe": Recipe, "provenance": Provenance}
+
+
 @dataclass(frozen=True)
 class DenoiserConfig:
     """One denoiser = backbone × detailer.
 
     `placement` is where the detailer sits (DiP section 3.4), `prediction` what the network's output means,
-    `image_size` (rows, columns) the resolution it was made for, used when none is asked for.
+    `image_size` (rows, columns) the resolution it was made for, used when none is asked for. `recipe` and
+    `provenance` describe published weights and do not change the network.
     """
 
     backbone: PatchDiTConfig
@@ -111,8 +178,13 @@ class DenoiserConfig:
     prediction: Prediction = "velocity"
     image_size: tuple[int, int] | None = None
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
+    recipe: Recipe | None = None
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
+        for part, cls in NOTE_TYPES.items():
+            if not isinstance(getattr(self, part), (cls, type(None))):
+                raise UserError(f"DenoiserConfig.{part} is {getattr(self, part)!r}; give a {cls.__name__}")
         for name, kind in (("placement", Placement), ("prediction", Prediction)):
             value, choices = getattr(self, name), get_args(kind)
             if value not in choices:
@@ -166,6 +238,7 @@ def to_dict(config: DenoiserConfig) -> dict[str, Any]:
         value = getattr(config, part)
         kind = next(name for name, cls in types.items() if cls is type(value))
         plain[part] = {"type": kind, **dataclasses.asdict(value)}
+    plain |= {part: dataclasses.asdict(plain[part]) for part in NOTE_TYPES if part in plain}
     return json.loads(json.dumps(plain))  # tuples become lists
 
 
@@ -180,6 +253,9 @@ def from_dict(data: Mapping[str, Any], place: str = "config") -> DenoiserConfig:
         if kind not in types:
             raise UserError(f'{place}: {part}.type is "{kind}"{nearest(str(kind), types)}')
         data[part] = _build(types[kind], section, f"{place}: {part}")
+    for part, cls in NOTE_TYPES.items():
+        if part in data:
+            data[part] = _build(cls, dict(_mapping(data[part], f"{place}: {part}")), f"{place}: {part}")
     return _build(DenoiserConfig, data, place)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pixelwright.errors import UserError, nearest
+from pixelwright.files import SAFETENSORS_DTYPES, write_safetensors, write_text
 from pixelwright.models.config import DenoiserConfig, from_dict, to_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.presets import preset
@@ -42,27 +43,50 @@ def with_weights(config: DenoiserConfig, weights: Mapping[str, Tensor], place: s
     """A model that holds exactly these tensors, in their own dtypes.
 
     Raises:
-        UserError: missing, extra, mis-shaped or non-float tensors, at most ten of them named.
+        UserError: missing, extra, mis-shaped or non-float tensors, at most ten of them named; a weight that
+            is NaN or infinite.
     """
     model = skeleton(config)
     check_weights({key: value.shape for key, value in model.state_dict().items()}, weights, place)
+    for key, value in weights.items():
+        check_finite(key, value, place)
     model.load_state_dict(dict(weights), assign=True)
     return model.requires_grad_().eval()
 
 
 def check_weights(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor], place: str) -> None:
-    """Raise `UserError` unless `found` has exactly the names and shapes of `expected`, in floating point."""
-    problems = []
-    for key in sorted(set(found) - set(expected)):
-        problems.append(f'unexpected "{key}"{nearest(key, set(expected) - set(found)) if expected else ""}')
-    problems += [f'missing "{key}"' for key in sorted(set(expected) - set(found))]
+    """Raise `UserError` unless `found` has exactly the names and shapes of `expected`, in floating point.
+
+    Only names, shapes and dtypes are looked at, so tensors on the meta device will do.
+    """
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    problems = [
+        f'unexpected "{shorten(key)}"{_similar(key, missing) if i < MOST_LISTED else ""}'
+        for i, key in enumerate(extra)
+    ]
+    problems += [f'missing "{key}"' for key in missing]
     for key in sorted(set(expected) & set(found)):
         if found[key].shape != expected[key]:
             problems.append(f'"{key}" is {list(found[key].shape)}, expected {list(expected[key])}')
-        elif not found[key].is_floating_point():
-            problems.append(f'"{key}" is {found[key].dtype}, expected floating point')
+        elif found[key].dtype not in SAFETENSORS_DTYPES:
+            problems.append(f'"{key}" is {found[key].dtype}, expected floating point of 16, 32 or 64 bits')
     if problems:
         raise UserError(f"{place}: {listing(problems)}")
+
+
+def _similar(key: str, choices: list[str]) -> str:
+    """The nearest of the names that are still wanted, where one is near."""
+    hint = nearest(shorten(key), choices)
+    return hint if "mean" in hint else ""
+
+
+def check_finite(name: str, tensor: Tensor, place: str) -> None:
+    """Raise `UserError` if a weight is NaN or infinite."""
+    # A sum shows both without a mask of the tensor's size; only a sum that overflowed needs a second look.
+    total = tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+    if not torch.isfinite(total) and not bool(torch.isfinite(tensor).all()):
+        kind = "NaN" if bool(tensor.isnan().any()) else "infinite"
+        raise UserError(f'{place}: "{name}" holds {kind} weights; the file is damaged or its training failed')
 
 
 def listing(problems: Iterable[str]) -> str:
@@ -70,6 +94,11 @@ def listing(problems: Iterable[str]) -> str:
     problems = list(problems)
     more = f"; and {len(problems) - MOST_LISTED} more" if len(problems) > MOST_LISTED else ""
     return "; ".join(problems[:MOST_LISTED]) + more
+
+
+def shorten(name: str) -> str:
+    """A name from a file, fit for a message."""
+    return name if len(name) <= 100 else f"{name[:100]}…"
 
 
 def save(model: PixelDenoiser, folder: str | os.PathLike[str]) -> None:
@@ -81,15 +110,17 @@ def save(model: PixelDenoiser, folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder to save the model in")
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
-    part = folder / (WEIGHTS + ".part")
-    save_file(weights, part, metadata={"format": "pt"})
-    os.replace(part, folder / WEIGHTS)
-    part = folder / (CONFIG + ".part")
-    text = json.dumps({"format": FORMAT, **to_dict(model.config)}, indent=2, ensure_ascii=False)
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, folder / CONFIG)
+    weights = {key: value.detach() for key, value in model.state_dict().items()}
+    write_weights(folder, model.config, weights, weights.__getitem__)
+
+
+def write_weights(
+    folder: Path, config: DenoiserConfig, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]
+) -> None:
+    """Write a model folder from tensors that are read one at a time; see `files.write_safetensors`."""
+    write_safetensors(folder / WEIGHTS, specs, read, {"format": "pt"})
+    text = json.dumps({"format": FORMAT, **to_dict(config)}, indent=2, ensure_ascii=False)
+    write_text(folder / CONFIG, text + "\n")
 
 
 def read_config(folder: str | os.PathLike[str]) -> DenoiserConfig:

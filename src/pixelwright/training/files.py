@@ -1,27 +1,13 @@
-"""Files that are either whole or not there: written under another name, flushed to the disk, then renamed."""
+"""What the training room needs of files."""
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 
+from pixelwright.files import sync, write_text
 
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(text)
-    sync(part)
-    os.replace(part, path)
+__all__ = ["checksum", "sync", "write_text"]
 
 
 def checksum(path: Path) -> int:

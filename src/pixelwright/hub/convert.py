@@ -1,0 +1,205 @@
+"""From one layout to another, one tensor at a time: `pixelwright convert`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pixelwright.errors import UserError, nearest
+from pixelwright.files import replacing, write_safetensors, write_tensor
+from pixelwright.hub.checkpoint import Checkpoint, announce, check_one_dtype, open_checkpoint
+from pixelwright.hub.public import SETS, Which, public_names
+from pixelwright.models.config import DenoiserConfig, Provenance
+from pixelwright.models.folder import check_finite, write_weights
+
+Layout = Literal["folder", "public"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_PUBLIC_SUFFIXES = (".ckpt", ".safetensors")
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    weights: Which | None = None,
+    to: Layout = "folder",
+    dtype: str | None = None,
+    average: Sequence[str | os.PathLike[str]] = (),
+    recipe: str | None = None,
+) -> DenoiserConfig:
+    """Read any model that `load` reads and write it in another layout, without holding it in memory.
+
+    Args:
+        source: see `load`.
+        out: the folder to make or, with to="public", the .ckpt or .safetensors file; not there yet.
+        weights: "ema" or "raw" to insist on one of a Lightning file's sets; by default EMA where it is there.
+        to: "folder" for config.json and model.safetensors; "public" for the published key names, with the
+            prefix "ema_denoiser." (or "denoiser." for raw weights) in a .ckpt, without one in a .safetensors.
+        dtype: "bf16", "fp16" or "fp32"; by default weights keep theirs.
+        average: further models of the same architecture; the mean of all, `source` among them, is written.
+        recipe: a key of `RECIPES`, or "none", in place of what is known of the source.
+
+    Returns:
+        the config that was written (with to="public", that would have been).
+
+    Raises:
+        UserError: a source that cannot be read, models that do not fit together, weights that are not finite
+            (in the new dtype), or `out` exists. Nothing is left behind then.
+    """
+    out = Path(out)
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f'unknown dtype "{dtype}"{nearest(dtype, DTYPES)}')
+    if to not in ("folder", "public"):
+        raise UserError(f'unknown layout "{to}"{nearest(to, ("folder", "public"))}')
+    _check_out(out, to)
+    checkpoints = [open_checkpoint(path, weights, recipe) for path in (source, *average)]
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        _check_same(first, other)
+    if dtype is None:
+        check_one_dtype(first)
+    specs = {
+        name: torch.empty(spec.shape, dtype=DTYPES[dtype] if dtype else spec.dtype, device="meta")
+        for name, spec in first.specs.items()
+    }
+
+    def read(name: str) -> Tensor:
+        return _cast(_mean(checkpoints, name), specs[name].dtype, name, first.place)
+
+    config = _config(checkpoints)
+    if to == "folder":
+        with replacing(out) as part:
+            part.mkdir()
+            config = dataclasses.replace(config, provenance=_provenance(checkpoints))
+            write_weights(part, config, specs, read)
+    else:
+        _write_public(out, config, specs, read)
+    announce(config)
+    return config
+
+
+def _check_out(out: Path, to: Layout) -> None:
+    if to == "public" and out.suffix not in _PUBLIC_SUFFIXES:
+        raise UserError(f"{out} does not end in .ckpt or .safetensors, which says what to write")
+    if to == "folder" and out.suffix in _PUBLIC_SUFFIXES:
+        raise UserError(f"{out} is named like a file, but a folder is written; name one or give --to public")
+    if out.exists() and not (to == "folder" and out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists already; give another name, or remove it first")
+
+
+def _check_same(first: Checkpoint, other: Checkpoint) -> None:
+    for part in ("backbone", "detailer", "placement", "prediction"):
+        ours, theirs = getattr(first.config, part), getattr(other.config, part)
+        if ours != theirs:
+            raise UserError(
+                f"{first.place} and {other.place} cannot be averaged: their {part} differs "
+                f"({ours} and {theirs})"
+            )
+
+
+def _mean(checkpoints: Sequence[Checkpoint], name: str) -> Tensor:
+    """The mean in float64, one model's tensor at a time; the tensor itself where there is one model."""
+    if len(checkpoints) == 1:
+        return checkpoints[0].read(name)
+    total = checkpoints[0].read(name).double()
+    for checkpoint in checkpoints[1:]:
+        total += checkpoint.read(name)
+    return total / len(checkpoints)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype, name: str, place: str) -> Tensor:
+    if tensor.dtype == dtype:
+        return tensor
+    result = tensor.to(dtype)
+    check_finite(name, result, f"{place} as {str(dtype).removeprefix('torch.')}")
+    return result
+
+
+# --- What the config says of it ---------------------------------------------------------------------------
+
+
+def _config(checkpoints: Sequence[Checkpoint]) -> DenoiserConfig:
+    """The first model's config; its recipe only where all have the same."""
+    config = checkpoints[0].config
+    if any(other.config.recipe != config.recipe for other in checkpoints):
+        config = dataclasses.replace(config, recipe=None)
+    return config
+
+
+def _provenance(checkpoints: Sequence[Checkpoint]) -> Provenance:
+    """Every file with its digest. A folder that records where it comes from hands that on."""
+    one = checkpoints[0].config.provenance
+    if len(checkpoints) == 1 and one is not None and one.sha256:
+        return one
+    notes = [checkpoint.config.provenance for checkpoint in checkpoints]
+    names = [
+        name
+        for checkpoint, note in zip(checkpoints, notes, strict=True)
+        for name in (
+            note.files
+            if note is not None and len(note.files) == len(checkpoint.files)
+            else [file.name for file in checkpoint.files]
+        )
+    ]
+    read = checkpoints[0].read_as
+    licences = dict.fromkeys(note.licence for note in notes if note is not None and note.licence)
+    return Provenance(
+        tuple(names),
+        tuple(sha256(file) for checkpoint in checkpoints for file in checkpoint.files),
+        f"mean of {len(checkpoints)} models: {read}" if len(checkpoints) > 1 else read,
+        "; ".join(licences) or None,
+    )
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- The published layout ---------------------------------------------------------------------------------
+
+
+def _write_public(
+    out: Path, config: DenoiserConfig, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]
+) -> None:
+    names = {theirs: ours for ours, theirs in public_names(config).items()}
+    if out.suffix == ".safetensors":
+        write_safetensors(
+            out, {n: specs[ours] for n, ours in names.items()}, lambda n: read(names[n]), {"format": "pt"}
+        )
+        return
+    raw = config.provenance is not None and f'"{SETS["raw"]}"' in config.provenance.read
+    prefix = SETS["raw" if raw else "ema"]
+    write_ckpt(
+        out,
+        {prefix + n: specs[ours] for n, ours in names.items()},
+        lambda name: read(names[name.removeprefix(prefix)]),
+    )
+
+
+def write_ckpt(path: Path, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+    """Replace a file that `torch.load` reads as {"state_dict": …}, holding one tensor at a time.
+
+    PyTorch lays out the archive with room for the values, which are then filled in; so the archive carries no
+    checksums of them, as with `torch.serialization.set_crc32_options(False)`.
+    """
+    # Memory that is never touched is never taken.
+    empty = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in specs.items()}
+    with replacing(path) as part:
+        with torch.serialization.skip_data():
+            torch.save({"state_dict": empty}, part)
+        # Storages are numbered in the order in which the pickle meets them, which is that of the dict.
+        reader: Any = torch._C.PyTorchFileReader(str(part))
+        offsets = [reader.get_record_offset(f"data/{i}") for i in range(len(specs))]
+        with part.open("r+b") as file:
+            for (name, spec), offset in zip(specs.items(), offsets, strict=True):
+                file.seek(offset)
+                write_tensor(file, read(name), spec)

@@ -1,0 +1,116 @@
+"""Models on the Hugging Face hub: hf://OWNER/NAME[@REVISION][/FILE], through its own client and cache."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pixelwright.errors import UserError
+from pixelwright.hub.reading import INDEX_SUFFIX, SUFFIXES, shard_names
+from pixelwright.models.folder import CONFIG, WEIGHTS
+
+SCHEME = "hf://"
+_ADDRESS = re.compile(r"hf://(?P<repo>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w.\-]+))?(/(?P<file>.+?))?/?")
+
+
+def fetch(address: str) -> Path:
+    """The local copy of a hub address: a file, or the folder of a whole model.
+
+    Files come from the cache where they are there and current; with HF_HUB_OFFLINE=1 from the cache alone.
+
+    Raises:
+        UserError: a malformed address, huggingface_hub is not installed, or the hub cannot be reached, has no
+            such model or file, or does not give it to you.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise UserError(f'"{address}" is no hub address; write {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME/FILE')
+    repo, revision, file = match["repo"], match["revision"], match["file"]
+
+    def download(name: str) -> Path:
+        return Path(_ask(address, "hf_hub_download", repo, name, revision=revision))
+
+    if file is not None:
+        if not file.endswith(SUFFIXES):
+            raise UserError(f"{address} names no file of weights; their names end in {', '.join(SUFFIXES)}")
+        return _with_shards(file, download)
+    names = _names(address, repo, revision)
+    if CONFIG in names and WEIGHTS in names:
+        download(WEIGHTS)
+        return download(CONFIG).parent
+    from pixelwright.hub.checkpoint import only_weights
+
+    return _with_shards(only_weights(names, address), download)
+
+
+def _with_shards(file: str, download: Callable[[str], Path]) -> Path:
+    path = download(file)
+    if file.endswith(INDEX_SUFFIX):
+        folder = file.rpartition("/")[0]
+        for name in shard_names(path):
+            download(f"{folder}/{name}" if folder else name)
+    return path
+
+
+def _names(address: str, repo: str, revision: str | None) -> list[str]:
+    """The files of a repository; where the hub cannot be reached, those of it in the cache."""
+    try:
+        return list(_ask(address, "list_repo_files", repo, revision=revision))
+    except _UnreachableError:
+        cached = [
+            file.file_name
+            for cached in _ask(address, "scan_cache_dir").repos
+            if cached.repo_id == repo and cached.repo_type == "model"
+            for copy in cached.revisions
+            if (revision or "main") in {copy.commit_hash, *copy.refs}
+            for file in copy.files
+        ]
+        if not cached:
+            raise
+        return cached
+
+
+class _UnreachableError(UserError):
+    """The hub does not answer, or is not to be asked."""
+
+
+def _ask(address: str, function: str, *arguments: Any, **settings: Any) -> Any:
+    """Call a function of the client; whatever goes wrong becomes one line."""
+    try:
+        import huggingface_hub as client
+        from huggingface_hub import errors
+    except ImportError:
+        raise UserError('hf:// addresses need huggingface_hub: pip install "pixelwright[hub]"') from None
+    # The client's own HTTP library is not an OSError in every version.
+    network: tuple[type[Exception], ...] = (OSError, getattr(errors, "HTTPError", OSError))
+    ask = getattr(client, function)  # imports a part of the client, which sets up the log
+    log = logging.getLogger("huggingface_hub")  # tells of every attempt; the reason below says enough
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return ask(*arguments, **settings)
+    except errors.GatedRepoError:
+        reason = "is gated: accept its terms on its page, then log in with `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        reason = "does not exist, or is private and you are not logged in (`hf auth login`)"
+    except errors.RevisionNotFoundError:
+        reason = "has no such revision"
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.CacheNotFound):
+        raise _UnreachableError(f"{address} {_UNREACHABLE}") from None
+    except errors.EntryNotFoundError:
+        reason = "has no such file"
+    except errors.HfHubHTTPError as error:
+        reason = f"was refused by the hub: {' '.join(str(error).split())[:200]}"
+    except network:
+        raise _UnreachableError(f"{address} {_UNREACHABLE}") from None
+    except ValueError as error:
+        reason = f"is no address the hub knows: {str(error)[:200]}"
+    finally:
+        log.setLevel(level)
+    raise UserError(f"{address} {reason}")
+
+
+_UNREACHABLE = "is not in the cache, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"

@@ -1,0 +1,538 @@
+"""The diffusers pipeline: the same images as our solvers, diffusers' conventions, mistakes named."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import pixelwright as pw
+from pixelwright import sampling
+from pixelwright.models.denoiser import PixelDenoiser
+
+diffusers = pytest.importorskip("diffusers", reason='needs pip install "pixelwright[diffusers]"')
+from pixelwright.hub.diffusers import PixelDenoiserModel, PixelDenoiserPipeline, lay_grid  # noqa: E402
+
+# diffusers' DPM-Solver and UniPC turn a tensor into an array in a way that NumPy is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
+def euler(shift: float = 1.0, **settings: Any) -> Any:
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=shift, **settings)
+
+
+def heun(shift: float = 1.0) -> Any:
+    return diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)
+
+
+def dpm(shift: float = 1.0, **settings: Any) -> Any:
+    return diffusers.DPMSolverMultistepScheduler(flow_shift=shift, **FLOW, **settings)
+
+
+def unipc(shift: float = 1.0, **settings: Any) -> Any:
+    return diffusers.UniPCMultistepScheduler(flow_shift=shift, **FLOW, **settings)
+
+
+SCHEDULERS = {"euler": euler, "heun": heun, "dpm": dpm, "unipc": unipc}
+SAME = {"euler": "euler", "heun": "heun", "dpm": "dpmpp-2m"}  # our solver
+OTHER = {"euler": "heun", "heun": "dpmpp-2m", "dpm": "heun"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Sums in one order, whatever the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model() -> PixelDenoiser:
+    """A small network with a curved flow: one Euler step misses the end by more than 0.1."""
+    size = {"image_size": (8, 12), "hidden_size": 32, "depth": 2, "num_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = pw.create("dit-n-4", num_classes=4, class_names=("a", "b", "c", "b"), **size).eval()
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+NOISE = sampling.initial_noise((8, 12), 2, seed=3)
+LABELS = [1, 3]
+
+
+def pipeline(model: PixelDenoiser, scheduler: Any = None) -> PixelDenoiserPipeline:
+    pipe = PixelDenoiserPipeline.from_model(model, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def theirs(model: PixelDenoiser, scheduler: Any, steps: int, **settings: Any) -> Tensor:
+    call = {"latents": NOISE, "output_type": "latent", "num_inference_steps": steps, **settings}
+    return pipeline(model, scheduler)(LABELS, **call).images
+
+
+@torch.no_grad()
+def ours(
+    model: PixelDenoiser, solver: str, grid: Tensor, scale: float = 1.0, interval: Any = (0, 1)
+) -> Tensor:
+    velocity = sampling.model_velocity(model, torch.tensor(LABELS), scale, interval)
+    return sampling.solve(velocity, NOISE, grid, solver)
+
+
+# --- The same images ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "interval"), [(1.0, (0.0, 1.0)), (3.0, (0.0, 1.0)), (2.0, (0.2, 0.8))])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+@pytest.mark.parametrize("name", SAME)
+def test_the_images_are_those_of_our_solver(
+    model: PixelDenoiser, name: str, steps: int, shift: float, scale: float, interval: tuple[float, float]
+) -> None:
+    x = theirs(model, SCHEDULERS[name](shift), steps, guidance_scale=scale, guidance_interval=interval)
+    same = ours(model, SAME[name], sampling.time_grid(steps, shift), scale, interval)
+    assert (x - same).abs().max() < 1e-4
+    if steps == 20:  # and the comparison means something: another solver gives other images
+        other = ours(model, OTHER[name], sampling.time_grid(steps, shift), scale, interval)
+        assert (x - other).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["dip-n-4", "pixeldit-n-4"])
+def test_both_papers_models_draw_the_same_images(kind: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        small = pw.create(kind, num_classes=4, hidden_size=32, depth=1, num_heads=2, image_size=(8, 12))
+        for p in small.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+    x = theirs(small, euler(), 5, guidance_scale=2.0)
+    assert (x - ours(small, "euler", sampling.time_grid(5), 2.0)).abs().max() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def limit(model: PixelDenoiser) -> Tensor:
+    """What many steps of any solver come to."""
+    return ours(model, "heun", sampling.time_grid(200))
+
+
+@pytest.mark.parametrize(
+    "scheduler", [unipc(), unipc(solver_order=3), unipc(2.0), dpm(solver_order=3), dpm(2.0)]
+)
+def test_higher_orders_converge_to_the_same_images(
+    model: PixelDenoiser, limit: Tensor, scheduler: Any
+) -> None:
+    errors = [float((theirs(model, scheduler, steps) - limit).abs().max()) for steps in (5, 20, 80)]
+    assert errors[0] > 4 * errors[1] > 8 * errors[2] and errors[2] < 2e-3
+
+
+def test_another_grid_or_a_wrong_sign_would_be_seen(model: PixelDenoiser) -> None:
+    """The schedulers' own grids differ from ours by more than the tolerance of the comparison."""
+    own = diffusers.FlowMatchEulerDiscreteScheduler()
+    own.set_timesteps(20)
+    x = ours(model, "euler", (1 - own.sigmas).double())
+    assert (x - ours(model, "euler", sampling.time_grid(20))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@settings(max_examples=20, deadline=None)
+@given(steps=st.integers(1, 60), shift=st.floats(0.3, 5))
+def test_the_grid_is_ours(name: str, steps: int, shift: float) -> None:
+    scheduler = SCHEDULERS[name](shift)
+    times = lay_grid(scheduler, steps)
+    grid = sampling.time_grid(steps, shift)
+    assert torch.equal(times.unique(), grid[:-1])
+    assert (1 - scheduler.sigmas.unique().flip(0).double() - grid).abs().max() < 2e-6
+    assert len(scheduler.timesteps) == len(times) == len(scheduler.sigmas) - 1
+    assert len(times) == (2 * steps - 1 if name == "heun" else steps)
+    assert scheduler.timesteps.is_floating_point()
+
+
+def test_the_null_branch_runs_only_inside_the_interval(model: PixelDenoiser) -> None:
+    calls: list[int] = []
+    hook = model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    theirs(model, euler(), 4, guidance_scale=2.0, guidance_interval=(0.3, 0.8))
+    hook.remove()
+    assert calls == [2, 2, 4, 4]  # t = 0, 1/4 outside; 1/2, 3/4 inside, both branches in one call
+
+
+# --- Noise, batches, outputs -------------------------------------------------------------------------------
+
+
+def seeds(*values: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(value) for value in values]
+
+
+@pytest.mark.parametrize(
+    "scheduler", [euler(), dpm(algorithm_type="sde-dpmsolver++"), euler(stochastic_sampling=True)]
+)
+def test_generators_make_images_that_do_not_depend_on_the_batch(model: PixelDenoiser, scheduler: Any) -> None:
+    pipe = pipeline(model, scheduler)
+    call = {"num_inference_steps": 4, "output_type": "latent", "guidance_scale": 2.0}
+    both = pipe([0, 2], generator=seeds(5, 6), **call).images
+    assert both.isfinite().all()
+    assert torch.equal(both, pipe([0, 2], generator=seeds(5, 6), **call).images)
+    assert (both[1:] - pipe([2], generator=seeds(6), **call).images).abs().max() < 1e-4
+    assert (both - pipe([0, 2], generator=seeds(7, 8), **call).images).abs().amax((1, 2, 3)).min() > 0.1
+
+
+def test_one_generator_is_deterministic_and_none_is_random(model: PixelDenoiser) -> None:
+    pipe = pipeline(model)
+    call = {"num_inference_steps": 1, "output_type": "latent"}
+    assert torch.equal(
+        pipe(0, generator=seeds(5)[0], **call).images, pipe(0, generator=seeds(5)[0], **call).images
+    )
+    assert not torch.equal(pipe(0, **call).images, pipe(0, **call).images)
+
+
+def test_output_types(model: PixelDenoiser) -> None:
+    pipe = pipeline(model)
+    out = {
+        kind: pipe(["a", "c"], latents=NOISE, num_inference_steps=3, output_type=kind).images
+        for kind in ("pil", "np", "pt", "latent")
+    }
+    raw = out["latent"]
+    assert raw.shape == (2, 3, 8, 12) and raw.abs().max() > 1
+    assert torch.equal(out["pt"], (raw / 2 + 0.5).clamp(0, 1))
+    assert isinstance(out["np"], np.ndarray) and out["np"].shape == (2, 8, 12, 3)
+    assert np.array_equal(out["np"], out["pt"].permute(0, 2, 3, 1).numpy())
+    levels = np.stack([np.asarray(image) for image in out["pil"]])
+    assert np.array_equal(levels, pw.images.to_uint8(raw).numpy()) and out["pil"][0].size == (12, 8)
+    (images,) = pipe([1], num_inference_steps=1, return_dict=False)
+    assert len(images) == 1
+
+
+def test_noise_of_a_seed_gives_the_images_of_sample(model: PixelDenoiser) -> None:
+    images = pw.sample(model, LABELS, seed=3, steps=6, solver="euler", guidance_scale=2.0)
+    pil = pipeline(model)(LABELS, latents=NOISE, num_inference_steps=6, guidance_scale=2.0).images
+    apart = np.abs(np.stack([np.asarray(image) for image in pil]).astype(int) - images.numpy().astype(int))
+    assert apart.max() <= 1 and (apart > 0).mean() < 0.01
+
+
+def test_size_is_asked_for_or_the_noises_or_the_models(model: PixelDenoiser) -> None:
+    pipe = pipeline(model)
+    call = {"num_inference_steps": 1, "output_type": "pt"}
+    assert pipe([0], **call).images.shape == (1, 3, 8, 12)
+    assert pipe([0], height=16, **call).images.shape == (1, 3, 16, 12)
+    assert pipe([0], latents=torch.zeros(1, 3, 4, 20), **call).images.shape == (1, 3, 4, 20)
+
+
+# --- Callbacks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "evaluations"), [("euler", 5), ("heun", 9), ("dpm", 5), ("unipc", 5)])
+def test_the_callback_sees_every_evaluation(model: PixelDenoiser, name: str, evaluations: int) -> None:
+    pipe = pipeline(model, SCHEDULERS[name]())
+    seen: list[tuple[int, float]] = []
+    last: list[Tensor] = []
+
+    def look(pipe: Any, i: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append((i, float(t)))
+        last[:] = [tensors["latents"]]
+        return {}
+
+    call = {"latents": NOISE, "num_inference_steps": 5, "output_type": "latent"}
+    images = pipe(LABELS, callback_on_step_end=look, **call).images
+    assert [i for i, _ in seen] == list(range(evaluations)) and pipe.num_timesteps == evaluations
+    assert seen[0][1] == pytest.approx(1000, abs=0.01) and seen[-1][1] == pytest.approx(200)
+    assert torch.equal(images, last[0])
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_callback_can_stop_and_the_next_run_starts_afresh(model: PixelDenoiser, name: str) -> None:
+    pipe = pipeline(model, SCHEDULERS[name]())
+    call = {"latents": NOISE, "num_inference_steps": 5, "output_type": "latent"}
+    whole = pipe(LABELS, **call).images
+    states: list[Tensor] = []
+
+    def stop(pipe: Any, i: int, t: Tensor, tensors: dict[str, Tensor]) -> None:
+        states.append(tensors["latents"])
+        pipe._interrupt = i == 1
+
+    stopped = pipe(LABELS, callback_on_step_end=stop, **call).images
+    assert len(states) == 2 and torch.equal(stopped, states[-1]) and pipe.interrupt
+    assert torch.equal(whole, pipe(LABELS, **call).images) and not pipe.interrupt
+
+
+def test_a_callback_can_replace_the_state(model: PixelDenoiser) -> None:
+    def blank(pipe: Any, i: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    assert not theirs(model, euler(), 3, callback_on_step_end=blank).any()
+
+    def nothing(pipe: Any, i: int, t: Tensor, tensors: dict[str, Tensor]) -> None:
+        assert not tensors
+
+    theirs(model, euler(), 2, callback_on_step_end=nothing, callback_on_step_end_tensor_inputs=[])
+
+
+def test_the_progress_bar_counts_steps(model: PixelDenoiser, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = pipeline(model, heun())
+    pipe.set_progress_bar_config(disable=False, desc="drawing")
+    pipe([0], num_inference_steps=3)
+    assert re.search(r"drawing: 100%.*3/3", capsys.readouterr().err)
+
+
+# --- Saving and loading ------------------------------------------------------------------------------------
+
+
+def test_save_and_load_round_trip(model: PixelDenoiser, tmp_path: Path) -> None:
+    pipe = pipeline(model, dpm(2.0))
+    pipe.save_pretrained(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "transformer").iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
+    again = PixelDenoiserPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert again.transformer.denoiser.config == model.config and not again.transformer.training
+    assert (again.transformer.dtype, again.transformer.device.type) == (torch.float32, "cpu")
+    call = {"latents": NOISE, "num_inference_steps": 3, "output_type": "latent"}
+    assert torch.equal(pipe(LABELS, **call).images, again(LABELS, **call).images)
+    pw.save(again.transformer.denoiser, tmp_path / "ours")
+    weights = pw.load(tmp_path / "ours").state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_other_dtypes(model: PixelDenoiser, tmp_path: Path) -> None:
+    pipeline(model).save_pretrained(tmp_path)
+    half = PixelDenoiserPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    assert half.dtype == half.transformer.dtype == torch.bfloat16
+    x = half(LABELS, latents=NOISE, num_inference_steps=4, output_type="latent").images
+    apart = (x - theirs(model, euler(), 4)).abs()
+    assert x.dtype == torch.float32 and apart.max() > 0 and apart.mean() < 0.1
+
+
+def test_the_component_is_the_model(model: PixelDenoiser, tmp_path: Path) -> None:
+    component = PixelDenoiserModel.from_denoiser(model)
+    assert component.denoiser is model  # shared, not copied
+    t, labels = torch.tensor([0.2, 0.7]), torch.tensor(LABELS)
+    with torch.no_grad():
+        assert torch.equal(component(NOISE, t, labels), model(NOISE, t, labels))
+    component.save_pretrained(tmp_path)
+    again, info = PixelDenoiserModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert again.denoiser.config == model.config and not info["missing_keys"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("missing", r'missing "denoiser\.'), ("extra", 'unexpected "extra"'), ("shape", "expected shape")],
+)
+def test_weights_that_do_not_fit_are_refused(
+    model: PixelDenoiser, tmp_path: Path, change: str, message: str
+) -> None:
+    PixelDenoiserModel.from_denoiser(model).save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    key = next(iter(weights))
+    if change == "missing":
+        del weights[key]
+    else:
+        weights["extra" if change == "extra" else key] = torch.ones(1)
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        PixelDenoiserModel.from_pretrained(tmp_path)
+
+
+def test_a_config_that_does_not_fit_is_refused(model: PixelDenoiser, tmp_path: Path) -> None:
+    PixelDenoiserModel.from_denoiser(model).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["architecture"]["backbone"]["heads"] = 2
+    path.write_text(json.dumps(config))
+    with pytest.raises(
+        pw.UserError, match=r'PixelDenoiserModel\.architecture: backbone: unknown key "heads"'
+    ):
+        PixelDenoiserModel.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """A hub that writes down what it is sent."""
+    sent: list[tuple[str, list[str]]] = []
+    utils = importlib.import_module("diffusers.utils.hub_utils")
+    pipelines = importlib.import_module("diffusers.pipelines.pipeline_utils")
+
+    def upload(repo_id: str, folder_path: str, **settings: Any) -> None:
+        files = [str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()]
+        sent.append((repo_id, sorted(files)))
+
+    class Repo:
+        repo_id = "me/shapes"
+
+    class Card:
+        def save(self, path: str) -> None:
+            Path(path).write_text("card")
+
+    monkeypatch.setattr(utils, "upload_folder", upload)
+    for module in (utils, pipelines):
+        monkeypatch.setattr(module, "create_repo", lambda *a, **k: Repo)
+        monkeypatch.setattr(module, "load_or_create_model_card", lambda *a, **k: Card())
+        monkeypatch.setattr(module, "populate_model_card", lambda card: card)
+    return sent
+
+
+def test_push_to_hub_sends_the_saved_folder(model: PixelDenoiser, hub: list[tuple[str, list[str]]]) -> None:
+    pipeline(model).push_to_hub("shapes")
+    assert hub == [
+        (
+            "me/shapes",
+            [
+                "README.md",
+                "model_index.json",
+                "scheduler/scheduler_config.json",
+                "transformer/config.json",
+                "transformer/diffusion_pytorch_model.safetensors",
+            ],
+        )
+    ]
+
+
+def test_model_offload_moves_the_component(model: PixelDenoiser) -> None:
+    """The hook that would move the weights to an accelerator wraps what the pipeline calls."""
+    pytest.importorskip("accelerate", reason='needs pip install "pixelwright[diffusers]"')
+    pipe = pipeline(model)
+    expected = theirs(model, euler(), 2)
+    pipe.enable_model_cpu_offload(device="cpu")
+    moves: list[str] = []
+    hook = pipe.transformer._hf_hook
+    before = hook.pre_forward
+
+    def pre_forward(*args: Any, **kwargs: Any) -> Any:
+        moves.append(str(hook.execution_device))
+        return before(*args, **kwargs)
+
+    hook.pre_forward = pre_forward
+    x = pipe(LABELS, latents=NOISE, num_inference_steps=2, output_type="latent").images
+    assert moves == ["cpu:0", "cpu:0"] and torch.equal(x, expected)
+    pipe.remove_all_hooks()
+
+
+# --- Mistakes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 9}, "9x12"),
+        ({"width": 0}, "8x0"),
+        ({"class_labels": [5]}, "label 5 is outside 0 to 3"),
+        ({"class_labels": ["z"]}, 'unknown class "z"'),
+        ({"class_labels": []}, "at least one"),
+        ({"num_inference_steps": 0}, "steps is 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_interval": (0.9, 0.1)}, r"\(0.9, 0.1\)"),
+        ({"generator": seeds(1, 2, 3)}, "3 generators are given for 1 images"),
+        ({"latents": NOISE}, r"\[2, 3, 8, 12\]; expected \[1, 3, 8, 12\]"),
+        ({"latents": NOISE[0]}, r"\[3, 8, 12\]; expected \[1, 3, 8, 12\]"),
+        ({"output_type": "pill"}, '"pill", did you mean "pil"'),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, '"prompt_embeds"; it can only'),
+    ],
+)
+def test_mistakes_are_named(model: PixelDenoiser, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(pw.UserError, match=message) as caught:
+        pipeline(model)(**{"class_labels": [0], "num_inference_steps": 1, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_size_asks_for_one() -> None:
+    anywhere = pw.create("dit-n-4", num_classes=2, hidden_size=16, depth=1, num_heads=2, image_size=None)
+    with pytest.raises(pw.UserError, match="give height and width"):
+        pipeline(anywhere)([0], height=8)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (
+            diffusers.DDIMScheduler(),
+            "DDIMScheduler; use FlowMatchEuler.*Heun.*DPMSolver.*UniPC.*use_flow_sigmas",
+        ),
+        (diffusers.EulerDiscreteScheduler(), "EulerDiscreteScheduler; use"),
+        (None, "NoneType"),
+        (
+            diffusers.DPMSolverMultistepScheduler(),
+            "use_flow_sigmas=False, prediction_type='epsilon'; pixel denoisers need use_flow_sigmas=True, "
+            "prediction_type='flow_prediction'",
+        ),
+        (diffusers.UniPCMultistepScheduler(use_flow_sigmas=True), "prediction_type='epsilon'"),
+        (dpm(use_karras_sigmas=True), "use_karras_sigmas=True"),
+        (dpm(final_sigmas_type="sigma_min"), "final_sigmas_type='sigma_min'"),
+        (unipc(predict_x0=False), "predict_x0=False"),
+        (unipc(solver_type="bh1"), "solver_type='bh1'"),
+        (unipc(lower_order_final=False), "lower_order_final=False"),
+        (euler(use_dynamic_shifting=True), "use_dynamic_shifting=True"),
+        (euler(shift_terminal=0.1), "shift_terminal=0.1"),
+        (euler(invert_sigmas=True), "invert_sigmas=True"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_schedulers_that_do_not_fit_are_refused(model: PixelDenoiser, scheduler: Any, message: str) -> None:
+    pipe = pipeline(model)
+    pipe.scheduler = scheduler
+    with pytest.raises(pw.UserError, match=message) as caught:
+        pipe([0])
+    assert "\n" not in str(caught.value)
+    if scheduler is not None:
+        with pytest.raises(pw.UserError, match=message):
+            PixelDenoiserPipeline.from_model(model, scheduler)
+
+
+def test_a_shift_that_is_no_shift_is_named(model: PixelDenoiser) -> None:
+    with pytest.raises(pw.UserError, match="time_shift is -1"):
+        theirs(model, euler(-1.0), 2)
+
+
+def test_attention_slicing_says_that_it_does_not_apply(model: PixelDenoiser) -> None:
+    pipe = pipeline(model)
+    with pytest.raises(pw.UserError, match="attention slicing does not apply"):
+        pipe.enable_attention_slicing()
+    pipe.disable_attention_slicing()
+
+
+def test_without_diffusers_the_message_holds_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pixelwright.hub.diffusers")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(pw.UserError, match=r'pip install "pixelwright\[diffusers\]"') as caught:
+        importlib.import_module("pixelwright.hub.diffusers")
+    assert "\n" not in str(caught.value)
+
+
+def test_pixelwright_does_not_import_diffusers() -> None:
+    code = "import sys, pixelwright as pw; pw.sample, pw.hub; raise SystemExit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- The guide ---------------------------------------------------------------------------------------------
+
+GUIDE = Path(__file__).parents[2] / "docs" / "diffusers.md"
+
+
+def test_the_code_of_the_guide_runs(
+    model: PixelDenoiser, hub: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pw.save(model, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec("\n".join(blocks).replace("(32, 32)", "(8, 12)"), scope)
+    assert len(blocks) == 5 and scope["images"].shape == (2, 3, 8, 12) and len(hub) == 1
+    assert (tmp_path / "image.png").is_file() and pw.load("model-again").config == model.config
