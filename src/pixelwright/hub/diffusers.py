@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixelwright.errors import UserError, nearest
+from pixelwright.hub.checkpoint import announce
 from pixelwright.images import to_uint8
 from pixelwright.models.config import from_dict, to_dict
 from pixelwright.models.denoiser import PixelDenoiser
@@ -84,6 +85,8 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """diffusers' `from_pretrained`, but missing and unexpected tensors are an error, not a warning.
 
+        A licence notice of the weights goes to stderr, once.
+
         Raises:
             UserError: missing or unexpected tensors, at most ten of them named.
             ValueError: mis-shaped tensors (diffusers' own check).
@@ -94,6 +97,7 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
         problems += [f'unexpected "{key}"' for key in sorted(info["unexpected_keys"])]
         if problems:
             raise UserError(f"{args[0] if args else cls.__name__}: {listing(problems)}")
+        announce(model.denoiser.config)
         return (model, info) if wants_info else model
 
     @property
