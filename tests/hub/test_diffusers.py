@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -21,6 +22,7 @@ from torch import Tensor
 
 import pixelwright as pw
 from pixelwright import sampling
+from pixelwright.models.config import Provenance
 from pixelwright.models.denoiser import PixelDenoiser
 
 diffusers = pytest.importorskip("diffusers", reason='needs pip install "pixelwright[diffusers]"')
@@ -536,3 +538,15 @@ def test_the_code_of_the_guide_runs(
     exec("\n".join(blocks).replace("(32, 32)", "(8, 12)"), scope)
     assert len(blocks) == 5 and scope["images"].shape == (2, 3, 8, 12) and len(hub) == 1
     assert (tmp_path / "image.png").is_file() and pw.load("model-again").config == model.config
+
+
+def test_the_licence_of_loaded_weights_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pw.hub.checkpoint, "_announced", set())
+    model = pw.create("dip-n-4", num_classes=2)
+    provenance = Provenance(files=("a.ckpt",), sha256=("0" * 64,), read="all", licence="for tests only")
+    model.config = dataclasses.replace(model.config, provenance=provenance)
+    PixelDenoiserPipeline.from_model(model).save_pretrained(tmp_path)
+    PixelDenoiserPipeline.from_pretrained(tmp_path)
+    assert capsys.readouterr().err.count("for tests only") == 1
