@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pixelwright.training.files import write_text
 
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
-SMOOTHING = 0.98  # of the loss curve and the progress bar, per log line
+SMOOTHING = 0.8  # weight of the past in the smoothed loss; a line is already a mean, so a memory of five lines does
 
 
 def read_log(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ def plot_losses(log: Path, target: Path) -> None:
     steps = [line["step"] for line in lines]
     column: Callable[[str], list[float]] = lambda name: [line[name] for line in lines]  # noqa: E731
     figure = Figure(figsize=(8, 8))
-    figure.subplots_adjust(left=0.1, right=0.98, top=0.98, bottom=0.06, hspace=0.05)
+    figure.subplots_adjust(left=0.12, right=0.98, top=0.98, bottom=0.06, hspace=0.05)
     upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.5, 1])
     upper.plot(steps, column("loss"), color="C0", alpha=0.3, label="mean of the steps between two lines")
     upper.plot(steps, smooth(column("loss")), color="C0", label="smoothed")
