@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pixelwright.training.files import write_text
 
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
-SMOOTHING = 0.8  # weight of the past in the smoothed loss; a line is already a mean, so a memory of five lines does
+SMOOTHING = 0.8  # of the loss curve and the progress bar, per log line, which is a mean already
 
 
 def read_log(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
