@@ -1,4 +1,4 @@
-"""The command line: `pixelwright train`, `sample`, `convert`, `info`.
+"""The command line: `pixelwright train`, `sample`, `data`, `convert`, `info`.
 
 This module knows the verbs and what becomes of their errors; each verb lives in a module of
 `pixelwright.commands` with two functions, `parser()` and `run(options)`. That module is imported when it is
@@ -19,7 +19,9 @@ from pixelwright.errors import UserError, nearest
 COMMANDS = {
     "train": "train a model as a YAML configuration says, or go on with a run",
     "sample": "draw images from a trained model",
+    "data": "prepare a data set for training, or check one",
     "convert": "weights from one layout to another: published checkpoints in and out",
+    "info": "parts, parameters, FLOPs and memory of a preset or a saved model",
     "info": "parts, parameters, FLOPs and memory of a preset or a saved model",
 }
 
@@ -27,9 +29,11 @@ EXAMPLES = """examples:
   pixelwright info pixeldit-xl-16
   pixelwright train --config configs/cifar10-dip-ti.yaml --run runs/first
   pixelwright sample runs/first --labels 0-9 --out samples --guidance-scale 2
+  pixelwright data prepare photos photos-256 --size 256
 
 `pixelwright COMMAND --help` tells the settings of a command.
-Exit codes: 0 done, 2 something to put right (one line on stderr says what), 130 interrupted."""
+Exit codes: 0 done, 1 `data check` found damage, 2 something to put right (one line on stderr says what),
+130 interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +68,10 @@ def _dispatch(arguments: list[str]) -> int:
     command = import_module(f"pixelwright.commands.{top.command}")
     from pixelwright.commands import parsing
 
-    return int(command.run(parsing.parse(command.parser(), top.arguments)) or 0)
+    words = top.arguments
+    if hasattr(command, "choose"):  # a command with verbs of its own
+        command, words = command.choose(words)
+    return int(command.run(parsing.parse(command.parser(), words)) or 0)
 
 
 def _fail(message: str, code: int, arguments: list[str]) -> int:

@@ -2,8 +2,9 @@
 
 from pixelwright.data.config import DataConfig
 from pixelwright.data.loader import Batch, Batches
+from pixelwright.data.opening import open_source
 from pixelwright.data.shapes import Shapes
-from pixelwright.data.sources import FolderSource, Sample, Source, ZipSource, open_source
+from pixelwright.data.sources import FolderSource, Sample, Source, ZipSource
 from pixelwright.data.transforms import UnreadableImage, centre_crop, read_image
 
 __all__ = [

@@ -17,7 +17,9 @@ class DataConfig:
     """Training images. Checked when made; raises UserError on a value that cannot be used."""
 
     path: str = SHAPES
-    """"shapes" (drawn on the fly, no download), a folder of images (sub-folders are classes) or a zip."""
+    """"shapes" (drawn on the fly, no download), a folder of images (sub-folders are classes), a zip, or
+    WebDataset shards (.tar) or Hugging Face parquet files: a folder of them, a pattern such as
+    "set-{000..099}.tar", or an http(s) address of such files."""
 
     size: int = 32
     """Side of the square training images in pixels; others are resized and centre-cropped to it."""
@@ -27,6 +29,9 @@ class DataConfig:
 
     workers: int = 0
     """Processes that read and decode images; 0 does it in the training process."""
+
+    stall_seconds: int = 300
+    """With workers: how long to wait for one batch before the workers are taken for stuck and restarted."""
 
     cache: CacheMode = "auto"
     """"auto" keeps decoded images in memory when the whole set fits in 1 GiB, "none" decodes every time."""
@@ -42,9 +47,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path.strip():
-            raise UserError(f'data.path is {self.path!r}: give "shapes", a folder of images or a .zip file')
+            raise UserError(
+                f'data.path is {self.path!r}: give "shapes", a folder, a .zip, .tar or .parquet files'
+            )
         _whole("size", self.size, 1)
         _whole("workers", self.workers, 0)
+        _whole("stall_seconds", self.stall_seconds, 1)
         if not isinstance(self.flip, bool):
             raise UserError(f"data.flip is {self.flip!r}: give true or false")
         if self.cache not in get_args(CacheMode):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import logging
-import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pixelwright.data.config import DataConfig
 from pixelwright.data.sources import Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
+from pixelwright.data.workers import Feed
 from pixelwright.errors import UserError
 from pixelwright.images import from_uint8
 from pixelwright.streams import generator
@@ -46,7 +46,8 @@ class Batches:
     batch.
 
     An unreadable image is replaced by the next readable one in the permutation, recorded in `skipped` and
-    reported once through logging.
+    reported once through logging. Workers that die or stall are replaced (see `Feed`), which changes nothing
+    in the batches either.
 
     Raises UserError if `batch_size` cannot be shared out, and while iterating if no image can be read at all.
     """
@@ -80,18 +81,9 @@ class Batches:
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def __iter__(self) -> Iterator[Batch]:
-        workers = self.config.workers
-        loader = DataLoader(
-            self._reader,
-            batch_size=None,  # the reader takes a whole list of indices at once
-            sampler=_Requests(self),
-            num_workers=workers,
-            prefetch_factor=2 if workers else None,
-            collate_fn=_unchanged,
-            worker_init_fn=_ignore_interrupt if workers else None,
-            generator=torch.Generator(),  # a loader without one draws from the global stream
-        )
-        for step, loaded in zip(itertools.count(self.start_step), loader, strict=False):
+        config = self.config
+        feed = Feed(self._reader, self.request, self.start_step, config.workers, config.stall_seconds)
+        for step, loaded in zip(itertools.count(self.start_step), feed, strict=False):
             yield self._assemble(step, loaded)
 
     def request(self, step: int) -> list[int]:
@@ -186,22 +178,3 @@ class _Reader(Dataset[_Loaded]):
         shape = (len(good), 3, self.size, self.size)
         pixels = torch.from_numpy(np.stack(images)) if images else torch.empty(shape, dtype=torch.uint8)
         return _Loaded(good, pixels, labels, failures)
-
-
-class _Requests:
-    """What to read, step after step; runs in the main process, which knows what is in memory already."""
-
-    def __init__(self, batches: Batches):
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return map(self.batches.request, itertools.count(self.batches.start_step))
-
-
-def _unchanged(loaded: Any) -> Any:
-    return loaded
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C is for the main process, which stops its workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

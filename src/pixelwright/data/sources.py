@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a zip, or the procedural Shapes."""
+"""Where images come from: what a source is, and the two plain ones, a folder and a zip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from pixelwright.data.config import SHAPES, SHAPES_COUNT, DataConfig
 from pixelwright.data.transforms import UnreadableImage, read_image
 from pixelwright.errors import UserError
 
@@ -54,34 +53,6 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """What messages call image `index`, readable or not."""
         ...
-
-
-def open_source(config: DataConfig) -> Source:
-    """The source that `config.path` names. Raises UserError if there is none or it holds no usable images."""
-    if config.path == SHAPES:
-        from pixelwright.data.shapes import Shapes
-
-        seed, count = config.shapes_seed or 0, config.shapes_count or SHAPES_COUNT
-        variation = 1.0 if config.shapes_variation is None else config.shapes_variation
-        return Shapes(config.size, seed, count, variation)
-    path = Path(config.path).expanduser()
-    if path.is_dir() or path.is_file():
-        source = FolderSource(path) if path.is_dir() else ZipSource(path)
-        _check_readable(source)
-        return source
-    raise UserError(f'data.path "{config.path}" does not exist: give "shapes", a folder or a .zip file')
-
-
-def _check_readable(source: _Files) -> None:
-    """Raise UserError if no image can be read, before a run begins; one that can be read is enough."""
-    reasons = []
-    for index in range(len(source)):
-        try:
-            source[index]
-            return
-        except UnreadableImage as error:
-            reasons.append(f'"{source.name(index)}": {error}')
-    raise UserError(f'none of the {len(source)} images of "{source.path}" can be read: {reasons[0]}')
 
 
 class _Files:
@@ -231,7 +202,7 @@ def _classify(
     if not names:
         raise UserError(f'"{where}" holds no images: give one with files that end in one of {KINDS}')
     if label_file is not None:
-        return _read_labels(label_file, names, where), None
+        return _read_labels(label_file, names, where)
     folders = [name.split("/")[0] if "/" in name else None for name in names]
     if all(folder is None for folder in folders):
         return [0] * len(names), None
@@ -243,24 +214,30 @@ def _classify(
     return [number[folder] for folder in folders if folder is not None], classes
 
 
-def _read_labels(label_file: bytes, names: Sequence[str], where: Path) -> list[int]:
-    """One label per name from {"labels": [[name, label], ...]}, or all 0 from {"labels": null}."""
+def _read_labels(
+    label_file: bytes, names: Sequence[str], where: Path
+) -> tuple[list[int], tuple[str, ...] | None]:
+    """One label per name from {"labels": [["name", label], ...]}, or all 0 from {"labels": null}.
+
+    Class names are those of {"class_names": [...]}, where the file has them.
+    """
     place = f'{LABEL_FILE} in "{where}"'
     shape = 'it should read {"labels": [["file name", 0], ...]} or {"labels": null}'
     try:
         content = json.loads(label_file)
         entries = content["labels"]
-        if entries is None:
-            return [0] * len(names)
-        table = {name: label for name, label in entries}
-    except (ValueError, TypeError, KeyError) as error:
+        classes = tuple(map(str, content.get("class_names") or ())) or None
+        table = dict.fromkeys(names, 0) if entries is None else {name: label for name, label in entries}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{place} is malformed ({type(error).__name__}: {error}): {shape}") from error
     for name, label in table.items():
         if not isinstance(label, int) or isinstance(label, bool) or label < 0:
             raise UserError(f'{place} gives "{name}" the label {label!r}: labels are whole numbers from 0')
+        if classes is not None and label >= len(classes):
+            raise UserError(f'{place} gives "{name}" the label {label} of {len(classes)} class names: add it')
     missing = [name for name in names if name not in table]
     if missing:
         raise UserError(
             f'{place} has no label for "{missing[0]}" ({len(missing)} in all): add or remove them'
         )
-    return [table[name] for name in names]
+    return [table[name] for name in names], classes

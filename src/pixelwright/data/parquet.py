@@ -1,0 +1,183 @@
+"""Hugging Face image sets: parquet files with a column of images, as ImageNet is distributed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixelwright.data.shards import open_each
+from pixelwright.data.sources import Sample
+from pixelwright.data.transforms import UnreadableImage, read_image
+from pixelwright.errors import UserError
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+CAPTION_COLUMNS = ("caption", "text", "prompt")
+KEPT_GROUPS = 2  # row groups each process keeps decoded
+
+
+class ParquetSource:
+    """The rows of several parquet files, in order.
+
+    The image column is that of type Image in the schema's Hugging Face metadata, else `image` or `img`: a
+    struct of `bytes` and `path`, or plain bytes. The label is the column `label`, else the only one of type
+    ClassLabel, whose names become the class names. A read fetches the row group of the sample, which is a
+    hundred images in most published sets: `pixelwright data prepare` makes shards for fast shuffled reading.
+
+    Raises UserError if pyarrow is missing, no file is whole, or columns cannot be told.
+    """
+
+    def __init__(self, files: Sequence[Path]):
+        self._pq, invalid = _pyarrow()
+        self.path = files[0] if len(files) == 1 else files[0].parent
+        self.files, self.damaged, opened = open_each(files, self._pq.ParquetFile, invalid)
+        schema = opened[0].schema_arrow
+        for file, other in zip(self.files, opened, strict=True):
+            if set(other.schema_arrow.names) != set(schema.names):
+                raise UserError(
+                    f'"{file}" has the columns {_list(other.schema_arrow.names)} and "{self.files[0]}" '
+                    f"{_list(schema.names)}: give the files of one set"
+                )
+        features = _features(schema.metadata)
+        self._image = self._image_column(schema, features)
+        label = self._label_column(schema, features)
+        self._caption = next((c for c in CAPTION_COLUMNS if c in schema.names and c != label), None)
+        sizes = [[f.metadata.row_group(g).num_rows for g in range(f.metadata.num_row_groups)] for f in opened]
+        self._groups = [(file, g) for file, rows in enumerate(sizes) for g in range(len(rows))]
+        self._starts = np.cumsum(
+            [0, *(n for rows in sizes for n in rows)]
+        )  # first row of each group, and end
+        self._first_rows = np.cumsum([0, *map(sum, sizes)])  # of each file
+        if not len(self):
+            raise UserError(f'"{self.path}" holds no rows: give parquet files with images')
+        self._labels = self._read_labels(opened, label)
+        names = features.get(label, {}).get("names") if label else None
+        self._classes = tuple(map(str, names)) if names else None
+        if self._classes and self._labels.max() >= len(self._classes):
+            raise UserError(
+                f'label {self._labels.max()} in "{self.path}" has no name among {len(self._classes)}: '
+                "mend the class names in the schema"
+            )
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._handles: dict[tuple[int, int], Any] = {}
+        for file in opened:
+            file.close()
+
+    def _image_column(self, schema: Any, features: dict[str, Any]) -> str:
+        typed = [name for name, f in features.items() if f.get("_type") == "Image" and name in schema.names]
+        named = [name for name in IMAGE_COLUMNS if name in schema.names]
+        found = typed or named
+        if not found or (len(found) > 1 and "image" not in found):
+            raise UserError(
+                f'"{self.path}" has the columns {_list(schema.names)} and '
+                f'{"several" if found else "none"} of images: name one "image"'
+            )
+        return "image" if "image" in found else found[0]
+
+    def _label_column(self, schema: Any, features: dict[str, Any]) -> str | None:
+        if "label" in schema.names:
+            return "label"
+        typed = [name for name, f in features.items() if f.get("_type") == "ClassLabel"]
+        if len(typed) > 1:
+            raise UserError(f'"{self.path}" has the label columns {_list(typed)}: name one of them "label"')
+        return typed[0] if typed else None
+
+    def _read_labels(self, opened: Sequence[Any], column: str | None) -> np.ndarray:
+        if column is None:
+            return np.zeros(len(self), np.int64)
+        values = [v for file in opened for v in file.read([column], use_threads=False)[column].to_pylist()]
+        for row, value in enumerate(values):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise UserError(
+                    f'"{self.name(row)}" has the {column} {value!r}: labels are whole numbers from 0 '
+                    "(splits without labels, such as test, cannot be used)"
+                )
+        return np.array(values, np.int64)  # [n]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self._classes
+
+    @property
+    def num_classes(self) -> int:
+        return len(self._classes) if self._classes else int(self._labels.max()) + 1
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The row group of a sample and the row in it."""
+        group = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return group, index - int(self._starts[group])
+
+    def name(self, index: int) -> str:
+        file = self._groups[self._place(index)[0]][0]
+        return f"{self.files[file].name}#{index - self._first_rows[file]}"
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        group, row = self._place(index)
+        table = self._group(group)
+        cell = table[self._image][row].as_py()
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(data, bytes):
+            raise UnreadableImage("the row holds no image bytes")
+        caption = table[self._caption][row].as_py() if self._caption else None
+        label = int(self._labels[index])
+        return Sample(read_image(data), label, str(caption) if caption else None, self.name(index))
+
+    def _group(self, group: int) -> Any:
+        if group not in self._kept:
+            number, inner = self._groups[group]
+            columns = [c for c in (self._image, self._caption) if c]
+            try:
+                table = self._open(number).read_row_group(inner, columns, use_threads=False)
+            except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+                raise UnreadableImage(f"row group {inner}: {' '.join(str(error).split())}") from error
+            self._kept[group] = table
+            if len(self._kept) > KEPT_GROUPS:
+                self._kept.popitem(last=False)
+        return self._kept[group]
+
+    def _open(self, number: int) -> Any:
+        """The file, opened by this very process: a forked worker must not share its parent's position."""
+        key = os.getpid(), number
+        if key not in self._handles:
+            if len(self._handles) >= 64:  # of hundreds of files, few handles are open
+                self._handles.clear()
+            self._handles[key] = self._pq.ParquetFile(self.files[number])
+        return self._handles[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": {}, "_kept": OrderedDict(), "_pq": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._pq, _ = _pyarrow()
+
+
+def _pyarrow() -> tuple[Any, type[Exception]]:
+    try:
+        return import_module("pyarrow.parquet"), import_module("pyarrow").ArrowInvalid
+    except ImportError as error:
+        raise UserError('parquet files need pyarrow: pip install "pixelwright[data]"') from error
+
+
+def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+    """The Hugging Face description of the columns, {} where there is none."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: f if isinstance(f, dict) else {} for name, f in features.items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names) or "(none)"

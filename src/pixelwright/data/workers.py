@@ -1,0 +1,145 @@
+"""Reading in worker processes that may die or get stuck: they are replaced, and no sample is lost."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pixelwright.errors import UserError
+
+RESTARTS = 3  # in a row without a batch in between, before it is taken for an error
+GRACE = 0.2  # seconds a process may take to be known as dead
+POLL = 2.0  # seconds between two looks at whether the workers live
+Loaded = TypeVar("Loaded")
+logger = logging.getLogger(__name__)
+
+
+class _Stuck(Exception):
+    """The workers died or stalled; the text says which."""
+
+
+class Feed(Generic[Loaded]):
+    """What `reader[request(step)]` gives for `first`, `first + 1`, ..., read ahead by `workers` processes.
+
+    `request` runs in this process and need only be a function of the step and of what this process knows, so
+    that new workers can take over at any step. A worker that is killed, or a batch that takes longer than
+    `stall_seconds`, costs a restart of the workers and a warning; after RESTARTS in a row it is a UserError.
+    """
+
+    def __init__(
+        self,
+        reader: Dataset[Loaded],
+        request: Callable[[int], Any],
+        first: int,
+        workers: int,
+        stall_seconds: float,
+    ):
+        self.reader, self.request = reader, request
+        self.step, self.workers, self.stall_seconds = first, workers, stall_seconds
+
+    def __iter__(self) -> Iterator[Loaded]:
+        failures = 0
+        while True:
+            try:
+                for loaded in self._run():
+                    failures = 0
+                    self.step += 1
+                    yield loaded
+            except _Stuck as problem:
+                failures += 1
+                if failures > RESTARTS:
+                    raise UserError(
+                        f"reading the images of step {self.step} failed {failures} times: {problem}; look "
+                        "for a lack of memory or a hanging disk, or raise data.stall_seconds"
+                    ) from problem
+                logger.warning("step %d: %s; starting the workers anew", self.step, problem)
+
+    def _run(self) -> Iterator[Loaded]:
+        """One life of the workers."""
+        loader = DataLoader(
+            self.reader,
+            batch_size=None,  # the reader takes a whole request at once
+            sampler=_Requests(self.request, self.step),
+            num_workers=self.workers,
+            prefetch_factor=2 if self.workers else None,
+            collate_fn=_unchanged,
+            worker_init_fn=_ignore_interrupt if self.workers else None,
+            timeout=min(POLL, self.stall_seconds) if self.workers else 0,
+            generator=torch.Generator(),  # a loader without one draws from the global stream
+        )
+        if not self.workers:
+            yield from loader
+            return
+        others = set(multiprocessing.active_children())
+        iterator = _quietly(lambda: iter(loader))
+        crew = [child for child in multiprocessing.active_children() if child not in others]
+        try:
+            while True:
+                yield self._wait(iterator, crew)
+        finally:
+            for worker in crew:  # a stuck one would not listen to anything gentler
+                worker.kill()
+            del iterator
+
+    def _wait(self, iterator: Iterator[Loaded], crew: list[Any]) -> Loaded:
+        start = time.monotonic()
+        while True:
+            try:
+                return next(iterator)
+            except (RuntimeError, OSError, EOFError) as error:
+                # RuntimeError is what the loader raises for a dead worker and for its own time-out; the
+                # others come from fetching what a worker left behind, perhaps before its death is known.
+                if not isinstance(error, RuntimeError):
+                    time.sleep(GRACE)
+                dead = [worker for worker in crew if not worker.is_alive()]
+                if dead:
+                    raise _Stuck(f"worker process {dead[0].pid} {_ending(dead[0].exitcode)}") from error
+                if "timed out" not in str(error):
+                    raise
+                if time.monotonic() - start >= self.stall_seconds:
+                    raise _Stuck(f"no batch for {self.stall_seconds} s") from error
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with code {code}"
+
+
+def _quietly(start: Callable[[], Any]) -> Any:
+    """Start the loader without its handler for dead children, which would raise in the middle of a step."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return start()
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return start()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+class _Requests:
+    """What to read, step after step; runs in the main process, which knows what is in memory already."""
+
+    def __init__(self, request: Callable[[int], Any], first: int):
+        self.request, self.first = request, first
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.request, itertools.count(self.first))
+
+
+def _unchanged(loaded: Any) -> Any:
+    return loaded
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C is for the main process, which stops its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
