@@ -138,8 +138,7 @@ def _claim(folder: Path, job: Job, source: Source) -> None:
 
 
 def _run(job: Job, source: Source, out: Path, folder: Path, workers: int) -> Report:
-    for stray in folder.glob("*.part"):
-        stray.unlink()
+    _clear(folder)
     parts = -(-len(source) // job.shard_size)
     done = [k for k in range(parts) if _finished(folder, k)]
     left = [k for k in range(parts) if k not in set(done)]
@@ -204,7 +203,7 @@ def _make_parts(job: Job, source: Source, folder: Path, parts: list[int], worker
             for part in parts:
                 _make_part(job, source, folder, part, bar.update)
             return
-        counter = multiprocessing.Value("q", 0)
+        counter, others = multiprocessing.Value("q", 0), set(multiprocessing.active_children())
         pool = ProcessPoolExecutor(
             workers, initializer=_start_worker, initargs=(job, source, folder, counter)
         )
@@ -215,6 +214,10 @@ def _make_parts(job: Job, source: Source, folder: Path, parts: list[int], worker
                 bar.update(counter.value - (bar.n - (total - todo)))
                 for future in finished:
                     future.result()
+        except KeyboardInterrupt:  # now, rather than at the end of the shards that are being written
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+            raise
         except BrokenProcessPool as error:
             raise UserError(
                 f"a worker process died, perhaps for want of memory: what is done is kept in {folder}; "
@@ -222,6 +225,13 @@ def _make_parts(job: Job, source: Source, folder: Path, parts: list[int], worker
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was being written when the work stopped."""
+    for stray in folder.glob("*.part"):
+        stray.unlink()
 
 
 _work: tuple[Job, Source, Path, Any]  # of a worker process
