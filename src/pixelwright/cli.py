@@ -22,7 +22,6 @@ COMMANDS = {
     "data": "prepare a data set for training, or check one",
     "convert": "weights from one layout to another: published checkpoints in and out",
     "info": "parts, parameters, FLOPs and memory of a preset or a saved model",
-    "info": "parts, parameters, FLOPs and memory of a preset or a saved model",
 }
 
 EXAMPLES = """examples:

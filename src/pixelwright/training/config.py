@@ -306,8 +306,9 @@ def load_config(path: Path) -> TrainConfig:
 # ---------------------------------------------------------------- what a resumed run may change
 # Where the run lives, how long, on what, and what it reports: beyond rounding they do not change what is
 # computed.
-FREE = {"run", "steps", "accumulate", "device", "compile", "max_skipped", "data.workers"}
-FREE |= {"data.cache", "data.stall_seconds", "log_every", "checkpoint_every", "keep", "sample_every", "sample"}
+FREE = {"run", "steps", "accumulate", "device", "compile", "max_skipped"}
+FREE |= {"log_every", "checkpoint_every", "keep", "sample_every", "sample"}
+FREE |= {"data.workers", "data.cache", "data.stall_seconds"}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], only: str = "") -> list[str]:
