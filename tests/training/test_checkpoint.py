@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from pixelwright.errors import UserError
 from pixelwright.training import Trainer, train
 from pixelwright.training import checkpoint as checkpoints
+from pixelwright.training.config import ParallelConfig
+from pixelwright.training.parallel import Layout
 
 from .conftest import Tiny, same_state
 
@@ -22,9 +24,16 @@ pytestmark = pytest.mark.usefixtures("no_extras")
 STATE = {"a": {"x": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3.0)}, "b": {"x": torch.ones(1)}}
 
 
-def save(run: Path, step: int, keep: int = 9) -> Path:
+def save(run: Path, step: int, keep: int = 9, keep_every: int = 0) -> Path:
     state = {group: {k: v + step for k, v in tensors.items()} for group, tensors in STATE.items()}
-    return checkpoints.save(run, step, state, {"seed": 0}, 1.5, keep)
+    saver = checkpoints.Saver(run, Layout(ParallelConfig(), torch.device("cpu")), keep, keep_every)
+    try:
+        saver.start(step, state, {"seed": 0}, 1.5)
+        written = saver.wait()
+    finally:
+        saver.close()
+    assert written is not None
+    return written
 
 
 def load(run: Path) -> tuple[int, checkpoints.State]:
@@ -51,6 +60,16 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints.checkpoint_folders(tmp_path)] == [
         "step-0000020",
         "step-0000100",
+    ]
+
+
+def test_every_nth_is_kept_besides_the_newest(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 25):
+        save(tmp_path, step, keep=1, keep_every=10)
+    assert [path.name for path in checkpoints.checkpoint_folders(tmp_path)] == [
+        "step-0000010",
+        "step-0000020",
+        "step-0000025",
     ]
 
 

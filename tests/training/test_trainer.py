@@ -81,7 +81,8 @@ def test_ema_follows_its_formula(tiny: Tiny) -> None:
             e * decay + p.detach() * (1 - decay) for e, p in zip(expected, model.parameters(), strict=True)
         ]
         ema.update(step)
-    for average, e in zip(ema.model.parameters(), expected, strict=True):
+    assert list(ema.weights) == [name for name, _ in model.named_parameters()]
+    for average, e in zip(ema.weights.values(), expected, strict=True):
         torch.testing.assert_close(average, e)
         assert not average.requires_grad
 

@@ -4,8 +4,9 @@
                                    checkpoint.json: step, config, and size and checksum of every other file
 
 A folder is written under another name, flushed to the disk and renamed, so a process may be killed at any
-moment. The tensors' index is a pickle (PyTorch's format): resume only runs that you trust. RUN/model/, which
-holds none, is safe to share.
+moment. Each process writes its own part of the tensors; their names do not depend on how many there were, so
+that any number can read them. The tensors' index is a pickle (PyTorch's format): resume only runs that you
+trust. RUN/model/, which holds none, is safe to share.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
 from pixelwright.errors import UserError
 from pixelwright.training.files import checksum, sync
+from pixelwright.training.parallel import Layout
 
 INDEX = "checkpoint.json"
+T = TypeVar("T")
 State = dict[str, dict[str, Tensor]]
 logger = logging.getLogger(__name__)
 
@@ -47,39 +52,124 @@ def checkpoint_folders(run: Path) -> list[Path]:
     return sorted(f for f in folders if f.is_dir() and f.name.removeprefix("step-").isdigit())
 
 
-def save(run: Path, step: int, state: State, config: dict[str, Any], seconds: float, keep: int) -> Path:
-    """Write the checkpoint of `step`, then remove all but the newest `keep`.
+class Saver:
+    """Writes the checkpoints of a run in a thread while training goes on, one at a time.
 
-    Raises UserError if the disk refuses; the checkpoints already there stay as they are.
+    All processes of the run must call its methods alike.
     """
-    from torch.distributed.checkpoint.api import CheckpointException  # late: it takes a second to import
-    from torch.distributed.checkpoint.state_dict_saver import save as write
 
-    target = run / "checkpoints" / f"step-{step:07d}"
-    part = target.with_name(target.name + ".tmp")
+    def __init__(self, run: Path, layout: Layout, keep: int, keep_every: int = 0) -> None:
+        """Keeps the newest `keep` checkpoints and those at multiples of `keep_every`."""
+        self.run, self.layout, self.keep, self.keep_every = run, layout, keep, keep_every
+        self._group = layout.new_group()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def start(
+        self,
+        step: int,
+        state: State,
+        config: dict[str, Any],
+        seconds: float,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Copy `state` and begin to write it as the checkpoint of `step`, once the one before is written.
+
+        `before` is called on rank 0, in the thread, before the checkpoint appears.
+
+        Raises:
+            UserError: the disk refuses this one or refused the one before; what was there already stays.
+        """
+        from torch.distributed.checkpoint.state_dict_saver import async_save  # late: it takes a while
+
+        self.wait()
+        target = self.run / "checkpoints" / f"step-{step:07d}"
+        part = target.with_name(target.name + ".tmp")
+        index = {"step": step, "seconds": round(seconds, 3), "config": config}
+        self.layout.first(lambda: _guarded(target, part, lambda: _make_room(part)))
+        # It warns of a run in one process that it takes it for one. Filters hold in its thread as well.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        written = cast(
+            "Future[object]",  # with the stager that there is by default
+            async_save(
+                dict(state), checkpoint_id=part, process_group=self._group, no_dist=self._group is None
+            ),
+        )
+
+        def publish() -> Path:
+            before()
+            _publish(part, target, index)
+            for old in superseded(checkpoint_folders(self.run), self.keep, self.keep_every):
+                shutil.rmtree(old)
+            return target
+
+        def finish() -> Path:
+            _guarded(target, part, written.result)  # it fails in all processes or in none
+            return self.layout.first(lambda: _guarded(target, part, publish), self._group)
+
+        self._pending = self._pool.submit(finish)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the checkpoint in the making is known to have failed; `wait` then says why."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+
+    def wait(self) -> Path | None:
+        """Wait until the last checkpoint is written and return its folder, None if there is none since the
+        last call. Raises UserError if it could not be written."""
+        pending, self._pending = self._pending, None
+        return None if pending is None else pending.result()
+
+    def close(self) -> None:
+        """Let the checkpoint in the making come to its end; what went wrong is logged."""
+        try:
+            self.wait()
+        except Exception as error:
+            logger.warning("%s", _one_line(error))
+        self._pool.shutdown()
+
+
+def superseded(folders: Sequence[Path], keep: int, keep_every: int) -> list[Path]:
+    """Of checkpoints, oldest first, those to remove: not the newest `keep`, nor multiples of `keep_every`."""
+
+    def stays(folder: Path) -> bool:
+        return keep_every > 0 and int(folder.name.removeprefix("step-")) % keep_every == 0
+
+    return [folder for folder in folders[:-keep] if not stays(folder)]
+
+
+def _make_room(part: Path) -> None:
+    """Remove what interrupted processes left, and make the folder."""
+    for unfinished in part.parent.glob("step-*.tmp"):
+        shutil.rmtree(unfinished)
+    part.mkdir(parents=True)
+
+
+def _publish(part: Path, target: Path, index: dict[str, Any]) -> None:
+    """Write the index beside the tensors and let the checkpoint appear."""
+    files = {f.name: [f.stat().st_size, checksum(f)] for f in sorted(part.iterdir())}
+    (part / INDEX).write_text(json.dumps({**index, "files": files}, indent=1))
+    for path in [*part.iterdir(), part]:
+        sync(path)
+    shutil.rmtree(target, ignore_errors=True)  # there only if it was damaged
+    os.rename(part, target)
+    sync(target.parent)
+
+
+def _guarded(target: Path, part: Path, function: Callable[[], T]) -> T:
+    """Call `function`; what the disk refuses becomes a UserError, and the unfinished checkpoint goes."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
-        for unfinished in target.parent.glob("step-*.tmp"):
-            shutil.rmtree(unfinished)
-        part.mkdir(parents=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "assuming to save in a single process": so it is
-            write(dict(state), checkpoint_id=part, no_dist=True)
-        files = {f.name: [f.stat().st_size, checksum(f)] for f in sorted(part.iterdir())}
-        index = {"step": step, "seconds": round(seconds, 3), "config": config, "files": files}
-        (part / INDEX).write_text(json.dumps(index, indent=1))
-        for path in [*part.iterdir(), part]:
-            sync(path)
-        shutil.rmtree(target, ignore_errors=True)  # there only if it was damaged
-        os.rename(part, target)
-        sync(target.parent)
+        return function()
+    except UserError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     except (OSError, CheckpointException) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise UserError(
             f"{target} could not be written ({_one_line(error)}); earlier checkpoints are untouched"
         ) from error
-    for old in checkpoint_folders(run)[:-keep]:
-        shutil.rmtree(old)
-    return target
 
 
 def inspect(path: Path) -> Checkpoint:

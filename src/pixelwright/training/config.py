@@ -152,6 +152,32 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How a run under `torchrun` shares the work among its processes; it does not change what is computed."""
+
+    mode: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: every process holds all weights; fsdp: each holds a part; auto: ddp where there are several."""
+    replicas: int | None = None
+    """fsdp only: whole copies of the weights, each over processes / replicas processes (HSDP); None: one."""
+    checkpointing: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them: less memory."""
+    timeout: float = 1800.0
+    """Seconds that a process waits for the others before the run ends with an error."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("auto", "ddp", "fsdp"):
+            raise UserError(f"parallel.mode is {self.mode!r}{nearest(self.mode, ('auto', 'ddp', 'fsdp'))}")
+        if self.replicas is not None:
+            _whole("parallel.replicas", self.replicas)
+            if self.mode != "fsdp":
+                raise UserError(
+                    f"parallel.replicas is {self.replicas}, but parallel.mode is {self.mode}: "
+                    "leave one out, or give mode fsdp"
+                )
+        _number("parallel.timeout", self.timeout, 0, open_low=True)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole training run."""
 
@@ -181,14 +207,18 @@ class TrainConfig:
     """Decay of the averaged weights; at step n it is min(ema_decay, (1 + n) / (10 + n)). 0: no averaging."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps ..."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Several processes, under torchrun."""
     compile: bool = False
-    """Compile the model with torch.compile (needs a C++ compiler; the first steps take minutes)."""
+    """Compile each block with torch.compile (needs a C++ compiler; the first step takes a minute or more)."""
     log_every: int = 20
     """Steps between two lines of log.jsonl; each holds the means over the steps since the last line."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints."""
     keep: int = 2
-    """Number of checkpoints kept."""
+    """Number of checkpoints kept, the newest ones."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this step are kept as well, for good; 0: none."""
     sample_every: int = 1000
     """Steps between two sample grids and loss plots; 0 draws none but at the end."""
     max_skipped: int = 25
@@ -209,6 +239,7 @@ class TrainConfig:
             _whole(name, getattr(self, name))
         _whole("seed", self.seed, 0)
         _whole("sample_every", self.sample_every, 0)
+        _whole("keep_every", self.keep_every, 0)
         if self.batch_size % self.accumulate:
             raise UserError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
         if self.precision not in ("auto", "bf16", "fp32"):
@@ -307,7 +338,7 @@ def load_config(path: Path) -> TrainConfig:
 # Where the run lives, how long, on what, and what it reports: beyond rounding they do not change what is
 # computed.
 FREE = {"run", "steps", "accumulate", "device", "compile", "max_skipped"}
-FREE |= {"log_every", "checkpoint_every", "keep", "sample_every", "sample"}
+FREE |= {"log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "sample", "parallel"}
 FREE |= {"data.workers", "data.cache", "data.stall_seconds"}
 
 

@@ -76,6 +76,13 @@ class Clock:
             self._begun += time.perf_counter() - start
 
 
+class Silent:
+    """Takes any call and does nothing: the report of the processes that do not report."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
 @contextmanager
 def stop_signals(ask: Callable[[], None]) -> Iterator[None]:
     """Call `ask` on the first SIGINT or SIGTERM; a second one ends the program at once.

@@ -1,8 +1,8 @@
-"""One training run in one process.
+"""One training run, in one process or in many (see `parallel`).
 
 Every random number is a function of (seed, step, place in the batch), so the state of a run is its weights,
 averaged weights, optimiser and step number, and a run that was killed and continued ends with the same bits
-as one that was not.
+as one that was not. Another number of processes changes the order of sums, and nothing else.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from pixelwright.errors import UserError
 from pixelwright.images import save_grid
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import save as save_model
+from pixelwright.models.folder import skeleton
 from pixelwright.training import checkpoint as checkpoints
-from pixelwright.training.checkpoint import State
+from pixelwright.training import parallel
+from pixelwright.training.checkpoint import Saver, State
 from pixelwright.training.config import OptimConfig, TrainConfig, save_config, to_dict
-from pixelwright.training.control import Clock, Meter, ahead, stop_signals
-from pixelwright.training.device import check_compiler, resolve_device, resolve_precision
+from pixelwright.training.control import Clock, Meter, Silent, ahead, stop_signals
+from pixelwright.training.device import check_compiler, resolve_precision
 from pixelwright.training.ema import EMA
 from pixelwright.training.files import write_text
 from pixelwright.training.report import Report
@@ -43,12 +45,12 @@ class _StopDrawing(Exception):
 
 
 class Inputs(NamedTuple):
-    """What one step computes its loss from, on the device."""
+    """What this process computes the loss of a step from, on its device: b images of the batch."""
 
-    images: Tensor  # [B,3,H,W]
-    t: Tensor  # [B]
-    noise: Tensor  # [B,3,H,W]
-    labels: Tensor  # [B], some of them null
+    images: Tensor  # [b,3,H,W]
+    t: Tensor  # [b]
+    noise: Tensor  # [b,3,H,W]
+    labels: Tensor  # [b], some of them null
 
 
 def train(config: TrainConfig, resume: str | os.PathLike[str] | None = None) -> Path:
@@ -56,32 +58,37 @@ def train(config: TrainConfig, resume: str | os.PathLike[str] | None = None) -> 
 
     A run folder with checkpoints is continued from the newest. `resume` names another run or checkpoint to
     start a new run folder from: weights, optimiser and step are taken over; everything but the model may be
-    changed.
+    changed. Under `torchrun` all its processes call this alike, and share the work.
 
     Raises:
-        UserError: the run folder belongs to something else or to other settings, `resume` is not there, or
-            the loss is not finite for too long.
+        UserError: the run folder belongs to something else or to other settings, `resume` is not there, the
+            processes do not fit the settings, or the loss is not finite for too long.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
-    return Trainer(config, resume).run()
+    with parallel.joined(config) as layout:
+        return Trainer(config, resume, layout=layout).run()
 
 
 class Trainer:
     """Model, optimiser and averaged weights of a run, and the loop. See `train`."""
 
     def __init__(
-        self, config: TrainConfig, resume: str | os.PathLike[str] | None = None, source: Source | None = None
+        self,
+        config: TrainConfig,
+        resume: str | os.PathLike[str] | None = None,
+        source: Source | None = None,
+        layout: parallel.Layout | None = None,
     ) -> None:
-        """Nothing is written before `run`. `source` replaces the images that `config.data` names."""
+        """Nothing is written before `run`. `source` replaces the images that `config.data` names; `layout`
+        tells which process this is and is found out by default."""
         self.config, self.folder, self.resume = config, Path(config.run), resume
-        start = find_start(config, resume)
-        self.device = resolve_device(config.device)
+        self.layout = layout or parallel.join(config)
+        start = self.layout.first(lambda: find_start(config, resume))
+        self.device = self.layout.device
         self.autocast = resolve_precision(config.precision, self.device)
-        if config.compile:
-            check_compiler()
         self.source = source or open_source(config.data)
         self.model = build_model(config, self.source).to(self.device).train()
-        self.forward: Callable[..., Any] = torch.compile(self.model) if config.compile else self.model
+        self.forward = self._distribute(self.model)
         self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(self.parameters, config.optim)
         self.ema = EMA(self.model, config.ema_decay)
@@ -92,12 +99,21 @@ class Trainer:
             self.step, self.clock = start.step, Clock(start.seconds)
         self._stop_asked = False
 
+    def _distribute(self, model: PixelDenoiser) -> nn.Module:
+        """Recompute, compile and share out the model, block by block. Returns what is called in its place."""
+        if self.config.compile:
+            check_compiler()
+        units = parallel.units(model)
+        for unit in units:
+            parallel.prepare(unit, self.config.parallel.checkpointing, self.config.compile)
+        return self.layout.wrap(model, units, self.autocast)
+
     def state(self) -> State:
         """Every tensor that a later step depends on, by reference."""
         slots = {name: self.optimizer.state[p] for name, p in self.model.named_parameters()}
         return {
             "model": self.model.state_dict(),
-            "ema": self.ema.model.state_dict(),
+            "ema": self.ema.weights,
             "optimizer": {
                 f"{name}.{key}": value for name, slot in slots.items() for key, value in slot.items()
             },
@@ -109,13 +125,12 @@ class Trainer:
         """Train to the end. Returns the run folder."""
         config = self.config
         if self.step >= config.steps:
-            print(f"{self.folder} is complete at step {self.step}; give more --steps to train on")
+            if self.layout.main:
+                print(f"{self.folder} is complete at step {self.step}; give more --steps to train on")
             return self.folder
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, self.folder / "config.yaml")
-        if self.resume is not None:
-            write_text(self.folder / ORIGIN, str(Path(self.resume).resolve()))
-        self.report = Report(self.folder, self.step, config.steps)
+        self.layout.first(self._open_folder)
+        self.report: Any = Report(self.folder, self.step, config.steps) if self.layout.main else Silent()
+        self.saver = Saver(self.folder, self.layout, config.keep, config.keep_every)
         self.clock = Clock(self.clock.seconds())
         self._logged = (self.step, self.clock.seconds())
         try:
@@ -126,34 +141,51 @@ class Trainer:
                     self._at_interval()
                     if self.step >= config.steps:
                         break
+                self.saver.wait()
         finally:
+            self.saver.close()
             self.report.close()
         return self.folder
 
+    def _open_folder(self) -> None:
+        """Make the run folder and write down what it is a run of."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_config(self.config, self.folder / "config.yaml")
+        if self.resume is not None:
+            write_text(self.folder / ORIGIN, str(Path(self.resume).resolve()))
+
     def _inputs(self) -> Iterator[Inputs]:
         """The inputs of the steps to come; with an accelerator they are made one step ahead, in a thread."""
-        config = self.config
+        config, layout = self.config, self.layout
         batches = iter(
-            Batches(self.source, config.data, config.batch_size, config.seed, start_step=self.step)
+            Batches(
+                self.source,
+                config.data,
+                config.batch_size,
+                config.seed,
+                start_step=self.step,
+                rank=layout.rank,
+                world=layout.world,
+            )
         )
         inputs = (self.prepare(batch, step) for step, batch in enumerate(batches, start=self.step))
         return inputs if self.device.type == "cpu" else ahead(inputs)
 
     def prepare(self, batch: Batch, step: int) -> Inputs:
-        """Draw times, noise and dropped labels of a step and bring all to the device."""
-        classes = self.model.config.num_classes
+        """Draw times, noise and dropped labels of this process's part of a step; bring all to the device."""
+        classes, first = self.model.config.num_classes, self.layout.rank * len(batch.images)
         t, noise, labels = flow.draw(
-            self.config.flow, batch.images, batch.labels, classes, self.config.seed, step
+            self.config.flow, batch.images, batch.labels, classes, self.config.seed, step, first
         )
         return Inputs(*(x.to(self.device, non_blocking=True) for x in (batch.images, t, noise, labels)))
 
     def train_step(self, inputs: Inputs) -> None:
         """One optimiser step on a batch; without effect on the weights if loss or gradient is not finite."""
         loss = self.gradients(inputs)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = parallel.full(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         if self.config.optim.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.optim.clip, norm)
-        finite = torch.isfinite(loss + norm)
+        finite = torch.isfinite(loss + norm)  # both are of the whole batch: the processes agree
         # The fused kernel reads this flag where the weights are, so that an accelerator is never waited for.
         self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.config.optim, self.step, self.config.steps)
@@ -166,16 +198,18 @@ class Trainer:
     def gradients(self, inputs: Inputs) -> Tensor:
         """Leave the gradient of the batch's mean loss in the parameters, micro-batch by micro-batch.
 
-        Returns that loss, [].
+        The parts of the processes are equal, so the mean of their gradients is that of the batch. Returns
+        the mean loss of the whole batch, [].
         """
         total = torch.zeros((), device=self.device)
         size = len(inputs.images) // self.config.accumulate
-        for part in zip(*(x.split(size) for x in inputs), strict=True):
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                loss = flow.loss(self.forward, *part).sum() / len(inputs.images)
-            loss.backward()
+        for number, part in enumerate(zip(*(x.split(size) for x in inputs), strict=True), start=1):
+            with self.layout.summing(self.forward, last=number == self.config.accumulate):
+                with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                    loss = flow.loss(self.forward, *part).sum() / len(inputs.images)
+                loss.backward()
             total += loss.detach()
-        return total
+        return self.layout.mean(total)
 
     # ------------------------------------------------------------ at intervals
     def _at_interval(self) -> None:
@@ -184,10 +218,13 @@ class Trainer:
         due: Callable[[int], bool] = lambda every: complete or (every > 0 and self.step % every == 0)  # noqa: E731
         if due(config.log_every):
             self._log()
-        if self._stop_asked and not complete:
-            self._save_and_stop()
         if due(config.sample_every):
             self._draw()
+        stop, failed = self.layout.any(self._stop_asked, self.saver.failed)
+        if failed:
+            self.saver.wait()
+        if stop and not complete:
+            self._save_and_stop()
         if due(config.checkpoint_every):
             self.save()
 
@@ -208,6 +245,7 @@ class Trainer:
             }
         )
         if means.skipped_in_a_row >= self.config.max_skipped:
+            self.saver.wait()
             saved = checkpoints.checkpoint_folders(self.folder)
             raise UserError(
                 f"training stopped at step {self.step}: loss or gradient was not finite in the last "
@@ -216,18 +254,28 @@ class Trainer:
                 "try a lower --optim.lr or --optim.clip, or --precision fp32"
             )
 
-    def save(self) -> Path:
-        """Write the averaged weights to `model/` and a checkpoint. Returns the checkpoint's folder."""
+    def save(self) -> None:
+        """Begin to write the averaged weights to `model/` and a checkpoint; see `Saver.start`."""
         with self.clock.paused():
-            try:
-                save_model(self.ema.model, self.folder / "model")
-            except OSError as error:
-                raise UserError(f"{self.folder / 'model'} could not be written ({error})") from error
+            weights = self.layout.gather(self.ema.weights, copy_to="cpu")
             seconds, settings = self.clock.seconds(), to_dict(self.config)
-            return checkpoints.save(self.folder, self.step, self.state(), settings, seconds, self.config.keep)
+            self.saver.start(self.step, self.state(), settings, seconds, lambda: self._export(weights))
+
+    def _export(self, weights: dict[str, Tensor]) -> None:
+        try:
+            save_model(self._averaged(weights), self.folder / "model")
+        except OSError as error:
+            raise UserError(f"{self.folder / 'model'} could not be written ({error})") from error
+
+    def _averaged(self, weights: dict[str, Tensor]) -> PixelDenoiser:
+        """A plain model that holds these very tensors."""
+        model = skeleton(self.model.config)
+        model.load_state_dict(weights, assign=True)
+        return model.requires_grad_(False).eval()
 
     def _save_and_stop(self) -> None:
         self.save()
+        self.saver.wait()
         self.report.say(f"saved at step {self.step}; the same command continues from there")
         raise Interrupted(f"{self.folder} stopped at step {self.step}")
 
@@ -235,12 +283,16 @@ class Trainer:
         self._stop_asked = True
 
     def _draw(self) -> None:
-        """The sample grid of this step, and the loss plot."""
+        """The sample grid of this step, and the loss plot; rank 0 draws, the others wait for it."""
         with self.clock.paused():
+            weights = self.layout.gather(self.ema.weights)
+            if not self.layout.main:
+                return
             try:
-                draw_samples(self.ema.model, self.config, self.folder, self.step, self._while_drawing)
+                model = self._averaged(weights)
+                draw_samples(model, self.config, self.folder, self.step, self._while_drawing)
             except _StopDrawing:
-                self._save_and_stop()
+                return
             self.report.plot()
 
     def _while_drawing(self, step: sampling.Step) -> None:

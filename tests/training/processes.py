@@ -1,0 +1,84 @@
+"""What the processes of test_parallel.py do; `torchrun` starts this file.
+
+processes.py RUNS     train each run of the JSON file RUNS: [name, config, checkpoint to begin with or null,
+                      step at which rank 1 fails or null]; write what each rank saw as NAME-RANK.json
+processes.py CONFIG STEP   `pixelwright train --config CONFIG`, but rank 1 is killed at STEP, once
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pixelwright import cli
+from pixelwright.errors import UserError
+from pixelwright.training import Trainer, load_config
+from pixelwright.training.trainer import Inputs
+
+TIMEOUT = 60.0
+
+
+def digests(inputs: Inputs) -> list[str]:
+    """For each sample the hash of its image, time, noise and label."""
+    rows = zip(*(x.flatten(1) if x.ndim > 1 else x[:, None] for x in inputs), strict=True)
+    return [hashlib.blake2b(b"".join(x.numpy().tobytes() for x in row)).hexdigest() for row in rows]
+
+
+def record(trainer: Trainer, fail_at: int | None = None) -> list[list[str]]:
+    """The digests of each step to come, filled in while the trainer runs. `fail_at`: rank 1 raises there."""
+    seen: list[list[str]] = []
+    train_step = trainer.train_step
+
+    def recorded(inputs: Inputs) -> None:
+        if trainer.step + 1 == fail_at and trainer.layout.rank == 1:
+            raise UserError("the images of rank 1 are gone")
+        seen.append(digests(inputs))
+        train_step(inputs)
+
+    trainer.train_step = recorded  # type: ignore[method-assign]
+    return seen
+
+
+def train_all(runs: Path) -> None:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
+    rank = dist.get_rank()
+    for name, config, resume, fail_at in json.loads(runs.read_text()):
+        trainer = Trainer(load_config(Path(config)), resume)
+        found: dict[str, Any] = {"seen": record(trainer, fail_at)}
+        trainer.run()
+        found["held"] = sum(
+            p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in trainer.parameters
+        )
+        found["weights"] = sum(p.numel() for p in trainer.parameters)
+        (runs.parent / f"{name}-{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def killed_once(config: str, step: int) -> int:
+    train_step = Trainer.train_step
+
+    def deadly(trainer: Trainer, inputs: Inputs) -> None:
+        train_step(trainer, inputs)
+        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if trainer.step == step and trainer.layout.rank == 1 and first:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer.train_step = deadly  # type: ignore[method-assign]
+    return cli.main(["train", "--config", config])
+
+
+if __name__ == "__main__":
+    for extra in ("matplotlib.figure", "torch.utils.tensorboard"):  # as if not installed: quicker
+        sys.modules[extra] = None  # type: ignore[assignment]
+    torch.set_num_threads(1)
+    if len(sys.argv) == 2:
+        train_all(Path(sys.argv[1]))
+    else:
+        sys.exit(killed_once(sys.argv[1], int(sys.argv[2])))
