@@ -12,10 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pixelwright.data import DataConfig
+from pixelwright import flow
+from pixelwright.data import Batches, DataConfig
+from pixelwright.errors import UserError
 from pixelwright.training import (
     ModelConfig,
     OptimConfig,
@@ -27,10 +31,10 @@ from pixelwright.training import (
     train,
 )
 from pixelwright.training import checkpoint as checkpoints
-from pixelwright.training.checkpoint import checkpoint_folders
+from pixelwright.training.checkpoint import State, checkpoint_folders
 from pixelwright.training.config import ParallelConfig
 
-from .conftest import log_of
+from .conftest import log_of, same_state, weights_of
 from .processes import record
 
 STEPS, HALF = 8, 4
@@ -161,13 +165,21 @@ def same_losses(one: Path, other: Path) -> None:
         assert second == pytest.approx(first, rel=1e-5)
 
 
-def state_of(folder: Path, name: str) -> dict[str, dict[str, torch.Tensor]]:
+def state_of(folder: Path, name: str) -> State:
     """The last checkpoint of a run, read by one process."""
-    config = make(folder, "probe")
-    trainer = Trainer(config, folder / name / "checkpoints" / f"step-{HALF:07d}")
+    trainer = Trainer(make(folder, "probe"))
     found = checkpoints.inspect(checkpoint_folders(folder / name)[-1])
     checkpoints.load(found, trainer.state())
     return trainer.state()
+
+
+def nearly_same_state(one: State, other: State) -> None:
+    """The same names, and values equal but for rounding."""
+    assert one.keys() == other.keys()
+    for group, tensors in one.items():
+        assert tensors.keys() == other[group].keys()
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(other[group][key], tensor, rtol=1e-4, atol=2e-7)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "ddp-accumulate", "fsdp-accumulate"])
@@ -182,8 +194,204 @@ def test_two_processes_see_the_samples_of_one(pair: Pair, name: str) -> None:
 def test_two_processes_give_the_losses_and_weights_of_one(pair: Pair, name: str) -> None:
     report(pair, name)
     same_losses(pair.folder / "alone", pair.folder / name)
-    expected, found = state_of(pair.folder, "alone"), state_of(pair.folder, name)
-    assert expected.keys() == found.keys()
-    for group, tensors in expected.items():
-        for key, tensor in tensors.items():
-            torch.testing.assert_close(found[group][key], tensor, rtol=1e-4, atol=2e-7, msg=f"{group}: {key}")
+    nearly_same_state(state_of(pair.folder, "alone"), state_of(pair.folder, name))
+
+
+def test_resumed_by_another_number_of_processes(pair: Pair, no_extras: None) -> None:
+    report(pair, "fsdp-from-alone")
+    logs = {name: log_of(pair.folder / name) for name in ("alone", "fsdp-from-alone")}
+    assert [line["step"] for line in logs["fsdp-from-alone"]] == list(range(HALF + 1, STEPS + 1))
+    losses = [line["loss"] for line in logs["alone"]][HALF:]
+    assert [line["loss"] for line in logs["fsdp-from-alone"]] == pytest.approx(losses, rel=1e-5)
+    for name in ("ddp", "fsdp"):
+        config = make(pair.folder, f"alone-from-{name}")
+        train(config, resume=checkpoint_folders(pair.folder / name)[0])
+        assert [line["loss"] for line in log_of(Path(config.run))] == pytest.approx(losses, rel=1e-5)
+    nearly_same_state(state_of(pair.folder, "alone"), state_of(pair.folder, "fsdp-from-alone"))
+
+
+def test_fsdp_divides_the_weights(pair: Pair) -> None:
+    first, second = report(pair, "fsdp")
+    assert first["held"] + second["held"] == first["weights"]
+    assert max(first["held"], second["held"]) < 0.6 * first["weights"]
+    files = checkpoint_folders(pair.folder / "fsdp")[-1].iterdir()
+    sizes = {path.name: path.stat().st_size for path in files if path.suffix == ".distcp"}
+    assert set(sizes) == {"__0_0.distcp", "__1_0.distcp"}
+    assert min(sizes.values()) > 0.3 * max(sizes.values())
+
+
+@pytest.mark.parametrize("model", ["dip", "pixeldit"])
+def test_the_detailers_are_sharded_and_recomputed(pair: Pair, model: str) -> None:
+    first, second = report(pair, model)
+    assert first["held"] + second["held"] == first["weights"]
+    same_losses(pair.folder / f"{model}-alone", pair.folder / model)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_one_process_writes_what_a_run_of_one_writes(pair: Pair, name: str) -> None:
+    report(pair, name)
+    alone, other = pair.folder / "alone", pair.folder / name
+    names = [{str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (alone, other)]
+    assert names[1] - names[0] == {f"checkpoints/step-{step:07d}/__1_0.distcp" for step in (HALF, STEPS)}
+    assert names[0] <= names[1]
+    assert [line["step"] for line in log_of(other)] == list(range(1, STEPS + 1))
+    expected, found = weights_of(alone), weights_of(other)
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=2e-7)
+    for step in (HALF, STEPS):
+        path = Path("samples", f"step-{step:07d}.png")
+        pictures = [np.asarray(Image.open(folder / path)).astype(int) for folder in (alone, other)]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1  # a level may be rounded the other way
+        assert pictures[0].std() > 0
+
+
+def test_an_error_of_one_process_ends_all(pair: Pair) -> None:
+    assert pair.job.returncode == 1
+    assert "the images of rank 1 are gone" in pair.job.stderr
+    assert [line["step"] for line in log_of(pair.folder / "failing")] == [1, 2, 3, 4, 5]
+    assert len(checkpoint_folders(pair.folder / "failing")) == 1
+    assert checkpoints.newest(pair.folder / "failing") is not None
+
+
+def test_a_killed_process_is_restarted_and_nothing_is_lost(pair: Pair, tmp_path: Path) -> None:
+    config = make(tmp_path, "killed", parallel=DDP)
+    save_config(config, tmp_path / "config.yaml")
+    job = torchrun(2, tmp_path / "config.yaml", 7, restarts=3)
+    assert job.returncode == 0, job.stderr[-4000:]
+    assert (tmp_path / "killed.txt").read_text() == "at step 7"
+    report(pair, "ddp")
+    same_state(state_of(pair.folder, "ddp"), state_of(tmp_path, "killed"))
+    keys = ("step", "loss", "grad_norm", "lr", "skipped")
+    logs = [log_of(folder) for folder in (pair.folder / "ddp", tmp_path / "killed")]
+    first, second = ([{key: line[key] for key in keys} for line in log] for log in logs)
+    assert first == second
+
+
+@pytest.mark.slow
+def test_four_processes_with_two_replicas_resume_what_two_saved(pair: Pair, tmp_path: Path) -> None:
+    hybrid = make(tmp_path, "four", parallel=dataclasses.replace(FSDP, replicas=2))
+    save_config(hybrid, tmp_path / "four.yaml")
+    half = checkpoint_folders(pair.folder / "fsdp")[0]
+    (tmp_path / "runs.json").write_text(json.dumps([["four", str(tmp_path / "four.yaml"), str(half), None]]))
+    job = torchrun(4, tmp_path / "runs.json")
+    assert job.returncode == 0, job.stderr[-4000:]
+    found = [json.loads((tmp_path / f"four-{rank}.json").read_text()) for rank in range(4)]
+    assert found[0]["held"] + found[1]["held"] == found[0]["weights"]
+    assert [found[0]["held"], found[1]["held"]] == [found[2]["held"], found[3]["held"]]
+    losses = [line["loss"] for line in log_of(pair.folder / "alone")][HALF:]
+    assert [line["loss"] for line in log_of(tmp_path / "four")] == pytest.approx(losses, rel=1e-5)
+
+
+# ---------------------------------------------------------------- in one process
+def as_rank(monkeypatch: pytest.MonkeyPatch, world: int, **more: str) -> None:
+    """As if torchrun had started this process."""
+    for key, value in {"RANK": "0", "WORLD_SIZE": str(world), **more}.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.mark.parametrize(
+    ("world", "changes", "told"),
+    [
+        (3, {}, r"batch_size is 8: with 3 processes and accumulate 1 it must be a multiple of 3, such as 9"),
+        (2, {"accumulate": 8}, r"multiple of 16, such as 16"),
+        (4, {"parallel": ParallelConfig("fsdp", replicas=3)}, r"parallel\.replicas is 3: .*divide the 4"),
+        (2, {"device": "meta"}, r"device is 'meta'"),
+    ],
+)
+def test_processes_that_do_not_fit_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int, changes: dict[str, Any], told: str
+) -> None:
+    as_rank(monkeypatch, world)
+    with pytest.raises(UserError, match=told):
+        train(make(tmp_path, "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_rank(monkeypatch, 4, LOCAL_RANK="1", LOCAL_WORLD_SIZE="4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="4 processes on this machine, which has 2 GPUs"):
+        parallel.join(make(tmp_path, "run", device="cuda"))
+    with pytest.raises(UserError, match=r"device is 'cuda:1', but there are 4 processes"):
+        parallel.join(make(tmp_path, "run", device="cuda:1"))
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_modes_that_need_torchrun(tmp_path: Path, mode: Any) -> None:
+    with pytest.raises(UserError, match=f"parallel.mode is {mode}, which needs torchrun"):
+        train(make(tmp_path, "run", parallel=ParallelConfig(mode)))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"mode": "fdsp"}, 'did you mean "fsdp"'),
+        ({"mode": "ddp", "replicas": 2}, "replicas is 2, but parallel.mode is ddp"),
+        ({"mode": "fsdp", "replicas": 0}, "parallel.replicas is 0"),
+        ({"timeout": 0}, "parallel.timeout is 0"),
+    ],
+)
+def test_settings_that_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        ParallelConfig(**settings)
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_recomputing_keeps_less_and_changes_no_bit(tmp_path: Path, model: str) -> None:
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        trainer = Trainer(make(tmp_path, "run", model, parallel=ParallelConfig(checkpointing=checkpointing)))
+        batch = next(iter(Batches(trainer.source, trainer.config.data, 8, 0)))
+        with torch.no_grad():
+            for p in trainer.parameters:  # the zeros at the start would hide most gradients
+                p.add_(0.1)
+        inside: list[int] = []
+
+        def keep(tensor: torch.Tensor, inside: list[int] = inside) -> torch.Tensor:
+            inside.append(tensor.numel())
+            return tensor
+
+        inputs = trainer.prepare(batch, 0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            flow.loss(trainer.forward, *inputs)
+        kept.append(sum(inside))
+        trainer.gradients(inputs)
+        gradients.append({"": {name: p.grad for name, p in trainer.model.named_parameters()}})
+    same_state(*gradients)
+    assert kept[1] < 0.6 * kept[0]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_compiled_blocks_give_the_same_losses(tmp_path: Path, no_extras: None) -> None:
+    plain, compiled = (
+        make(tmp_path, "plain", "pixeldit"),
+        make(tmp_path, "compiled", "pixeldit", compile=True),
+    )
+    train(plain)
+    train(compiled)
+    same_losses(Path(plain.run), Path(compiled.run))
+    assert weights_of(Path(plain.run)).keys() == weights_of(Path(compiled.run)).keys()
+
+
+def test_a_write_that_fails_stops_the_run_and_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_extras: None
+) -> None:
+    config = make(tmp_path, "run", checkpoint_every=2)
+    sync = checkpoints.sync
+
+    def full(path: Path) -> None:
+        if "step-0000004" in str(path):
+            raise OSError(28, "No space left on device")
+        sync(path)
+
+    monkeypatch.setattr(checkpoints, "sync", full)
+    with pytest.raises(UserError, match=r"step-0000004 could not be written \(.*No space left.*untouched"):
+        train(config)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000002"]
+    assert len(log_of(tmp_path / "run")) < STEPS
+    train(config)
+    assert Trainer(config).step == STEPS

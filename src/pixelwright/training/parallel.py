@@ -9,6 +9,8 @@ process to rounding. The model code knows nothing of it: DDP wraps the model fro
 from __future__ import annotations
 
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from pixelwright.training.config import ParallelConfig, TrainConfig
 
 T = TypeVar("T")
+POLL = 0.02  # seconds between two looks at who has come
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,7 @@ class Layout:
         if self.world == 1:
             return module
         index = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=index, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(module, device_ids=index, gradient_as_bucket_view=True)
 
     def _shard(self, module: nn.Module, units: Sequence[nn.Module], compute: torch.dtype | None) -> None:
         # Blocks hand a NamedTuple on that holds views; nothing is changed in place, which this is about.
@@ -206,14 +209,44 @@ def _own_device(name: str, world: int) -> torch.device:
 
 
 def _start(device: torch.device, timeout: float) -> None:
-    cuda = device.type == "cuda"
+    cuda, limit = device.type == "cuda", timedelta(seconds=timeout)
     if cuda:
         torch.cuda.set_device(device)
+    store, rank, world = next(rendezvous("env://", timeout=limit))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        timeout=timedelta(seconds=timeout),
+        timeout=limit,
+        store=_own_part(store, rank, world, timeout),
+        rank=rank,
+        world_size=world,
         device_id=device if cuda and device.index is not None else None,
     )
+
+
+def _own_part(store: Store, rank: int, world: int, timeout: float) -> Store:
+    """A part of the store that these very processes have to themselves.
+
+    After a restart torchrun hands out the same store, and the addresses of dead processes are still in it.
+    So rank 0 makes up a name and tells it to those who ask, each through a key that nobody used before; a
+    question left by a dead process is answered too, and not heard.
+    """
+    if rank > 0:
+        question = uuid.uuid4().hex
+        store.set(f"question/{rank}", question)
+        name = store.get(question).decode()  # waits for it
+        store.add(f"{name}/heard", 1)
+        return PrefixStore(name, store)
+    name, answered, end = uuid.uuid4().hex, set(), time.monotonic() + timeout
+    while (heard := store.add(f"{name}/heard", 0)) < world - 1:
+        if time.monotonic() > end:
+            raise UserError(f"{world - 1 - heard} of {world} processes did not come within {timeout} s")
+        for other in range(1, world):
+            key = f"question/{other}"
+            if store.check([key]) and (question := store.get(key).decode()) not in answered:
+                store.set(question, name)
+                answered.add(question)
+        time.sleep(POLL)
+    return PrefixStore(name, store)
 
 
 # ---------------------------------------------------------------- units of a model
