@@ -156,7 +156,15 @@ def joined(config: TrainConfig) -> Iterator[Layout]:
     """
     own = not dist.is_initialized()
     layout = join(config)
-    yield layout
+    try:
+        yield layout
+    except RuntimeError as error:
+        if layout.world > 1 and "gloo" in str(error):
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"another process of the run ended or hangs; look for its reason ({reason})"
+            ) from error
+        raise
     if own and dist.is_initialized():
         dist.destroy_process_group()
 
