@@ -180,3 +180,24 @@ def test_the_index_is_readable(tmp_path: Path) -> None:
     index = json.loads((save(tmp_path, 3) / checkpoints.INDEX).read_text())
     assert set(index) == {"step", "seconds", "config", "files"}
     assert set(index["files"]) == {".metadata", "__0_0.distcp"}
+
+
+def test_a_kill_while_an_old_one_is_removed_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 3, keep=1)
+    real = shutil.rmtree
+
+    def killed(path: Path, **options: bool) -> None:
+        if path.exists():
+            next(path.iterdir()).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 5, keep=1)
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", real)
+    left = checkpoints.checkpoint_folders(tmp_path)
+    assert [checkpoints.inspect(path).step for path in left] == [5]
+    save(tmp_path, 7, keep=1)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-0000007"]

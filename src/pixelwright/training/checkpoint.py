@@ -100,7 +100,7 @@ class Saver:
             before()
             _publish(part, target, index)
             for old in superseded(checkpoint_folders(self.run), self.keep, self.keep_every):
-                shutil.rmtree(old)
+                _remove(old)
             return target
 
         def finish() -> Path:
@@ -143,6 +143,13 @@ def _make_room(part: Path) -> None:
     for unfinished in part.parent.glob("step-*.tmp"):
         shutil.rmtree(unfinished)
     part.mkdir(parents=True)
+
+
+def _remove(old: Path) -> None:
+    """Rename a checkpoint, then remove it: what a kill leaves half removed is not taken for one."""
+    unfinished = old.with_name(old.name + ".tmp")
+    os.rename(old, unfinished)
+    shutil.rmtree(unfinished)
 
 
 def _publish(part: Path, target: Path, index: dict[str, Any]) -> None:
