@@ -83,7 +83,7 @@ def without(key: str) -> dict[str, torch.Tensor]:
         ),
         (weights("pixeldit_c2i") | {"final_layer.linear.bias": torch.zeros(4)}, r"\[4\], expected \[3\]"),
         (weights("pixeldit_c2i") | {"final_layer.linear.bias": torch.zeros(3, dtype=torch.int8)}, "int8"),
-        (weights("pixeldit_c2i") | {"y_pos_embedding": torch.zeros(1)}, "text-conditional"),
+        (weights("pixeldit_c2i") | {"y_pos_embedding": torch.zeros(1)}, "q_norm_x"),
         (
             weights("pixeldit_c2i") | {MODULATION: weights("pixeldit_c2i_postmod")[MODULATION]},
             r"\[2048, 48\], expected \[3072, 48\]",

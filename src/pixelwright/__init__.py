@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pixelwright import flow, hub, models, sampling
     from pixelwright.errors import UserError
     from pixelwright.hub.checkpoint import load
+    from pixelwright.models.conditions import TextCondition
     from pixelwright.models.denoiser import PixelDenoiser
     from pixelwright.models.folder import create, save
     from pixelwright.sampling import sample
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PixelDenoiser",
+    "TextCondition",
     "UserError",
     "create",
     "flow",
@@ -32,6 +34,7 @@ __all__ = [
 _ROOMS = ("flow", "hub", "models", "sampling")
 _HOMES = {
     "PixelDenoiser": "models.denoiser",
+    "TextCondition": "models.conditions",
     "UserError": "errors",
     "create": "models.folder",
     "load": "hub.checkpoint",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError, nearest
+from pixelwright.models.conditions import C, Condition, drop
 from pixelwright.streams import generator
 
 SMALLEST_DENOMINATOR = 0.05
@@ -62,22 +63,32 @@ def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 def to_velocity(output: Tensor, x_t: Tensor, t: Tensor, prediction: str) -> Tensor:
     """The velocity that a network's output means. output, x_t [B,3,H,W], t [B].
 
-    `velocity`: v itself. `x`: v = (x̂ − x_t)/(1−t). `noise`: v = (x_t − ε̂)/t. Denominators stay above 0.05.
+    `velocity`: v itself. `reverse-velocity`: −v = ε − x, as in the published text-to-image network.
+    `x`: v = (x̂ − x_t)/(1−t). `noise`: v = (x_t − ε̂)/t. Denominators stay above 0.05.
     """
     match prediction:
         case "velocity":
             return output
         case "x":
             return (output - x_t) / column((1 - t).clamp(min=SMALLEST_DENOMINATOR)).to(x_t.dtype)
+        case "reverse-velocity":
+            return -output
         case "noise":
             return (x_t - output) / column(t.clamp(min=SMALLEST_DENOMINATOR)).to(x_t.dtype)
-    raise UserError(f'unknown prediction "{prediction}"{nearest(prediction, ("velocity", "x", "noise"))}')
+    known = ("velocity", "x", "noise", "reverse-velocity")
+    raise UserError(f'unknown prediction "{prediction}"{nearest(prediction, known)}')
 
 
 def draw(
-    flow: FlowConfig, images: Tensor, labels: Tensor, num_classes: int, seed: int, step: int, start: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The random part of a training step: times [B], noise like `images`, and labels [B] with some made null.
+    flow: FlowConfig,
+    images: Tensor,
+    labels: C,
+    num_classes: int,
+    seed: int,
+    step: int,
+    start: int = 0,
+) -> tuple[Tensor, Tensor, C]:
+    """The random part of a training step: times [B], noise, and labels (or captions) with some made null.
 
     Sample j draws from the stream (seed, step, start + j) alone, so the numbers are the same however the
     global batch is divided among processes and micro-batches.
@@ -89,13 +100,12 @@ def draw(
         keeps.append(torch.rand((), generator=g) >= flow.null_probability)
         noises.append(torch.randn(images.shape[1:], generator=g))
     t = shift_time(torch.sigmoid(torch.stack(times) * flow.time_std + flow.time_mean), flow.time_shift)
-    keep = torch.stack(keeps).to(labels.device)
-    labels = torch.where(keep, labels, torch.full_like(labels, num_classes))
+    labels = drop(labels, ~torch.stack(keeps).to(labels.device), num_classes)
     return t.to(images.device), torch.stack(noises).to(images.device), labels
 
 
 def loss(
-    model: Callable[..., Any], x: Tensor, t: Tensor, noise: Tensor, labels: Tensor, tap: int | None = None
+    model: Callable[..., Any], x: Tensor, t: Tensor, noise: Tensor, labels: Condition, tap: int | None = None
 ) -> Any:
     """Flow-matching loss of each sample, mean over its pixels of (v̂ − v)², v = x − ε; float32 [B].
 

@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixelwright.errors import UserError
-from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.conditions import Condition, TextCondition
+from pixelwright.models.config import DenoiserConfig, MMDiTConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
 
@@ -44,8 +47,12 @@ class Info:
     """Rows and columns of the image."""
     batch_size: int
     parts: tuple[Part, ...]
+    dtype: torch.dtype
+    """Of the weights, to sample."""
+    weight_bytes: int
+    """Memory of the weights in that dtype."""
     sampling_bytes: int
-    """Most memory in use at once while sampling a batch in float32 with guidance: weights and activations."""
+    """Most memory in use at once while sampling a batch in that dtype with guidance: weights, activations."""
     training_bytes: int
     """Most memory in use at once in a training step of a batch in float32: weights, EMA, gradients, AdamW's
     two moments and the activations kept for the backward pass."""
@@ -65,12 +72,18 @@ class Info:
         return self.size[0] * self.size[1] // self.config.patch_size**2
 
 
-def describe(config: DenoiserConfig, size: tuple[int, int] | None = None, batch_size: int = 1) -> Info:
+def describe(
+    config: DenoiserConfig,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Info:
     """Parameters, FLOPs and memory of the model a config describes.
 
     Args:
         size: (rows, columns) of the image; the config's own where none is given.
         batch_size: images at a time, for the two memory figures.
+        dtype: of the weights, to sample; training is counted in float32.
 
     Raises:
         UserError: no size known, a size that does not divide into patches, or a batch size below 1.
@@ -89,14 +102,21 @@ def describe(config: DenoiserConfig, size: tuple[int, int] | None = None, batch_
         Part(name, type(part).__name__, sum(p.numel() for p in part.parameters()), flops.get(name, 0))
         for name, part in model.named_children()
     )
-    memory = _sampling(model, size, batch_size), _training(model, size, batch_size)
-    return Info(config, size, batch_size, parts, *memory)
+    training = _training(model, size, batch_size)
+    model.to(dtype)
+    sampling = _sampling(model, size, batch_size)
+    return Info(config, size, batch_size, parts, dtype, _bytes(model), sampling, training)
 
 
-def _inputs(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x [B,3,H,W], t [B] and labels [B] without contents."""
+def _inputs(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> tuple[Tensor, Tensor, Condition]:
+    """x [B,3,H,W], t [B] and labels [B], or captions of full length, without contents."""
     x = torch.empty(batch_size, 3, *size, device="meta")
-    labels = torch.zeros(batch_size, dtype=torch.long, device="meta")
+    labels: Condition = torch.zeros(batch_size, dtype=torch.long, device="meta")
+    backbone = model.config.backbone
+    if isinstance(backbone, MMDiTConfig):
+        labels = TextCondition(
+            torch.empty(batch_size, backbone.text_length, backbone.text_size, device="meta")
+        )
     return x, torch.empty(batch_size, device="meta"), labels
 
 
@@ -150,13 +170,23 @@ class _PeakMemory(TorchDispatchMode):
         self.now -= size
 
 
+class _FusedAttention(TorchFunctionMode):
+    """On `meta`, attention would be counted with its L×L matrix, which no device's fused kernel makes."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention:
+            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            return fused(*args[:3], attn_mask=(kwargs or {}).get("attn_mask"))[0]
+        return function(*args, **(kwargs or {}))
+
+
 def _bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def _sampling(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> int:
     """Guidance evaluates the class and the null class in one call of twice the batch."""
-    with _PeakMemory(model) as memory, torch.no_grad():
+    with _PeakMemory(model) as memory, _FusedAttention(), torch.no_grad():
         model(*_inputs(model, size, 2 * batch_size))
     return _bytes(model) + memory.peak
 
@@ -164,7 +194,7 @@ def _sampling(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> i
 def _training(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> int:
     weights = _bytes(model)
     x, t, labels = _inputs(model, size, batch_size)
-    with _PeakMemory(model) as memory:
+    with _PeakMemory(model) as memory, _FusedAttention():
         model(x, t, labels).square().mean().backward()
     model.zero_grad(set_to_none=True)
     return 4 * weights + memory.peak  # weights, EMA and two moments; the gradients are in the peak

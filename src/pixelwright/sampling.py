@@ -17,6 +17,7 @@ from torch import Tensor
 from pixelwright.errors import UserError, nearest
 from pixelwright.flow import shift_time
 from pixelwright.images import to_uint8
+from pixelwright.models.conditions import Condition, TextCondition, join
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.streams import normal
 
@@ -238,12 +239,12 @@ def initial_noise(size: tuple[int, int], count: int, seed: int, start_index: int
 
 def model_velocity(
     model: PixelDenoiser,
-    labels: Tensor,
+    labels: Condition,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> Velocity:
-    """The guided velocity of a model for `labels` [B]; both branches go through one batched call."""
-    null = model.backbone.null_condition(labels)
+    """The guided velocity of a model for labels or captions [B]; both branches go through one call."""
+    both_labels = join(labels, model.backbone.null_condition(labels))
 
     def times(x: Tensor, t: Tensor) -> Tensor:
         return torch.full((len(x),), float(t), dtype=torch.float32, device=x.device)
@@ -253,7 +254,7 @@ def model_velocity(
 
     def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         doubled = torch.cat((x, x))
-        v_cond, v_null = model(doubled, times(doubled, t), torch.cat((labels, null))).chunk(2)
+        v_cond, v_null = model(doubled, times(doubled, t), both_labels).chunk(2)
         return v_cond, v_null
 
     return guide_pair(conditional, both, guidance_scale, guidance_interval)
@@ -286,10 +287,24 @@ def as_labels(labels: Tensor | Sequence[int | str] | int | str, model: PixelDeno
     return torch.tensor(indices)
 
 
+def as_condition(
+    labels: TextCondition | Tensor | Sequence[int | str] | int | str, model: PixelDenoiser
+) -> Condition:
+    """What a model is called with: captions as they are, or class indices; see `as_labels`.
+
+    Raises:
+        UserError: captions for a model of classes, classes for one of captions, or impossible labels.
+    """
+    if isinstance(labels, TextCondition) != model.config.takes_text:
+        wants, given = ("a TextCondition", "labels") if model.config.takes_text else ("labels", "captions")
+        raise UserError(f"{model.config.name} draws from {wants}, not from {given}")
+    return labels if isinstance(labels, TextCondition) else as_labels(labels, model)
+
+
 @torch.no_grad()
 def sample(
     model: PixelDenoiser,
-    labels: Tensor | Sequence[int | str] | int | str,
+    labels: TextCondition | Tensor | Sequence[int | str] | int | str,
     size: tuple[int, int] | None = None,
     seed: int = 0,
     start_index: int = 0,
@@ -308,7 +323,8 @@ def sample(
 
     Args:
         model: any `PixelDenoiser`; it runs where its weights are and is left in the mode it was in.
-        labels: one class index or class name per image.
+        labels: one class index or class name per image, or the captions as a `TextCondition`, whose `null`
+            is what guidance leads away from.
         size: (height, width) in pixels, multiples of the patch size; by default the model's own.
         seed, start_index: image i of the result is image start_index + i of that seed; it does not depend on
             the batch it is drawn in.
@@ -324,7 +340,7 @@ def sample(
     Raises:
         UserError: impossible labels, size, steps, solver or guidance.
     """
-    indices = as_labels(labels, model)
+    condition = as_condition(labels, model)
     size = size or model.config.image_size
     if size is None:
         raise UserError("the model's config has no image_size; give size=(height, width)")
@@ -339,8 +355,8 @@ def sample(
     model.eval()
     images = []
     try:
-        for start in range(0, len(indices), batch_size or len(indices)):
-            part = indices[start : start + (batch_size or len(indices))].to(device)
+        for start in range(0, len(condition), batch_size or len(condition)):
+            part = condition[start : start + (batch_size or len(condition))].to(device)
             noise = initial_noise((height, width), len(part), seed, start_index + start).to(device)
             velocity = model_velocity(model, part, guidance_scale, guidance_interval)
             with torch.autocast(device.type, autocast) if autocast else nullcontext():

@@ -16,7 +16,7 @@ from pixelwright.cli import main
 from pixelwright.hub import recipes
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.models.folder import read_config
-from tests.hub.published import LAYOUTS, T2I, prefixed, write
+from tests.hub.published import LAYOUTS, write
 from tests.recordings import NETWORKS, difference, recording, weights
 
 
@@ -112,16 +112,6 @@ def test_a_missing_set_of_weights_is_refused_when_asked_for(tmp_path: Path) -> N
         pw.load(write("raw-only", "pixeldit_c2i", tmp_path), weights="ema")
     with pytest.raises(pw.UserError, match="raw weights are asked for"):
         pw.load(write("plain", "pixeldit_c2i", tmp_path), weights="raw")
-
-
-@pytest.mark.parametrize("prefix", ["core.", "model.diffusion_model.", ""])
-def test_a_text_conditional_file_is_named_with_its_sizes(prefix: str, tmp_path: Path) -> None:
-    tensors = {key: torch.zeros(shape) for key, shape in T2I.items()}
-    torch.save({"state_dict": prefixed(prefix, tensors)}, tmp_path / "t2i.pth")
-    with pytest.raises(pw.UserError, match="text-conditional") as error:
-        pw.load(tmp_path / "t2i.pth")
-    for size in ("2 joint blocks of width 48 with 4 heads", "patches of 8", "12 text tokens of width 20"):
-        assert size in str(error.value)
 
 
 # --- what is known of published files ----------------------------------------------------------------------

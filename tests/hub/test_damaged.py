@@ -268,9 +268,9 @@ CASES: dict[str, tuple[Callable[[Path], str], str]] = {
     "infinity": (state(set_value(f"ema_denoiser.{QKV}", float("inf"))), "holds infinite weights"),
     "two networks": (tensors(lambda t: t.update(weights("dip"))), "both PixelDiT and DiP"),
     "no network": (tensors(lambda t: t.clear()), "neither"),
-    "text-conditional": (
+    "half a network for text": (
         tensors(lambda t: (t.clear(), t.update({k: torch.zeros(s) for k, s in T2I.items()}))),
-        "text-conditional",
+        'misses "pixel_blocks.0',
     ),
     # Lightning files
     "half the EMA weights": (state(drop("ema_denoiser.patch_blocks.")), 'misses "patch_blocks'),

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from pixelwright.commands.parsing import image_size, new_parser
 from pixelwright.hub.checkpoint import load_config
+from pixelwright.hub.convert import DTYPES
 from pixelwright.hub.remote import SCHEME
 from pixelwright.info import Info, describe, human
-from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.config import DenoiserConfig, MMDiTConfig
 from pixelwright.models.presets import PRESETS, preset
 
 DESCRIPTION = """Parts of a model, their parameters and FLOPs, and the memory to sample and to train.
 
 Nothing is allocated: the largest preset takes a few seconds. FLOPs count a multiply and an add as two.
-The memory is that of float32 without autocast, on top of what PyTorch itself takes; see --batch-size.
+The memory is without autocast, on top of what PyTorch itself takes; see --batch-size and --dtype.
 
 models:
 """
@@ -42,6 +44,9 @@ def parser() -> ArgumentParser:
         metavar="N",
         help="image size, N or ROWS COLUMNS (default: the model's own)",
     )
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default="fp32", help="dtype of the weights, for the memory to sample"
+    )
     parser.add_argument("--batch-size", type=int, default=1, help="images at a time, for the memory")
     return parser
 
@@ -51,7 +56,8 @@ def run(options: Namespace) -> None:
     if options.model is None:
         print(_names())
         return
-    print(report(describe(_config(options.model), image_size(options.size), options.batch_size)))
+    size, dtype = image_size(options.size), DTYPES[options.dtype]
+    print(report(describe(_config(options.model), size, options.batch_size, dtype)))
 
 
 def _config(name: str) -> DenoiserConfig:
@@ -73,10 +79,16 @@ def report(info: Info) -> str:
     """The table as text."""
     config, (rows, columns) = info.config, info.size
     named = " with names" if config.class_names else ""
+    condition = f"{config.num_classes} classes{named}"
+    if isinstance(config.backbone, MMDiTConfig):
+        condition = f"captions of up to {config.backbone.text_length} tokens of {config.backbone.text_size}"
+    dtypes = (
+        "float32" if info.dtype == torch.float32 else f"{str(info.dtype)[6:]} to sample, float32 to train"
+    )
     lines = [
         f"{config.name}: {config.placement} detailer, predicts {config.prediction}",
         f"{rows}x{columns} pixels, {info.tokens} patches of {config.patch_size}x{config.patch_size}; "
-        f"{config.num_classes} classes{named}",
+        f"{condition}",
         "",
         f"{'part':<16} {'':<10} {'parameters':>15} {'FLOPs per image':>16}",
     ]
@@ -86,7 +98,8 @@ def report(info: Info) -> str:
     lines += [
         f"{'total':<16} {'':<10} {info.parameters:>15,} {human(info.flops, ''):>16}",
         "",
-        f"memory at batch size {info.batch_size}, float32:",
+        f"memory at batch size {info.batch_size}, {dtypes}:",
+        f"  weights    {human(info.weight_bytes, 'B', 1024):>9}",
         f"  to sample  {human(info.sampling_bytes, 'B', 1024):>9}  (weights, activations of a guided step)",
         f"  to train   {human(info.training_bytes, 'B', 1024):>9}  (and EMA, gradients, AdamW)",
     ]

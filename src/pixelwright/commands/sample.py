@@ -119,6 +119,11 @@ def run(options: Namespace) -> None:
     _check(options, out)
     device = resolve_device(options.device)
     config = load_config(options.model)  # so that a wrong label is found before the weights are read
+    if config.takes_text:
+        raise UserError(
+            f"{config.name} draws from captions, which this command does not encode; "
+            f"call pixelwright.sample with a TextCondition"
+        )
     labels = parse_labels(options.labels, config.num_classes, config.class_names)
     recipe = config.recipe if options.recipe is None else named(options.recipe)
     settings = _settings(options, recipe)

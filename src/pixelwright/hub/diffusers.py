@@ -24,7 +24,7 @@ from pixelwright.images import to_uint8
 from pixelwright.models.config import from_dict, to_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import listing
-from pixelwright.sampling import as_labels, model_velocity, time_grid
+from pixelwright.sampling import as_condition, model_velocity, time_grid
 
 try:
     from diffusers import (
@@ -281,7 +281,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
                 )
         device = self._execution_device
         denoiser = self.transformer.denoiser
-        labels = as_labels(class_labels, denoiser).to(device)
+        labels = as_condition(class_labels, denoiser).to(device)
         shape = self._shape(len(labels), height, width, latents)
         times = lay_grid(self.scheduler, num_inference_steps, device)
         velocity = model_velocity(

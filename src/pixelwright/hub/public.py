@@ -15,7 +15,16 @@ from torch import Tensor
 
 from pixelwright.errors import UserError
 from pixelwright.hub.recipes import preset_of
-from pixelwright.models.config import DenoiserConfig, DetailerConfig, PatchDiTConfig, PiTConfig, UNetConfig
+from pixelwright.models.config import (
+    BackboneConfig,
+    DenoiserConfig,
+    DetailerConfig,
+    MMDiTConfig,
+    PatchDiTConfig,
+    PiTConfig,
+    Prediction,
+    UNetConfig,
+)
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import check_weights, shorten, skeleton, with_weights
 
@@ -54,6 +63,23 @@ _PIXELDIT = [
     ("detailer.out.", "final_layer.linear."),
 ]
 
+_TEXT = [
+    ("backbone.text_embedder.positions", "y_pos_embedding"),
+    ("backbone.text_embedder.", "y_embedder."),
+]
+for _ours, _letter, _short in (("image", "x", "img"), ("text", "y", "txt")):
+    _stream, _block = f"backbone.blocks.#.{_ours}.", "patch_blocks.#."
+    _TEXT += [
+        (f"{_stream}adaLN.", f"{_block}adaLN_modulation_{_short}.0."),
+        (f"{_stream}norm1.", f"{_block}norm_{_letter}1."),
+        (f"{_stream}norm2.", f"{_block}norm_{_letter}2."),
+        (f"{_stream}mlp.", f"{_block}mlp_{_letter}."),
+    ]
+    _TEXT += [
+        (f"{_stream}{part}.", f"{_block}attn.{part}_{_letter}.")
+        for part in ("qkv", "q_norm", "k_norm", "proj")
+    ]
+
 
 def _dip(levels: int) -> list[tuple[str, str]]:
     """DiP numbers the levels from 1 on the way down and back to 1 on the way up."""
@@ -74,11 +100,20 @@ def _dip(levels: int) -> list[tuple[str, str]]:
 
 def public_names(config: DenoiserConfig) -> dict[str, str]:
     """Our name -> published name, for every tensor of a model."""
+    backbone = config.backbone
+    text = isinstance(backbone, MMDiTConfig)
+    if isinstance(backbone, MMDiTConfig) and not (
+        backbone.sigma_time and not backbone.mask_padding and config.prediction == "reverse-velocity"
+    ):
+        raise UserError(
+            f"{config.name} has no published layout; the published text-to-image network has sigma_time, no "
+            f'mask_padding, and predicts "reverse-velocity"'
+        )
     match config.detailer:
-        case UNetConfig(channels):
+        case UNetConfig(channels) if not text:
             table = _COMMON + _dip(len(channels))
         case PiTConfig():
-            table = _COMMON + _PIXELDIT
+            table = _COMMON + (_TEXT if text else []) + _PIXELDIT
         case _:
             raise UserError(
                 f"{config.name} has no published layout; only the DiP and PixelDiT networks have one"
@@ -133,8 +168,8 @@ def strip_prefix(state_dict: Mapping[str, Tensor], which: Which | None = None) -
 def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
     """The model of a published checkpoint's tensors, with or without their prefixes.
 
-    Class-conditional PixelDiT (pre- and post-modulation) and DiP are told apart, and their sizes found, by
-    key names and shapes. Weights keep their dtype and are copied.
+    PixelDiT (pre- and post-modulation, for classes or for text) and DiP are told apart, and their
+    sizes found, by key names and shapes. Weights keep their dtype and are copied.
 
     Raises:
         UserError: not such a checkpoint, or missing, extra or mis-shaped keys (at most ten are named).
@@ -165,7 +200,7 @@ def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
     """The tensors of a model under the published key names, without prefix; `from_public` reads them back.
 
     Raises:
-        UserError: the model has no published layout (DiT-only, or a detailer that is not post-hoc).
+        UserError: the model has no published layout (DiT-only, DiP for text, or not post-hoc).
     """
     weights = model.state_dict()
     return {public: weights[ours].detach() for ours, public in public_names(model.config).items()}
@@ -178,13 +213,8 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
     """The config of a published network's bare tensors.
 
     Raises:
-        UserError: the names or shapes are not those of a class-conditional PixelDiT or DiP.
+        UserError: the names or shapes are not those of a PixelDiT or a class-conditional DiP.
     """
-    if "y_pos_embedding" in weights:
-        raise UserError(
-            f"this is a text-conditional PixelDiT checkpoint ({_text_sizes(weights)}); "
-            f"only class-conditional ones can be read as yet"
-        )
     pixeldit, dip = "pixel_embedder.proj.weight" in weights, "local_decoder.out_conv.weight" in weights
     if pixeldit == dip:
         found = ", ".join(sorted(weights)[:3]) or "nothing"
@@ -195,41 +225,36 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
     patch_size = round((patch_pixels / 3) ** 0.5)
     if 3 * patch_size**2 != patch_pixels:
         raise UserError(f"s_embedder.proj.weight takes {patch_pixels} inputs, which is no 3·P·P")
-    rows, _ = _shape(weights, "y_embedder.embedding_table.weight", 2)
-    backbone = PatchDiTConfig(
-        hidden_size=hidden_size,
-        depth=_count(weights, blocks),
-        num_heads=_heads(weights, f"{blocks}.0", hidden_size),
-        patch_size=patch_size,
-        num_classes=rows - 1,
-    )
+    depth, text = _count(weights, blocks), pixeldit and "y_pos_embedding" in weights
+    backbone: BackboneConfig
+    if text:
+        backbone = _infer_text(weights, hidden_size, depth, patch_size)
+    else:
+        rows, _ = _shape(weights, "y_embedder.embedding_table.weight", 2)
+        num_heads = _heads(weights, f"{blocks}.0", hidden_size)
+        backbone = PatchDiTConfig(hidden_size, depth, num_heads, patch_size, num_classes=rows - 1)
     detailer = _infer_pit(weights, patch_size) if pixeldit else _infer_unet(weights)
-    config = DenoiserConfig(backbone, detailer, name="pixeldit" if pixeldit else "dip")
+    name = "pixeldit-text" if text else "pixeldit" if pixeldit else "dip"
+    prediction: Prediction = "reverse-velocity" if text else "velocity"
+    config = DenoiserConfig(backbone, detailer, name=name, prediction=prediction)
     known = preset_of(config)
     if known is not None:
         config = dataclasses.replace(config, name=known.name, image_size=known.image_size)
     return config
 
 
-def _text_sizes(weights: Mapping[str, Tensor]) -> str:
-    """The sizes of a text-conditional PixelDiT, as far as they can be read."""
-
-    def size(key: str, axis: int) -> int | None:
-        shape = weights[key].shape if key in weights else ()
-        return shape[axis] if len(shape) > axis else None
-
-    def count(blocks: str) -> int:
-        return len({key.split(".")[1] for key in weights if key.startswith(f"{blocks}.")})
-
-    width, head = size("s_embedder.proj.weight", 0), size("patch_blocks.0.attn.q_norm_x.weight", 0)
-    pixels = size("s_embedder.proj.weight", 1)
-    heads = width // head if width and head else None
-    return (
-        f"{count('patch_blocks')} joint blocks of width {width} with {heads} heads, "
-        f"patches of {round((pixels / 3) ** 0.5) if pixels else None}, "
-        f"{count('pixel_blocks')} pixel blocks of width {size('pixel_embedder.proj.weight', 0)} "
-        f"and attention width {size('pixel_blocks.0.compress_to_attn.weight', 0)}, "
-        f"{size('y_pos_embedding', 1)} text tokens of width {size('y_embedder.proj.weight', 1)}"
+def _infer_text(weights: Mapping[str, Tensor], hidden_size: int, depth: int, patch_size: int) -> MMDiTConfig:
+    """The published text-to-image network attends to padding and has a time of its own."""
+    (head_size,) = _shape(weights, "patch_blocks.0.attn.q_norm_x.weight", 1)
+    return MMDiTConfig(
+        hidden_size=hidden_size,
+        depth=depth,
+        num_heads=_divide("patch_blocks.0.attn.q_norm_x.weight", head_size, hidden_size),
+        patch_size=patch_size,
+        text_size=_shape(weights, "y_embedder.proj.weight", 2)[1],
+        text_length=_shape(weights, "y_pos_embedding", 3)[1],
+        mask_padding=False,
+        sigma_time=True,
     )
 
 
@@ -301,8 +326,10 @@ def _count(weights: Mapping[str, Tensor], blocks: str) -> int:
 
 def _heads(weights: Mapping[str, Tensor], block: str, size: int) -> int:
     (head_size,) = _shape(weights, f"{block}.attn.q_norm.weight", 1)
-    if not head_size or size % head_size:
-        raise UserError(
-            f'"{block}.attn.q_norm.weight" has {head_size} channels, which does not divide width {size}'
-        )
+    return _divide(f"{block}.attn.q_norm.weight", head_size, size)
+
+
+def _divide(key: str, head_size: int, size: int) -> int:
+    if size % head_size:
+        raise UserError(f'"{key}" has {head_size} channels, which does not divide width {size}')
     return size // head_size

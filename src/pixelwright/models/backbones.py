@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.errors import UserError
+from pixelwright.models.conditions import Condition, null_like
 from pixelwright.models.config import PatchDiTConfig
 from pixelwright.models.layers import (
     Attention,
@@ -30,9 +31,13 @@ class GlobalState(NamedTuple):
     time: Tensor
     """t_emb, [B, 1, D]."""
     condition: Tensor
-    """c = SiLU(t_emb + y_emb), [B, 1, D]."""
+    """c = SiLU(t_emb + y_emb), or SiLU(t_emb) where the condition is text, [B, 1, D]."""
     grid: Grid
     """(rows, columns) of patches, rows · columns = L."""
+    text: Tensor | None = None
+    """Text tokens after n blocks, [B, L_text, D]; only the text-conditional blocks look at them."""
+    keys: Tensor | None = None
+    """Which of [text; image] may be attended to, bool [B, 1, 1, L_text + L]; None for all."""
 
     @property
     def s_cond(self) -> Tensor:
@@ -79,14 +84,20 @@ class PatchDiT(nn.Module):
         nn.init.xavier_uniform_(self.patch_embedder.weight)
         nn.init.zeros_(self.patch_embedder.bias)
 
-    def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> GlobalState:
-        """x [B,3,H,W], t [B] in [0,1], labels [B] in 0 … num_classes -> the state before the first block."""
+    def embed(self, x: Tensor, t: Tensor, labels: Condition) -> GlobalState:
+        """x [B,3,H,W], t [B] in [0,1], labels [B] in 0 … num_classes -> the state before the first block.
+
+        Raises:
+            UserError: captions instead of labels.
+        """
+        if not isinstance(labels, Tensor):
+            raise UserError("this model draws from classes; give labels instead of captions")
         grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
         tokens = self.patch_embedder(patchify(x, self.patch_size))  # [B, L, D]
         time = self.time_embedder(t)[:, None]  # [B, 1, D]
         label = self.class_embedder(labels)[:, None]  # [B, 1, D]
         return GlobalState(tokens, time, F.silu(time + label), grid)
 
-    def null_condition(self, labels: Tensor) -> Tensor:
+    def null_condition(self, labels: Condition) -> Condition:
         """The labels of the unconditional branch, [B]."""
-        return torch.full_like(labels, self.class_embedder.table.num_embeddings - 1)
+        return null_like(labels, self.class_embedder.table.num_embeddings - 1)

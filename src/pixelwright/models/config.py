@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from pixelwright.errors import UserError, nearest
 
 Placement = Literal["post-hoc", "intermediate", "hybrid"]
-Prediction = Literal["velocity", "x", "noise"]
+Prediction = Literal["velocity", "x", "noise", "reverse-velocity"]
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -44,6 +44,31 @@ class PatchDiTConfig:
     def __post_init__(self) -> None:
         _positive(self, "hidden_size", "depth", "num_heads", "patch_size", "num_classes")
         _heads_fit("PatchDiTConfig", self.hidden_size, self.num_heads)
+
+
+@dataclass(frozen=True)
+class MMDiTConfig:
+    """The text-conditional global stage: N blocks of two streams, image and text, of width D."""
+
+    hidden_size: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    text_size: int
+    """Channels of the text encoder's features."""
+    text_length: int
+    """Most tokens of a caption."""
+    mask_padding: bool = True
+    """Whether padding of captions is hidden from attention; the published network attends to it."""
+    sigma_time: bool = False
+    """Whether the time embedder is fed 1000·(1−t), as in the published network, instead of t."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "hidden_size", "depth", "num_heads", "patch_size", "text_size", "text_length")
+        _heads_fit("MMDiTConfig", self.hidden_size, self.num_heads)
+        for name in ("mask_padding", "sigma_time"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"MMDiTConfig.{name} is {getattr(self, name)!r}; it must be true or false")
 
 
 @dataclass(frozen=True)
@@ -93,7 +118,8 @@ DETAILER_TYPES: dict[str, type[DetailerConfig]] = {
     "pit": PiTConfig,
     "linear": LinearConfig,
 }
-BACKBONE_TYPES: dict[str, type[PatchDiTConfig]] = {"patch-dit": PatchDiTConfig}
+BackboneConfig = PatchDiTConfig | MMDiTConfig
+BACKBONE_TYPES: dict[str, type[BackboneConfig]] = {"patch-dit": PatchDiTConfig, "mmdit": MMDiTConfig}
 
 
 def _texts(config: Any, *names: str) -> None:
@@ -171,7 +197,7 @@ class DenoiserConfig:
     `provenance` describe published weights and do not change the network.
     """
 
-    backbone: PatchDiTConfig
+    backbone: BackboneConfig
     detailer: DetailerConfig
     name: str = "custom"
     placement: Placement = "post-hoc"
@@ -205,10 +231,8 @@ class DenoiserConfig:
             self.check_size(*self.image_size)
         if not isinstance(self.class_names, (tuple, list, type(None))):
             raise UserError(f"class_names is {self.class_names!r}; give one name per class")
-        if self.class_names is not None and len(self.class_names) != self.backbone.num_classes:
-            raise UserError(
-                f"{len(self.class_names)} class_names are given for {self.backbone.num_classes} classes"
-            )
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise UserError(f"{len(self.class_names)} class_names are given for {self.num_classes} classes")
 
     @property
     def patch_size(self) -> int:
@@ -217,8 +241,13 @@ class DenoiserConfig:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; label `num_classes` is the null class."""
-        return self.backbone.num_classes
+        """Number of classes; label `num_classes` is the null class. 0 where the condition is text."""
+        return self.backbone.num_classes if isinstance(self.backbone, PatchDiTConfig) else 0
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the condition is a `TextCondition` rather than labels."""
+        return isinstance(self.backbone, MMDiTConfig)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise `UserError` unless an image of height × width cuts into whole patches."""

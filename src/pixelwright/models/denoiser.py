@@ -2,6 +2,8 @@
 
 DiP-XL/16      = PatchDiT + UNet      (Patch Detailer Head, convolutional)
 PixelDiT-XL/16 = PatchDiT + PiT       (pixel-level transformer blocks)
+PixelDiT-T2I   = MMDiT    + PiT       (captions instead of classes)
+DiP-T2I        = MMDiT    + UNet
 DiT-XL/16      = PatchDiT + Linear    (the baseline without a local stage)
 """
 
@@ -14,9 +16,11 @@ from torch import Tensor, nn
 from pixelwright.errors import UserError
 from pixelwright.flow import to_velocity
 from pixelwright.models.backbones import PatchDiT
-from pixelwright.models.config import DenoiserConfig, LinearConfig
+from pixelwright.models.conditions import Condition
+from pixelwright.models.config import DenoiserConfig, LinearConfig, MMDiTConfig
 from pixelwright.models.detailers import build_detailer
 from pixelwright.models.layers import patchify
+from pixelwright.models.mmdit import MMDiT
 
 
 class PixelDenoiser(nn.Module):
@@ -32,8 +36,9 @@ class PixelDenoiser(nn.Module):
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         self.config = config
-        hidden_size, patch_size = config.backbone.hidden_size, config.patch_size
-        self.backbone = PatchDiT(config.backbone)
+        backbone, patch_size = config.backbone, config.patch_size
+        hidden_size = backbone.hidden_size
+        self.backbone = MMDiT(backbone) if isinstance(backbone, MMDiTConfig) else PatchDiT(backbone)
         last = LinearConfig() if config.placement == "intermediate" else config.detailer
         self.detailer = build_detailer(last, hidden_size, patch_size)
         self.middle: nn.Module | None = None
@@ -42,30 +47,32 @@ class PixelDenoiser(nn.Module):
             self.middle_to_tokens = nn.Linear(3 * patch_size**2, hidden_size)
 
     @overload
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, tap: None = None) -> Tensor: ...
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, tap: None = None) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, tap: int) -> tuple[Tensor, Tensor]: ...
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, tap: int) -> tuple[Tensor, Tensor]: ...
     def forward(
-        self, x: Tensor, t: Tensor, labels: Tensor, tap: int | None = None
+        self, x: Tensor, t: Tensor, condition: Condition, tap: int | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Predict the velocity dx/dt of noisy images.
 
         Args:
             x: noisy images [B,3,H,W]; data lies in [-1,1]. H and W are multiples of the patch size.
             t: times [B] in [0,1], 0 = noise, 1 = data.
-            labels: classes [B], 0 … num_classes; `num_classes` is the null class.
+            condition: classes [B], 0 … num_classes, where `num_classes` is the null class; or a
+                `TextCondition` of B captions.
             tap: also return the tokens [B, L, D] after this global block, counted from 1 (REPA's hook).
 
         Returns:
             velocity [B,3,H,W] in the dtype of x, whatever the model predicts; with `tap`, (velocity, tokens).
 
         Raises:
-            UserError: x is not [B,3,H,W] or does not cut into patches; `tap` is not a block.
+            UserError: x is not [B,3,H,W] or does not cut into patches; `tap` is not a block; a condition
+                of the other kind.
         """
         self._check(x, tap)
         pixels = x.to(self.backbone.patch_embedder.weight.dtype)
         tapped = None
-        state = self.backbone.embed(pixels, t, labels)
+        state = self.backbone.embed(pixels, t, condition)
         for number, block in enumerate(self.backbone.blocks, start=1):
             state = block(state)
             if self.middle is not None and number == len(self.backbone.blocks) // 2:

@@ -24,7 +24,7 @@ FORMAT = 1
 MOST_LISTED = 10
 
 
-def create(name: str, num_classes: int = 1000, **overrides: Any) -> PixelDenoiser:
+def create(name: str, num_classes: int | None = None, **overrides: Any) -> PixelDenoiser:
     """A named model with random weights; see `presets.preset` for the overrides.
 
     Raises:
@@ -51,7 +51,7 @@ def with_weights(config: DenoiserConfig, weights: Mapping[str, Tensor], place: s
     for key, value in weights.items():
         check_finite(key, value, place)
     model.load_state_dict(dict(weights), assign=True)
-    return model.requires_grad_().eval()
+    return model.eval()
 
 
 def check_weights(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor], place: str) -> None:

@@ -97,6 +97,14 @@ def rope_2d(grid: Grid, head_size: int, device: torch.device) -> tuple[Tensor, T
     return angle.cos().to(device), angle.sin().to(device)
 
 
+@lru_cache(maxsize=64)
+def rope_1d(length: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for tokens in a row at positions 0, 1, 2, …, two [length, head_size/2] tables."""
+    frequency = 10000.0 ** -(torch.arange(0, head_size, 2).float() / head_size)
+    angle = torch.arange(length).float()[:, None] * frequency
+    return angle.cos().to(device), angle.sin().to(device)
+
+
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Turn adjacent channel pairs of x [B, heads, L, d] by the angles of `rope`; float32 inside."""
     cos, sin = rope

@@ -2,7 +2,7 @@
 
 A name is FAMILY-SIZE-PATCH with families `dip` (U-Net detailer), `pixeldit` (PiT detailer; `-postmod` for the
 post-modulation blocks) and `dit` (no detailer). Sizes B, L and XL are the papers'; ti and s are for small
-images and CPUs.
+images and CPUs. `FAMILY-t2i` and the small `FAMILY-t2i-ti` draw from captions.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pixelwright.models.config import (
     DenoiserConfig,
     DetailerConfig,
     LinearConfig,
+    MMDiTConfig,
     PatchDiTConfig,
     PiTConfig,
+    Prediction,
     UNetConfig,
 )
 
@@ -62,17 +64,40 @@ def _presets() -> dict[str, DenoiserConfig]:
     return table
 
 
-PRESETS: dict[str, DenoiserConfig] = _presets()
+def _text_presets() -> dict[str, DenoiserConfig]:
+    """PixelDiT-T2I as published, in its own time and sign; DiP-T2I and the small ones in ours."""
+    #                        N  heads P  text: width, tokens
+    large = MMDiTConfig(1536, 14, 24, 16, text_size=2304, text_length=300, mask_padding=False)
+    small = MMDiTConfig(192, 6, 3, 4, text_size=384, text_length=64)
+    ti = SIZES["ti"]
+    rows: dict[str, tuple[MMDiTConfig, DetailerConfig, Prediction, int]] = {
+        "pixeldit-t2i": (
+            dataclasses.replace(large, sigma_time=True),
+            PiTConfig(2, 16, attention_size=1152, num_heads=16),
+            "reverse-velocity",
+            1024,
+        ),
+        "dip-t2i": (large, UNetConfig(_PAPER), "velocity", 1024),
+        "pixeldit-t2i-ti": (small, PiTConfig(ti.pit_depth, ti.pixel, 192, 3), "velocity", 32),
+        "dip-t2i-ti": (small, UNetConfig(ti.patches[4]), "velocity", 32),
+    }
+    return {
+        name: DenoiserConfig(backbone, detailer, name=name, prediction=prediction, image_size=(side, side))
+        for name, (backbone, detailer, prediction, side) in rows.items()
+    }
 
 
-def preset(name: str, num_classes: int = 1000, **overrides: Any) -> DenoiserConfig:
+PRESETS: dict[str, DenoiserConfig] = _presets() | _text_presets()
+
+
+def preset(name: str, num_classes: int | None = None, **overrides: Any) -> DenoiserConfig:
     """The config of a named model.
 
     Args:
         name: a key of `PRESETS`.
-        num_classes: number of classes.
-        **overrides: any field of `DenoiserConfig` or `PatchDiTConfig` to replace. A PiT detailer whose
-            attention width and heads equalled the backbone's keeps following it.
+        num_classes: number of classes, 1000 where none is given; a model of captions has none.
+        **overrides: any field of `DenoiserConfig` or of its backbone's config to replace. A PiT detailer
+            whose attention width and heads equalled the backbone's keeps following it.
 
     Raises:
         UserError: unknown name (naming the near ones), unknown override or impossible values.
@@ -80,7 +105,7 @@ def preset(name: str, num_classes: int = 1000, **overrides: Any) -> DenoiserConf
     if name not in PRESETS:
         raise UserError(f'unknown model "{name}"{nearest(name, PRESETS)}')
     config = PRESETS[name]
-    backbone_fields = {f.name for f in dataclasses.fields(PatchDiTConfig)} - {"num_classes"}
+    backbone_fields = {f.name for f in dataclasses.fields(config.backbone)} - {"num_classes"}
     denoiser_fields = {f.name for f in dataclasses.fields(DenoiserConfig)} - {"backbone"}
     for key in overrides:
         if key not in backbone_fields | denoiser_fields:
@@ -89,9 +114,16 @@ def preset(name: str, num_classes: int = 1000, **overrides: Any) -> DenoiserConf
             )
     inner = {key: value for key, value in overrides.items() if key in backbone_fields}
     outer = {key: value for key, value in overrides.items() if key in denoiser_fields}
-    backbone = dataclasses.replace(config.backbone, num_classes=num_classes, **inner)
-    detailer = config.detailer
-    if isinstance(detailer, PiTConfig):
+    if isinstance(config.backbone, PatchDiTConfig):
+        inner["num_classes"] = 1000 if num_classes is None else num_classes
+    elif num_classes is not None:
+        raise UserError(f"{name} draws from captions and has no classes; {num_classes} classes are given")
+    old, detailer = config.backbone, config.detailer
+    backbone = dataclasses.replace(old, **inner)
+    if isinstance(detailer, PiTConfig) and (detailer.attention_size, detailer.num_heads) == (
+        old.hidden_size,
+        old.num_heads,
+    ):
         detailer = dataclasses.replace(
             detailer, attention_size=backbone.hidden_size, num_heads=backbone.num_heads
         )

@@ -89,7 +89,7 @@ class Trainer:
         self.source = source or open_source(config.data)
         self.model = build_model(config, self.source).to(self.device).train()
         self.forward = self._distribute(self.model)
-        self.parameters = list(self.model.parameters())
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, config.optim)
         self.ema = EMA(self.model, config.ema_decay)
         self.meter = Meter(self.device)
@@ -110,7 +110,7 @@ class Trainer:
 
     def state(self) -> State:
         """Every tensor that a later step depends on, by reference."""
-        slots = {name: self.optimizer.state[p] for name, p in self.model.named_parameters()}
+        slots = {name: self.optimizer.state.get(p, {}) for name, p in self.model.named_parameters()}
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.weights,
