@@ -50,6 +50,7 @@ def tiny(tmp_path: Path) -> Tiny:
             "batch_size": 4,
             "ema_decay": 0.9,
             "device": "cpu",
+            "precision": "fp32",  # auto is bf16 on some processors
             "log_every": 1,
             "checkpoint_every": 5,
             "sample_every": 0,

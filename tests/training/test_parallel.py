@@ -58,6 +58,7 @@ def make(folder: Path, run: str, model: str = "dit", **changes: Any) -> TrainCon
         "batch_size": 8,
         "ema_decay": 0.9,
         "device": "cpu",
+        "precision": "fp32",
         "log_every": 1,
         "checkpoint_every": HALF,
         "sample_every": HALF,
