@@ -17,8 +17,9 @@ from pixelwright.training import trainer as trainer_module
 from pixelwright.training.control import ahead
 from pixelwright.training.device import check_compiler, resolve_device, resolve_precision
 from pixelwright.training.ema import EMA
+from pixelwright.training.optim import build_optimizer, learning_rate
 from pixelwright.training.report import Report, plot_losses, smooth
-from pixelwright.training.trainer import Inputs, build_optimizer, learning_rate
+from pixelwright.training.trainer import Inputs
 
 from .conftest import Tiny, same_state, weights_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
@@ -9,6 +10,9 @@ from jsonargparse import ArgumentParser, Namespace
 from pixelwright.commands.parsing import new_parser
 from pixelwright.hub.convert import convert
 from pixelwright.hub.recipes import RECIPES
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.folder import save
+from pixelwright.training.averages import load_average
 
 DESCRIPTION = f"""Read a model in any layout and write it as a folder, or in the published layout.
 
@@ -20,7 +24,8 @@ recipes: {", ".join(RECIPES)}"""
 
 EXAMPLES = """  pixelwright convert imagenet256_pixeldit_xl_epoch320.ckpt models/pixeldit-xl --dtype bf16
   pixelwright convert models/pixeldit-xl back.ckpt --to public
-  pixelwright convert a.ckpt models/mean --average b.ckpt c.ckpt"""
+  pixelwright convert a.ckpt models/mean --average b.ckpt c.ckpt
+  pixelwright convert runs/mine models/mine --ema power-0.05"""
 
 
 def parser() -> ArgumentParser:
@@ -33,6 +38,12 @@ def parser() -> ArgumentParser:
         "--weights",
         type=Literal["ema", "raw"] | None,
         help="insist on one of a Lightning file's sets (default: EMA where it is there)",
+    )
+    add(
+        "--ema",
+        type=str | None,
+        metavar="NAME",
+        help="of a run: another of its averages than the main one, such as 0.999 or power-0.05",
     )
     add(
         "--to",
@@ -63,9 +74,19 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Convert, and say what was read and written."""
-    config = convert(
-        options.source,
+    """Convert the source, or the average of a run that was asked for."""
+    if options.ema is None:
+        report(options, convert_as_told(options, options.source))
+        return
+    with tempfile.TemporaryDirectory(prefix="average-") as folder:
+        save(load_average(options.source, options.ema), folder)
+        report(options, convert_as_told(options, folder))
+
+
+def convert_as_told(options: Namespace, source: str) -> DenoiserConfig:
+    """Convert `source` with the settings of the command line."""
+    return convert(
+        source,
         options.out,
         weights=options.weights,
         to=options.to,
@@ -73,6 +94,10 @@ def run(options: Namespace) -> None:
         average=options.average,
         recipe=options.recipe,
     )
+
+
+def report(options: Namespace, config: DenoiserConfig) -> None:
+    """Say what was read and written."""
     provenance, recipe = config.provenance, config.recipe
     print(f"{options.out}: {config.name}" + (f", read from {provenance.read}" if provenance else ""))
     print(f"recipe: {recipe.name} ({recipe.origin})" if recipe else "recipe: none is known")

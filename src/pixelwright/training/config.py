@@ -19,6 +19,7 @@ from pixelwright.flow import FlowConfig
 from pixelwright.models.config import DenoiserConfig, Placement, Prediction
 from pixelwright.models.presets import preset
 from pixelwright.sampling import SOLVERS
+from pixelwright.training.ema import read_rule
 from pixelwright.training.files import write_text
 
 T = TypeVar("T")
@@ -76,38 +77,83 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW; the learning rate rises linearly, stays, and may fall linearly to 0 at the end of the run."""
+    """The optimiser, and its learning rate: a linear rise, then a schedule."""
 
+    name: Literal["adamw", "came"] = "adamw"
+    """adamw, or came, whose state is far smaller (extra pixelwright[came]; not with parallel.mode fsdp)."""
     lr: float = 1e-4
     """Learning rate after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running mean and of the running square of the gradients, each in [0, 1)."""
-    eps: float = 1e-8
-    """Added to the root of the running square."""
+    betas: tuple[float, ...] | None = None
+    """Decay of the running mean and of the running square of the gradients, each in [0, 1), and for came of
+    the instability; None: 0.9, 0.999 (came: and 0.9999)."""
+    eps: float | None = None
+    """adamw only: added to the root of the running square; None: 1e-8."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     warmup: int = 0
     """Steps over which the learning rate rises linearly from lr / warmup to lr."""
+    schedule: Literal["constant", "cosine", "step-down"] = "constant"
+    """After the warm-up: lr (but see cooldown); half a cosine to lr_end; or lr_end from step drop_at on."""
     cooldown: int = 0
-    """Steps at the end of the run over which the learning rate falls linearly to 0."""
+    """constant only: steps at the end of the run over which the learning rate falls linearly to 0."""
+    lr_end: float | None = None
+    """cosine (None: 0) and step-down only: the last learning rate."""
+    drop_at: int | None = None
+    """step-down only: the step from which the learning rate is lr_end."""
     clip: float | None = 1.0
     """Largest norm of the gradients; longer ones are scaled down to it. None: no clipping."""
 
     def __post_init__(self) -> None:
+        if self.name not in _BETAS:
+            raise UserError(f"optim.name is {self.name!r}{nearest(str(self.name), _BETAS)}")
         _number("optim.lr", self.lr, 0, open_low=True)
-        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
-            raise UserError(f"optim.betas is {self.betas!r}: give two numbers, such as [0.9, 0.999]")
-        for beta in self.betas:
-            _number("optim.betas", beta, 0, 1)
-            if beta == 1:
-                raise UserError(f"optim.betas is {list(self.betas)}: each must be below 1")
-        object.__setattr__(self, "betas", tuple(self.betas))
-        _number("optim.eps", self.eps, 0, open_low=True)
+        self._check_betas_and_eps()
         _number("optim.weight_decay", self.weight_decay, 0)
         _whole("optim.warmup", self.warmup, 0)
         _whole("optim.cooldown", self.cooldown, 0)
+        self._check_schedule()
         if self.clip is not None:
             _number("optim.clip", self.clip, 0, open_low=True)
+
+    def _check_betas_and_eps(self) -> None:
+        betas = _BETAS[self.name] if self.betas is None else self.betas
+        if not isinstance(betas, (tuple, list)) or len(betas) != len(_BETAS[self.name]):
+            raise UserError(
+                f"optim.betas is {list(betas) if isinstance(betas, tuple) else betas!r}: give "
+                f"{len(_BETAS[self.name])} numbers for {self.name}, such as {list(_BETAS[self.name])}"
+            )
+        for beta in betas:
+            _number("optim.betas", beta, 0, 1)
+            if beta == 1:
+                raise UserError(f"optim.betas is {list(betas)}: each must be below 1")
+        object.__setattr__(self, "betas", tuple(betas))
+        if self.name == "came" and self.eps is not None:
+            raise UserError(f"optim.eps is {self.eps!r}, which came has no use for: leave it out")
+        if self.name == "adamw":
+            object.__setattr__(self, "eps", 1e-8 if self.eps is None else self.eps)
+            _number("optim.eps", self.eps, 0, open_low=True)
+
+    def _check_schedule(self) -> None:
+        used = {"constant": {"cooldown"}, "cosine": {"lr_end"}, "step-down": {"lr_end", "drop_at"}}
+        if self.schedule not in used:
+            raise UserError(f"optim.schedule is {self.schedule!r}{nearest(str(self.schedule), used)}")
+        for name in ("cooldown", "lr_end", "drop_at"):
+            value = getattr(self, name)
+            if value not in (None, 0) and name not in used[self.schedule]:
+                fits = " or ".join(schedule for schedule, names in used.items() if name in names)
+                raise UserError(
+                    f"optim.{name} is {value!r}, which the schedule {self.schedule} has no use for: "
+                    f"leave it out, or give --optim.schedule {fits}"
+                )
+        if self.schedule == "step-down" and None in (self.lr_end, self.drop_at):
+            raise UserError("optim.schedule is step-down: give optim.drop_at and optim.lr_end as well")
+        if self.lr_end is not None:
+            _number("optim.lr_end", self.lr_end, 0, self.lr)
+        if self.drop_at is not None:
+            _whole("optim.drop_at", self.drop_at)
+
+
+_BETAS: dict[str, tuple[float, ...]] = {"adamw": (0.9, 0.999), "came": (0.9, 0.999, 0.9999)}
 
 
 @dataclass(frozen=True)
@@ -205,6 +251,9 @@ class TrainConfig:
     """Precision of the products; auto is bf16 where the device has instructions for it, such as on CUDA."""
     ema_decay: float = 0.9999
     """Decay of the averaged weights; at step n it is min(ema_decay, (1 + n) / (10 + n)). 0: no averaging."""
+    ema_more: tuple[float | str, ...] = ()
+    """Further averages kept beside it: decays such as 0.999, or power-WIDTH, the power-function average of
+    EDM2 with that relative width, as power-0.05; `pixelwright convert RUN OUT --ema NAME` takes one."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps ..."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -250,6 +299,17 @@ class TrainConfig:
         _number("ema_decay", self.ema_decay, 0, 1)
         if self.ema_decay == 1:
             raise UserError("ema_decay is 1: the averaged weights would never move; give a number below 1")
+        self._check_averages()
+
+    def _check_averages(self) -> None:
+        if not isinstance(self.ema_more, (tuple, list)):
+            raise UserError(f"ema_more is {self.ema_more!r}: give a list, such as [0.999, power-0.05]")
+        rules = [read_rule(rule) for rule in (self.ema_decay, *self.ema_more)]
+        if len(set(rules)) < len(rules):
+            raise UserError(
+                f"ema_more is {list(self.ema_more)}, ema_decay {self.ema_decay}: one is there twice"
+            )
+        object.__setattr__(self, "ema_more", tuple(self.ema_more))
 
 
 # ---------------------------------------------------------------- YAML

@@ -1,30 +1,88 @@
-"""The averaged weights."""
+"""The averaged weights: one average that is exported and drawn from, and any number beside it."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from pixelwright.errors import UserError
 from pixelwright.training.parallel import local
+
+POWER = "power-"
+WIDEST = 12**-0.5  # sigma_rel of gamma = 0, the mean of all steps; wider ones would favour the oldest weights
+
+
+def power_exponent(sigma_rel: float) -> float:
+    """gamma of the power-function average whose profile has the relative width `sigma_rel`.
+
+    EDM2 (arXiv 2312.02696), section 3.1: sigma_rel² = (gamma + 1) / ((gamma + 2)²·(gamma + 3)), which falls
+    as gamma grows from 0.
+    """
+    low, high = 0.0, 1 / sigma_rel
+    for _ in range(100):
+        gamma = (low + high) / 2
+        wide = (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) > sigma_rel**2
+        low, high = (gamma, high) if wide else (low, gamma)
+    return low
+
+
+def read_rule(rule: float | str) -> float:
+    """A rule of averaging as a number: a decay in [0, 1), or −sigma_rel of a power-function average.
+
+    Raises:
+        UserError: neither a decay such as 0.9999 nor "power-" and a relative width such as power-0.05.
+    """
+    text = str(rule)
+    try:
+        number = float(text.removeprefix(POWER))
+    except ValueError:
+        number = math.nan
+    if text.startswith(POWER) and 0 < number < WIDEST:
+        return -number
+    if not text.startswith(POWER) and 0 <= number < 1:
+        return number
+    raise UserError(
+        f"{rule!r} is no average: give a decay in [0, 1) such as 0.9999, or power-WIDTH with a relative "
+        f"width above 0 and below {WIDEST:.3f}, such as power-0.05"
+    )
 
 
 class EMA:
-    """An exponential moving average of a model's weights, kept in `EMA.weights` under the names of the model.
+    """Averages of a model's weights under the names of the model; sharded weights have sharded averages.
 
-    Sharded weights have sharded averages. The decay warms up, min(decay, (1 + n) / (10 + n)) at step n, so
-    that the first random weights are soon forgotten. It is a function of the step alone, so nothing but the
-    weights has to be saved.
+    A decay warms up, min(decay, (1 + n) / (10 + n)) at step n, so that the first random weights are soon
+    forgotten; a power-function average keeps 1 − (1 − 1/n)^(gamma + 1) of the newest. Both are functions of
+    the step alone, so nothing but the weights has to be saved.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, model: nn.Module, rule: float | str, more: Sequence[float | str] = ()) -> None:
+        """`rule` makes `weights`, each of `more` one of `others` under its own text; see `read_rule`."""
         current = model.state_dict()  # by reference
-        self.weights: dict[str, Tensor] = {name: tensor.clone() for name, tensor in current.items()}
-        self._average = [local(tensor) for tensor in self.weights.values()]
         self._current = [local(tensor) for tensor in current.values()]
+        self._rules = [_Rule(each) for each in (rule, *more)]
+        copies = [{name: tensor.clone() for name, tensor in current.items()} for _ in self._rules]
+        self._averages = [[local(tensor) for tensor in copy.values()] for copy in copies]
+        self.weights: dict[str, Tensor] = copies[0]
+        self.others: dict[str, dict[str, Tensor]] = dict(zip(map(str, more), copies[1:], strict=True))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move the average towards the model after optimiser step `step` (counted from 1)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._average, self._current, 1 - decay)
+        """Move the averages towards the model after optimiser step `step` (counted from 1)."""
+        for rule, average in zip(self._rules, self._averages, strict=True):
+            torch._foreach_lerp_(average, self._current, 1 - rule.decay(step))
+
+
+class _Rule:
+    def __init__(self, rule: float | str) -> None:
+        number = read_rule(rule)
+        self._decay = number if number >= 0 else None
+        self._gamma = power_exponent(-number) if number < 0 else 0.0
+
+    def decay(self, step: int) -> float:
+        """Share of the old average that stays at step `step`."""
+        if self._decay is None:
+            return (1 - 1 / step) ** (self._gamma + 1)
+        return min(self._decay, (1 + step) / (10 + step))

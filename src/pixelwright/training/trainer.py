@@ -24,12 +24,14 @@ from pixelwright.models.folder import save as save_model
 from pixelwright.models.folder import skeleton
 from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training import parallel
+from pixelwright.training.averages import group
 from pixelwright.training.checkpoint import Saver, State
-from pixelwright.training.config import OptimConfig, TrainConfig, save_config, to_dict
+from pixelwright.training.config import TrainConfig, save_config, to_dict
 from pixelwright.training.control import Clock, Meter, Silent, ahead, stop_signals
 from pixelwright.training.device import check_compiler, resolve_precision
 from pixelwright.training.ema import EMA
 from pixelwright.training.files import write_text
+from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, update
 from pixelwright.training.report import Report
 from pixelwright.training.start import ORIGIN, find_start
 
@@ -91,7 +93,7 @@ class Trainer:
         self.forward = self._distribute(self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, config.optim)
-        self.ema = EMA(self.model, config.ema_decay)
+        self.ema = EMA(self.model, config.ema_decay, config.ema_more)
         self.meter = Meter(self.device)
         self.step, self.clock = 0, Clock()
         if start is not None:
@@ -110,13 +112,11 @@ class Trainer:
 
     def state(self) -> State:
         """Every tensor that a later step depends on, by reference."""
-        slots = {name: self.optimizer.state.get(p, {}) for name, p in self.model.named_parameters()}
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.weights,
-            "optimizer": {
-                f"{name}.{key}": value for name, slot in slots.items() for key, value in slot.items()
-            },
+            **{group(name): weights for name, weights in self.ema.others.items()},
+            "optimizer": optimizer_state(self.optimizer, self.model.named_parameters()),
             "meter": {"sums": self.meter.sums},
         }
 
@@ -186,11 +186,7 @@ class Trainer:
         if self.config.optim.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.optim.clip, norm)
         finite = torch.isfinite(loss + norm)  # both are of the whole batch: the processes agree
-        # The fused kernel reads this flag where the weights are, so that an accelerator is never waited for.
-        self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self.config.optim, self.step, self.config.steps)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        update(self.optimizer, learning_rate(self.config.optim, self.step, self.config.steps), finite)
         self.step += 1
         self.ema.update(self.step)  # after a skipped step: towards the weights that stayed
         self.meter.add(loss, norm, finite)
@@ -308,32 +304,6 @@ def build_model(config: TrainConfig, source: Source) -> PixelDenoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return PixelDenoiser(denoiser)
-
-
-def build_optimizer(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW whose state exists from the start, so that a checkpoint always holds the same tensors."""
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    for p in parameters:
-        optimizer.state[p] = {
-            "step": torch.zeros((), device=p.device),
-            "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
-        }
-    return optimizer
-
-
-def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """The learning rate of step `step` of `steps`, counted from 0: linear rise, constant, linear fall."""
-    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    fall = min(1.0, (steps - step) / (config.cooldown + 1))
-    return config.lr * min(rise, fall)
 
 
 def draw_samples(

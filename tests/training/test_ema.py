@@ -1,0 +1,108 @@
+"""Several averages: their formulas, their names, exact resume, export."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from pixelwright.cli import main
+from pixelwright.errors import UserError
+from pixelwright.training import Trainer, train
+from pixelwright.training import checkpoint as checkpoints
+from pixelwright.training.averages import load_average
+from pixelwright.training.ema import EMA, WIDEST, power_exponent, read_rule
+
+from .conftest import Tiny, same_state
+
+pytestmark = pytest.mark.usefixtures("no_extras")
+MORE = (0.5, "power-0.1")
+
+
+@given(st.floats(0.001, WIDEST - 1e-6))
+def test_the_exponent_gives_the_width(sigma_rel: float) -> None:
+    gamma = power_exponent(sigma_rel)
+    # the largest real root of EDM2's polynomial, and the standard deviation of the profile itself
+    roots = np.roots([1, 7, 16 - sigma_rel**-2, 12 - sigma_rel**-2])
+    assert gamma == pytest.approx(max(root.real for root in roots), rel=1e-6, abs=1e-6)
+    mean, square = (gamma + 1) / (gamma + 2), (gamma + 1) / (gamma + 3)
+    assert (square - mean**2) ** 0.5 == pytest.approx(sigma_rel, rel=1e-4)
+
+
+@given(st.integers(1, 40), st.floats(0.02, 0.28))
+def test_a_power_average_weighs_step_i_with_a_power_of_it(steps: int, sigma_rel: float) -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    ema = EMA(model, 0.0, [f"power-{sigma_rel!r}"])
+    values = np.random.default_rng(0).normal(size=steps)
+    for step, value in enumerate(values, start=1):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        ema.update(step)
+    betas = [(1 - 1 / i) ** (power_exponent(sigma_rel) + 1) for i in range(1, steps + 1)]
+    weights = [(1 - b) * np.prod(betas[i + 1 :]) for i, b in enumerate(betas)]
+    assert sum(weights) == pytest.approx(1)  # nothing of the random start is left
+    (average,) = ema.others.values()
+    assert float(average["weight"]) == pytest.approx(float(np.dot(weights, values)), rel=1e-4, abs=1e-5)
+    assert float(ema.weights["weight"]) == pytest.approx(values[-1], rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["power-0", "power-0.29", "power-", "powr-0.1", "often", 1, -0.1, "nan"])
+def test_no_rule(rule: float | str) -> None:
+    with pytest.raises(UserError, match="is no average"):
+        read_rule(rule)
+
+
+def test_one_average_twice_is_told(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match="one is there twice"):
+        tiny(ema_more=(0.5, "0.9"))
+
+
+def test_continued_run_has_the_same_averages(tiny: Tiny) -> None:
+    whole = tiny("whole", ema_more=MORE)
+    train(whole)
+    train(tiny("parts", ema_more=MORE, steps=10))
+    train(tiny("parts", ema_more=MORE))
+    whole_state, parts = Trainer(whole).state(), Trainer(tiny("parts", ema_more=MORE)).state()
+    assert {"ema", "ema-0.5", "ema-power-0.1"} <= set(whole_state)
+    same_state(whole_state, parts)
+
+
+def test_further_averages_change_nothing_else(tiny: Tiny) -> None:
+    for name, more in (("one", ()), ("three", MORE)):
+        train(tiny(name, ema_more=more))
+    one, three = Trainer(tiny("one")).state(), Trainer(tiny("three", ema_more=MORE)).state()
+    same_state(one, {group: three[group] for group in one})
+
+
+def test_convert_writes_the_average_that_is_named(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(ema_more=MORE)
+    run = train(config)
+    state = Trainer(config).state()
+    for name, group in (("0.9", "ema"), ("0.5", "ema-0.5"), ("power-0.1", "ema-power-0.1")):
+        out = tmp_path / f"out-{name}"
+        assert main(["convert", str(run), str(out), "--ema", name]) == 0
+        same_state({"w": load_file(out / "model.safetensors")}, {"w": state[group]})
+    assert main(["convert", str(run), str(tmp_path / "no"), "--ema", "power-0.2"]) == 2
+    assert 'keeps no average "power-0.2", did you mean "power-0.1"' in capsys.readouterr().err
+    assert main(["convert", str(tmp_path), str(tmp_path / "no"), "--ema", "0.5"]) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_run_from_before_there_were_several_goes_on(tiny: Tiny) -> None:
+    """Its settings have no ema_more, and optim no schedule."""
+    run = train(tiny(steps=10))
+    text = (run / "config.yaml").read_text().splitlines(keepends=True)
+    gone = ("ema_more", "  name", "  schedule", "  lr_end", "  drop_at")
+    (run / "config.yaml").write_text("".join(line for line in text if not line.startswith(gone)))
+    train(tiny())
+    found = checkpoints.newest(run)
+    assert found is not None
+    assert found.step == 20
+    assert set(load_average(run, "0.9").state_dict()) == set(Trainer(dataclasses.replace(tiny())).ema.weights)
