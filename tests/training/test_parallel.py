@@ -32,7 +32,7 @@ from pixelwright.training import (
 )
 from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training.checkpoint import State, checkpoint_folders
-from pixelwright.training.config import ParallelConfig
+from pixelwright.training.config import HealthConfig, ParallelConfig
 
 from .conftest import log_of, same_state, weights_of
 from .processes import record
@@ -62,6 +62,7 @@ def make(folder: Path, run: str, model: str = "dit", **changes: Any) -> TrainCon
         "log_every": 1,
         "checkpoint_every": HALF,
         "sample_every": HALF,
+        "health": HealthConfig(HALF),
     }
     return TrainConfig(run=str(folder / run), **{**settings, **changes})
 
@@ -196,6 +197,17 @@ def test_two_processes_give_the_losses_and_weights_of_one(pair: Pair, name: str)
     report(pair, name)
     same_losses(pair.folder / "alone", pair.folder / name)
     nearly_same_state(state_of(pair.folder, "alone"), state_of(pair.folder, name))
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "ddp-accumulate"])
+def test_two_processes_measure_what_one_does(pair: Pair, name: str) -> None:
+    report(pair, name)
+    for one, other in zip(log_of(pair.folder / "alone"), log_of(pair.folder / name), strict=True):
+        losses = [[-1 if x is None else x for x in line["loss_by_time"]] for line in (one, other)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+        for key in ("activation_rms", "update_ratio"):
+            assert (key in one) == (one["step"] % HALF == 0)
+            assert other.get(key, {}) == pytest.approx(one.get(key, {}), rel=1e-4)
 
 
 def test_resumed_by_another_number_of_processes(pair: Pair, no_extras: None) -> None:

@@ -33,8 +33,9 @@ def inputs_of(trainer: Trainer) -> Inputs:
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny: Tiny) -> None:
     whole = Trainer(tiny(batch_size=8))
     parts = Trainer(tiny(batch_size=8, accumulate=4))
-    loss = whole.gradients(inputs_of(whole))
-    torch.testing.assert_close(parts.gradients(inputs_of(parts)), loss)
+    losses = whole.gradients(inputs_of(whole))
+    assert losses.shape == (8,)
+    torch.testing.assert_close(parts.gradients(inputs_of(parts)), losses)
     norm = torch.nn.utils.get_total_norm([p.grad for p in whole.parameters if p.grad is not None])
     assert norm > 0
     for p, q in zip(whole.parameters, parts.parameters, strict=True):
@@ -195,7 +196,8 @@ def test_the_run_folder(tiny: Tiny) -> None:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert [line["lr"] for line in lines] == pytest.approx([8e-4, 1e-3, 1e-3])
-    assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", "images_per_second", "seconds", "skipped"}
+    always = {"step", "loss", "grad_norm", "lr", "images_per_second", "seconds", "skipped", "loss_by_time"}
+    assert set(lines[0]) == always
     with Image.open(folder / "loss.png") as plot:
         assert plot.size[0] > 300
 

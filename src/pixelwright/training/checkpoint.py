@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,15 +218,28 @@ def newest(run: Path) -> Checkpoint | None:
     return None
 
 
-def load(checkpoint: Checkpoint, state: State) -> None:
-    """Read a checkpoint into the tensors of `state`, in place. Raises UserError if they do not fit."""
+def load(checkpoint: Checkpoint, state: State, optional: Collection[str] = ()) -> None:
+    """Read a checkpoint into the tensors of `state`, in place. Raises UserError if they do not fit.
+
+    Groups in `optional` stay as they are where they do not fit: older versions and runs with other settings
+    saved others.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
+    reader = FileSystemReader(checkpoint.path)
+    saved = reader.read_metadata().state_dict_metadata
+    sizes = {name: getattr(entry, "size", None) for name, entry in saved.items()}
+
+    def fits(group: str) -> bool:
+        return all(sizes.get(f"{group}.{name}") == tensor.shape for name, tensor in state[group].items())
+
+    wanted = {group: tensors for group, tensors in state.items() if group not in optional or fits(group)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            read(dict(state), checkpoint_id=checkpoint.path, no_dist=True)
+            read(dict(wanted), storage_reader=reader, no_dist=True)
     except CheckpointException as error:
         reasons = "; ".join(_one_line(failure[0]) for failure in error.failures.values())
         raise UserError(f"{checkpoint.path} does not fit this model: {reasons}") from error

@@ -224,6 +224,17 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
+class HealthConfig:
+    """What a run watches in itself."""
+
+    measure_every: int = 100
+    """Steps between two measurements of updates and activations; loss by time is logged too. 0: nothing."""
+
+    def __post_init__(self) -> None:
+        _whole("health.measure_every", self.measure_every, 0)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole training run."""
 
@@ -258,6 +269,8 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1, mps ..."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Several processes, under torchrun."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """What the run watches in itself."""
     compile: bool = False
     """Compile each block with torch.compile (needs a C++ compiler; the first step takes a minute or more)."""
     log_every: int = 20
@@ -399,7 +412,7 @@ def load_config(path: Path) -> TrainConfig:
 # computed.
 FREE = {"run", "steps", "accumulate", "device", "compile", "max_skipped"}
 FREE |= {"log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "sample", "parallel"}
-FREE |= {"data.workers", "data.cache", "data.stall_seconds"}
+FREE |= {"data.workers", "data.cache", "data.stall_seconds", "health.measure_every"}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], only: str = "") -> list[str]:

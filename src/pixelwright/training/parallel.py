@@ -291,3 +291,8 @@ def local(tensor: Tensor) -> Tensor:
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor, in every process; all must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of all tensors as one vector, [], in every process; all must call it."""
+    return full(nn.utils.get_total_norm(tensors))

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,10 @@ class Report:
             for name in ("loss", "grad_norm", "lr", "images_per_second", "skipped"):
                 if line[name] is not None:
                     self._board.add_scalar(f"train/{name}", line[name], line["step"])
+            for group in ("loss_by_time", "activation_rms", "update_ratio"):
+                for part, value in _named(line.get(group, {})):
+                    if value is not None:
+                        self._board.add_scalar(f"{group}/{part}", value, line["step"])
         if line["loss"] is not None:
             self._losses.append(line["loss"])
         self._show(line)
@@ -125,6 +129,10 @@ class Report:
             self._board.close()
         if self._bar is not None:
             self._bar.close()
+
+
+def _named(values: dict[str, Any] | list[Any]) -> Iterable[tuple[object, Any]]:
+    return values.items() if isinstance(values, dict) else enumerate(values)
 
 
 def plot_losses(log: Path, target: Path) -> None:

@@ -31,6 +31,7 @@ from pixelwright.training.control import Clock, Meter, Silent, ahead, stop_signa
 from pixelwright.training.device import check_compiler, resolve_precision
 from pixelwright.training.ema import EMA
 from pixelwright.training.files import write_text
+from pixelwright.training.health import Health, by_time
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, update
 from pixelwright.training.report import Report
 from pixelwright.training.start import ORIGIN, find_start
@@ -95,9 +96,10 @@ class Trainer:
         self.optimizer = build_optimizer(self.parameters, config.optim)
         self.ema = EMA(self.model, config.ema_decay, config.ema_more)
         self.meter = Meter(self.device)
+        self.health = Health(config.health, self.model, self.layout)
         self.step, self.clock = 0, Clock()
         if start is not None:
-            checkpoints.load(start, self.state())
+            checkpoints.load(start, self.state(), optional=("health",))
             self.step, self.clock = start.step, Clock(start.seconds)
         self._stop_asked = False
 
@@ -118,6 +120,7 @@ class Trainer:
             **{group(name): weights for name, weights in self.ema.others.items()},
             "optimizer": optimizer_state(self.optimizer, self.model.named_parameters()),
             "meter": {"sums": self.meter.sums},
+            "health": self.health.tensors(),
         }
 
     # ------------------------------------------------------------ the loop
@@ -181,31 +184,36 @@ class Trainer:
 
     def train_step(self, inputs: Inputs) -> None:
         """One optimiser step on a batch; without effect on the weights if loss or gradient is not finite."""
-        loss = self.gradients(inputs)
-        norm = parallel.full(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        with self.health.activations(self.step + 1):
+            losses = self.gradients(inputs)
+        totals = self.layout.mean(by_time(losses, inputs.t))  # the processes have equal numbers of samples
+        loss = totals[0].sum() / totals[1].sum()
+        norm = parallel.norm([p.grad for p in self.parameters if p.grad is not None])
         if self.config.optim.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.optim.clip, norm)
         finite = torch.isfinite(loss + norm)  # both are of the whole batch: the processes agree
-        update(self.optimizer, learning_rate(self.config.optim, self.step, self.config.steps), finite)
+        with self.health.updates(self.step + 1):
+            update(self.optimizer, learning_rate(self.config.optim, self.step, self.config.steps), finite)
         self.step += 1
         self.ema.update(self.step)  # after a skipped step: towards the weights that stayed
         self.meter.add(loss, norm, finite)
+        self.health.add(totals, finite)
 
     def gradients(self, inputs: Inputs) -> Tensor:
         """Leave the gradient of the batch's mean loss in the parameters, micro-batch by micro-batch.
 
         The parts of the processes are equal, so the mean of their gradients is that of the batch. Returns
-        the mean loss of the whole batch, [].
+        the losses of the samples of this process, [b].
         """
-        total = torch.zeros((), device=self.device)
+        losses = []
         size = len(inputs.images) // self.config.accumulate
         for number, part in enumerate(zip(*(x.split(size) for x in inputs), strict=True), start=1):
             with self.layout.summing(self.forward, last=number == self.config.accumulate):
                 with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                    loss = flow.loss(self.forward, *part).sum() / len(inputs.images)
-                loss.backward()
-            total += loss.detach()
-        return self.layout.mean(total)
+                    losses.append(flow.loss(self.forward, *part))
+                (losses[-1].sum() / len(inputs.images)).backward()
+            losses[-1] = losses[-1].detach()
+        return torch.cat(losses)
 
     # ------------------------------------------------------------ at intervals
     def _at_interval(self) -> None:
@@ -238,6 +246,7 @@ class Trainer:
                 "images_per_second": round(self.config.batch_size * steps / max(duration, 1e-9), 1),
                 "seconds": round(seconds, 2),
                 "skipped": means.skipped,
+                **self.health.read(),
             }
         )
         if means.skipped_in_a_row >= self.config.max_skipped:

@@ -1,0 +1,153 @@
+"""What a run measures of itself is right, and measuring changes nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixelwright.data import Batches
+from pixelwright.training import ModelConfig, Trainer, train
+from pixelwright.training import checkpoint as checkpoints
+from pixelwright.training.config import HealthConfig
+from pixelwright.training.health import BUCKETS, by_time
+from pixelwright.training.trainer import Inputs
+
+from .conftest import Tiny, log_of, same_state
+
+pytestmark = pytest.mark.usefixtures("no_extras")
+MODELS = {
+    "dit": ModelConfig("dit-ti-4", hidden_size=16, depth=2, num_heads=2),
+    "dip": ModelConfig("dip-ti-4", hidden_size=16, depth=2, num_heads=2),
+    "pixeldit": ModelConfig("pixeldit-ti-4", hidden_size=16, depth=2, num_heads=2, placement="hybrid"),
+}
+MEASURED = ("loss_by_time", "activation_rms", "update_ratio")
+
+
+def inputs_of(trainer: Trainer) -> Inputs:
+    config = trainer.config
+    return trainer.prepare(next(iter(Batches(trainer.source, config.data, config.batch_size, 0))), 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 10, width=32), st.floats(0, 1, width=32)), min_size=1, max_size=20))
+def test_every_loss_is_in_the_tenth_of_its_time(pairs: list[tuple[float, float]]) -> None:
+    losses, t = torch.tensor(pairs).T
+    sums, counts = by_time(losses, t)
+    for k in range(BUCKETS):
+        inside = [x for x, time in pairs if min(int(torch.tensor(time) * BUCKETS), BUCKETS - 1) == k]
+        assert counts[k] == len(inside)
+        assert float(sums[k]) == pytest.approx(sum(inside), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_measuring_changes_no_bit(tiny: Tiny, model: str) -> None:
+    states = []
+    for every in (0, 1, 3):
+        config = tiny(f"every{every}", steps=4, model=MODELS[model], health=HealthConfig(every))
+        lines = log_of(train(config))
+        state = Trainer(config).state()
+        del state["health"]
+        states.append(state)
+        assert ["loss_by_time" in line for line in lines] == [every > 0] * 4
+        for key in ("activation_rms", "update_ratio"):
+            assert [key in line for line in lines] == [
+                bool(every) and step % every == 0 for step in range(1, 5)
+            ]
+    same_state(states[0], states[1])
+    same_state(states[0], states[2])
+
+
+def test_the_mean_over_the_times_is_the_loss(tiny: Tiny) -> None:
+    trainer = Trainer(tiny(batch_size=8))
+    inputs = inputs_of(trainer)
+    losses = trainer.gradients(inputs)
+    trainer.train_step(inputs)
+    expected = [losses[(inputs.t >= k / 10) & (inputs.t < (k + 1) / 10)] for k in range(BUCKETS)]
+    found = trainer.health.read()["loss_by_time"]
+    assert [value is None for value in found] == [len(part) == 0 for part in expected]
+    present = [float(part.mean()) for part in expected if len(part)]
+    assert [value for value in found if value is not None] == pytest.approx(present, rel=1e-5)
+    assert trainer.meter.read().loss == pytest.approx(float(losses.mean()), rel=1e-6)
+    assert trainer.health.read()["loss_by_time"] == [None] * BUCKETS
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_updates_and_activations_are_those_of_the_step(tiny: Tiny, accumulate: int) -> None:
+    config = tiny(model=MODELS["pixeldit"], accumulate=accumulate, health=HealthConfig(1))
+    trainer = Trainer(config)
+    inputs = inputs_of(trainer)
+    with torch.no_grad():
+        for p in trainer.parameters:  # zero layers at the start would leave nothing to measure
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.02)
+    seen = {}
+    block = trainer.model.backbone.blocks[-1]
+    hook = block.register_forward_hook(lambda module, inputs, output: seen.update(tokens=output.tokens))
+    with torch.no_grad():
+        x = inputs.t[:, None, None, None] * inputs.images + (1 - inputs.t[:, None, None, None]) * inputs.noise
+        trainer.model(x, inputs.t, inputs.labels)
+    hook.remove()
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train_step(inputs)
+    line = trainer.health.read()
+    assert set(line["activation_rms"]) == {"backbone", "detailer", "middle", "middle_to_tokens"}
+    rms = float(seen["tokens"].square().mean().sqrt())
+    assert line["activation_rms"]["backbone"] == pytest.approx(rms, rel=1e-5)
+    for stage in line["update_ratio"]:
+        pairs = [
+            (p.detach(), before[name])
+            for name, p in trainer.model.named_parameters()
+            if name.split(".")[0] == stage
+        ]
+        change = sum(float((p - q).square().sum()) for p, q in pairs)
+        size = sum(float(q.square().sum()) for _, q in pairs)
+        assert line["update_ratio"][stage] == pytest.approx((change / size) ** 0.5, rel=1e-4)
+    assert set(trainer.health.read()) == {"loss_by_time"}
+    assert not block._forward_hooks
+
+
+def test_a_step_that_is_not_finite_leaves_no_trace_in_the_losses(tiny: Tiny) -> None:
+    trainer = Trainer(tiny())
+    good = inputs_of(trainer)
+    trainer.train_step(good._replace(images=good.images * float("nan")))
+    assert trainer.health.read()["loss_by_time"] == [None] * BUCKETS
+
+
+def test_measurements_survive_a_stop(tiny: Tiny) -> None:
+    """Measured at step 3, saved at 5, killed, logged at 7."""
+    settings = {"steps": 7, "log_every": 7, "health": HealthConfig(3)}
+    undisturbed = log_of(train(tiny("undisturbed", **settings)))
+    trainer = Trainer(tiny("killed", **settings))
+    trainer.save = lambda: (Trainer.save(trainer), trainer.saver.wait(), 1 / 0)  # type: ignore[method-assign, assignment]
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    continued = log_of(train(tiny("killed", **settings)))
+    assert [line["step"] for line in continued] == [7]
+    for key in MEASURED:
+        assert continued[0][key] == undisturbed[0][key]
+
+
+def test_checkpoints_without_measurements_are_continued(tiny: Tiny) -> None:
+    """As versions before wrote them."""
+    config = tiny(steps=5)
+    trainer = Trainer(config)
+    state = trainer.state
+    trainer.state = lambda: {k: v for k, v in state().items() if k != "health"}  # type: ignore[method-assign]
+    trainer.run()
+    assert not any(name.startswith("health") for name in names_in(Path(config.run)))
+    longer = tiny(steps=8)
+    assert [line["step"] for line in log_of(train(longer))] == list(range(1, 9))
+    straight = tiny("straight", steps=8)
+    train(straight)
+    one, other = Trainer(longer).state(), Trainer(straight).state()
+    same_state({"model": one["model"]}, {"model": other["model"]})
+
+
+def names_in(run: Path) -> list[str]:
+    """Names of the tensors in a run's newest checkpoint."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    found = checkpoints.newest(run)
+    assert found is not None
+    return list(FileSystemReader(found.path).read_metadata().state_dict_metadata)
