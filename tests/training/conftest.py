@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported here or in a child
 
@@ -27,6 +28,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DINOv2 with random weights, whose table is for 4 x 4 patches of 14 pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import Dinov2Config, Dinov2Model
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=56, patch_size=14
+    )
+    model = Dinov2Model(config)
+    torch.nn.init.normal_(model.embeddings.position_embeddings)
+    folder = tmp_path_factory.mktemp("dino") / "model"
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from pixelwright.training import (
 )
 from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training.checkpoint import State, checkpoint_folders
-from pixelwright.training.config import HealthConfig, ParallelConfig
+from pixelwright.training.config import HealthConfig, ParallelConfig, RepaConfig
 
 from .conftest import log_of, same_state, weights_of
 from .processes import record
@@ -108,7 +108,7 @@ class Pair(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path) -> Pair:
     """Runs in one process, here, and then runs in two."""
     folder = tmp_path_factory.mktemp("pair")
     threads = torch.get_num_threads()
@@ -121,6 +121,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         alone.run()
         for model in ("dip", "pixeldit"):
             train(make(folder, f"{model}-alone", model, steps=3))
+        repa: dict[str, Any] = {
+            "data": DataConfig(path="shapes", size=16, shapes_count=24),
+            "repa": RepaConfig(teacher=str(dino), depth=1, until=2),
+            "steps": 4,
+        }
+        train(make(folder, "repa-alone", **repa))
     torch.set_num_threads(threads)
     half = checkpoint_folders(folder / "alone")[0]
     runs = {
@@ -140,6 +146,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
             ),
             None,
         ),
+        "repa-ddp": (make(folder, "repa-ddp", parallel=DDP, **repa), None),
+        "repa-fsdp": (make(folder, "repa-fsdp", parallel=FSDP, **repa), None),
         "failing": (make(folder, "failing"), None),
     }
     listed = []
@@ -182,6 +190,16 @@ def nearly_same_state(one: State, other: State) -> None:
         assert tensors.keys() == other[group].keys()
         for key, tensor in tensors.items():
             torch.testing.assert_close(other[group][key], tensor, rtol=1e-4, atol=2e-7)
+
+
+@pytest.mark.parametrize("name", ["repa-ddp", "repa-fsdp"])
+def test_two_processes_align_as_one(pair: Pair, name: str) -> None:
+    report(pair, name)
+    same_losses(pair.folder / "repa-alone", pair.folder / name)
+    alone, two = (log_of(pair.folder / run) for run in ("repa-alone", name))
+    assert [line.get("repa_loss") for line in alone[2:]] == [None, None]  # it ended with the second step
+    for first, second in zip(alone[:2], two[:2], strict=True):
+        assert second["repa_loss"] == pytest.approx(first["repa_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "ddp-accumulate", "fsdp-accumulate"])

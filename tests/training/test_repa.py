@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from pixelwright import flow, hub
 from pixelwright.errors import UserError
-from pixelwright.training.repa import Projector, alignment_loss, match_grid, total_loss
+from pixelwright.training.repa import Projector, Student, alignment_loss, match_grid, objective
 
 RECORDING = Path(__file__).parents[1] / "data" / "train_step.safetensors"
 
@@ -29,11 +29,11 @@ def test_training_step_of_the_public_code() -> None:
     projector.load_state_dict({k.removeprefix("0."): v for k, v in group("proj.").items()})
 
     t = flow.shift_time(torch.sigmoid(given["logit_t"]), trainer["timeshift"])
-    flow_loss, tokens = flow.loss(
-        model, given["x"], t, given["noise"], given["y"], tap=trainer["align_layer"]
+    flow_loss, projected = flow.loss(
+        Student(model, projector), given["x"], t, given["noise"], given["y"], tap=trainer["align_layer"]
     )
-    alignment = alignment_loss(projector, tokens, given["teacher"], (4, 4))
-    loss = total_loss(flow_loss, alignment, trainer["feat_loss_weight"])
+    alignment = alignment_loss(projected, given["teacher"], (4, 4))
+    loss = objective(flow_loss, alignment, trainer["feat_loss_weight"]).mean()
     loss.backward()
 
     torch.testing.assert_close(flow_loss.mean(), expected["fm_loss"][0], rtol=1e-5, atol=0)
@@ -59,11 +59,8 @@ def gradients_by_public_name(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_perfect_agreement_and_opposition() -> None:
     tokens = torch.randn(2, 6, 5)
-    keep = torch.nn.Identity()
-    torch.testing.assert_close(
-        alignment_loss(keep, tokens, 3 * tokens, (2, 3)), torch.zeros(2), atol=1e-6, rtol=0
-    )
-    torch.testing.assert_close(alignment_loss(keep, tokens, -tokens, (2, 3)), 2 * torch.ones(2))
+    torch.testing.assert_close(alignment_loss(tokens, 3 * tokens, (2, 3)), torch.zeros(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(alignment_loss(tokens, -tokens, (2, 3)), 2 * torch.ones(2))
 
 
 @pytest.mark.parametrize("teacher_grid", [(4, 6), (2, 3), (1, 1), (8, 12), (5, 7)])
@@ -85,7 +82,7 @@ def test_pooling_is_the_mean_of_the_cells() -> None:
 def test_no_gradient_into_the_teacher() -> None:
     teacher = torch.randn(1, 4, 3, requires_grad=True)
     tokens = torch.randn(1, 4, 5, requires_grad=True)
-    alignment_loss(Projector(5, 3), tokens, teacher, (2, 2)).sum().backward()
+    alignment_loss(Projector(5, 3)(tokens), teacher, (2, 2)).sum().backward()
     assert teacher.grad is None
     assert tokens.grad is not None
 
@@ -93,6 +90,4 @@ def test_no_gradient_into_the_teacher() -> None:
 @pytest.mark.parametrize(("model_tokens", "teacher_tokens"), [(5, 4), (4, 5)])
 def test_token_counts_that_are_no_grid(model_tokens: int, teacher_tokens: int) -> None:
     with pytest.raises(UserError, match="5 tokens"):
-        alignment_loss(
-            torch.nn.Identity(), torch.randn(1, model_tokens, 3), torch.randn(1, teacher_tokens, 3), (2, 2)
-        )
+        alignment_loss(torch.randn(1, model_tokens, 3), torch.randn(1, teacher_tokens, 3), (2, 2))

@@ -235,6 +235,34 @@ class HealthConfig:
 
 
 @dataclass(frozen=True)
+class RepaConfig:
+    """REPA: the tokens after an early block learn to agree with those of a vision model."""
+
+    teacher: str
+    """DINOv2 in the format of transformers: a folder, or a hub name such as facebook/dinov2-base."""
+    depth: int = 8
+    """The block whose tokens are aligned, counted from 1."""
+    weight: float = 0.5
+    """Weight of the alignment loss beside the flow-matching loss."""
+    until: int | None = None
+    """The step at which alignment ends; None: it stays to the end of the run."""
+    projector_size: int | None = None
+    """Width of the projector between tokens and teacher; None: the width of the tokens."""
+    cache: str | None = None
+    """Folder in which the teacher's tokens are kept, float16, one file an image (and flip); None: none."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.teacher, str) or not self.teacher:
+            raise UserError(f"repa.teacher is {self.teacher!r}: give a folder or a hub name")
+        _whole("repa.depth", self.depth)
+        _number("repa.weight", self.weight, 0, open_low=True)
+        if self.until is not None:
+            _whole("repa.until", self.until)
+        if self.projector_size is not None:
+            _whole("repa.projector_size", self.projector_size)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole training run."""
 
@@ -269,6 +297,8 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1, mps ..."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Several processes, under torchrun."""
+    repa: RepaConfig | None = None
+    """Alignment with a vision model (REPA); None: without."""
     health: HealthConfig = field(default_factory=HealthConfig)
     """What the run watches in itself."""
     compile: bool = False
@@ -313,6 +343,14 @@ class TrainConfig:
         if self.ema_decay == 1:
             raise UserError("ema_decay is 1: the averaged weights would never move; give a number below 1")
         self._check_averages()
+        self._check_repa()
+
+    def _check_repa(self) -> None:
+        depth = self.model.denoiser().backbone.depth
+        if self.repa is not None and self.repa.depth > depth:
+            raise UserError(f"repa.depth is {self.repa.depth}, but the model has {depth} global blocks")
+        if self.repa is not None and self.data.size % 16:
+            raise UserError(f"data.size is {self.data.size}: with repa it must be a multiple of 16")
 
     def _check_averages(self) -> None:
         if not isinstance(self.ema_more, (tuple, list)):
@@ -412,7 +450,7 @@ def load_config(path: Path) -> TrainConfig:
 # computed.
 FREE = {"run", "steps", "accumulate", "device", "compile", "max_skipped"}
 FREE |= {"log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "sample", "parallel"}
-FREE |= {"data.workers", "data.cache", "data.stall_seconds", "health.measure_every"}
+FREE |= {"data.workers", "data.cache", "data.stall_seconds", "health.measure_every", "repa.cache"}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], only: str = "") -> list[str]:

@@ -82,8 +82,8 @@ class Report:
         self._log.write(json.dumps(line) + "\n")
         self._log.flush()
         if self._board is not None:
-            for name in ("loss", "grad_norm", "lr", "images_per_second", "skipped"):
-                if line[name] is not None:
+            for name in ("loss", "grad_norm", "lr", "images_per_second", "skipped", "repa_loss"):
+                if line.get(name) is not None:
                     self._board.add_scalar(f"train/{name}", line[name], line["step"])
             for group in ("loss_by_time", "activation_rms", "update_ratio"):
                 for part, value in _named(line.get(group, {})):

@@ -33,6 +33,7 @@ from pixelwright.training.ema import EMA
 from pixelwright.training.files import write_text
 from pixelwright.training.health import Health, by_time
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, update
+from pixelwright.training.repa import Alignment
 from pixelwright.training.report import Report
 from pixelwright.training.start import ORIGIN, find_start
 
@@ -91,8 +92,9 @@ class Trainer:
         self.autocast = resolve_precision(config.precision, self.device)
         self.source = source or open_source(config.data)
         self.model = build_model(config, self.source).to(self.device).train()
-        self.forward = self._distribute(self.model)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.repa = config.repa and Alignment(config.repa, self.model, config.seed, self.layout)
+        self.forward = self._distribute(self.repa.student if self.repa else self.model)
+        self.parameters = [p for _, p in self._named() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, config.optim)
         self.ema = EMA(self.model, config.ema_decay, config.ema_more)
         self.meter = Meter(self.device)
@@ -103,14 +105,20 @@ class Trainer:
             self.step, self.clock = start.step, Clock(start.seconds)
         self._stop_asked = False
 
-    def _distribute(self, model: PixelDenoiser) -> nn.Module:
-        """Recompute, compile and share out the model, block by block. Returns what is called in its place."""
+    def _distribute(self, whole: nn.Module) -> nn.Module:
+        """Recompute, compile and share out the model (in `whole`: with its projector), block by block.
+        Returns what is called in its place."""
         if self.config.compile:
             check_compiler()
-        units = parallel.units(model)
+        units = parallel.units(self.model)
         for unit in units:
             parallel.prepare(unit, self.config.parallel.checkpointing, self.config.compile)
-        return self.layout.wrap(model, units, self.autocast)
+        return self.layout.wrap(whole, units, self.autocast)
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        """What is trained, by name: the model, and REPA's projector."""
+        projector = self.repa.student.projector if self.repa else nn.Module()
+        return [*self.model.named_parameters(), *projector.named_parameters("projector")]
 
     def state(self) -> State:
         """Every tensor that a later step depends on, by reference."""
@@ -118,9 +126,10 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.weights,
             **{group(name): weights for name, weights in self.ema.others.items()},
-            "optimizer": optimizer_state(self.optimizer, self.model.named_parameters()),
+            "optimizer": optimizer_state(self.optimizer, self._named()),
             "meter": {"sums": self.meter.sums},
             "health": self.health.tensors(),
+            **(self.repa.state() if self.repa else {}),
         }
 
     # ------------------------------------------------------------ the loop
@@ -198,6 +207,8 @@ class Trainer:
         self.ema.update(self.step)  # after a skipped step: towards the weights that stayed
         self.meter.add(loss, norm, finite)
         self.health.add(totals, finite)
+        if self.repa:
+            self.repa.add(finite)
 
     def gradients(self, inputs: Inputs) -> Tensor:
         """Leave the gradient of the batch's mean loss in the parameters, micro-batch by micro-batch.
@@ -210,10 +221,17 @@ class Trainer:
         for number, part in enumerate(zip(*(x.split(size) for x in inputs), strict=True), start=1):
             with self.layout.summing(self.forward, last=number == self.config.accumulate):
                 with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                    losses.append(flow.loss(self.forward, *part))
-                (losses[-1].sum() / len(inputs.images)).backward()
-            losses[-1] = losses[-1].detach()
+                    loss, objective = self._losses(*part)
+                (objective.sum() / len(inputs.images)).backward()
+            losses.append(loss.detach())
         return torch.cat(losses)
+
+    def _losses(self, *part: Any) -> tuple[Tensor, Tensor]:
+        """(flow-matching loss, what is minimised) of each sample, [b]; the same without REPA."""
+        if self.repa:
+            return self.repa.losses(self.step, self.forward, *part)
+        loss = flow.loss(self.forward, *part)
+        return loss, loss
 
     # ------------------------------------------------------------ at intervals
     def _at_interval(self) -> None:
@@ -247,6 +265,7 @@ class Trainer:
                 "seconds": round(seconds, 2),
                 "skipped": means.skipped,
                 **self.health.read(),
+                **(self.repa.read() if self.repa else {}),
             }
         )
         if means.skipped_in_a_row >= self.config.max_skipped:
