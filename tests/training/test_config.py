@@ -13,7 +13,7 @@ from pixelwright.data import DataConfig
 from pixelwright.errors import UserError
 from pixelwright.flow import FlowConfig
 from pixelwright.training import ModelConfig, OptimConfig, SampleConfig, TrainConfig, load_config, save_config
-from pixelwright.training.config import differences, from_dict, to_dict
+from pixelwright.training.config import HealthConfig, differences, from_dict, to_dict
 
 NAN, INF = math.nan, math.inf
 
@@ -63,6 +63,10 @@ def test_bad_run_settings_are_named(changes: dict[str, object], told: str) -> No
         (OptimConfig, {"warmup": 1.5}, "optim.warmup is 1.5"),
         (OptimConfig, {"clip": 0.0}, "optim.clip is 0.0"),
         (OptimConfig, {"clip": INF}, "optim.clip is inf"),
+        (HealthConfig, {"measure_every": -1}, "health.measure_every is -1"),
+        (HealthConfig, {"answer": "clib"}, "health.answer is 'clib', did you mean \"clip\""),
+        (HealthConfig, {"window": 9}, "health.window is 9"),
+        (HealthConfig, {"threshold": 0.0}, "health.threshold is 0.0"),
         (SampleConfig, {"solver": "eular"}, 'did you mean "euler"'),
         (SampleConfig, {"guidance_scale": NAN}, "sample.guidance_scale is nan"),
         (SampleConfig, {"guidance_interval": (0.8, 0.2)}, "[0.8, 0.2]"),

@@ -1,7 +1,9 @@
-"""What a run measures of itself is right, and measuring changes nothing."""
+"""What a run measures of itself is right, and measuring changes nothing; what is a spike."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from pixelwright.data import Batches
 from pixelwright.training import ModelConfig, Trainer, train
 from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training.config import HealthConfig
-from pixelwright.training.health import BUCKETS, by_time
+from pixelwright.training.health import BUCKETS, Detector, by_time
 from pixelwright.training.trainer import Inputs
 
 from .conftest import Tiny, log_of, same_state
@@ -151,3 +153,78 @@ def names_in(run: Path) -> list[str]:
     found = checkpoints.newest(run)
     assert found is not None
     return list(FileSystemReader(found.path).read_metadata().state_dict_metadata)
+
+
+# ---------------------------------------------------------------- spikes
+def spikes(norms: list[float], losses: list[float], **settings: object) -> list[bool]:
+    """Which steps are left out."""
+    detector = Detector(HealthConfig(answer="skip", **settings), torch.device("cpu"))  # type: ignore[arg-type]
+    pairs = zip(torch.tensor(norms), torch.tensor(losses), strict=True)
+    return [not bool(detector.answer(step, *pair, None)[0]) for step, pair in enumerate(pairs, start=1)]
+
+
+STEPS = st.lists(
+    st.tuples(st.floats(0.125, 9, width=32), st.floats(0.125, 9, width=32)), min_size=14, max_size=40
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps=STEPS, window=st.integers(10, 14), threshold=st.floats(0.5, 6))
+def test_spikes_are_far_above_the_median_of_the_window(
+    steps: list[tuple[float, float]], window: int, threshold: float
+) -> None:
+    """By numpy, where the window is full (its lower median is the one in the middle)."""
+    found = spikes(*map(list, zip(*steps, strict=True)), window=window, threshold=threshold)
+    for k in range(window, len(steps)):
+        scores = []
+        for values in np.array(steps[: k + 1], np.float32).T:
+            before = np.sort(values[-1 - window : -1])
+            median = before[(window - 1) // 2]
+            deviation = np.sort(abs(before - median))[(window - 1) // 2]
+            scores.append((values[-1] - median) / max(1.4826 * deviation, 0.01 * median))
+        if abs(max(scores) - threshold) > 1e-3:
+            assert found[k] == (max(scores) > threshold)
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=STEPS, scale=st.sampled_from([2.0**-20, 0.25, 2.0**30]))
+def test_the_unit_does_not_matter(steps: list[tuple[float, float]], scale: float) -> None:
+    norms, losses = map(list, zip(*steps, strict=True))
+    expected = spikes(norms, losses, window=10, threshold=3)
+    assert spikes([x * scale for x in norms], losses, window=10, threshold=3) == expected
+    assert spikes(norms, [x * scale for x in losses], window=10, threshold=3) == expected
+
+
+def test_no_spikes_before_half_a_window_and_none_among_steady_values() -> None:
+    assert not any(spikes([1.0, 1e9] * 10, [1.0] * 20, window=40))
+    assert spikes([1.0] * 21 + [1e9], [1.0] * 22, window=40) == [False] * 21 + [True]
+    assert not any(spikes([1.0 + 0.09 * (k % 7 == 6) for k in range(60)], [1.0] * 60, window=10))
+
+
+def test_a_new_level_becomes_the_usual_one() -> None:
+    found = spikes([1.0] * 20 + [50.0] * 30, [1.0] * 50, window=20)
+    assert found[20:25] == [True] * 5
+    assert not any(found[32:])
+
+
+def test_steps_that_are_not_finite_are_no_spikes_and_leave_the_window_alone() -> None:
+    detector = Detector(HealthConfig(answer="clip", window=10), torch.device("cpu"))
+    for step in range(1, 21):
+        detector.answer(step, torch.tensor(1.0), torch.tensor(2.0), 5.0)
+    before = detector.window.clone()
+    for norm, loss in ((math.nan, 1.0), (math.inf, 1.0), (1.0, math.inf), (math.nan, math.nan)):
+        taken, _ = detector.answer(21, torch.tensor(norm), torch.tensor(loss), 5.0)
+        assert not taken
+    assert torch.equal(detector.window, before)
+    assert detector.read() is None
+
+
+@pytest.mark.parametrize(("clip", "limits"), [(None, (math.inf, 2.0)), (5.0, (5.0, 2.0)), (0.5, (0.5, 0.5))])
+def test_clip_goes_to_the_usual_norm_at_most(clip: float | None, limits: tuple[float, float]) -> None:
+    detector = Detector(HealthConfig(answer="clip", window=10), torch.device("cpu"))
+    for step in range(1, 21):
+        taken, limit = detector.answer(step, torch.tensor(2.0), torch.tensor(1.0), clip)
+        assert taken and float(limit) == limits[0]  # type: ignore[arg-type]
+    for norm, loss in ((9.0, 1.0), (2.0, 3.0)):  # the norm, or only the loss
+        taken, limit = detector.answer(21, torch.tensor(norm), torch.tensor(loss), clip)
+        assert taken and float(limit) == limits[1]  # type: ignore[arg-type]

@@ -225,13 +225,23 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """What a run watches in itself."""
+    """What a run watches in itself, and what it does about spikes of the gradient norm or the loss."""
 
     measure_every: int = 100
     """Steps between two measurements of updates and activations; loss by time is logged too. 0: nothing."""
+    answer: Literal["off", "clip", "skip"] = "off"
+    """To a spike. clip: scale the gradient down to the usual norm; skip: leave the step out; off: none."""
+    window: int = 200
+    """Steps before that say what is usual; there are no spikes before half of it has been seen."""
+    threshold: float = 10.0
+    """A spike is so many robust standard deviations (1.4826 · MAD) above the median of the window."""
 
     def __post_init__(self) -> None:
         _whole("health.measure_every", self.measure_every, 0)
+        if self.answer not in (answers := ("off", "clip", "skip")):
+            raise UserError(f"health.answer is {self.answer!r}{nearest(str(self.answer), answers)}")
+        _whole("health.window", self.window, 10)
+        _number("health.threshold", self.threshold, 0, open_low=True)
 
 
 @dataclass(frozen=True)
@@ -300,7 +310,7 @@ class TrainConfig:
     repa: RepaConfig | None = None
     """Alignment with a vision model (REPA); None: without."""
     health: HealthConfig = field(default_factory=HealthConfig)
-    """What the run watches in itself."""
+    """What the run watches in itself, and what it does about spikes."""
     compile: bool = False
     """Compile each block with torch.compile (needs a C++ compiler; the first step takes a minute or more)."""
     log_every: int = 20

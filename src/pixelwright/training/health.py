@@ -1,4 +1,4 @@
-"""What a run measures of itself. Nothing here changes a weight.
+"""What a run measures of itself, which changes no weight, and the spikes that it notices and may answer.
 
 All numbers stay in tensors of fixed sizes on the device, which no step waits for, and are part of a
 checkpoint: the log of a continued run holds what that of an uninterrupted one does.
@@ -21,6 +21,9 @@ from pixelwright.training.config import HealthConfig
 
 BUCKETS = 10  # of t in [0,1]
 NOT_MEASURED = -1.0
+NORMAL = 1.4826  # standard deviation of a normal distribution / its median absolute deviation
+STEADY = 0.01  # of the median: what varies less than this is not steadier for that
+DONE = {"clip": "its gradient was scaled down to the usual norm", "skip": "left out"}
 
 
 def by_time(losses: Tensor, t: Tensor) -> Tensor:
@@ -105,6 +108,84 @@ class Health:
         for column, (stage, old) in enumerate(zip(self.stages.values(), before, strict=True)):
             change = [p.detach() - q for p, q in zip(stage.parameters(), old, strict=True)]
             self.measured[1, column] = parallel.norm(change) / parallel.norm(old)
+
+
+class Detector:
+    """Notices spikes: a gradient norm or a loss far above those of the steps before, by the robust z-score
+
+        z = (x − median) / (1.4826 · MAD),   MAD = median of |x − median| over the window.
+
+    Both are of the whole batch, so that all processes come to the same answer without asking each other.
+    Spikes enter the window as they are: up to half of it they move the median little, and a new level that
+    lasts becomes the usual one.
+    """
+
+    def __init__(self, config: HealthConfig, device: torch.device) -> None:
+        self.config = config
+        # Gradient norms and losses of the last finite steps, oldest first. While more than half is infinite,
+        # so is the median, and nothing is above it.
+        self.window = torch.full((2, config.window), math.inf, device=device)
+        # Since the last reading: number of spikes; step, gradient norm, loss and z of the highest.
+        self.spikes = torch.zeros(5, device=device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What belongs into a checkpoint, by reference."""
+        return {"window": self.window, "spikes": self.spikes}
+
+    def answer(
+        self, step: int, norm: Tensor, loss: Tensor, clip: float | None
+    ) -> tuple[Tensor, Tensor | float | None]:
+        """Judge `step`, counted from 1, by its gradient norm [] and loss [].
+
+        Returns:
+            whether the step is to be taken (bool []), and the norm to clip to: `clip` unless it is a spike.
+        """
+        finite = torch.isfinite(loss + norm)
+        if self.config.answer == "off":
+            return finite, clip
+        usual, z = self._score(torch.stack((norm, loss)), finite)
+        spike = z > self.config.threshold
+        self._note(spike, torch.stack((norm.new_tensor(step), norm, loss, z)))
+        if self.config.answer == "skip":
+            return finite & ~spike, clip
+        limit = math.inf if clip is None else clip
+        return finite, torch.where(spike, usual.clamp(max=limit), limit)
+
+    def _score(self, values: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
+        """The median gradient norm, and the higher z of `values` [2] (no number if unknown); adds them to
+        the window."""
+        median = self.window.median(dim=1).values  # [2]
+        deviation = (self.window - median[:, None]).abs().median(dim=1).values  # [2]
+        z = (values - median) / torch.maximum(NORMAL * deviation, STEADY * median)
+        later = torch.cat((self.window[:, 1:], values[:, None]), dim=1)
+        self.window.copy_(torch.where(finite, later, self.window))
+        return median[0], torch.where(finite, z.max(), math.nan)
+
+    def _note(self, spike: Tensor, record: Tensor) -> None:
+        """Keep what there is to tell of a step: `record` (step, gradient norm, loss, z), if it is a spike."""
+        worse = spike & (record[3] > self.spikes[4])
+        self.spikes[1:] = torch.where(worse, record, self.spikes[1:])
+        self.spikes[0] += spike
+
+    def read(self) -> dict[str, Any] | None:
+        """The spikes since the last reading, as an entry of a log line; None if there was none."""
+        count, step, norm, loss, z = self.spikes.tolist()
+        self.spikes.zero_()
+        if not count:
+            return None
+        event = {"spikes": int(count), "answer": self.config.answer, "step": int(step)}
+        return {**event, "grad_norm": norm, "loss": loss, "z": z}
+
+
+def in_words(event: dict[str, Any]) -> str:
+    """An event of the log in a line for a person."""
+    more = (
+        f" (the highest of {event['spikes']} since the last line of the log)" if event["spikes"] > 1 else ""
+    )
+    return (
+        f"spike at step {event['step']}{more}: gradient norm {event['grad_norm']:.4g}, loss "
+        f"{event['loss']:.4g}, {event['z']:.4g} deviations above the usual; {DONE[event['answer']]}"
+    )
 
 
 def last_block(stage: nn.Module) -> nn.Module:

@@ -82,14 +82,14 @@ def optimizer_state(
     }
 
 
-def update(optimizer: torch.optim.Optimizer, lr: float, finite: Tensor) -> None:
-    """One step with the gradients there are, without effect where `finite`, a 0-d bool, is false."""
+def update(optimizer: torch.optim.Optimizer, lr: float, taken: Tensor) -> None:
+    """One step with the gradients there are, without effect where `taken`, a 0-d bool, is false."""
     optimizer.param_groups[0]["lr"] = lr
     if isinstance(optimizer, torch.optim.AdamW):
         # The fused kernel reads this flag where the weights are, so that an accelerator is never waited for.
-        optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
+        optimizer.found_inf = 1 - taken.float()  # type: ignore[attr-defined]
         optimizer.step()
-    elif finite:
+    elif taken:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

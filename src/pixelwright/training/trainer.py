@@ -31,7 +31,7 @@ from pixelwright.training.control import Clock, Meter, Silent, ahead, stop_signa
 from pixelwright.training.device import check_compiler, resolve_precision
 from pixelwright.training.ema import EMA
 from pixelwright.training.files import write_text
-from pixelwright.training.health import Health, by_time
+from pixelwright.training.health import Detector, Health, by_time, in_words
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, update
 from pixelwright.training.repa import Alignment
 from pixelwright.training.report import Report
@@ -99,6 +99,7 @@ class Trainer:
         self.ema = EMA(self.model, config.ema_decay, config.ema_more)
         self.meter = Meter(self.device)
         self.health = Health(config.health, self.model, self.layout)
+        self.detector = Detector(config.health, self.device)
         self.step, self.clock = 0, Clock()
         if start is not None:
             checkpoints.load(start, self.state(), optional=("health",))
@@ -128,7 +129,7 @@ class Trainer:
             **{group(name): weights for name, weights in self.ema.others.items()},
             "optimizer": optimizer_state(self.optimizer, self._named()),
             "meter": {"sums": self.meter.sums},
-            "health": self.health.tensors(),
+            "health": {**self.health.tensors(), **self.detector.tensors()},
             **(self.repa.state() if self.repa else {}),
         }
 
@@ -192,19 +193,24 @@ class Trainer:
         return Inputs(*(x.to(self.device, non_blocking=True) for x in (batch.images, t, noise, labels)))
 
     def train_step(self, inputs: Inputs) -> None:
-        """One optimiser step on a batch; without effect on the weights if loss or gradient is not finite."""
+        """One optimiser step on a batch.
+
+        Without effect on the weights if loss or gradient is not finite, or a spike that is to be skipped.
+        """
         with self.health.activations(self.step + 1):
             losses = self.gradients(inputs)
         totals = self.layout.mean(by_time(losses, inputs.t))  # the processes have equal numbers of samples
         loss = totals[0].sum() / totals[1].sum()
         norm = parallel.norm([p.grad for p in self.parameters if p.grad is not None])
-        if self.config.optim.clip is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.config.optim.clip, norm)
-        finite = torch.isfinite(loss + norm)  # both are of the whole batch: the processes agree
+        # All that decides is of the whole batch and all weights: the processes agree.
+        taken, limit = self.detector.answer(self.step + 1, norm, loss, self.config.optim.clip)
+        if limit is not None:  # it may be on the device, and has to stay there
+            nn.utils.clip_grads_with_norm_(self.parameters, 1.0, norm / limit)
         with self.health.updates(self.step + 1):
-            update(self.optimizer, learning_rate(self.config.optim, self.step, self.config.steps), finite)
+            update(self.optimizer, learning_rate(self.config.optim, self.step, self.config.steps), taken)
         self.step += 1
         self.ema.update(self.step)  # after a skipped step: towards the weights that stayed
+        finite = torch.isfinite(loss + norm)
         self.meter.add(loss, norm, finite)
         self.health.add(totals, finite)
         if self.repa:
@@ -255,6 +261,9 @@ class Trainer:
         means, seconds = self.meter.read(), self.clock.seconds()
         steps, duration = self.step - self._logged[0], seconds - self._logged[1]
         self._logged = (self.step, seconds)
+        event = self.detector.read()
+        if event is not None:
+            self.report.say(in_words(event))
         self.report.write(
             {
                 "step": self.step,
@@ -266,6 +275,7 @@ class Trainer:
                 "skipped": means.skipped,
                 **self.health.read(),
                 **(self.repa.read() if self.repa else {}),
+                **({} if event is None else {"event": event}),
             }
         )
         if means.skipped_in_a_row >= self.config.max_skipped:

@@ -1,0 +1,169 @@
+"""Runs that meet with faults: spikes of the gradient and each answer to them."""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pixelwright.training import Interrupted, OptimConfig, TrainConfig, Trainer, train
+from pixelwright.training.config import HealthConfig
+from pixelwright.training.trainer import Inputs
+
+from .conftest import Tiny, log_of, same_state
+
+pytestmark = pytest.mark.usefixtures("no_extras")
+FACTOR = 1e4
+BAD = 17  # the batch that makes the spike, counted from 0: step 18
+Settings = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def spiky(tiny: Tiny) -> Settings:
+    """Makes configs of runs that look for spikes."""
+
+    def make(run: str, answer: Any, **changes: Any) -> TrainConfig:
+        health = HealthConfig(answer=answer, window=16, threshold=50)
+        settings = {"steps": 24, "checkpoint_every": 7, "optim": OptimConfig(lr=1e-3), "health": health}
+        return tiny(run, **{**settings, **changes})
+
+    return make
+
+
+def spike(trainer: Trainer, batches: Collection[int] = (BAD,)) -> Trainer:
+    """Make the gradients of some batches, counted from 0, 1e4 times as large."""
+    prepare, gradients, current = trainer.prepare, trainer.gradients, [-1]
+
+    def prepared(batch: Any, number: int) -> Inputs:
+        current[0] = number
+        return prepare(batch, number)
+
+    def spiked(inputs: Inputs) -> Tensor:
+        losses = gradients(inputs)
+        for p in trainer.parameters if current[0] in batches else ():
+            assert p.grad is not None
+            p.grad.mul_(FACTOR)
+        return losses
+
+    trainer.prepare, trainer.gradients = prepared, spiked  # type: ignore[method-assign]
+    return trainer
+
+
+def around(trainer: Trainer, step: int) -> list[dict[str, dict[str, Tensor]]]:
+    """Copies of the state before and after `step`, counted from 1, filled in while the trainer runs."""
+    copies: list[dict[str, dict[str, Tensor]]] = []
+    train_step = trainer.train_step
+
+    def watched(inputs: Inputs) -> None:
+        if trainer.step + 1 == step:
+            copies.append(copied(trainer))
+        train_step(inputs)
+        if trainer.step == step:
+            copies.append(copied(trainer))
+
+    trainer.train_step = watched  # type: ignore[method-assign]
+    return copies
+
+
+def copied(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    return {group: {k: v.clone() for k, v in tensors.items()} for group, tensors in trainer.state().items()}
+
+
+def first_moment(state: dict[str, dict[str, Tensor]]) -> Tensor:
+    """Adam's running mean of the gradients as one vector."""
+    return torch.cat([v.flatten() for k, v in state["optimizer"].items() if k.endswith("exp_avg")])
+
+
+def test_without_an_answer_a_spike_goes_into_the_optimiser(spiky: Settings) -> None:
+    trainer = spike(Trainer(spiky("run", "off", optim=OptimConfig(lr=1e-3, clip=None))))
+    copies = around(trainer, BAD + 1)
+    lines = log_of(trainer.run())
+    before, after = copies
+    gradient = (first_moment(after) - 0.9 * first_moment(before)) / 0.1
+    assert float(gradient.norm()) == pytest.approx(lines[BAD]["grad_norm"], rel=1e-3)
+    assert lines[BAD]["grad_norm"] > 1000 * lines[BAD - 1]["grad_norm"]
+    assert not any("event" in line for line in lines)
+
+
+def test_clip_scales_the_gradient_to_the_usual_norm(spiky: Settings) -> None:
+    trainer = spike(Trainer(spiky("run", "clip", optim=OptimConfig(lr=1e-3, clip=None))))
+    copies = around(trainer, BAD + 1)
+    lines = log_of(trainer.run())
+    gradient = (first_moment(copies[1]) - 0.9 * first_moment(copies[0])) / 0.1
+    usual = sorted(line["grad_norm"] for line in lines[BAD - 16 : BAD])[7]  # the lower median of the window
+    assert float(gradient.norm()) == pytest.approx(usual, rel=1e-3)
+
+
+def test_skip_changes_neither_weights_nor_optimiser(spiky: Settings) -> None:
+    trainer = spike(Trainer(spiky("run", "skip")))
+    copies = around(trainer, BAD + 1)
+    lines = log_of(trainer.run())
+    for group in ("model", "optimizer"):
+        same_state({group: copies[0][group]}, {group: copies[1][group]})
+    assert [line["skipped"] for line in lines] == [0] * 24  # that counts steps that are not finite
+
+
+@pytest.mark.parametrize("answer", ["clip", "skip"])
+def test_spikes_are_told(spiky: Settings, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = spike(Trainer(spiky("run", answer, log_every=8)), {BAD, BAD + 2})
+    lines = log_of(trainer.run())
+    assert [line.get("event", {}).get("spikes") for line in lines] == [None, None, 2]
+    event = lines[-1]["event"]
+    assert event["answer"] == answer and event["step"] in (BAD + 1, BAD + 3)
+    assert event["grad_norm"] > 1000 and event["loss"] < 10 and event["z"] > 50
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("spike at step")]
+    assert len(told) == 1 and "the highest of 2" in told[0]
+
+
+@pytest.mark.parametrize("answer", ["clip", "skip"])
+def test_no_spike_no_difference(spiky: Settings, answer: str) -> None:
+    train(spiky("off", "off"))
+    train(spiky(answer, answer))
+    states = [Trainer(spiky(name, name)).state() for name in ("off", answer)]
+    same_state(*({k: v for k, v in state.items() if k != "health"} for state in states))
+
+
+def stop_at(trainer: Trainer, step: int, kill: bool) -> None:
+    """Stop a run after `step`, with or without saving."""
+    train_step = trainer.train_step
+
+    def stopping(inputs: Inputs) -> None:
+        train_step(inputs)
+        if trainer.step == step:
+            if kill:
+                raise InterruptedError
+            trainer._ask_to_stop()
+
+    trainer.train_step = stopping  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError if kill else Interrupted):
+        trainer.run()
+
+
+KEYS = ("step", "loss", "grad_norm", "lr", "skipped", "loss_by_time", "event")
+
+
+@pytest.mark.parametrize("answer", ["clip", "skip"])
+@pytest.mark.parametrize(("step", "kill"), [(BAD, False), (BAD + 1, False), (BAD + 2, True)])
+def test_stopped_around_a_spike_and_continued(spiky: Settings, answer: str, step: int, kill: bool) -> None:
+    config = spiky("undisturbed", answer, log_every=5)
+    spike(Trainer(config)).run()
+    stopped = dataclasses.replace(config, run=str(Path(config.run).with_name("stopped")))
+    stop_at(spike(Trainer(stopped)), step, kill)
+    spike(Trainer(stopped)).run()
+    same_state(Trainer(config).state(), Trainer(stopped).state())
+    first, second = (
+        [{key: line.get(key) for key in KEYS} for line in log_of(Path(c.run))] for c in (config, stopped)
+    )
+    assert first == second
+    assert [line["event"] is not None for line in first] == [False, False, False, True, False]
+
+
+def test_a_new_run_may_look_for_spikes_in_another_way(spiky: Settings) -> None:
+    first = spiky("first", "off", steps=7)
+    train(first)
+    wider = HealthConfig(answer="skip", window=20, threshold=50)
+    lines = log_of(train(spiky("second", "skip", steps=9, health=wider), resume=first.run))
+    assert [line["step"] for line in lines] == [8, 9]
