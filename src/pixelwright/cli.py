@@ -1,4 +1,4 @@
-"""The command line: `pixelwright train`, `sample`, `data`, `convert`, `info`.
+"""The command line: `pixelwright train`, `sample`, `report`, `data`, `convert`, `info`.
 
 This module knows the verbs and what becomes of their errors; each verb lives in a module of
 `pixelwright.commands` with two functions, `parser()` and `run(options)`. That module is imported when it is
@@ -19,6 +19,7 @@ from pixelwright.errors import UserError, nearest
 COMMANDS = {
     "train": "train a model as a YAML configuration says, or go on with a run",
     "sample": "draw images from a trained model",
+    "report": "the page of a run: is it healthy, what does it draw",
     "data": "prepare a data set for training, or check one",
     "convert": "weights from one layout to another: published checkpoints in and out",
     "info": "parts, parameters, FLOPs and memory of a preset or a saved model",

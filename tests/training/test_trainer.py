@@ -192,7 +192,16 @@ def test_grids_show_the_averaged_weights_with_fixed_noise(tiny: Tiny) -> None:
 def test_the_run_folder(tiny: Tiny) -> None:
     folder = train(tiny(steps=12, log_every=4))
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.yaml", "log.jsonl", "loss.png", "tensorboard", "samples", "checkpoints", "model"}
+    assert names == {
+        "config.yaml",
+        "log.jsonl",
+        "loss.png",
+        "report.html",
+        "tensorboard",
+        "samples",
+        "checkpoints",
+        "model",
+    }
     assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-0000010", "step-0000012"]
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12]
@@ -218,7 +227,7 @@ def test_missing_extras_are_told_once(tiny: Tiny, capsys: pytest.CaptureFixture[
     folder = train(tiny(steps=6, sample_every=2))
     told = capsys.readouterr().err
     assert told.count("TensorBoard is off") == 1
-    assert told.count("loss.png is off") == 1
+    assert told.count("loss.png and report.html are off") == 1
     assert told.count('pip install "pixelwright[train]"') == 2
     assert not (folder / "tensorboard").exists()
     assert not (folder / "loss.png").exists()

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pixelwright.errors import UserError
 from pixelwright.training.files import write_text
 
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
@@ -116,11 +117,16 @@ class Report:
         self._told.add(text)
 
     def plot(self) -> None:
-        """Draw loss.png, if matplotlib is installed."""
+        """Draw loss.png and report.html, if matplotlib is installed. The run goes on whatever happens."""
+        from pixelwright.training.page import write_report  # which reads with this module
+
         try:
             plot_losses(self.run / "log.jsonl", self.run / "loss.png")
+            write_report(self.run)
         except ImportError:
-            self.say('loss.png is off: pip install "pixelwright[train]"', once=True)
+            self.say('loss.png and report.html are off: pip install "pixelwright[train]"', once=True)
+        except (OSError, UserError) as error:
+            self.say(f"loss.png or report.html could not be written: {error}", once=True)
 
     def close(self) -> None:
         """Flush and close everything."""

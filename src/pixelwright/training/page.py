@@ -1,0 +1,160 @@
+"""report.html of a run: how it goes, what it draws, what happened, from log.jsonl and the folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pixelwright.errors import UserError
+from pixelwright.page import Page, line_chart
+from pixelwright.training.config import TrainConfig, load_config
+from pixelwright.training.health import in_words
+from pixelwright.training.report import read_log, smooth
+from pixelwright.training.verdict import judge
+
+NAME = "report.html"
+WORDS = {
+    "ok": "Nothing to worry about.",
+    "look": "Worth a look.",
+    "bad": "Something is wrong.",
+}
+TITLES = {
+    "grad_norm": "gradient norm",
+    "lr": "learning rate",
+    "images_per_second": "images per second",
+    "repa_loss": "alignment loss (REPA)",
+    "loss_by_time": "loss by time t",
+    "activation_rms": "activations of the last blocks, RMS",
+    "update_ratio": "size of an update against that of the weights",
+}
+LOGARITHMIC = {"loss", "grad_norm", "loss_by_time", "activation_rms", "update_ratio"}
+NOT_DRAWN = {"step", "seconds", "skipped", "loss", "event"}
+FIRST = ("grad_norm", "loss_by_time", "lr", "images_per_second")
+OLDER = 12  # sample grids beside the newest
+
+
+def write_report(run: Path) -> Path:
+    """Write report.html into a run folder, also of a run under way or dead. Returns its path.
+
+    Pictures of samples are linked, so the page belongs beside them; all else is inside.
+
+    Raises:
+        UserError: no run folder, or a config.yaml that cannot be read.
+        ImportError: matplotlib is not installed.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder: it has no config.yaml")
+    config, lines = load_config(run / "config.yaml"), read_log(run / "log.jsonl")
+    page = Page(f"Run {run.resolve().name}", _summary(config, lines))
+    findings = judge(lines, config.optim.clip)
+    page.box(findings[0].kind, WORDS[findings[0].kind], [finding.text for finding in findings])
+    _add_samples(page, run)
+    if lines:
+        page.heading("Curves")
+        page.figures(_charts(lines, config), kind="chart")
+    _add_events(page, lines)
+    page.heading("Settings that are not the defaults")
+    page.table(("setting", "value"), _changed(config))
+    page.write(run / NAME)
+    return run / NAME
+
+
+def _summary(config: TrainConfig, lines: Sequence[dict[str, Any]]) -> str:
+    if not lines:
+        return f"{config.model.preset}, {config.steps:,} steps planned; nothing was logged yet."
+    last = lines[-1]
+    images, seconds = last["step"] * config.batch_size, last["seconds"]
+    return (
+        f"{config.model.preset} at {config.data.size}²: step {last['step']:,} of {config.steps:,}, "
+        f"{images:,} images in {timedelta(seconds=round(seconds))} of training, "
+        f"{images / max(seconds, 1e-9):,.1f} images/s over all."
+    )
+
+
+# ---------------------------------------------------------------- curves
+def _charts(lines: Sequence[dict[str, Any]], config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """(chart, caption) of the loss and of everything else that is a number or a group of numbers."""
+    if "loss" in (found := _series(lines, "loss")):
+        steps, losses = found["loss"]
+        series = {"mean between two lines": (steps, losses), "smoothed": (steps, smooth(losses))}
+        drawn = line_chart(series, "step", "loss", log=True, faint=["mean between two lines"])
+        yield drawn, "loss (flow matching)"
+    names = dict.fromkeys((*FIRST, *(name for line in lines for name in line)))
+    for name in names:
+        series = {} if name in NOT_DRAWN else _series(lines, name)
+        if series:
+            title = TITLES.get(name, name.replace("_", " "))
+            clip = config.optim.clip
+            marks = {"optim.clip": clip} if name == "grad_norm" and clip is not None else None
+            yield line_chart(series, "step", title, log=name in LOGARITHMIC, marks=marks), title
+
+
+def _series(lines: Sequence[dict[str, Any]], name: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Every curve under a name: one for a number, one for each part of a group or list."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for line in lines:
+        for part, value in _parts(name, line.get(name)):
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                xs, ys = found.setdefault(part, ([], []))
+                xs.append(line["step"])
+                ys.append(value)
+    return found
+
+
+def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
+    """(name, value) of each number in a value of the log; the parts of a list divide [0, 1] among them."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, list):
+        count = len(value)
+        return [(f"{i / count:g} to {(i + 1) / count:g}", v) for i, v in enumerate(value)]
+    return [(name, value)]
+
+
+# ---------------------------------------------------------------- the rest
+def _add_samples(page: Page, run: Path) -> None:
+    grids = sorted((run / "samples").glob("step-*.png"))
+    if not grids:
+        return
+    page.heading("Samples")
+    page.paragraph("Averaged weights; the same noise and labels each time.", "note")
+
+    def figure(grid: Path) -> tuple[str, str]:
+        return f"samples/{grid.name}", f"step {int(grid.stem.removeprefix('step-')):,}"
+
+    page.figures([figure(grids[-1])], kind="pixels")
+    older = grids[-2::-1]
+    if len(older) > OLDER:  # spread over the run
+        older = [older[round(i * (len(older) - 1) / (OLDER - 1))] for i in range(OLDER)]
+    if older:
+        page.figures(map(figure, older), small=True)
+
+
+def _add_events(page: Page, lines: Sequence[dict[str, Any]]) -> None:
+    rows: list[tuple[int, str]] = []
+    skipped = 0
+    for line in lines:
+        if line.get("skipped", 0) > skipped:
+            more = line["skipped"] - skipped
+            rows.append((line["step"], f"{more} steps skipped, whose loss or gradient was not finite"))
+            skipped = line["skipped"]
+        if event := line.get("event"):
+            rows.append((line["step"], in_words(event)))
+    if rows:
+        page.heading("Events")
+        page.table(("logged at step", "what"), rows)
+
+
+def _changed(config: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """(key, value) of every setting without a default or with another value."""
+    has_default = (f.default is not MISSING or f.default_factory is not MISSING for f in fields(config))
+    default = type(config)() if all(has_default) else None  # it may fill in what is None
+    for field in fields(config):
+        value, name = getattr(config, field.name), f"{where}{field.name}"
+        if is_dataclass(value):
+            yield from _changed(value, f"{name}.")
+        elif value != getattr(default, field.name, field.default):
+            yield name, str(list(value) if isinstance(value, tuple) else value)

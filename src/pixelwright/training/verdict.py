@@ -1,0 +1,94 @@
+"""Is my run healthy? A few plain rules over the log, each with its threshold in its words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import mean, median
+from typing import Any, NamedTuple
+
+RISE = 1.05  # loss of the last tenth against the tenth before
+CLIPPED = 0.5  # share of the lines in the last quarter above the clipping norm
+SKIPPED = 0.01  # share of all steps
+SLOW = 0.7  # of the median speed
+NORM = 5.0  # gradient norm of the last tenth against the median
+FEWEST = 20  # lines below which trends are not judged
+
+
+class Finding(NamedTuple):
+    """What a rule found."""
+
+    kind: str
+    """"ok", "look" (look into it) or "bad"."""
+    text: str
+
+
+def judge(lines: Sequence[dict[str, Any]], clip: float | None) -> list[Finding]:
+    """Findings about a log, the worst first; all is well if every one is "ok"."""
+    if not lines:
+        return [Finding("look", "nothing was logged yet")]
+    findings = [_skipped(lines), *_spikes(lines)]
+    if len(lines) >= FEWEST:
+        findings += [_loss(lines), _norm(lines), *_clipping(lines, clip), _speed(lines)]
+    else:
+        findings.append(Finding("ok", f"{len(lines)} lines of log: trends are judged from {FEWEST} on"))
+    order = ("bad", "look", "ok")
+    return sorted(findings, key=lambda finding: order.index(finding.kind))
+
+
+def _last(values: Sequence[float], share: float) -> Sequence[float]:
+    return values[-max(1, round(len(values) * share)) :]
+
+
+def _column(lines: Sequence[dict[str, Any]], name: str) -> list[float]:
+    values = (line.get(name) for line in lines)
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _skipped(lines: Sequence[dict[str, Any]]) -> Finding:
+    skipped, steps = lines[-1].get("skipped", 0), lines[-1]["step"]
+    if not skipped:
+        return Finding("ok", "every step had a finite loss and gradient")
+    kind = "bad" if skipped > SKIPPED * steps else "look"
+    return Finding(kind, f"{skipped} of {steps} steps were skipped (bad above {SKIPPED:.0%})")
+
+
+def _spikes(lines: Sequence[dict[str, Any]]) -> list[Finding]:
+    count = sum(1 for line in lines if line.get("event"))
+    events = "event" if count == 1 else "events"
+    return [Finding("look", f"{count} {events} in the log; see below")] if count else []
+
+
+def _loss(lines: Sequence[dict[str, Any]]) -> Finding:
+    losses = _column(lines, "loss")
+    if len(losses) < FEWEST:
+        return Finding("bad", "most lines of the log have no finite loss")
+    size = max(1, len(losses) // 10)
+    now, before = mean(losses[-size:]), mean(losses[-2 * size : -size])
+    text = f"loss over the last tenth of the log {now:.4g}, over the tenth before {before:.4g}"
+    return Finding("look" if now > RISE * before else "ok", f"{text} (rising if more than {RISE:g} times)")
+
+
+def _norm(lines: Sequence[dict[str, Any]]) -> Finding:
+    norms = _column(lines, "grad_norm")
+    if not norms:
+        return Finding("bad", "no finite gradient norm was logged")
+    ratio = mean(_last(norms, 0.1)) / max(median(norms), 1e-30)
+    text = f"gradient norm over the last tenth is {ratio:.3g} times the median (look above {NORM:g})"
+    return Finding("look" if ratio > NORM else "ok", text)
+
+
+def _clipping(lines: Sequence[dict[str, Any]], clip: float | None) -> list[Finding]:
+    if clip is None:
+        return []
+    last = _last(_column(lines, "grad_norm"), 0.25)
+    share = sum(norm > clip for norm in last) / max(1, len(last))
+    text = f"gradient norm above optim.clip {clip:g} in {share:.0%} of the last quarter"
+    return [Finding("look" if share > CLIPPED else "ok", f"{text} (look above {CLIPPED:.0%})")]
+
+
+def _speed(lines: Sequence[dict[str, Any]]) -> Finding:
+    rates = _column(lines, "images_per_second")
+    now, usual = mean(_last(rates, 0.1)), median(rates)
+    text = f"speed over the last tenth {now:.4g} images/s, median {usual:.4g} (look below {SLOW:.0%})"
+    return Finding("look" if now < SLOW * usual else "ok", text)

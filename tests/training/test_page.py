@@ -1,0 +1,120 @@
+"""report.html of a run, and its verdict."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pixelwright.cli import main
+from pixelwright.training import train
+from pixelwright.training.health import in_words
+from pixelwright.training.page import write_report
+from pixelwright.training.verdict import judge
+from tests.test_page import read
+
+from .conftest import Tiny
+
+
+def line(step: int, **changes: Any) -> dict[str, Any]:
+    usual = {"loss": 1 / step**0.2, "grad_norm": 0.5, "lr": 1e-3, "images_per_second": 100.0, "seconds": step}
+    return {"step": step, "skipped": 0, **usual, **changes}
+
+
+def kinds(lines: list[dict[str, Any]], clip: float | None = 1.0) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {"ok": [], "look": [], "bad": []}
+    for finding in judge(lines, clip):
+        found[finding.kind].append(finding.text)
+    return found
+
+
+def test_a_good_run_is_called_good() -> None:
+    found = kinds([line(step) for step in range(1, 101)])
+    assert found["look"] == found["bad"] == []
+    assert len(found["ok"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "told"),
+    [
+        (lambda s: {"skipped": 2} if s == 100 else {}, "bad", "2 of 100 steps were skipped"),
+        (lambda s: {"skipped": 1} if s == 100 else {}, "look", "1 of 100 steps were skipped"),
+        (lambda s: {"loss": 2.0} if s > 90 else {}, "look", "loss over the last tenth of the log 2"),
+        (lambda s: {"grad_norm": 9.0} if s > 90 else {}, "look", "gradient norm over the last tenth is 18"),
+        (lambda s: {"grad_norm": 1.5}, "look", "above optim.clip 1 in 100%"),
+        (lambda s: {"images_per_second": 50.0} if s > 90 else {}, "look", "last tenth 50 images/s"),
+        (lambda s: {"loss": None}, "bad", "most lines of the log have no finite loss"),
+        (lambda s: {"event": {"spikes": 1}} if s == 3 else {}, "look", "1 event in the log"),
+    ],
+)
+def test_what_is_wrong_is_named(change: Any, kind: str, told: str) -> None:
+    found = kinds([line(step, **change(step)) for step in range(1, 101)])
+    assert any(told in text for text in found[kind])
+    assert sum(map(len, (found["look"], found["bad"]))) == 1
+
+
+def test_short_and_empty_logs_are_not_judged() -> None:
+    assert kinds([]) == {"ok": [], "look": ["nothing was logged yet"], "bad": []}
+    assert any("3 lines of log" in text for text in kinds([line(s, loss=s) for s in (1, 2, 3)])["ok"])
+
+
+def test_a_run_writes_its_page_with_all_it_logged(tiny: Tiny) -> None:
+    pytest.importorskip("matplotlib")
+    run = train(tiny(steps=10, sample_every=5))
+    page = read((run / "report.html").read_text())
+    assert page.texts("h1") == ["Run run"]
+    assert "step 10 of 10, 40 images" in page.texts("p")[0]
+    captions = page.texts("figcaption")
+    assert captions[:2] == ["step 10", "step 5"]
+    assert {"loss (flow matching)", "gradient norm", "loss by time t", "learning rate"} <= set(captions)
+    sources = [image["src"] for image in page.images]
+    assert sources[:2] == ["samples/step-0000010.png", "samples/step-0000005.png"]
+    assert all((run / str(source)).is_file() for source in sources[:2])
+    settings = page.texts("td")
+    assert "optim.warmup" in settings and "model.preset" in settings
+    assert "optim.betas" not in settings and "optim.eps" not in settings  # defaults, though filled in
+
+
+def test_a_dead_run_has_its_page_too(tiny: Tiny, no_extras: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(tiny(steps=3))
+    assert not (run / "report.html").exists()
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    spike = {"spikes": 1, "answer": "skip", "step": 1, "grad_norm": 1e4, "loss": 0.5, "z": 44.0}
+    lines = [
+        line(1, event=spike),
+        line(2, skipped=3),
+        line(3, skipped=3, odd={"a": 1, "b": None}),
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"step": 4, "lo')
+    assert main(["report", str(run)]) == 0
+    page = read((run / "report.html").read_text())
+    assert "Something is wrong." in page.texts("strong")  # 3 of 3 steps skipped
+    assert in_words(spike) in page.texts("td")
+    assert "3 steps skipped, whose loss or gradient was not finite" in page.texts("td")
+    assert "odd" in page.texts("figcaption")
+
+
+def test_no_run_and_no_matplotlib(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is no run folder: it has no config.yaml" in capsys.readouterr().err
+    run = train(tiny(steps=1, sample_every=0))
+    (run / "config.yaml").write_text("run: [")
+    assert main(["report", str(run)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_does_not_stop_the_run(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def full(run: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pixelwright.training.page.write_report", full)
+    run = train(tiny(steps=4, sample_every=2))
+    assert (run / "model" / "config.json").is_file()
+    assert capsys.readouterr().err.count("could not be written") == 1
+    monkeypatch.undo()
+    assert write_report(run).is_file()
