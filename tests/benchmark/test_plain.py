@@ -1,0 +1,111 @@
+"""The plain reading of the papers equals our models: values, gradients, training steps and samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pixelwright as pw
+from pixelwright import flow
+from pixelwright.benchmark.plain import PlainDenoiser, PlainTraining, plain_sample
+from pixelwright.models.config import PiTConfig
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.presets import preset
+from pixelwright.sampling import model_velocity, solve, time_grid
+
+NAMES = ["dip-ti-4", "dip-ti-8", "pixeldit-ti-4", "pixeldit-ti-8-postmod", "dit-ti-4"]
+TINY = {"depth": 2, "hidden_size": 24, "num_heads": 2, "num_classes": 5}
+
+
+def pair(name: str) -> tuple[PixelDenoiser, PlainDenoiser]:
+    """Ours and the plain model with the same random weights, none of them zero."""
+    config = preset(name, **TINY)
+    ours, plain = PixelDenoiser(config), PlainDenoiser(config)
+    g = torch.Generator().manual_seed(0)
+    for p in ours.parameters():
+        torch.nn.init.normal_(p, std=0.1, generator=g)
+    plain.load_state_dict(ours.state_dict())
+    return ours, plain
+
+
+def inputs(batch: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, t, noise, labels; the images are not square."""
+    g = torch.Generator().manual_seed(1)
+    x, noise = torch.randn(2, batch, 3, 16, 24, generator=g)
+    return x, torch.rand(batch, generator=g), noise, torch.arange(batch)
+
+
+def assert_equal_to_rounding(ours: Tensor, plain: Tensor, tolerance: float = 2e-5) -> None:
+    """Differences are a small share of the largest value."""
+    assert (ours - plain).abs().max() <= tolerance * plain.abs().max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_velocity_and_gradients_equal_ours(name: str) -> None:
+    x, t, noise, labels = inputs()
+    results = []
+    for model in pair(name):
+        image = x.clone().requires_grad_()
+        velocity = model(image, t, labels)
+        gradients = torch.autograd.grad((velocity * noise).sum(), [image, *model.parameters()])
+        results.append((velocity.detach(), *gradients))
+    for ours, plain in zip(*results, strict=True):
+        assert_equal_to_rounding(ours, plain)
+
+
+@pytest.mark.parametrize(
+    "name", ["dip-xl-16", "dip-xl-32", "pixeldit-b-16", "pixeldit-l-16-postmod", "dit-s-8"]
+)
+def test_the_weights_of_every_size_have_the_same_names_and_shapes(name: str) -> None:
+    config = preset(name)
+    with torch.device("meta"):
+        ours, plain = PixelDenoiser(config), PlainDenoiser(config)
+
+    def shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
+        return [(key, value.shape) for key, value in model.state_dict().items()]
+
+    assert sorted(shapes(ours)) == sorted(shapes(plain))
+
+
+def test_a_training_step_is_the_textbook_one() -> None:
+    """Loss as in `flow`, and after clipping, AdamW's first step: lr in the direction of the sign."""
+    ours, plain = pair("pixeldit-ti-4")
+    x, t, noise, labels = inputs()
+    loss = flow.loss(ours, x, t, noise, labels).mean()
+    loss.backward()
+    clip = 0.5 * torch.nn.utils.get_total_norm([p.grad for p in ours.parameters()])
+    training = PlainTraining(plain, lr=0.1, clip=float(clip), decay=0.75)
+    assert_equal_to_rounding(training.step(x, t, noise, labels), loss.detach())
+    for (name, before), after in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        assert before.grad is not None
+        clipped = before.grad / 2
+        step = -0.1 * clipped / (clipped.abs() + 1e-8)
+        large = clipped.abs() > 1e-5  # where rounding does not decide the sign
+        torch.testing.assert_close((after - before)[large], step[large], atol=1e-4, rtol=0)
+        average = training.average.get_parameter(name)
+        torch.testing.assert_close(average, 0.75 * before + 0.25 * after)
+
+
+@pytest.mark.parametrize("solver", ["euler", "ab2-fixed"])
+def test_samples_equal_ours_though_guidance_is_evaluated_at_every_step(solver: str) -> None:
+    ours, plain = pair("dip-ti-4")
+    noise, labels = inputs()[2:]
+    with torch.no_grad():
+        velocity = model_velocity(ours, labels, 2.5, (0.2, 0.7))
+        expected = solve(velocity, noise, time_grid(8), solver)
+    drawn = plain_sample(plain, noise, labels, 5, 8, solver, 2.5, (0.2, 0.7))
+    assert_equal_to_rounding(expected, drawn, 1e-4)
+
+
+def test_what_has_no_plain_counterpart_is_refused() -> None:
+    for config in (
+        preset("dip-t2i-ti"),
+        preset("dip-ti-4", placement="hybrid"),
+        preset("dip-ti-4", prediction="x"),
+    ):
+        with pytest.raises(pw.UserError, match="plain baseline"):
+            PlainDenoiser(config)
+    assert isinstance(preset("pixeldit-ti-4").detailer, PiTConfig)
+    with pytest.raises(pw.UserError, match='"heun"'):
+        plain_sample(nn.Identity(), torch.zeros(1), torch.zeros(1), 0, 1, solver="heun")
