@@ -262,6 +262,11 @@ CASES = [
     Case("solver unknown in a config", TRAIN, '"euler"', setting("sample.solver", "eular")),
     Case("interval reversed in a config", TRAIN, "0.9, 0.1", setting("sample.guidance_interval", [0.9, 0.1])),
     # images
+    Case(
+        "captions that tell left from right, mirrored",
+        [*data("shapes-captions"), "--data.flip", "true"],
+        "data.flip is true",
+    ),
     Case("data missing", data("nowhere"), "nowhere"),
     Case("data a text file", data("notes.txt"), "notes.txt", files(notes_dot_txt="hello")),
     Case("data an empty folder", data("empty"), "empty", lambda: Path("empty").mkdir()),

@@ -1,5 +1,6 @@
 """Images for training: where they come from, how they are read, batches as a function of the step number."""
 
+from pixelwright.data.captioned import CaptionedShapes
 from pixelwright.data.config import DataConfig
 from pixelwright.data.loader import Batch, Batches
 from pixelwright.data.opening import open_source
@@ -10,6 +11,7 @@ from pixelwright.data.transforms import UnreadableImage, centre_crop, read_image
 __all__ = [
     "Batch",
     "Batches",
+    "CaptionedShapes",
     "DataConfig",
     "FolderSource",
     "Sample",

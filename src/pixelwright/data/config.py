@@ -9,6 +9,8 @@ from pixelwright.errors import UserError
 
 CacheMode = Literal["auto", "none"]
 SHAPES = "shapes"  # the `path` of the procedural set; a folder of that name is "./shapes"
+SHAPES_CAPTIONS = "shapes-captions"  # likewise of the one with captions
+PROCEDURAL = (SHAPES, SHAPES_CAPTIONS)
 SHAPES_COUNT = 50_000
 
 
@@ -17,9 +19,9 @@ class DataConfig:
     """Training images. Checked when made; raises UserError on a value that cannot be used."""
 
     path: str = SHAPES
-    """"shapes" (drawn on the fly, no download), a folder of images (sub-folders are classes), a zip, or
-    WebDataset shards (.tar) or Hugging Face parquet files: a folder of them, a pattern such as
-    "set-{000..099}.tar", or an http(s) address of such files."""
+    """"shapes" or "shapes-captions" (drawn on the fly, no download), a folder of images (sub-folders are
+    classes), a zip, or WebDataset shards (.tar) or Hugging Face parquet files: a folder of them, a pattern
+    such as "set-{000..099}.tar", or an http(s) address of such files."""
 
     size: int = 32
     """Side of the square training images in pixels; others are resized and centre-cropped to it."""
@@ -37,10 +39,11 @@ class DataConfig:
     """"auto" keeps decoded images in memory when the whole set fits in 1 GiB, "none" decodes every time."""
 
     shapes_count: int | None = None
-    """Number of different images in the set "shapes" (default 50000); only with path "shapes"."""
+    """Number of different images in the sets "shapes" and "shapes-captions" (default 50000); with no other
+    path."""
 
     shapes_seed: int | None = None
-    """Another seed is another set of "shapes" (default 0); only with path "shapes"."""
+    """Another seed is another set of "shapes" or "shapes-captions" (default 0); with no other path."""
 
     shapes_variation: float | None = None
     """How far "shapes" wander in place, size and tilt, 0 to 1 (default 1); only with path "shapes"."""
@@ -64,10 +67,12 @@ class DataConfig:
             value = getattr(self, name)
             if value is None:
                 continue
-            if self.path != SHAPES:
+            if self.path not in PROCEDURAL:
                 raise UserError(f'data.{name} is {value!r} but data.path is "{self.path}", not "shapes"')
             _whole(name, value, lowest)
         self._check_variation()
+        if self.flip and self.path == SHAPES_CAPTIONS:
+            raise UserError('data.flip is true, but the captions of "shapes-captions" tell left from right')
 
     def _check_variation(self) -> None:
         value = self.shapes_variation

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pixelwright.data.config import SHAPES, SHAPES_COUNT, DataConfig
+from pixelwright.data.config import PROCEDURAL, SHAPES, SHAPES_COUNT, DataConfig
 from pixelwright.data.sources import SUFFIXES, FolderSource, Source, ZipSource
 from pixelwright.data.transforms import UnreadableImage
 from pixelwright.errors import UserError
@@ -26,7 +26,7 @@ def open_source(config: DataConfig) -> Source:
     are more than one in ten.
     """
     source = find_source(config)
-    if config.path != SHAPES:
+    if config.path not in PROCEDURAL:
         _check_damage(source, config.path)
         _check_readable(source, config.path)
     return source
@@ -34,16 +34,25 @@ def open_source(config: DataConfig) -> Source:
 
 def find_source(config: DataConfig) -> Source:
     """Like `open_source`, but without a look at how much of it is damaged."""
-    if config.path == SHAPES:
-        from pixelwright.data.shapes import Shapes
-
-        seed, count = config.shapes_seed or 0, config.shapes_count or SHAPES_COUNT
-        variation = 1.0 if config.shapes_variation is None else config.shapes_variation
-        return Shapes(config.size, seed, count, variation)
+    if config.path in PROCEDURAL:
+        return _procedural(config)
     files = _files(config.path)
     if len(files) == 1 and files[0].is_dir():
         return _open_folder(files[0])
     return _open_files(files, config.path)
+
+
+def _procedural(config: DataConfig) -> Source:
+    """The set "shapes" or "shapes-captions"."""
+    seed, count = config.shapes_seed or 0, config.shapes_count or SHAPES_COUNT
+    if config.path == SHAPES:
+        from pixelwright.data.shapes import Shapes
+
+        variation = 1.0 if config.shapes_variation is None else config.shapes_variation
+        return Shapes(config.size, seed, count, variation)
+    from pixelwright.data.captioned import CaptionedShapes
+
+    return CaptionedShapes(config.size, seed, count)
 
 
 def _files(path: str) -> list[Path]:

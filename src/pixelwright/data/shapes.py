@@ -8,9 +8,10 @@ covered.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from pixelwright.streams import generator
 
 Array = np.ndarray
 RGB = tuple[int, int, int]
+Option = TypeVar("Option")
 
 # A polygon has `corners` tips on its circumscribed circle and, half-way between them, points at `inner` times
 # that radius: on the straight edge for a regular polygon, nearer the centre for a star.
@@ -240,27 +242,49 @@ TEXTURES: dict[str, Callable[[Array, Array, int], Array]] = {
 # --- the set ---
 
 
+class Dice:
+    """Choices and numbers, one after the other, from one generator."""
+
+    def __init__(self, generator: torch.Generator):
+        self._generator = generator
+        self._drawn: Iterator[float] = iter(())
+
+    def number(self) -> float:
+        """A number in [0,1)."""
+        for drawn in self._drawn:
+            return drawn
+        self._drawn = iter(self.numbers(32))
+        return next(self._drawn)
+
+    def numbers(self, count: int) -> list[float]:
+        """Fresh numbers in [0,1)."""
+        drawn: list[float] = torch.rand(count, generator=self._generator, dtype=torch.float64).tolist()
+        return drawn
+
+    def choose(self, options: Iterable[Option]) -> Option:
+        """One of the options, all alike."""
+        every = tuple(options)
+        return every[int(self.number() * len(every))]
+
+    def between(self, low: float, high: float) -> float:
+        """A number in [low, high)."""
+        return low + (high - low) * self.number()
+
+
 def random_scene(seed: int, index: int, variation: float = 1.0) -> Scene:
     """Scene `index` of the set `seed`: one object, wholly inside the picture.
 
     `variation` in [0,1] scales how far place, size and tilt wander; at 0 every object stands upright in the
     middle. Shape, colour, texture and background are chosen alike.
     """
-    draws = iter(torch.rand(12, generator=generator(seed, "shapes", index), dtype=torch.float64).tolist())
-
-    def choose(options: Iterable[str]) -> str:
-        names = tuple(options)
-        return names[int(next(draws) * len(names))]
-
-    def between(low: float, high: float) -> float:
-        return low + (high - low) * next(draws)
-
+    dice = Dice(generator(seed, "shapes", index))
+    choose, between = dice.choose, dice.between
     shape, colour, texture = choose(SHAPES), choose(COLOURS), choose(TEXTURES)
     radius = SHAPE_RADIUS[shape] * between(1.1 - 0.25 * variation, 1.1)
     wander = variation * (0.5 - radius - MARGIN)
     centre = (0.5 + between(-wander, wander), 0.5 + between(-wander, wander))
     angle = variation * between(-0.3, 0.3)
-    grain = math.pi / 4 * int(4 * next(draws)) if texture == "striped" else 0.0
+    grain = math.pi / 4 * choose(range(4)) if texture == "striped" else 0.0
     pattern, ground = choose(PATTERNS), choose(GROUNDS)
     second = ground if pattern == "plain" else choose(g for g in GROUNDS if g != ground)
     return Scene(
