@@ -156,7 +156,7 @@ def _draw(image: Array, thing: Object, size: int) -> None:
     columns, rows = near
     dx, dy = line[columns] - thing.centre[0], (line[rows] - thing.centre[1])[:, None]
     u, v = _turn(dx, dy, thing.angle)
-    distance = _distance(thing, u, v) * size  # in pixels
+    distance = _distance(thing.shape, thing.radius, u, v) * size  # in pixels
     colour, second = map(_rgb, COLOURS[thing.colour])
     paint = colour
     if thing.texture != "plain":
@@ -164,6 +164,11 @@ def _draw(image: Array, thing: Object, size: int) -> None:
         paint = colour + share * (second - colour)
     part = image[:, rows, columns]
     part += _cover(distance) * (paint - part)
+
+
+def coverage(shape: str, radius: float, u: Array, v: Array) -> Array:
+    """How much an upright shape covers of pixels at (u, v) from its centre; all in pixels."""
+    return _cover(_distance(shape, radius, u, v))
 
 
 @cache
@@ -188,14 +193,14 @@ def _turn(x: Array, y: Array, angle: float) -> tuple[Array, Array]:
     return x * cos + y * sin, y * cos - x * sin
 
 
-def _distance(thing: Object, u: Array, v: Array) -> Array:
-    """Signed distance to the outline near it, negative inside."""
+def _distance(shape: str, tip: float, u: Array, v: Array) -> Array:
+    """Signed distance to the outline near it, negative inside; `tip` is the circumscribed radius."""
     radius = np.sqrt(u * u + v * v)
     distance: Array
-    if thing.shape == "circle":
-        distance = radius - thing.radius
+    if shape == "circle":
+        distance = radius - tip
         return distance
-    corners, inner, _ = POLYGONS[thing.shape]
+    corners, inner, _ = POLYGONS[shape]
     # Fold the plane into half a sector, from the tip at angle 0 to the inner point at angle `half`; there the
     # outline is one straight line between the two, of unit normal (nx, ny).
     half = math.pi / corners
@@ -203,7 +208,6 @@ def _distance(thing: Object, u: Array, v: Array) -> Array:
     if corners % 2 == 0:
         angle += half  # stand on a side, not on a tip
     angle -= 2 * half * np.rint(angle / (2 * half))
-    tip = thing.radius
     nx, ny = inner * math.sin(half), 1 - inner * math.cos(half)
     length = math.hypot(nx, ny)
     nx, ny = nx / length, ny / length

@@ -1,0 +1,85 @@
+"""Pictures of prompts for a benchmark: which there are to be, and drawing those that are not there yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pixelwright.errors import UserError
+from pixelwright.files import write_text
+from pixelwright.images import save_png
+
+MOST_IMAGES = 1000
+"""Of one prompt."""
+
+SETTINGS = "settings.json"
+
+Draw = Callable[[Sequence[str], Sequence[int]], Tensor]
+"""(prompts, noise indices) -> uint8 [B,H,W,3]; a picture depends on its prompt and index alone."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be drawn."""
+
+    prompt: str
+    index: int
+    """Of its noise."""
+    path: Path
+
+
+def noise_index(prompt: int, image: int) -> int:
+    """The index of the noise of image `image` of prompt `prompt`, whatever else is drawn."""
+    return prompt * MOST_IMAGES + image
+
+
+def check_images(images: int) -> None:
+    """Raise UserError unless so many images per prompt can be drawn."""
+    if not 1 <= images <= MOST_IMAGES:
+        raise UserError(f"--images is {images}; give 1 to {MOST_IMAGES} images per prompt")
+
+
+def missing(pictures: Sequence[Picture]) -> list[Picture]:
+    """Those whose file is not there; a file is there only when it is whole."""
+    return [picture for picture in pictures if not picture.path.exists()]
+
+
+def draw_missing(
+    draw: Draw, pictures: Sequence[Picture], batch_size: int, done: Callable[[int], object] | None = None
+) -> None:
+    """Draw the missing pictures, `batch_size` at a time; `done` is told how many more are on the disk.
+
+    Interrupted at any time, the same call goes on where it stopped, and gives the same pictures.
+    """
+    todo = missing(pictures)
+    for start in range(0, len(todo), batch_size):
+        batch = todo[start : start + batch_size]
+        images = draw([picture.prompt for picture in batch], [picture.index for picture in batch])
+        for picture, image in zip(batch, images, strict=True):
+            save_png(image, picture.path)
+        if done:
+            done(len(batch))
+
+
+def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Note in `folder` what its pictures are drawn with. Raises UserError if it holds pictures of another
+    kind: those of two models or settings must not mix."""
+    file = folder / SETTINGS
+    wanted = json.loads(json.dumps(settings))  # as it will be read: tuples are lists
+    if not file.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--out {folder} holds something else already; give another folder")
+        write_text(file, json.dumps(wanted, indent=2) + "\n")
+        return
+    found = json.loads(file.read_text(encoding="utf-8"))
+    for name in sorted(set(found) | set(wanted)):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"--out {folder} holds pictures drawn with {name} {found.get(name)!r}, not "
+                f"{wanted.get(name)!r}; give another folder"
+            )

@@ -1,0 +1,237 @@
+"""ShapesBench: does a model draw what captions of Shapes say? GenEval's six categories, without its networks.
+
+The prompts are a fixed, versioned list over the vocabulary of Captioned Shapes, in part compositions that its
+pictures never show (`held_out`), which count apart. The judge reads the picture (`evaluation.reading`) and
+compares it with the claim behind the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from pixelwright.data.captioned import (
+    CATEGORIES,
+    COUNT_WORDS,
+    HELD_OUT_COLOURS,
+    MOST,
+    RELATIONS,
+    Claim,
+    Thing,
+    caption,
+    held_out,
+)
+from pixelwright.data.shapes import COLOURS, SHAPES, Array, Dice
+from pixelwright.evaluation.boxes import relations
+from pixelwright.evaluation.drawing import Picture, noise_index
+from pixelwright.evaluation.reading import Seen, read
+from pixelwright.evaluation.scores import Score, as_json, markdown_table, overall, tally
+from pixelwright.streams import generator
+
+VERSION = 1
+"""Of the list of prompts; scores of different versions must not be compared."""
+
+ATTRIBUTIONS = 36  # prompts of colour attribution besides the held-out ones, of which there are 12
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with what a picture of it must show."""
+
+    text: str
+    claim: Claim
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says of one picture."""
+
+    correct: bool
+    """The picture shows what the prompt says; as in GenEval, other things beside it are no fault, except that
+    what is counted must be there exactly so many times."""
+    exact: bool
+    """Correct, and nothing else is in the picture."""
+    reason: str
+    """What is wrong; empty if the picture is correct."""
+
+
+def prompts() -> tuple[Prompt, ...]:
+    """The list, in the order of the categories. It depends on VERSION alone."""
+    claims = [claim for category in _claims().values() for claim in category]
+    return tuple(Prompt(caption(c, i), c, held_out(c)) for i, c in enumerate(claims))
+
+
+def _claims() -> dict[str, list[Claim]]:
+    """By category; a claim that is in it several times is asked for in several phrasings."""
+    single, two, counting, colours, position, attribution = CATEGORIES
+    pairs = list(permutations(SHAPES, 2))
+    counts = range(2, MOST + 1)
+    return {
+        single: [Claim(single, (Thing(shape),)) for shape in SHAPES for _ in range(3)],
+        two: [Claim(two, (Thing(a), Thing(b))) for a, b in pairs],
+        counting: [Claim(counting, (Thing(s, None, n),)) for s in SHAPES for n in counts for _ in range(2)],
+        colours: [Claim(colours, (Thing(shape, colour),)) for shape in SHAPES for colour in COLOURS],
+        position: [Claim(position, (Thing(a), Thing(b)), word) for a, b in pairs for word in RELATIONS],
+        attribution: list(_attributions(attribution)),
+    }
+
+
+def _attributions(category: str) -> Iterable[Claim]:
+    """Each held-out pair of colour and shape beside each other shape, and as many others as ATTRIBUTIONS."""
+    dice = Dice(generator(VERSION, "shapesbench"))
+    held = {(shape, colour) for colour, shape in HELD_OUT_COLOURS}
+    for shape, colour in sorted(held):
+        for other in SHAPES:
+            if other != shape:
+                rest = [c for c in COLOURS if c != colour and (other, c) not in held]
+                yield Claim(category, (Thing(shape, colour), Thing(other, dice.choose(rest))))
+    every = [
+        claim
+        for a, b in permutations(SHAPES, 2)
+        for c, d in permutations(COLOURS, 2)
+        if not held_out(claim := Claim(category, (Thing(a, c), Thing(b, d))))
+    ]
+    for _ in range(ATTRIBUTIONS):
+        claim = dice.choose(every)
+        every.remove(claim)
+        yield claim
+
+
+# --- the judge ---
+
+
+def judge(claim: Claim, seen: Sequence[Seen]) -> Verdict:
+    """Whether what is seen in a picture bears the claim out."""
+    found = [[s for s in seen if _matches(thing, s)] for thing in claim.things]
+    faults = [_miscounted(claim, thing, group) for thing, group in zip(claim.things, found, strict=True)]
+    reason = "; ".join(filter(None, faults))
+    if not reason and claim.relation is not None:
+        reason = _misplaced(claim.relation, *found)
+    wanted = sum(thing.count for thing in claim.things)
+    shown = ", ".join(map(str, seen)) or "nothing"
+    return Verdict(not reason, not reason and len(seen) == wanted, reason and f"{reason}; seen: {shown}")
+
+
+def _matches(thing: Thing, seen: Seen) -> bool:
+    return seen.shape == thing.shape and thing.colour in (None, seen.colour)
+
+
+def _miscounted(claim: Claim, thing: Thing, group: Sequence[Seen]) -> str:
+    """What is wrong with the number of objects found for a thing; "" if nothing."""
+    name = thing.shape if thing.colour is None else f"{thing.colour} {thing.shape}"
+    counted = claim.category == "counting"
+    if len(group) < thing.count or (counted and len(group) > thing.count):
+        found = COUNT_WORDS[len(group)] if len(group) <= MOST else str(len(group))
+        return f"{found} {name} instead of {COUNT_WORDS[thing.count]}"
+    return ""
+
+
+def _misplaced(relation: str, first: Sequence[Seen], second: Sequence[Seen]) -> str:
+    """What is wrong with the places of every first and every second object; "" if nothing."""
+    for a in first:
+        for b in second:
+            words = relations(a.box, b.box)
+            if relation not in words:
+                is_ = " and ".join(sorted(words)) or "at the place of"
+                return f"the {a.shape} is {is_} the {b.shape}, not {relation} it"
+    return ""
+
+
+# --- the run ---
+
+
+def pictures(folder: Path, images: int) -> list[Picture]:
+    """All there are to be: `images` of every prompt, those of one prompt together."""
+    return [
+        Picture(prompt.text, noise_index(number, image), folder / f"{number:03d}-{image:02d}.png")
+        for number, prompt in enumerate(prompts())
+        for image in range(images)
+    ]
+
+
+def judge_pictures(images: Iterable[Array], per_prompt: int) -> list[Verdict]:
+    """Verdicts on pictures uint8 [S,S,3] in the order of `pictures`."""
+    claims = (prompt.claim for prompt in prompts() for _ in range(per_prompt))
+    return [judge(claim, read(image)) for claim, image in zip(claims, images, strict=True)]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdicts on all pictures, and what they sum up to."""
+
+    verdicts: Sequence[Verdict]
+    """In the order of `pictures`."""
+    per_prompt: int
+
+    @property
+    def asked(self) -> list[Prompt]:
+        """The prompt of each verdict."""
+        return [prompt for prompt in prompts() for _ in range(self.per_prompt)]
+
+    def scores(self, held_out: bool = False, exact: bool = False) -> dict[str, Score]:
+        """By category, of the prompts that are held out or of those that are not."""
+        return tally(
+            (prompt.claim.category, verdict.exact if exact else verdict.correct)
+            for prompt, verdict in zip(self.asked, self.verdicts, strict=True)
+            if prompt.held_out == held_out
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for programs."""
+        return {
+            "benchmark": "ShapesBench",
+            "version": VERSION,
+            "images_per_prompt": self.per_prompt,
+            "overall": overall(self.scores()),
+            "scores": as_json(self.scores()),
+            "exact": as_json(self.scores(exact=True)),
+            "held_out": as_json(self.scores(held_out=True)),
+            "verdicts": [
+                {"prompt": prompt.text, "held_out": prompt.held_out, **asdict(verdict)}
+                for prompt, verdict in zip(self.asked, self.verdicts, strict=True)
+            ],
+        }
+
+    def markdown(self, title: str) -> str:
+        """The scores, for people."""
+        scores, exact, held = self.scores(), self.scores(exact=True), self.scores(held_out=True)
+        rows = [
+            [name, str(scores[name]), str(exact[name]), str(held.get(name, "")), str(scores[name].images)]
+            for name in CATEGORIES
+        ]
+        rows.append(["**overall**", f"**{overall(scores):.3f}**", f"{overall(exact):.3f}",
+                     f"{overall(held):.3f}", str(len(self.verdicts))])  # fmt: skip
+        return (
+            f"# ShapesBench {VERSION}: {title}\n\n"
+            f"{markdown_table(['category', 'score', 'and nothing else', 'held out', 'images'], rows)}\n"
+            "Score: share of pictures that show what the prompt says, ± its standard error; overall is the\n"
+            "mean of the categories. Held out: prompts for compositions that Captioned Shapes never show;\n"
+            "they are not in the other columns.\n"
+        )
+
+
+def sheet(result: Result, images: Sequence[Array], columns: int = 3, side: int = 64) -> Image.Image:
+    """All pictures with their prompts; framed green where the judge finds them correct, else red."""
+    per, every = result.per_prompt, prompts()
+    step, line = side + 6, 14
+    width, height = max(per * step, 260) + 8, step + line + 4
+    rows = math.ceil(len(every) / columns)
+    page = Image.new("RGB", (columns * width, rows * height), "white")
+    pen = ImageDraw.Draw(page)
+    for number, prompt in enumerate(every):
+        x, y = number // rows * width + 4, number % rows * height  # down the columns
+        pen.text((x, y), prompt.text + (" (held out)" if prompt.held_out else ""), fill="black")
+        for k in range(number * per, (number + 1) * per):
+            left, top = x + (k - number * per) * step, y + line
+            frame = "#2a8f4e" if result.verdicts[k].correct else "#c0392b"
+            pen.rectangle((left, top, left + side + 3, top + side + 3), fill=frame)
+            tile = Image.fromarray(images[k]).resize((side, side), Image.Resampling.NEAREST)
+            page.paste(tile, (left + 2, top + 2))
+    return page
