@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -12,23 +11,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pixelwright as pw
+from pixelwright.commands import sampler
 from pixelwright.commands.labels import parse_labels
 from pixelwright.commands.parsing import image_size, new_parser
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
-from pixelwright.hub.recipes import RECIPES, named
 from pixelwright.images import save_grid, save_png
-from pixelwright.models.config import Recipe
 from pixelwright.training.device import resolve_device, resolve_precision
 
 GRID = 100
 """Most images in grid.png."""
-
-DEFAULTS: dict[str, Any] = {
-    name: inspect.signature(pw.sample).parameters[name].default
-    for name in ("solver", "steps", "guidance_scale", "guidance_interval", "time_shift")
-}
-"""The sampler settings where neither the command line nor a recipe says otherwise: those of `pw.sample`."""
 
 DESCRIPTION = f"""Draw images from a trained model: PNG files by index, and grid.png of the first {GRID}.
 
@@ -39,10 +31,6 @@ EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
   pixelwright sample runs/first --labels "golden retriever" 7,7,7 --out dogs --guidance-scale 2.5 --seed 3
   pixelwright sample models/dip-xl-16 --labels all --out all --steps 100 --solver euler \\
       --guidance-scale 2.9 --guidance-interval 0.11 0.97 --batch-size 32"""
-
-
-def _otherwise(name: str) -> str:
-    return f" (default: the recipe's, else {DEFAULTS[name]})"
 
 
 def parser() -> ArgumentParser:
@@ -77,31 +65,7 @@ def parser() -> ArgumentParser:
     add("--size", type=int, nargs="+", metavar="N", help="N or ROWS COLUMNS (default: the model's own)")
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--start-index", type=int, default=0, help="index of the first image")
-    add(
-        "--recipe",
-        type=str | None,
-        metavar="NAME|none",
-        help=f"the sampler settings to start from: {', '.join(RECIPES)} (default: the model's own)",
-    )
-    add("--steps", type=int, help=f"steps of the solver{_otherwise('steps')}")
-    add("--solver", type=str, help=f"one of {', '.join(pw.sampling.SOLVERS)}{_otherwise('solver')}")
-    add(
-        "--guidance-scale",
-        type=float,
-        help=f"classifier-free guidance; 1 is without{_otherwise('guidance_scale')}",
-    )
-    add(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        metavar=("LO", "HI"),
-        help=f"times between which guidance is on; 0 is noise, 1 data{_otherwise('guidance_interval')}",
-    )
-    add(
-        "--time-shift",
-        type=float,
-        help=f"above 1 spends more steps near the noise{_otherwise('time_shift')}",
-    )
+    sampler.add_arguments(parser)
     add("--batch-size", type=int, default=16, help="images at a time")
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add(
@@ -125,10 +89,10 @@ def run(options: Namespace) -> None:
             f"call pixelwright.sample with a TextCondition"
         )
     labels = parse_labels(options.labels, config.num_classes, config.class_names)
-    recipe = config.recipe if options.recipe is None else named(options.recipe)
-    settings = _settings(options, recipe)
+    recipe = sampler.choose_recipe(options, config)
+    settings = sampler.settings(options, recipe)
     model = pw.load(options.model).to(device)
-    print(_report(settings, options, recipe))
+    print(sampler.in_words(settings, options, recipe))
     starts = range(0, len(labels), options.batch_size)
     shown: list[Tensor] = []
     with tqdm(total=len(starts) * settings["steps"], unit="step", disable=None, delay=0.5) as bar:
@@ -150,27 +114,6 @@ def _check(options: Namespace, out: Path) -> None:
     for name, least in (("batch_size", 1), ("start_index", 0)):
         if options[name] < least:
             raise UserError(f"--{name.replace('_', '-')} is {options[name]}; it must be at least {least}")
-
-
-def _settings(options: Namespace, recipe: Recipe | None) -> dict[str, Any]:
-    """The sampler settings: the command line's before the recipe's before the defaults."""
-    start = DEFAULTS if recipe is None else {name: getattr(recipe, name) for name in DEFAULTS}
-    given = {name: options[name] for name in DEFAULTS if options[name] is not None}
-    settings = {**start, **given}
-    return {**settings, "guidance_interval": tuple(settings["guidance_interval"])}
-
-
-def _report(settings: dict[str, Any], options: Namespace, recipe: Recipe | None) -> str:
-    """What is used, and where it comes from, in one line."""
-    low, high = settings["guidance_interval"]
-    given = [name for name in DEFAULTS if options[name] is not None]
-    source = f"recipe {recipe.name}: {recipe.origin}" if recipe is not None else "no recipe"
-    changed = f"; given: {', '.join(given)}" if given else ""
-    return (
-        f"{settings['solver']}, {settings['steps']} steps, guidance {settings['guidance_scale']:g} where "
-        f"{low:g} < t < {high:g}, time shift {settings['time_shift']:g}, seed {options.seed} "
-        f"({source}{changed})"
-    )
 
 
 def _draw(
