@@ -204,6 +204,20 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def _check_solver(solver: str) -> None:
+    if solver not in SOLVERS:
+        raise UserError(f'unknown solver "{solver}"{nearest(solver, SOLVERS)}')
+
+
+def check(
+    solver: str, steps: int, guidance_scale: float, guidance_interval: tuple[float, float], time_shift: float
+) -> None:
+    """Raise UserError where `sample` would, before anything is loaded."""
+    _check_solver(solver)
+    time_grid(steps, time_shift)
+    _check_guidance(guidance_scale, guidance_interval)
+
+
 def solve(
     velocity: Velocity, noise: Tensor, grid: Tensor, solver: str = "ab2", callback: Callback | None = None
 ) -> Tensor:
@@ -219,8 +233,7 @@ def solve(
     Raises:
         UserError: unknown solver, or a grid that does not rise.
     """
-    if solver not in SOLVERS:
-        raise UserError(f'unknown solver "{solver}"{nearest(solver, SOLVERS)}')
+    _check_solver(solver)
     grid = torch.as_tensor(grid).detach().cpu()
     if grid.ndim != 1 or len(grid) < 2 or not bool((grid.diff() > 0).all()):
         raise UserError(
@@ -285,6 +298,12 @@ def as_labels(labels: Tensor | Sequence[int | str] | int | str, model: PixelDeno
             raise UserError(f"label {value} is outside 0 to {last} (or {last + 1}, the null class)")
         indices.append(int(value))
     return torch.tensor(indices)
+
+
+def balanced_labels(count: int, num_classes: int) -> Tensor:
+    """Each class in turn, int64 [count]; where there are fewer images than classes, spread over them."""
+    index = torch.arange(count)
+    return index % num_classes if count >= num_classes else index * num_classes // count
 
 
 def as_condition(

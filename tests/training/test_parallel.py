@@ -38,6 +38,7 @@ from .conftest import log_of, same_state, weights_of
 from .processes import record
 
 STEPS, HALF = 8, 4
+PROCESSES = Path(__file__).with_name("processes.py")
 FSDP = ParallelConfig(mode="fsdp", timeout=60)
 DDP = ParallelConfig(mode="ddp", timeout=60)
 MODELS = {
@@ -67,8 +68,10 @@ def make(folder: Path, run: str, model: str = "dit", **changes: Any) -> TrainCon
     return TrainConfig(run=str(folder / run), **{**settings, **changes})
 
 
-def torchrun(processes: int, *arguments: object, restarts: int = 0, timeout: int = 150) -> Any:
-    """Run processes.py in so many processes; fails the test if it takes too long."""
+def torchrun(
+    processes: int, *arguments: object, restarts: int = 0, timeout: int = 150, script: Path = PROCESSES
+) -> Any:
+    """Run processes.py (or another script) in so many processes; fails the test if it takes too long."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
     source = Path(parallel.__file__).parents[2]
@@ -79,7 +82,6 @@ def torchrun(processes: int, *arguments: object, restarts: int = 0, timeout: int
         "PYTHONPATH": str(source),
         "PYTHONWARNINGS": "default",
     }
-    script = Path(__file__).with_name("processes.py")
     words = [*command, str(script), *map(str, arguments)]
     # A session of its own: at a time-out nothing is left behind.
     with subprocess.Popen(

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from pixelwright.errors import UserError, nearest
+from pixelwright.sampling import balanced_labels
+from pixelwright.streams import generator
 
 
 def parse_labels(
@@ -59,3 +65,34 @@ def _class(label: int, word: str, num_classes: int) -> int:
     if not 0 <= label < num_classes:
         raise UserError(f"label {word} is out of range; the model has classes 0 to {num_classes - 1}")
     return label
+
+
+def labels_for(
+    words: Sequence[str],
+    count: int,
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """The class of each of `count` images, int64 [count].
+
+    Args:
+        words: `balanced` (`sampling.balanced_labels`), `random` (by seed and index), a file with one label
+            a line, or what `parse_labels` takes, which is gone through again and again.
+
+    Raises:
+        UserError: labels that the model does not have, or a file with another number of them.
+    """
+    if list(words) == ["balanced"]:
+        return balanced_labels(count, num_classes)
+    if list(words) == ["random"]:
+        draws = [torch.randint(num_classes, (), generator=generator(seed, "label", i)) for i in range(count)]
+        return torch.stack(draws)
+    if len(words) == 1 and Path(words[0]).is_file():
+        lines = [line for line in Path(words[0]).read_text(encoding="utf-8").split("\n") if line.strip()]
+        found = parse_labels(lines, num_classes, class_names)
+        if len(found) != count:
+            raise UserError(f"{words[0]} holds {len(found)} labels for {count} images; give one a line")
+        return torch.tensor(found)
+    found = parse_labels(words, num_classes, class_names)
+    return torch.tensor(found)[torch.arange(count) % len(found)]

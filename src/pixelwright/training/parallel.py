@@ -147,15 +147,20 @@ class Layout:
 
 
 # ---------------------------------------------------------------- starting and ending
+def joined(config: TrainConfig) -> AbstractContextManager[Layout]:
+    """The layout of this process in a training run; see `together` and `join`."""
+    return together(partial(join, config))
+
+
 @contextmanager
-def joined(config: TrainConfig) -> Iterator[Layout]:
-    """The layout of this process, in the process group that `torchrun` describes, until the end.
+def together(start: Callable[[], Layout]) -> Iterator[Layout]:
+    """The layout that `start` finds, in the process group that `torchrun` describes, until the end.
 
     A group that is there already is used and left. After an error the group is not taken down in order, since
     that could wait for processes that wait for this one: the process ends, and with it the connections.
     """
     own = not dist.is_initialized()
-    layout = join(config)
+    layout = start()
     try:
         yield layout
     except RuntimeError as error:
@@ -170,26 +175,43 @@ def joined(config: TrainConfig) -> Iterator[Layout]:
 
 
 def join(config: TrainConfig) -> Layout:
-    """Find out which process this is and join the others.
+    """Find out which process of a training run this is and join the others.
 
     Raises:
         UserError: a setting that needs `torchrun` without it, a batch or a number of replicas that does not
-            divide, more processes than devices, a device that several processes cannot share.
+            divide, and what `connect` raises.
     """
     parallel = config.parallel
-    if "RANK" not in os.environ and not dist.is_initialized():
-        if parallel.mode != "auto":
-            raise UserError(
-                f"parallel.mode is {parallel.mode}, which needs torchrun: "
-                f"torchrun --standalone --nproc-per-node gpu --no-python pixelwright train ..."
-            )
-        return Layout(parallel, resolve_device(config.device))
-    world = dist.get_world_size() if dist.is_initialized() else int(os.environ["WORLD_SIZE"])
-    _check(config, world)
-    device = _own_device(config.device, world)
+    if (world := _world()) is not None:
+        _check(config, world)
+    elif parallel.mode != "auto":
+        raise UserError(
+            f"parallel.mode is {parallel.mode}, which needs torchrun: "
+            f"torchrun --standalone --nproc-per-node gpu --no-python pixelwright train ..."
+        )
+    return connect(config.device, parallel)
+
+
+def connect(device: str, config: ParallelConfig) -> Layout:
+    """Find out which process this is and join the others, each on its own device.
+
+    Raises:
+        UserError: more processes than devices, or a device that several processes cannot share.
+    """
+    world = _world()
+    if world is None:
+        return Layout(config, resolve_device(device))
+    own = _own_device(device, world)
     if not dist.is_initialized():
-        _start(device, parallel.timeout)
-    return Layout(parallel, device, dist.get_rank(), world)
+        _start(own, config.timeout)
+    return Layout(config, own, dist.get_rank(), world)
+
+
+def _world() -> int | None:
+    """The number of processes, None where there is but this one and no `torchrun`."""
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else None
 
 
 def _check(config: TrainConfig, world: int) -> None:

@@ -353,13 +353,9 @@ def draw_samples(
 ) -> Path:
     """Write `folder/samples/step-XXXXXXX.png`: fixed noise, fixed labels spread over the classes."""
     settings, classes, side = config.sample, model.config.num_classes, config.data.size
-    labels = [
-        i % classes if settings.count >= classes else i * classes // settings.count
-        for i in range(settings.count)
-    ]
     images = sampling.sample(
         model,
-        labels,
+        sampling.balanced_labels(settings.count, classes),
         size=(side, side),
         seed=settings.seed,
         steps=settings.steps,
