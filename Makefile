@@ -24,13 +24,15 @@ ifneq ($(strip $(ASKED)),$(strip $(shell cat "$(VENV)/.torch" 2>/dev/null)))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format bench bench-check clean
 
 help:
 	@echo "make demo    set up $(VENV), train a tiny DiP and a tiny PixelDiT, draw them side by side"
 	@echo "make test    set up $(VENV), then lint, type-check and run the tests"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  rewrite the code as ruff wants it"
+	@echo "make bench   measure the table of docs/performance.md (under 25 minutes on two idle cores)"
+	@echo "make bench-check  compare this machine's speed ratios with benchmarks/ratios.json (some minutes)"
 	@echo "make clean   remove $(VENV) and the caches (runs and samples stay)"
 	@echo
 	@echo "Settings, as make variables or in the environment (value now):"
@@ -60,6 +62,12 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+bench: $(VENV)/.train
+	$(BIN)/pixelwright bench --suite performance --out docs/results/performance --overwrite
+
+bench-check: $(VENV)/.train
+	$(BIN)/pixelwright bench --suite check --seconds 20 --memory false --check benchmarks/ratios.json
 
 clean:
 	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,4 +1,4 @@
-"""The command line: `pixelwright train`, `sample`, `report`, `data`, `convert`, `info`.
+"""The command line: `pixelwright train`, `sample`, `report`, `data`, `convert`, `bench`, `info`.
 
 This module knows the verbs and what becomes of their errors; each verb lives in a module of
 `pixelwright.commands` with two functions, `parser()` and `run(options)`. That module is imported when it is
@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "the page of a run: is it healthy, what does it draw",
     "data": "prepare a data set for training, or check one",
     "convert": "weights from one layout to another: published checkpoints in and out",
+    "bench": "time forward, training and sampling beside the plain baseline or another checkout",
     "info": "parts, parameters, FLOPs and memory of a preset or a saved model",
 }
 
@@ -32,8 +33,8 @@ EXAMPLES = """examples:
   pixelwright data prepare photos photos-256 --size 256
 
 `pixelwright COMMAND --help` tells the settings of a command.
-Exit codes: 0 done, 1 `data check` found damage, 2 something to put right (one line on stderr says what),
-130 interrupted."""
+Exit codes: 0 done, 1 `data check` found damage or `bench --check` something slower, 2 something to put right
+(one line on stderr says what), 130 interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -420,14 +420,14 @@ def plain_sample(
         raise UserError(f'the plain baseline has the solvers euler and ab2-fixed, not "{solver}"')
     x, previous = noise, None
     both = torch.cat((labels, torch.full_like(labels, null)))
-    for i in range(steps):
-        t = torch.full((2 * len(x),), i / steps, device=x.device)
-        with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
+    with torch.autocast(noise.device.type, autocast, enabled=autocast is not None):
+        for i in range(steps):
+            t = torch.full((2 * len(x),), i / steps, device=x.device)
             conditional, unconditional = model(torch.cat((x, x)), t, both).chunk(2)
-        velocity = conditional
-        if guidance_interval[0] < i / steps < guidance_interval[1]:
-            velocity = unconditional + guidance_scale * (conditional - unconditional)
-        slope = velocity if previous is None or solver == "euler" else 1.5 * velocity - 0.5 * previous
-        x = x + slope / steps
-        previous = velocity
+            velocity = conditional
+            if guidance_interval[0] < i / steps < guidance_interval[1]:
+                velocity = unconditional + guidance_scale * (conditional - unconditional)
+            slope = velocity if previous is None or solver == "euler" else 1.5 * velocity - 0.5 * previous
+            x = x + slope / steps
+            previous = velocity
     return x

@@ -1,0 +1,47 @@
+"""Named lists of works: the table of docs/performance.md, and the quick one of the regression guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pixelwright.benchmark.work import Work, usual_recipe
+from pixelwright.errors import UserError, nearest
+
+
+def _sampling(model: str, size: int, batch_size: int, steps: int) -> Work:
+    return Work("sampling", model, batch_size, size, recipe=usual_recipe(model), steps=steps)
+
+
+def _performance() -> list[Work]:
+    """Both XL models at 256², both tiny ones at 32²: bf16."""
+    return [
+        Work("forward", "pixeldit-xl-16", 2, 256),
+        Work("forward", "dip-xl-16", 2, 256),
+        Work("training", "pixeldit-ti-4", 64, 32),
+        Work("training", "dip-ti-4", 64, 32),
+        _sampling("dip-xl-16", 256, 1, 100),
+        _sampling("pixeldit-xl-16", 256, 1, 100),
+    ]
+
+
+def _check() -> list[Work]:
+    """Small works that use every optimised path; a minute or two."""
+    works = [Work("forward", f"{family}-b-16", 2, 256) for family in ("pixeldit", "dip")]
+    for family in ("pixeldit", "dip"):
+        works += [Work("training", f"{family}-ti-4", 64, 32), _sampling(f"{family}-s-8", 64, 4, 20)]
+    return works
+
+
+SUITES: dict[str, Callable[[], list[Work]]] = {"performance": _performance, "check": _check}
+
+
+def suite(name: str, device: str) -> list[Work]:
+    """The works of a named list, on a device.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if name not in SUITES:
+        raise UserError(f'unknown suite "{name}"{nearest(name, SUITES)}')
+    return [replace(work, device=device) for work in SUITES[name]()]
