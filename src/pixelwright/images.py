@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -26,6 +27,12 @@ def from_uint8(images: Tensor) -> Tensor:
 def save_png(image: Tensor, path: str | os.PathLike[str]) -> None:
     """Write one uint8 [H,W,3] image; the file appears only when it is whole."""
     _write(Image.fromarray(image.numpy()), Path(path))
+
+
+def load_png(path: str | os.PathLike[str]) -> Tensor:
+    """Read an image as uint8 [H,W,3]; `save_png` writes the same one."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB")))
 
 
 def save_grid(

@@ -1,0 +1,149 @@
+"""Objects and their colours for GenEval's rules, by Mask2Former and CLIP from `transformers` (extra `eval`).
+
+GenEval's own scorer has the same two models in mmdet and open_clip. Weights, resizing and rounding differ a
+little, so what comes of this is not the official score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pixelwright.errors import UserError
+from pixelwright.evaluation.geneval import COLOURS, THRESHOLD, Found
+
+DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+CLIP = "openai/clip-vit-large-patch14"
+TEMPLATES = (
+    "a photo of a {colour} {name}",
+    "a photo of a {colour}-colored {name}",
+    "a photo of a {colour} object",
+)
+BLANK = (0x99, 0x99, 0x99)  # around an object whose colour is asked for
+
+# GenEval's names of COCO's classes, where some detectors have others.
+OTHER_NAMES = {
+    "airplane": "aeroplane",
+    "computer keyboard": "keyboard",
+    "computer mouse": "mouse",
+    "couch": "sofa",
+    "dining table": "diningtable",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "tv": "tvmonitor",
+    "tv remote": "remote",
+}
+GENEVAL_NAMES = {other: name for name, other in OTHER_NAMES.items()}
+
+
+def _load(what: str, path: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except ImportError as error:
+        raise UserError(f'scoring needs transformers ({error}): pip install "pixelwright[eval]"') from None
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'{what} "{path}" cannot be loaded ({reason}): give a folder or a hub name') from None
+
+
+class Mask2Former:
+    """Finds objects; `path` is a folder or a hub name of an instance segmentation model on COCO."""
+
+    def __init__(self, path: str = DETECTOR, device: torch.device | str = "cpu"):
+        def load() -> tuple[Any, Any]:
+            from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
+
+            return Mask2FormerForUniversalSegmentation.from_pretrained(
+                path
+            ), AutoImageProcessor.from_pretrained(path)
+
+        self.path, self.device = path, device
+        model, self.processor = _load("the detector", path, load)
+        self.model = model.to(device).eval()
+        labels = self.model.config.id2label
+        self.names = {i: GENEVAL_NAMES.get(str(label), str(label)) for i, label in labels.items()}
+
+    def check(self, classes: Iterable[str]) -> None:
+        """Raise UserError unless the detector knows the classes."""
+        unknown = sorted(set(classes) - set(self.names.values()))
+        if unknown:
+            raise UserError(
+                f'the detector "{self.path}" does not know "{unknown[0]}": give one trained on COCO'
+            )
+
+    @torch.no_grad()
+    def __call__(self, image: Image.Image) -> list[Found]:
+        inputs = self.processor(images=image, return_tensors="pt").to(self.device)
+        (result,) = self.processor.post_process_instance_segmentation(
+            self.model(**inputs),
+            threshold=THRESHOLD,
+            target_sizes=[(image.height, image.width)],
+            return_binary_maps=True,
+        )
+        masks = result["segmentation"]
+        return [
+            _found(self.names[info["label_id"]], float(info["score"]), np.asarray(mask.cpu()) > 0.5)
+            for info, mask in zip(result["segments_info"], () if masks is None else masks, strict=False)
+        ]
+
+
+def _found(name: str, score: float, mask: np.ndarray) -> Found:
+    rows, columns = np.nonzero(mask)
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    return Found(name, score, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), mask)
+
+
+class ClipColours:
+    """Names the colours of objects; `path` is a folder or a hub name of a CLIP model."""
+
+    def __init__(self, path: str = CLIP, device: torch.device | str = "cpu"):
+        def load() -> tuple[Any, Any]:
+            from transformers import AutoProcessor, CLIPModel
+
+            return CLIPModel.from_pretrained(path), AutoProcessor.from_pretrained(path)
+
+        self.path, self.device = path, device
+        model, self.processor = _load("the colour classifier", path, load)
+        self.model = model.to(device).eval()
+        self._colours: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, image: Image.Image, things: Sequence[Found]) -> list[str]:
+        """The colours of objects of one class; the rest of the picture is blanked out."""
+        crops = [crop(image, thing) for thing in things]
+        pixels = self.processor(images=crops, return_tensors="pt").to(self.device)
+        features = _unit(_pooled(self.model.get_image_features(**pixels)))  # [N, C]
+        likeness = features @ self._directions(things[0].name).T  # [N, colours]
+        return [COLOURS[int(best)] for best in likeness.argmax(1)]
+
+    def _directions(self, name: str) -> Tensor:
+        """For each colour the mean direction of its texts, [colours, C]."""
+        if name not in self._colours:
+            texts = [t.format(colour=colour, name=name) for colour in COLOURS for t in TEMPLATES]
+            tokens = self.processor(text=texts, padding=True, return_tensors="pt").to(self.device)
+            features = _unit(_pooled(self.model.get_text_features(**tokens)))
+            groups = features.unflatten(0, (len(COLOURS), len(TEMPLATES)))  # [colours, templates, C]
+            self._colours[name] = _unit(groups.mean(1))
+        return self._colours[name]
+
+
+def crop(image: Image.Image, thing: Found) -> Image.Image:
+    """An object alone, on grey."""
+    blank = Image.new("RGB", image.size, BLANK)
+    alone = Image.composite(image, blank, Image.fromarray(thing.mask.astype(np.uint8) * 255))
+    left, top, right, bottom = map(int, thing.box)
+    return alone.crop((left, top, right, bottom))
+
+
+def _pooled(output: Any) -> Tensor:
+    """The features themselves; transformers 5 wraps them."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _unit(features: Tensor) -> Tensor:
+    return features / features.norm(dim=-1, keepdim=True)

@@ -1,0 +1,240 @@
+"""GenEval (arXiv 2310.11513): its folder layout, its rules, and its scores read back.
+
+The official scorer needs mmdet and CUDA. Pictures are therefore written as it wants them, and the file it
+writes is read into our report. For a first look without it, its rules are applied here to what a `Detector`
+finds (`evaluation.detection` has one); such scores are not the official ones, and the report says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pixelwright.data.shapes import Array
+from pixelwright.errors import UserError
+from pixelwright.evaluation.boxes import Box, relations
+from pixelwright.evaluation.drawing import Picture, noise_index
+from pixelwright.evaluation.scores import Score, tally
+from pixelwright.files import write_text
+from pixelwright.images import load_png, save_grid
+
+THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # of a detection's confidence
+MOST_OBJECTS = 16  # of one class
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+GRID_COLUMNS = 4
+
+Task = dict[str, Any]
+"""A line of the metadata file: "tag", "prompt", "include" and perhaps "exclude"."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One detection."""
+
+    name: str
+    score: float
+    box: Box
+    """In pixels."""
+    mask: Array
+    """Bool [H, W]."""
+
+
+Detector = Callable[[Image.Image], Sequence[Found]]
+ColourOf = Callable[[Image.Image, Sequence[Found]], Sequence[str]]
+"""The colour, among COLOURS, of each of several objects of one class."""
+
+
+# --- pictures in the official layout ----------------------------------------------------------------------
+
+
+def read_metadata(path: Path) -> list[Task]:
+    """The tasks in `evaluation_metadata.jsonl`. Raises UserError naming the line that is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f'"{path}" cannot be read ({error}): give GenEval\'s evaluation_metadata.jsonl'
+        ) from None
+    tasks = [_task(line, f'"{path}", line {n}') for n, line in enumerate(lines, 1) if line.strip()]
+    if not tasks:
+        raise UserError(f'"{path}" holds no prompts: give GenEval\'s evaluation_metadata.jsonl')
+    return tasks
+
+
+def _task(line: str, place: str) -> Task:
+    wanted = 'a line reads {"tag": ..., "prompt": ..., "include": [{"class": ..., "count": ...}, ...]}'
+    try:
+        task = json.loads(line)
+        parts = [*task["include"], *task.get("exclude", [])]
+        good = all(isinstance(task[key], str) for key in ("tag", "prompt")) and all(
+            isinstance(part["class"], str) and isinstance(part["count"], int) for part in parts
+        )
+        for number, part in enumerate(task["include"]):
+            relation, target = part.get("position", ("", 0))
+            good &= isinstance(relation, str) and 0 <= target <= max(0, number - 1)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise UserError(f"{place} is no task of GenEval: {wanted}")
+    return dict(task)
+
+
+def pictures(folder: Path, tasks: Sequence[Task], images: int) -> list[Picture]:
+    """All there are to be: FOLDER/00000/samples/0000.png and so on."""
+    return [
+        Picture(task["prompt"], noise_index(number, k), folder / f"{number:05}" / "samples" / f"{k:04}.png")
+        for number, task in enumerate(tasks)
+        for k in range(images)
+    ]
+
+
+def write_metadata(folder: Path, tasks: Sequence[Task]) -> None:
+    """FOLDER/00000/metadata.jsonl and so on, as the official scorer reads them."""
+    for number, task in enumerate(tasks):
+        write_text(folder / f"{number:05}" / "metadata.jsonl", json.dumps(task) + "\n")
+
+
+def write_grids(pictures: Iterable[Picture]) -> None:
+    """FOLDER/00000/grid.png and so on: the pictures of a prompt side by side."""
+    groups: dict[Path, list[Path]] = {}
+    for picture in pictures:
+        groups.setdefault(picture.path.parents[1], []).append(picture.path)
+    for folder, paths in groups.items():
+        save_grid(torch.stack([load_png(path) for path in paths]), folder / "grid.png", columns=GRID_COLUMNS)
+
+
+# --- the rules --------------------------------------------------------------------------------------------
+
+
+def keep(found: Iterable[Found], tag: str) -> dict[str, list[Found]]:
+    """The detections that count, by class, the most confident first."""
+    threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
+    kept: dict[str, list[Found]] = {}
+    for thing in sorted(found, key=lambda thing: -thing.score):
+        if thing.score > threshold:
+            kept.setdefault(thing.name, []).append(thing)
+    return {name: things[:MOST_OBJECTS] for name, things in kept.items()}
+
+
+def assess(
+    task: Task, objects: Mapping[str, Sequence[Found]], colours: Callable[[Sequence[Found]], Sequence[str]]
+) -> str:
+    """What is wrong with a picture; "" if it is correct.
+
+    Every clause of "include" must hold, for the most confident objects of its class as many as it asks for;
+    no class of "exclude" may occur as often as it says.
+    """
+    faults: list[str] = []
+    groups: list[Sequence[Found] | None] = []  # of each clause, the objects that meet it
+    for clause in task["include"]:
+        group = objects.get(clause["class"], [])[: clause["count"]]
+        fault = _fault(clause, group, groups, colours)
+        faults += [fault] if fault else []
+        groups.append(None if fault else group)
+    for clause in task.get("exclude", []):
+        count = len(objects.get(clause["class"], []))
+        if count >= clause["count"]:
+            faults.append(f"expected {clause['class']}<{clause['count']}, found {count}")
+    return "\n".join(faults)
+
+
+def _fault(
+    clause: Mapping[str, Any],
+    group: Sequence[Found],
+    groups: Sequence[Sequence[Found] | None],
+    colours: Callable[[Sequence[Found]], Sequence[str]],
+) -> str:
+    """What is wrong with the objects of one clause: their number, their colour, their place."""
+    name, count = clause["class"], clause["count"]
+    if len(group) < count:
+        return f"expected {name}>={count}, found {len(group)}"
+    if "color" in clause:
+        named = list(colours(group))
+        if named.count(clause["color"]) < count:
+            return f"expected {clause['color']} {name}>={count}, found {', '.join(named)}"
+    if "position" in clause:
+        relation, target = clause["position"]
+        others = groups[target]
+        if others is None:
+            return f"no target for {name} to be {relation}"
+        for words in (relations(a.box, b.box) for a in group for b in others):
+            if relation not in words:
+                return f"expected {name} {relation} target, found {' and '.join(sorted(words)) or 'neither'}"
+    return ""
+
+
+def score_picture(path: Path, task: Task, detector: Detector, colour_of: ColourOf) -> dict[str, Any]:
+    """A line of the result file, as the official scorer writes it."""
+    image = Image.fromarray(load_png(path).numpy())
+    objects = keep(detector(image), task["tag"])
+    reason = assess(task, objects, lambda group: colour_of(image, group))
+    return {
+        "filename": str(path),
+        "tag": task["tag"],
+        "prompt": task["prompt"],
+        "correct": not reason,
+        "reason": reason,
+        "metadata": json.dumps(task),
+        "details": json.dumps({name: [[*f.box, f.score] for f in group] for name, group in objects.items()}),
+    }
+
+
+def find_pictures(folder: Path) -> list[tuple[Path, Task]]:
+    """The pictures in a folder of the official layout, each with its task; UserError if it has none."""
+    found = []
+    for file in sorted(folder.glob("*/metadata.jsonl")):
+        if file.parent.name.isdigit():
+            (task,) = read_metadata(file)
+            found += [(path, task) for path in sorted((file.parent / "samples").glob("*.png"))]
+    if not found:
+        raise UserError(
+            f'"{folder}" holds no pictures such as 00000/samples/0000.png beside 00000/metadata.jsonl'
+        )
+    return found
+
+
+# --- scores -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a result file says."""
+
+    tasks: dict[str, Score]
+    """Of pictures, by tag."""
+    pictures: Score
+    prompts: Score
+    """Prompts of which at least one picture is correct."""
+
+
+def read_results(path: Path) -> Result:
+    """The result file (jsonl) of the official scorer or of `score_picture`. Raises UserError for another."""
+    lines: list[tuple[str, bool, str]] = []
+    try:
+        for text in path.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            lines.append((str(line["tag"]), bool(line["correct"]), str(line.get("metadata", line["prompt"]))))
+    except OSError as error:
+        raise UserError(
+            f'"{path}" cannot be read ({error.strerror}): give a result file of GenEval'
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f'"{path}", line {len(lines) + 1} is no result of GenEval: give the results.jsonl of its scorer'
+        ) from None
+    if not lines:
+        raise UserError(f'"{path}" is empty: give the results.jsonl that the scorer of GenEval wrote')
+    prompts: dict[str, bool] = {}
+    for _, correct, prompt in lines:
+        prompts[prompt] = prompts.get(prompt, False) or correct
+    return Result(
+        tally((tag, correct) for tag, correct, _ in lines),
+        Score(sum(correct for _, correct, _ in lines), len(lines)),
+        Score(sum(prompts.values()), len(prompts)),
+    )

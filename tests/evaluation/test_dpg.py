@@ -1,0 +1,77 @@
+"""DPG-Bench: grids under the names of the prompts, the noise of a key, and the judge's file read back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from pixelwright.errors import UserError
+from pixelwright.evaluation import dpg
+from pixelwright.evaluation.drawing import draw_missing
+from pixelwright.images import load_png
+
+RESULTS = """grids/a.png, 1.0, 0.5, 0.75, 0.75, 0.75
+grids/b.png, 0.5, 0.5, 0.5, 0.5, 0.5
+Model: grids
+L1 category scores:
+\tentity: 90.5
+\trelation: 75.0
+L2 category scores:
+\tentity - whole: 91.0
+Image path: grids
+Save results to: results.txt
+DPG-Bench score: 62.5
+"""
+
+
+def prompts(folder: Path, **texts: str) -> Path:
+    folder.mkdir()
+    for key, text in texts.items():
+        (folder / f"{key}.txt").write_text(text)
+    return folder
+
+
+def test_grids_hold_the_pictures_of_a_prompt_in_order(tmp_path: Path) -> None:
+    texts = dpg.read_prompts(prompts(tmp_path / "prompts", b="a dog\n", a="a  cat\non a mat"))
+    assert texts == {"a": "a cat on a mat", "b": "a dog"}
+
+    def draw(words: Sequence[str], indices: Sequence[int]) -> torch.Tensor:
+        pairs = zip(words, indices, strict=True)
+        levels = [index % 1000 * 10 + (100 if word == "a dog" else 0) for word, index in pairs]
+        return torch.stack([torch.full((8, 8, 3), level, dtype=torch.uint8) for level in levels])
+
+    pictures = dpg.pictures(tmp_path / "samples", texts)
+    draw_missing(draw, pictures, batch_size=3)
+    dpg.write_grids(pictures, tmp_path / "grids")
+    assert sorted(p.name for p in (tmp_path / "grids").iterdir()) == ["a.png", "b.png"]
+    grid = load_png(tmp_path / "grids/b.png")
+    assert grid.shape == (16, 16, 3)  # no gaps: the judge cuts at half the side
+    assert [grid[0, 0, 0], grid[7, 8, 0], grid[8, 7, 0], grid[8, 8, 0]] == [100, 110, 120, 130]
+
+
+def test_the_noise_depends_on_the_key_alone(tmp_path: Path) -> None:
+    whole = {p.path.name: p.index for p in dpg.pictures(tmp_path, {"a": "x", "b": "y", "c": "z"})}
+    part = {p.path.name: p.index for p in dpg.pictures(tmp_path, {"c": "other"})}
+    assert part.items() <= whole.items() and len(set(whole.values())) == 12
+
+
+def test_the_judges_file(tmp_path: Path) -> None:
+    file = tmp_path / "results.txt"
+    file.write_text(RESULTS)
+    assert dpg.read_results(file) == dpg.Result(62.5, {"entity": 90.5, "relation": 75.0}, 2)
+    file.write_text("".join(RESULTS.splitlines(True)[:2]))  # interrupted before the summary
+    assert dpg.read_results(file) == dpg.Result(62.5, {}, 2)
+    for content, said in (("", "holds no scores"), ("hello", "holds no scores")):
+        file.write_text(content)
+        with pytest.raises(UserError, match=said):
+            dpg.read_results(file)
+
+
+def test_folders_without_prompts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no \.txt files"):
+        dpg.read_prompts(tmp_path)
+    with pytest.raises(UserError, match="is empty"):
+        dpg.read_prompts(prompts(tmp_path / "prompts", a=" "))
