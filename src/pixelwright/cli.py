@@ -1,4 +1,4 @@
-"""The command line: `pixelwright train`, `sample`, `report`, `data`, `convert`, `bench`, `info`.
+"""The command line: `pixelwright train`, `sample`, `evaluate`, `report`, `data`, `convert`, `info`, ...
 
 This module knows the verbs and what becomes of their errors; each verb lives in a module of
 `pixelwright.commands` with two functions, `parser()` and `run(options)`. That module is imported when it is
@@ -19,6 +19,9 @@ from pixelwright.errors import UserError, nearest
 COMMANDS = {
     "train": "train a model as a YAML configuration says, or go on with a run",
     "sample": "draw images from a trained model",
+    "evaluate": "FID and its kin of images, against a reference",
+    "reference": "the statistics of a data set that `evaluate` compares with",
+    "evaluation": "train the features to evaluate with",
     "report": "the page of a run: is it healthy, what does it draw",
     "data": "prepare a data set for training, or check one",
     "convert": "weights from one layout to another: published checkpoints in and out",
@@ -99,7 +102,7 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:<8} {line}" for name, line in COMMANDS.items())
+    commands = "\n".join(f"  {name:<10} {line}" for name, line in COMMANDS.items())
     parser = _Parser(
         prog="pixelwright",
         usage="pixelwright [--help] [--version] COMMAND ...",

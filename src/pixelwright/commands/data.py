@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from pixelwright.commands.parsing import new_parser
+from pixelwright.commands.parsing import Verb, choose_verb, new_parser
 from pixelwright.data.check import check, contact_sheet, describe
 from pixelwright.data.config import DataConfig
 from pixelwright.data.opening import find_source
 from pixelwright.data.prepare import REPORT, Format, Job, Report, prepare
-from pixelwright.errors import UserError, nearest
+from pixelwright.errors import UserError
 from pixelwright.images import save_grid
 
 DESCRIPTION = "Prepare a data set for training, or check one."
@@ -40,31 +38,15 @@ Exit code 0 if all is whole, 1 if something is broken, 2 if the data set cannot 
 SHOWN = 20  # skipped images that are named on the screen
 
 
-class Verb(NamedTuple):
-    """What a command module offers."""
-
-    parser: Callable[[], ArgumentParser]
-    run: Callable[[Namespace], int]
-
-
 def choose(words: list[str]) -> tuple[Verb, list[str]]:
     """The verb that `words` begin with, and the other words. Raises UserError on an unknown one."""
     verbs = {"prepare": Verb(_prepare_parser, _prepare), "check": Verb(_check_parser, _check)}
-    if not words or words[0].startswith("-"):
-        return Verb(parser, _help), words
-    if words[0] not in verbs:
-        raise UserError(f'unknown command "data {words[0]}"{nearest(words[0], verbs)}')
-    return verbs[words[0]], words[1:]
+    return choose_verb("data", verbs, parser, words)
 
 
 def parser() -> ArgumentParser:
     """That of `pixelwright data` alone."""
     return new_parser("data", DESCRIPTION, EXAMPLES)
-
-
-def _help(options: Namespace) -> int:
-    parser().print_help()
-    return 0
 
 
 def _prepare_parser() -> ArgumentParser:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jsonargparse
 from jsonargparse import ArgumentParser, Namespace
@@ -16,6 +18,32 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 COMMAND_LINE_ONLY = ("config", "debug", "resume")
 """Settings that a configuration file may not hold."""
+
+
+class Verb(NamedTuple):
+    """What a command module offers."""
+
+    parser: Callable[[], ArgumentParser]
+    run: Callable[[Namespace], int]
+
+
+def choose_verb(
+    command: str, verbs: Mapping[str, Verb], parser: Callable[[], ArgumentParser], words: list[str]
+) -> tuple[Verb, list[str]]:
+    """The verb of a command that `words` begin with, and the other words; without one, the command's help.
+
+    Raises UserError on an unknown verb.
+    """
+    if not words or words[0].startswith("-"):
+        return Verb(parser, lambda _: _help(parser())), words
+    if words[0] not in verbs:
+        raise UserError(f'unknown command "{command} {words[0]}"{nearest(words[0], verbs)}')
+    return verbs[words[0]], words[1:]
+
+
+def _help(parser: ArgumentParser) -> int:
+    parser.print_help()
+    return 0
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):

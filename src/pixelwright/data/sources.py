@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -131,6 +132,8 @@ class ZipSource(_Files):
         except OSError as error:
             raise UserError(f'"{path}" cannot be opened ({error.strerror}): give a .zip file') from error
         names = _image_names(members)
+        self.doubles = _image_names(name for name, count in Counter(members).items() if count > 1)
+        """Images that were written twice; the last is read."""
         self._root = label_file.removesuffix(LABEL_FILE) if label_file else _wrapper(names)
         names = [name.removeprefix(self._root) for name in names if name.startswith(self._root)]
         super().__init__(file, names, labels)

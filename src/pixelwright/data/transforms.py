@@ -18,6 +18,7 @@ TURNS = {  # EXIF orientation -> what brings the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 LONGEST_ASPECT = 16
+CONVERTED = "converted"  # in the `info` of an image that `read_image` had to convert: its mode in the file
 
 
 class UnreadableImage(Exception):
@@ -38,13 +39,19 @@ def read_image(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            return _upright(image, _to_rgb(image))
+            return _noted(_upright(image, _to_rgb(image)), image.mode)
     except UnidentifiedImageError:
         raise UnreadableImage("not an image in a known format") from None
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"too large: {error}") from None
     except Exception as error:  # broken files raise anything from OSError to struct.error inside the decoders
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _noted(rgb: Image.Image, mode: str) -> Image.Image:
+    if mode != "RGB":
+        rgb.info[CONVERTED] = mode
+    return rgb
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:

@@ -1,0 +1,175 @@
+"""In-domain features: a small classifier that the project trains itself, in minutes on a CPU.
+
+For sets where no published network can be had or would say little, such as CIFAR-10 and Shapes. Numbers with
+the same classifier can be compared with one another, and with nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelwright.errors import UserError, nearest
+from pixelwright.evaluation.extractors import Activations, ExtractorInfo, exactly, file_checksum
+from pixelwright.files import replacing, write_text
+from pixelwright.images import from_uint8
+
+CONFIG, WEIGHTS = "config.json", "classifier.safetensors"
+KIND, FORMAT = "in-domain-classifier", 1
+RESIZE = "bicubic with antialiasing to a square, not rounded; [-1,1]"
+SPATIAL_CHANNELS = 8
+"""Of the map before the last group, for sFID: with 8 x 8 places about as many numbers as features allow."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """A classifier as data."""
+
+    num_classes: int
+    size: int = 32
+    """Side of the square images that it sees; a multiple of 8."""
+    widths: tuple[int, int, int] = (32, 96, 128)
+    """Channels of its three groups; the last is the width of the features."""
+    source: str = ""
+    """What it was trained on."""
+    accuracy: float | None = None
+    """Share of images of `tested_on` that it names rightly."""
+    tested_on: str = ""
+    settings: dict[str, Any] | None = None
+    """How it was trained."""
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise UserError(f"num_classes is {self.num_classes}: a classifier needs at least two classes")
+        if self.size < 8 or self.size % 8:
+            raise UserError(f"size is {self.size}: give a multiple of 8")
+        if len(self.widths) != 3 or min(self.widths) < 1:
+            raise UserError(f"widths are {list(self.widths)}: give three positive numbers")
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()
+    )
+
+
+def _group(inputs: int, outputs: int) -> nn.Sequential:
+    """Two convolutions; the first pools, so that most of the work is at a quarter of the places."""
+    first = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    pooled = nn.Sequential(first, nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU())
+    return nn.Sequential(pooled, _block(outputs, outputs))
+
+
+class Classifier(nn.Module):
+    """A plain convolutional network: a stem, three groups that halve the sides, a mean over places, a Linear.
+
+    [B,3,S,S] in [-1,1] -> (spatial map [B,C2,S/4,S/4], features [B,C3], logits [B,num_classes]).
+    """
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        first, second, third = config.widths
+        self.stem = _block(3, first // 2 or 1)
+        self.groups = nn.ModuleList(
+            [_group(first // 2 or 1, first), _group(first, second), _group(second, third)]
+        )
+        self.head = nn.Linear(third, config.num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.stem(x)
+        x = self.groups[0](x)
+        spatial = self.groups[1](x)
+        features = self.groups[2](spatial).mean((2, 3))  # [B,C3]
+        return spatial, features, self.head(features)
+
+
+class InDomain:
+    """The extractor of a trained classifier's folder.
+
+    Raises:
+        UserError: not such a folder, or damaged files.
+    """
+
+    distance = "FID, in-domain"
+
+    def __init__(self, place: str, device: torch.device) -> None:
+        if not place:
+            raise UserError(
+                "in-domain features are in a folder: give it, or train some with `evaluation train-features`"
+            )
+        folder = Path(place).expanduser()
+        self.config = read_config(folder)
+        self.model = _load(self.config, folder / WEIGHTS).to(device)
+        self.device = device
+        self.info = ExtractorInfo(
+            "in-domain", file_checksum(folder / WEIGHTS), self.config.size, RESIZE, place
+        )
+
+    def __call__(self, images: Tensor) -> Activations:
+        with exactly():
+            x = fit(images.to(self.device), self.config.size)
+            spatial, features, logits = self.model(x)
+            flat = spatial[:, :SPATIAL_CHANNELS].flatten(1)  # [B,8·(S/4)²]
+            return Activations(features.cpu(), flat.cpu(), logits.softmax(1).cpu())
+
+
+def fit(images: Tensor, size: int) -> Tensor:
+    """uint8 [B,H,W,3] -> float32 [B,3,size,size] in about [-1,1], by the rule `RESIZE`."""
+    x = from_uint8(images)
+    if x.shape[2:] != (size, size):
+        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return x
+
+
+def save(config: ClassifierConfig, model: Classifier, folder: Path) -> None:
+    """Write `config.json` and the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / WEIGHTS) as part:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part)
+    content = {"kind": KIND, "format": FORMAT, "checksum": file_checksum(folder / WEIGHTS), **asdict(config)}
+    write_text(folder / CONFIG, json.dumps(content, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> ClassifierConfig:
+    """The configuration of a saved classifier. Raises UserError if it is none or the weights are others."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(
+            f'"{folder}" holds no {CONFIG}: give a folder made by `pixelwright evaluation train-features`'
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kind, number, checksum = (content.pop(key) for key in ("kind", "format", "checksum"))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is not the configuration of a classifier ({error})") from None
+    if (kind, number) != (KIND, FORMAT):
+        raise UserError(f"{path} is of {kind!r}, format {number!r}; {KIND!r}, format {FORMAT} is needed")
+    known = [field.name for field in fields(ClassifierConfig)]
+    for key in content:
+        if key not in known:
+            raise UserError(f'{path}: unknown key "{key}"{nearest(key, known)}')
+    if file_checksum(folder / WEIGHTS) != checksum:
+        raise UserError(
+            f"{folder / WEIGHTS} is not the file that {CONFIG} was written with: train the features anew"
+        )
+    try:
+        return ClassifierConfig(**{**content, "widths": tuple(content["widths"])})
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} is malformed: {error}") from None
+
+
+def _load(config: ClassifierConfig, path: Path) -> Classifier:
+    model = Classifier(config)
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path} does not fit its {CONFIG}: {str(error).splitlines()[0]}") from None
+    return model.eval().requires_grad_(False)

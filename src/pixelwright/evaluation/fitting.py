@@ -1,0 +1,247 @@
+"""Training of the in-domain classifier: labelled images in memory, plain SGD, a triangle of a learning rate.
+
+An interrupted training goes on from the last whole epoch and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixelwright.data.sources import Source
+from pixelwright.data.transforms import UnreadableImage, centre_crop
+from pixelwright.errors import UserError
+from pixelwright.evaluation.classifier import Classifier, ClassifierConfig, save
+from pixelwright.evaluation.metrics import Estimate
+from pixelwright.files import replacing
+from pixelwright.images import from_uint8
+from pixelwright.streams import generator
+
+UNFINISHED = "unfinished.safetensors"
+MEMORY_LIMIT = 4 << 30  # bytes of decoded images
+HELD_OUT = 10  # one image in so many is for the test where there is no other test set
+WARM_UP = 0.2  # of all steps
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a classifier is trained. Raises UserError on values that cannot be."""
+
+    size: int = 32
+    epochs: int = 10
+    batch_size: int = 256
+    lr: float = 0.2
+    """Highest learning rate; it rises for a fifth of the steps and falls to 0."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    smoothing: float = 0.1
+    """Of the labels."""
+    flip: bool = True
+    """Mirror half of the images."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 8), ("epochs", 1), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}: give a whole number of at least {least}")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"lr is {self.lr}: give a positive number")
+
+
+class Labelled(NamedTuple):
+    """Images in memory."""
+
+    images: Tensor
+    """uint8 [N,S,S,3]."""
+    labels: Tensor
+    """int64 [N]."""
+
+
+def read_labelled(source: Source, size: int, progress: Callable[[int], object]) -> Labelled:
+    """All readable images of a source, cropped by the rule of ADM; the others are passed over.
+
+    Raises:
+        UserError: more than fit into memory, or none that can be read.
+    """
+    if len(source) * size * size * 3 > MEMORY_LIMIT:
+        raise UserError(
+            f"{len(source)} images of {size}x{size} do not fit into {MEMORY_LIMIT >> 30} GiB: "
+            "give a smaller --size or set"
+        )
+    images, labels = [], []
+    for index in range(len(source)):
+        progress(1)
+        try:
+            sample = source[index]
+        except UnreadableImage:
+            continue
+        images.append(torch.from_numpy(np.array(centre_crop(sample.image, size))))
+        labels.append(sample.label)
+    if not images:
+        raise UserError("no image can be read")
+    return Labelled(torch.stack(images), torch.tensor(labels))
+
+
+def held_out(whole: Labelled) -> tuple[Labelled, Labelled]:
+    """(train, test): one image in ten, evenly through the set, is for the test."""
+    test = torch.arange(len(whole.labels)) % HELD_OUT == HELD_OUT - 1
+    return Labelled(whole.images[~test], whole.labels[~test]), Labelled(
+        whole.images[test], whole.labels[test]
+    )
+
+
+def train(
+    config: ClassifierConfig,
+    settings: Training,
+    train_set: Labelled,
+    test_set: Labelled,
+    folder: Path,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int, float], object] = lambda images, loss: None,
+) -> ClassifierConfig:
+    """Train, measure the accuracy on the test set, save into `folder`; returns the config that was saved.
+
+    `progress(images, loss)` is called after every step, and for the images of epochs that were there.
+    """
+    state = _State(config, settings, len(train_set.labels), folder / UNFINISHED, device)
+    state.restore()
+    if state.epoch:
+        progress(state.epoch * len(train_set.labels), math.nan)
+    for epoch in range(state.epoch, settings.epochs):
+        order = torch.randperm(len(train_set.labels), generator=_stream(settings, "order", epoch))
+        for step, picks in enumerate(order.split(settings.batch_size)):
+            if len(picks) < 2:  # too few for batch normalisation
+                continue
+            images = augment(train_set.images[picks], settings, epoch, step)
+            loss = state.step(images, train_set.labels[picks], autocast)
+            progress(len(picks), loss)
+        state.keep(epoch + 1)
+    accuracy = measure_accuracy(state.model, test_set, device)
+    done = replace(config, accuracy=accuracy.value, settings=asdict(settings))
+    save(done, state.model, folder)
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    return done
+
+
+def _stream(settings: Training, *path: int | str) -> torch.Generator:
+    return generator(settings.seed, "train-features", *path)
+
+
+def augment(images: Tensor, settings: Training, epoch: int, step: int) -> Tensor:
+    """Images shifted by up to an eighth of their side and flipped, uint8 [B,S,S,3] -> [B,3,S,S] in [-1,1].
+
+    What comes in at the edges is mirrored.
+    """
+    stream = _stream(settings, "augment", epoch, step)
+    count, side = images.shape[:2]
+    reach = side // 8
+    padded = F.pad(from_uint8(images), (reach,) * 4, mode="reflect")  # [B,3,S+2r,S+2r]
+    shifts = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=stream)
+    flips = (torch.rand(count, generator=stream) < 0.5) & settings.flip
+    along = torch.arange(side)
+    rows, columns = shifts[0] + along, shifts[1] + torch.where(flips[:, None], along.flip(0), along)  # [B,S]
+    which = torch.arange(count)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class _State:
+    """Network, optimiser and the number of whole epochs."""
+
+    def __init__(
+        self, config: ClassifierConfig, settings: Training, count: int, path: Path, device: torch.device
+    ) -> None:
+        self.settings, self.path, self.device = settings, path, device
+        self.job = json.dumps([asdict(replace(config, accuracy=None)), asdict(settings), count])
+        self.model = Classifier(config)
+        self._initialise()
+        self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimiser = torch.optim.SGD(
+            self.model.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=True,
+        )
+        batches = -(-count // settings.batch_size)
+        self.steps = settings.epochs * (batches - (count % settings.batch_size == 1))
+        self.done = self.epoch = 0
+
+    def _initialise(self) -> None:
+        """He's normal weights, from our own streams."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.ndim > 1:
+                fan = parameter[0].numel()
+                noise = torch.randn(parameter.shape, generator=_stream(self.settings, "weights", name))
+                parameter.data = noise * math.sqrt(2 / fan)
+
+    def step(self, images: Tensor, labels: Tensor, autocast: torch.dtype | None) -> float:
+        share = (self.done + 1) / self.steps
+        rate = min(share / WARM_UP, (1 - share) / (1 - WARM_UP) + 1 / self.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.lr * rate
+        x = images.to(device=self.device, memory_format=torch.channels_last)
+        self.model.train()
+        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+            logits = self.model(x)[2]
+        loss = F.cross_entropy(
+            logits.float(), labels.to(self.device), label_smoothing=self.settings.smoothing
+        )
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.done += 1
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UserError(f"the classifier's loss is {value} at step {self.done}: give a lower --lr")
+        return value
+
+    def keep(self, epoch: int) -> None:
+        """Write all that going on needs."""
+        self.epoch = epoch
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            tensors[f"momentum.{name}"] = self.optimiser.state[parameter]["momentum_buffer"]
+        content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        with replacing(self.path) as part:
+            save_file(content, part, {"job": self.job, "epoch": str(epoch), "done": str(self.done)})
+
+    def restore(self) -> None:
+        """Go on where an earlier training with the same settings stopped. Raises UserError if they differ."""
+        if not self.path.is_file():
+            return
+        with safe_open(self.path, "pt") as file:
+            notes = file.metadata()
+            if notes["job"] != self.job:
+                raise UserError(
+                    f"{self.path} is of an unfinished training with other settings or images: "
+                    "use those, or remove it"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        self.epoch, self.done = int(notes["epoch"]), int(notes["done"])
+        self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
+        for name, parameter in self.model.named_parameters():
+            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+            self.optimiser.state[parameter]["momentum_buffer"] = buffer
+
+
+def measure_accuracy(model: Classifier, test: Labelled, device: torch.device) -> Estimate:
+    """Share of test images whose most likely class is their own."""
+    model.eval()
+    right = []
+    with torch.inference_mode():
+        for images, labels in zip(test.images.split(256), test.labels.split(256), strict=True):
+            right.append(model(from_uint8(images).to(device))[2].argmax(1).cpu() == labels)
+    share = float(torch.cat(right).double().mean())
+    return Estimate(share, math.sqrt(share * (1 - share) / len(test.labels)))

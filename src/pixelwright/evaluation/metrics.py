@@ -1,0 +1,258 @@
+"""The metrics, as functions of features: nothing here knows of images, files or networks.
+
+All arithmetic is float64. `chunk` bounds the memory and does not change a result. Every estimate comes with
+its standard error by the delta method: to first order a metric is a mean over the images, of each image's
+influence on it, and the spread of the influences gives the noise of that mean.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pixelwright.errors import UserError
+from pixelwright.evaluation.statistics import Gaussian, Moments
+from pixelwright.streams import generator
+
+NEIGHBOURS = 3
+"""k of precision and recall, in ADM's protocol."""
+SPLIT = 5000
+"""Images in a split of the Inception Score, in ADM's protocol."""
+SUBSETS, SUBSET_SIZE = 100, 1000
+"""Of KID, as is usual."""
+TIE = 1e-10
+"""Squared distances that differ by less than this share of the squared norms are equal but for rounding."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of N images."""
+
+    value: float
+    error: float | None = None
+    """One standard error: what other images of the same source would change; None where it is not known."""
+    extrapolated: float | None = None
+    """Fréchet distances: the value without the bias of N images; None where it is not known."""
+
+
+# ---------------------------------------------------------------- Fréchet distances: FID, sFID, FD-DINOv2
+
+
+def root(gaussian: Gaussian) -> Tensor:
+    """A [D,R] with A Aᵀ the covariance, R its numerical rank.
+
+    Eigenvalues within rounding of zero are left out: their square roots would be far larger than they are.
+    """
+    values, vectors = torch.linalg.eigh(gaussian.covariance)
+    kept = values > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½) (Heusel et al., 2017, eq. 6).
+
+    With roots C = A Aᵀ, tr (C₁C₂)^½ is the sum of the singular values of A₁ᵀA₂, which needs neither a full
+    rank nor the small imaginary parts that a matrix square root brings.
+
+    Raises:
+        UserError: sets of different width.
+    """
+    _same_width(a.mean, b.mean)
+    return _distance(a, b, torch.linalg.svdvals(root(a).T @ root(b)))
+
+
+def _distance(a: Gaussian, b: Gaussian, singular: Tensor) -> float:
+    apart = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
+    return max(0.0, float(apart - 2 * singular.sum()))
+
+
+def frechet_estimate(features: Tensor, reference: Gaussian, chunk: int = 8192) -> Estimate:
+    """Fréchet distance of features [N,D] from a reference, with its noise and without its bias.
+
+    The bias of N images is c/N to first order (Chong and Forsyth, 2020): that of two halves, odd and even
+    numbers, is twice as large, and the difference is taken off. The error is that of the distance at N.
+    """
+    _enough(features, 2, "a Fréchet distance")
+    _same_width(features[0], reference.mean)
+    halves = [Moments.of(features[first::2], chunk) for first in (0, 1)]
+    gaussian = halves[0].merged(halves[1]).gaussian()
+    base = root(reference)
+    left, singular, _ = torch.linalg.svd(base.T @ root(gaussian), full_matrices=False)
+    value = _distance(reference, gaussian, singular)
+    influence = _frechet_influence(features, gaussian, reference, base @ left, singular, chunk)
+    error = float(influence.std() / math.sqrt(len(features)))
+    if len(features) < 4:
+        return Estimate(value, error)
+    biased = [
+        _distance(reference, half.gaussian(), torch.linalg.svdvals(base.T @ root(half.gaussian())))
+        for half in halves
+    ]
+    return Estimate(value, error, value - (sum(biased) / 2 - value))
+
+
+def _frechet_influence(
+    features: Tensor, own: Gaussian, reference: Gaussian, axes: Tensor, singular: Tensor, chunk: int
+) -> Tensor:
+    """What each row contributes to the distance, [N], but for a constant.
+
+    The gradient is 2 (m − m_ref) by the mean and 1 − A U Σ⁻¹ Uᵀ Aᵀ by the covariance, A the reference's root
+    and U Σ² Uᵀ = Aᵀ C A; `axes` is A U.
+    """
+    kept = singular > singular.max() * 1e-12 if len(singular) else singular > 0
+    scaled = axes[:, kept] / singular[kept].sqrt()
+    parts = []
+    for part in features.split(chunk):
+        centred = part.double() - own.mean
+        along = 2 * (centred @ (own.mean - reference.mean))
+        parts.append(along + centred.square().sum(1) - (centred @ scaled).square().sum(1))
+    return torch.cat(parts)
+
+
+# ---------------------------------------------------------------- Inception Score
+
+
+def inception_score(probabilities: Tensor, split: int = SPLIT) -> Estimate:
+    """exp of the mean KL divergence of each image's classes from those of its split, averaged over splits.
+
+    `probabilities` [N,C] are cut in order into splits of `split` images, the last of which may be smaller
+    (Salimans et al., 2016, as ADM does it). 0 log 0 is 0.
+    """
+    _enough(probabilities, 1, "an Inception Score")
+    scores, divergences = [], []
+    for part in probabilities.split(split):
+        own = part.double()
+        marginal = own.mean(0)
+        divergence = (torch.xlogy(own, own) - torch.xlogy(own, marginal)).sum(1)
+        scores.append(divergence.mean().exp())
+        divergences.append(scores[-1] * (divergence - divergence.mean()))
+    influence = torch.cat(divergences)
+    error = float(influence.std() / math.sqrt(len(influence))) if len(influence) > 1 else None
+    return Estimate(float(torch.stack(scores).mean()), error)
+
+
+# ---------------------------------------------------------------- precision and recall
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Improved precision and recall (Kynkäänniemi et al., 2019), image by image."""
+
+    realistic: Tensor
+    """bool [N]: the sample lies within the k-th neighbour's distance of some reference image."""
+    covered: Tensor
+    """bool [M]: the reference image lies so near to some sample."""
+
+    @property
+    def precision(self) -> Estimate:
+        return _share(self.realistic)
+
+    @property
+    def recall(self) -> Estimate:
+        return _share(self.covered)
+
+
+def _share(flags: Tensor) -> Estimate:
+    """Share of true flags; the error holds the other set fixed."""
+    share = float(flags.double().mean())
+    return Estimate(share, math.sqrt(share * (1 - share) / len(flags)))
+
+
+def precision_recall(reference: Tensor, samples: Tensor, k: int = NEIGHBOURS, chunk: int = 2048) -> Coverage:
+    """Which samples [N,D] are within the reference [M,D], and which of the reference within the samples.
+
+    A set's manifold is the union of balls around its members, each as wide as the distance to the member's
+    k-th nearest neighbour in the set.
+    """
+    _same_width(reference[0], samples[0])
+    for what, rows in (("reference", reference), ("samples", samples)):
+        _enough(rows, k + 1, f"precision and recall (the {what})")
+    centre = reference.double().mean(0)  # distances keep more digits near the origin
+    real, drawn = reference.double() - centre, samples.double() - centre
+    real_radii, drawn_radii = (_radii(rows, k, chunk) for rows in (real, drawn))
+    realistic, covered = [], torch.zeros(len(real), dtype=torch.bool)
+    for part, radii in zip(drawn.split(chunk), drawn_radii.split(chunk), strict=True):
+        squares, tie = _squares(part, real)  # [b,M]
+        realistic.append((squares <= real_radii + tie).any(1))
+        covered |= (squares <= radii[:, None] + tie).any(0)
+    return Coverage(torch.cat(realistic), covered)
+
+
+def _radii(rows: Tensor, k: int, chunk: int) -> Tensor:
+    """Squared distance of each row to its k-th nearest neighbour among the others, [N]."""
+    found = []
+    for part in rows.split(chunk):
+        squares, _ = _squares(part, rows)
+        found.append(squares.kthvalue(k + 1, dim=1).values)  # the nearest is the row itself
+    return torch.cat(found)
+
+
+def _squares(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances [N,M] of rows [N,D] and [M,D], and how far rounding may move each.
+
+    Those within rounding of 0 are 0, so that equal rows are at no distance.
+    """
+    norms = a.square().sum(1)[:, None] + b.square().sum(1)
+    tie = norms * TIE
+    squares = torch.addmm(norms, a, b.T, alpha=-2)
+    return squares.masked_fill_(squares <= tie, 0), tie
+
+
+# ---------------------------------------------------------------- KID
+
+
+def kid(
+    reference: Tensor, samples: Tensor, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = 0
+) -> Estimate:
+    """Kernel Inception Distance: squared MMD with the kernel (xᵀy/D + 1)³, unbiased, mean over random subsets
+    (Bińkowski et al., 2018). It can be below zero.
+
+    Subset i holds `size` images of each set (fewer where there are fewer) and depends on (seed, i) alone.
+    Subsets overlap, so the error is their spread times √(1/subsets + size/N), N the smaller set.
+    """
+    _same_width(reference[0], samples[0])
+    for what, rows in (("reference", reference), ("samples", samples)):
+        _enough(rows, 2, f"KID (the {what})")
+    fewest = min(len(reference), len(samples))
+    size = min(size, fewest)
+    values = []
+    for i in range(subsets):
+        picks = [
+            rows[torch.randperm(len(rows), generator=generator(seed, "kid", name, i))[:size]].double()
+            for name, rows in (("reference", reference), ("samples", samples))
+        ]
+        values.append(mmd(*picks))
+    spread = torch.tensor(values, dtype=torch.float64)
+    error = float(spread.std()) * math.sqrt(1 / subsets + size / fewest) if subsets > 1 else None
+    return Estimate(float(spread.mean()), error)
+
+
+def mmd(x: Tensor, y: Tensor) -> float:
+    """Unbiased squared maximum mean discrepancy of rows [N,D] and [M,D] with KID's kernel."""
+    width = x.shape[1]
+
+    def within(rows: Tensor) -> Tensor:
+        kernel = (rows @ rows.T / width + 1) ** 3
+        count = len(rows)
+        return (kernel.sum() - kernel.diagonal().sum()) / (count * (count - 1))
+
+    between = ((x @ y.T / width + 1) ** 3).mean()
+    return float(within(x) + within(y) - 2 * between)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _same_width(a: Tensor, b: Tensor) -> None:
+    if a.shape[-1] != b.shape[-1]:
+        raise UserError(
+            f"features of {a.shape[-1]} and of {b.shape[-1]} numbers cannot be compared: "
+            "the same extractor must have made both"
+        )
+
+
+def _enough(rows: Tensor, least: int, what: str) -> None:
+    if len(rows) < least:
+        raise UserError(f"{what} needs at least {least} images; there are {len(rows)}")

@@ -1,0 +1,292 @@
+"""Every metric against an independent computation, on ordinary and on degenerate features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics.pairwise import polynomial_kernel
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from pixelwright.errors import UserError
+from pixelwright.evaluation import metrics
+from pixelwright.evaluation.statistics import Gaussian, Moments
+from pixelwright.streams import generator, normal
+
+WIDTH = 12
+
+
+def drawn(count: int, name: str, width: int = WIDTH) -> Tensor:
+    """Correlated features, far from the origin."""
+    mix = normal((width, width), 0, "mix", name)
+    return normal((count, width), 0, name) @ mix + 3
+
+
+def flat(count: int, name: str) -> Tensor:
+    """Features of rank 4 in 12 dimensions."""
+    return normal((count, 4), 0, name) @ normal((4, WIDTH), 0, "flat") + 1
+
+
+def repeated(count: int, name: str) -> Tensor:
+    """Seven different rows, again and again."""
+    return drawn(7, name)[torch.arange(count) % 7]
+
+
+SETS: dict[str, Callable[[str], Tensor]] = {
+    "random": lambda name: drawn(200, name),
+    "rank-deficient": lambda name: flat(200, name),
+    "repeated rows": lambda name: repeated(60, name),
+    "fewer than dimensions": lambda name: drawn(9, name),
+}
+PAIRS = [("random", kind) for kind in SETS] + [(kind, kind) for kind in SETS] + [("rank-deficient", "random")]
+
+
+def gaussian(rows: Tensor) -> Gaussian:
+    return Moments.of(rows).gaussian()
+
+
+def by_scipy(a: Tensor, b: Tensor) -> float:
+    """The distance by scipy's matrix square root, of a matrix that is not singular.
+
+    With H Hᵀ the covariance of b, H of full column rank from the singular vectors of its rows, tr (C₁C₂)^½ is
+    tr (Hᵀ C₁ H)^½; what of it is null because C₁ is singular is cut off by its eigenvectors.
+    """
+    y = b.double().numpy() - b.double().numpy().mean(0)
+    first, second = (np.cov(rows.double().numpy(), rowvar=False) for rows in (a, b))
+    _, singular, right = np.linalg.svd(y / math.sqrt(len(y) - 1), full_matrices=False)
+    rank = int((singular > 1e-6 * singular[0]).sum())
+    half = right[:rank].T * singular[:rank]
+    inner = half.T @ first @ half
+    values = np.linalg.eigvalsh(inner)
+    own = np.linalg.eigh(inner)[1][:, values > 1e-10 * values[-1]]
+    trace = scipy.linalg.sqrtm(own.T @ inner @ own).trace().real
+    apart = np.square(a.double().numpy().mean(0) - b.double().numpy().mean(0)).sum()
+    return float(apart + first.trace() + second.trace() - 2 * trace)
+
+
+def test_frechet_is_that_of_the_matrix_square_root() -> None:
+    """The textbook formula, where it is safe: full rank."""
+    a, b = gaussian(drawn(200, "a")), gaussian(drawn(300, "b"))
+    product = scipy.linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy())
+    apart = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
+    assert metrics.frechet_distance(a, b) == pytest.approx(float(apart) - 2 * product.trace().real, rel=1e-9)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_frechet_on_degenerate_features(first: str, second: str) -> None:
+    a, b = SETS[first]("a"), SETS[second]("b")
+    assert metrics.frechet_distance(gaussian(a), gaussian(b)) == pytest.approx(by_scipy(a, b), rel=1e-6)
+    assert metrics.frechet_estimate(b, gaussian(a)).value == pytest.approx(by_scipy(a, b), rel=1e-6)
+
+
+def test_frechet_of_gaussians_that_are_known() -> None:
+    """Axis by axis: (m₁ - m₂)² + (s₁ - s₂)²."""
+    means = normal((2, 5), 0, "means").double()
+    spreads = normal((2, 5), 0, "spreads").double().abs()
+    spreads[0, 0] = spreads[1, 1] = spreads[0, 2] = spreads[1, 2] = 0
+    turn = torch.linalg.qr(normal((5, 5), 0, "turn").double())[0]  # the same turn for both changes nothing
+    a, b = (
+        Gaussian(turn @ m, turn @ torch.diag(s.square()) @ turn.T)
+        for m, s in zip(means, spreads, strict=True)
+    )
+    expected = (means[0] - means[1]).square().sum() + (spreads[0] - spreads[1]).square().sum()
+    assert metrics.frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_a_shifted_copy_is_at_the_square_of_the_shift(kind: str) -> None:
+    rows = SETS[kind]("a").double()
+    shift = normal((WIDTH,), 0, "shift").double()
+    estimate = metrics.frechet_estimate(rows + shift, gaussian(rows))
+    assert estimate.value == pytest.approx(float(shift.square().sum()), rel=1e-6)
+    assert metrics.frechet_estimate(rows, gaussian(rows)).value == pytest.approx(0, abs=1e-9)
+
+
+def test_the_error_and_the_bias_of_a_frechet_distance() -> None:
+    """From 300 independent sets of samples: their spread, and their mean against the true distance."""
+    truth = Gaussian(torch.zeros(8, dtype=torch.float64), torch.eye(8, dtype=torch.float64))
+    scale = torch.linspace(0.6, 1.4, 8)
+    exact = float((scale.double() - 1).square().sum()) + 0.25
+    found = []
+    for i in range(300):
+        rows = normal((400, 8), 1, "noise", i) * scale
+        rows[:, 0] += 0.5
+        found.append(metrics.frechet_estimate(rows, truth))
+    values = torch.tensor([one.value for one in found])
+    errors = torch.tensor([one.error for one in found])
+    beyond = torch.tensor([one.extrapolated for one in found])
+    assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.15)
+    bias = float(values.mean()) - exact
+    assert bias > 5 * float(values.std()) / math.sqrt(300)  # the distance of few samples is too large
+    assert abs(float(beyond.mean()) - exact) < bias / 4
+
+
+@given(cuts=st.lists(st.integers(1, 90), min_size=1, max_size=6), far=st.sampled_from([0.0, 1e4]))
+@settings(max_examples=25, deadline=None)
+def test_moments_merge_in_any_pieces(cuts: list[int], far: float) -> None:
+    rows = drawn(100, "moments").double() + far
+    found = Moments.zero(WIDTH)
+    for part in torch.tensor_split(rows, sorted(cuts)):
+        found = found.merged(Moments.of(part, chunk=7))
+    expected = np.cov(rows.numpy(), rowvar=False)
+    assert found.count == 100
+    torch.testing.assert_close(found.mean, rows.mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        found.gaussian().covariance, torch.from_numpy(expected), rtol=1e-8, atol=1e-9 * (1 + far)
+    )
+
+
+# --- Inception Score ---
+
+
+def direct_score(probabilities: np.ndarray, split: int) -> float:
+    """As the formula says it, one image after the other."""
+    scores = []
+    for start in range(0, len(probabilities), split):
+        part = probabilities[start : start + split]
+        mean = part.mean(0)
+        total = sum(p * math.log(p / q) for row in part for p, q in zip(row, mean, strict=True) if p > 0)
+        scores.append(math.exp(total / len(part)))
+    return sum(scores) / len(scores)
+
+
+@pytest.mark.parametrize("split", [50, 30, 1000])
+def test_inception_score_is_the_direct_one(split: int) -> None:
+    probabilities = torch.softmax(3 * normal((100, 6), 0, "logits").double(), 1)
+    probabilities[:5] = torch.eye(6, dtype=torch.float64)[:5]  # with zeros
+    found = metrics.inception_score(probabilities, split)
+    assert found.value == pytest.approx(direct_score(probabilities.numpy(), split), rel=1e-9)
+
+
+def test_inception_score_at_its_ends() -> None:
+    certain = torch.eye(10).repeat(20, 1)  # every class alike, without doubt
+    assert metrics.inception_score(certain).value == pytest.approx(10)
+    assert metrics.inception_score(torch.full((50, 10), 0.1)).value == pytest.approx(1)
+
+
+def test_the_error_of_an_inception_score() -> None:
+    found = [
+        metrics.inception_score(torch.softmax(2 * normal((500, 5), 2, "logits", i), 1)) for i in range(200)
+    ]
+    values, errors = torch.tensor([f.value for f in found]), torch.tensor([f.error for f in found])
+    assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.2)
+
+
+# --- precision and recall ---
+
+
+def by_neighbours(reference: Tensor, samples: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flags by scikit-learn's brute-force neighbours; ties within rounding count as inside."""
+    real, fake = reference.double().numpy(), samples.double().numpy()
+
+    def radii(rows: np.ndarray) -> np.ndarray:
+        return NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(rows).kneighbors(rows)[0][:, k]
+
+    apart = np.sqrt(np.square(fake[:, None] - real[None]).sum(2))
+    slack = 1e-5
+    return (apart <= radii(real) + slack).any(1), (apart <= radii(fake)[:, None] + slack).any(0)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+@pytest.mark.parametrize("k", [1, 3])
+def test_precision_and_recall_by_scikit_learn(first: str, second: str, k: int) -> None:
+    reference, samples = SETS[first]("a"), SETS[second]("b")
+    found = metrics.precision_recall(reference, samples, k)
+    realistic, covered = by_neighbours(reference, samples, k)
+    assert found.realistic.tolist() == realistic.tolist()
+    assert found.covered.tolist() == covered.tolist()
+    assert found.precision.value == realistic.mean() and found.recall.value == covered.mean()
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_equal_sets_cover_each_other(kind: str) -> None:
+    rows = SETS[kind]("a")
+    found = metrics.precision_recall(rows, rows.flip(0))
+    assert found.precision.value == found.recall.value == 1
+
+
+def test_repeated_rows_are_points_of_no_width() -> None:
+    """Balls of radius 0: a sample beside one is outside, one upon it inside."""
+    reference = repeated(60, "a")
+    samples = torch.cat((reference[:5], reference[:5] + 1e-3))
+    assert metrics.precision_recall(reference, samples).realistic.tolist() == [True] * 5 + [False] * 5
+
+
+# --- KID ---
+
+
+def test_kid_of_all_images_is_the_direct_one() -> None:
+    for kind in SETS:
+        x, y = drawn(40, "a"), SETS[kind]("b")
+        n, m = len(x), len(y)
+        kernels = [
+            polynomial_kernel(a.double().numpy(), b.double().numpy(), degree=3, coef0=1, gamma=1 / WIDTH)
+            for a, b in ((x, x), (y, y), (x, y))
+        ]
+        expected = (
+            (kernels[0].sum() - kernels[0].trace()) / (n * (n - 1))
+            + (kernels[1].sum() - kernels[1].trace()) / (m * (m - 1))
+            - 2 * kernels[2].mean()
+        )
+        assert metrics.mmd(x.double(), y.double()) == pytest.approx(expected, rel=1e-6), kind
+
+
+def test_kid_is_unbiased_and_knows_its_error() -> None:
+    """Two sets of one source: nothing on average, and the spread of many is the error of one."""
+    found = [
+        metrics.kid(normal((300, 6), 3, "x", i), normal((300, 6), 3, "y", i), subsets=20, size=100)
+        for i in range(100)
+    ]
+    values, errors = torch.tensor([f.value for f in found]), torch.tensor([f.error for f in found])
+    assert abs(float(values.mean())) < 3 * float(values.std()) / 10
+    assert float(values.std()) < 2 * float(errors.mean()) < 6 * float(values.std())
+
+
+def test_kid_depends_on_the_seed_alone() -> None:
+    x, y = drawn(50, "a"), drawn(60, "b")
+    first = metrics.kid(x, y, subsets=5, size=20, seed=1)
+    torch.manual_seed(5)
+    assert metrics.kid(x, y, subsets=5, size=20, seed=1) == first
+    assert metrics.kid(x, y, subsets=5, size=20, seed=2) != first
+
+
+# --- all ---
+
+
+@given(chunk=st.integers(1, 250))
+@settings(max_examples=12, deadline=None)
+def test_chunking_changes_nothing(chunk: int) -> None:
+    reference, samples = drawn(120, "a"), drawn(200, "b")
+    whole = metrics.precision_recall(reference, samples)
+    parts = metrics.precision_recall(reference, samples, chunk=chunk)
+    assert torch.equal(parts.realistic, whole.realistic) and torch.equal(parts.covered, whole.covered)
+    a, b = (metrics.frechet_estimate(samples, gaussian(reference), chunk=c) for c in (chunk, 8192))
+    assert a.value == pytest.approx(b.value, rel=1e-10)
+    assert a.error == pytest.approx(b.error, rel=1e-10)
+    assert a.extrapolated == pytest.approx(b.extrapolated, rel=1e-10)
+
+
+def test_too_little_is_said() -> None:
+    one, few = drawn(1, "a"), drawn(3, "a")
+    with pytest.raises(UserError, match="at least 2 images; there are 1"):
+        metrics.frechet_estimate(one, gaussian(few))
+    with pytest.raises(UserError, match="at least 4 images; there are 3"):
+        metrics.precision_recall(few, drawn(9, "b"))
+    with pytest.raises(UserError, match="of 12 and of 5 numbers"):
+        metrics.frechet_distance(gaussian(few), gaussian(drawn(9, "b", width=5)))
+
+
+def test_generator_of_kid_is_ours() -> None:
+    """Subset i is the same whatever the others."""
+    picks = torch.randperm(50, generator=generator(0, "kid", "reference", 0))[:20]
+    x, y = drawn(50, "a"), drawn(50, "b")
+    own = torch.randperm(50, generator=generator(0, "kid", "samples", 0))[:20]
+    expected = metrics.mmd(x[picks].double(), y[own].double())
+    assert metrics.kid(x, y, subsets=1, size=20).value == pytest.approx(expected, rel=1e-12)
