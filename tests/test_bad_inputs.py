@@ -339,6 +339,7 @@ CASES = [
     Case("model name unknown", ["info", "dip-xl"], "dip-xl-16"),
     Case("info size not divisible", ["info", "dip-ti-4", "--size", "30"], "30x30"),
     Case("info batch zero", ["info", "dip-ti-4", "--batch-size", "0"], "batch size 0"),
+    Case("info autocast unknown", ["info", "dip-ti-4", "--autocast", "fp8"], "fp8"),
     Case("bench of nothing", ["bench"], "--suite"),
     Case("bench model unknown", ["bench", "dip-xl"], "dip-xl-16"),
     Case("bench of captions", ["bench", "dip-t2i"], "captions"),

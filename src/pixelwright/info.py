@@ -16,14 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from pixelwright import flow
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import DenoiserConfig, MMDiTConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
+
+Autocast = torch.dtype | None
+"""The dtype of autocast; None: without."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Info:
     training_bytes: int
     """Most memory in use at once in a training step of a batch in float32: weights, EMA, gradients, AdamW's
     two moments and the activations kept for the backward pass."""
+    autocast: Autocast = None
+    """What products are computed in, where not in the dtype of the weights; for both memory figures."""
 
     @property
     def parameters(self) -> int:
@@ -77,6 +83,7 @@ def describe(
     size: tuple[int, int] | None = None,
     batch_size: int = 1,
     dtype: torch.dtype = torch.float32,
+    autocast: Autocast = None,
 ) -> Info:
     """Parameters, FLOPs and memory of the model a config describes.
 
@@ -84,6 +91,7 @@ def describe(
         size: (rows, columns) of the image; the config's own where none is given.
         batch_size: images at a time, for the two memory figures.
         dtype: of the weights, to sample; training is counted in float32.
+        autocast: torch.bfloat16 for the memory under autocast.
 
     Raises:
         UserError: no size known, a size that does not divide into patches, or a batch size below 1.
@@ -102,10 +110,10 @@ def describe(
         Part(name, type(part).__name__, sum(p.numel() for p in part.parameters()), flops.get(name, 0))
         for name, part in model.named_children()
     )
-    training = _training(model, size, batch_size)
+    training = _training(model, size, batch_size, autocast)
     model.to(dtype)
-    sampling = _sampling(model, size, batch_size)
-    return Info(config, size, batch_size, parts, dtype, _bytes(model), sampling, training)
+    sampling = _sampling(model, size, batch_size, autocast)
+    return Info(config, size, batch_size, parts, dtype, _bytes(model), sampling, training, autocast)
 
 
 def _inputs(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> tuple[Tensor, Tensor, Condition]:
@@ -170,32 +178,62 @@ class _PeakMemory(TorchDispatchMode):
         self.now -= size
 
 
-class _FusedAttention(TorchFunctionMode):
-    """On `meta`, attention would be counted with its L×L matrix, which no device's fused kernel makes."""
+_PRODUCTS = (
+    *(F.linear, F.conv2d, F.conv_transpose2d, torch.matmul, torch.bmm),
+    *(Tensor.matmul, Tensor.__matmul__, Tensor.bmm, F.scaled_dot_product_attention),
+)
+"""What autocast computes in its dtype."""
+
+
+class _AsOnDevice(TorchFunctionMode):
+    """What devices do and `meta` does not: fused attention, and autocast.
+
+    On `meta`, attention would be counted with its L×L matrix, which no device's fused kernel makes; and there
+    is no autocast, which keeps a copy of each weight it has cast until it ends.
+    """
+
+    def __init__(self, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self._autocast = autocast
+        self._casts: dict[int, Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._autocast is not None and function in _PRODUCTS:
+            args, kwargs = tree_map_only(Tensor, self._cast, (args, kwargs))
         if function is F.scaled_dot_product_attention:
             fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-            return fused(*args[:3], attn_mask=(kwargs or {}).get("attn_mask"))[0]
-        return function(*args, **(kwargs or {}))
+            return fused(*args[:3], attn_mask=kwargs.get("attn_mask"))[0]
+        return function(*args, **kwargs)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        if tensor.dtype != torch.float32:
+            return tensor
+        if not isinstance(tensor, nn.Parameter):
+            return tensor.to(self._autocast)
+        if id(tensor) not in self._casts:
+            self._casts[id(tensor)] = tensor.to(self._autocast)
+        return self._casts[id(tensor)]
 
 
 def _bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def _sampling(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> int:
+def _sampling(model: PixelDenoiser, size: tuple[int, int], batch_size: int, autocast: Autocast) -> int:
     """Guidance evaluates the class and the null class in one call of twice the batch."""
-    with _PeakMemory(model) as memory, _FusedAttention(), torch.no_grad():
+    with _PeakMemory(model) as memory, _AsOnDevice(autocast), torch.no_grad():
         model(*_inputs(model, size, 2 * batch_size))
     return _bytes(model) + memory.peak
 
 
-def _training(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> int:
+def _training(model: PixelDenoiser, size: tuple[int, int], batch_size: int, autocast: Autocast) -> int:
     weights = _bytes(model)
     x, t, labels = _inputs(model, size, batch_size)
-    with _PeakMemory(model) as memory, _FusedAttention():
-        model(x, t, labels).square().mean().backward()
+    with _PeakMemory(model) as memory:
+        with _AsOnDevice(autocast):
+            loss = flow.loss(model, x, t, torch.empty_like(x), labels).mean()
+        loss.backward()
     model.zero_grad(set_to_none=True)
     return 4 * weights + memory.peak  # weights, EMA and two moments; the gradients are in the peak
 

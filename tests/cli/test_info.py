@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
+
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
+import pixelwright as pw
+from pixelwright import flow
 from pixelwright.errors import UserError
 from pixelwright.info import _flops, _PeakMemory, describe, human
 from pixelwright.models.folder import skeleton
 from pixelwright.models.presets import preset
+from pixelwright.sampling import model_velocity
 
 TINY = {"depth": 3, "hidden_size": 24, "num_heads": 2, "image_size": (16, 8)}
 
@@ -114,6 +121,44 @@ def test_memory_grows_with_the_batch_and_training_needs_more() -> None:
     assert four.sampling_bytes - two.sampling_bytes == 2 * (two.sampling_bytes - one.sampling_bytes) > 0
     assert four.training_bytes > two.training_bytes > one.training_bytes > 5 * weights
     assert one.sampling_bytes > weights
+
+
+def allocated(function: Callable[[], object]) -> int:
+    """Bytes that PyTorch allocates in a call at the highest, as its profiler saw it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        function()
+    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["dit-ti-4", "pixeldit-ti-4", "dip-ti-4"])
+def test_memory_is_within_15_percent_of_what_is_allocated(name: str, autocast: torch.dtype | None) -> None:
+    batch, size = 16, (16, 16)
+    info = describe(preset(name), size, batch, autocast=autocast)
+    model = pw.create(name)
+    x, noise = torch.randn(2, batch, 3, *size)
+    t, labels = torch.rand(batch), torch.arange(batch)
+
+    def step() -> None:
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = flow.loss(model, x, t, noise, labels).mean()
+        loss.backward()
+
+    def draw() -> None:
+        velocity = model_velocity(model, labels, guidance_scale=2.0)
+        with torch.no_grad(), torch.autocast("cpu", autocast, enabled=autocast is not None):
+            velocity(x, torch.tensor(0.5))
+
+    step()  # tables are made once
+    expected = {
+        step: info.training_bytes - 4 * info.weight_bytes,
+        draw: info.sampling_bytes - info.weight_bytes,
+    }
+    for function, predicted in expected.items():
+        model.zero_grad()
+        assert predicted == pytest.approx(allocated(function), rel=0.15), function.__name__
 
 
 def test_mistakes_are_named() -> None:

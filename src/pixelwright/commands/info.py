@@ -18,7 +18,7 @@ from pixelwright.models.presets import PRESETS, preset
 DESCRIPTION = """Parts of a model, their parameters and FLOPs, and the memory to sample and to train.
 
 Nothing is allocated: the largest preset takes a few seconds. FLOPs count a multiply and an add as two.
-The memory is without autocast, on top of what PyTorch itself takes; see --batch-size and --dtype.
+The memory is that of tensors, on top of what PyTorch itself takes; see --batch-size, --dtype, --autocast.
 
 models:
 """
@@ -47,6 +47,12 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="fp32", help="dtype of the weights, for the memory to sample"
     )
+    parser.add_argument(
+        "--autocast",
+        choices=["none", "bf16"],
+        default="none",
+        help="dtype of the products, where that is not the weights', as in `train`; for the memory",
+    )
     parser.add_argument("--batch-size", type=int, default=1, help="images at a time, for the memory")
     return parser
 
@@ -57,7 +63,8 @@ def run(options: Namespace) -> None:
         print(_names())
         return
     size, dtype = image_size(options.size), DTYPES[options.dtype]
-    print(report(describe(_config(options.model), size, options.batch_size, dtype)))
+    autocast = torch.bfloat16 if options.autocast == "bf16" else None
+    print(report(describe(_config(options.model), size, options.batch_size, dtype, autocast)))
 
 
 def _config(name: str) -> DenoiserConfig:
@@ -98,7 +105,7 @@ def report(info: Info) -> str:
     lines += [
         f"{'total':<16} {'':<10} {info.parameters:>15,} {human(info.flops, ''):>16}",
         "",
-        f"memory at batch size {info.batch_size}, {dtypes}:",
+        f"memory at batch size {info.batch_size}, {dtypes}{', bf16 autocast' if info.autocast else ''}:",
         f"  weights    {human(info.weight_bytes, 'B', 1024):>9}",
         f"  to sample  {human(info.sampling_bytes, 'B', 1024):>9}  (weights, activations of a guided step)",
         f"  to train   {human(info.training_bytes, 'B', 1024):>9}  (and EMA, gradients, AdamW)",
