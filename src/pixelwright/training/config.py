@@ -282,6 +282,9 @@ class TrainConfig:
     """Which model."""
     data: DataConfig
     """Which images."""
+    init: str | None = None
+    """Weights that a new run starts from, instead of random ones: those of a model folder, of a run (its
+    averaged ones) or of a published file, of the same architecture. A run that is continued keeps its own."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     """How times are drawn and labels dropped."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -329,6 +332,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.run, str) or not self.run.strip():
             raise UserError(f"run is {self.run!r}: give the folder of the run, such as runs/first")
+        if self.init is not None and (not isinstance(self.init, str) or not self.init.strip()):
+            raise UserError(f"init is {self.init!r}: give a model folder, a run or a file of weights")
         for name in (
             "steps",
             "batch_size",

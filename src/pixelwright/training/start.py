@@ -5,13 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from torch import Tensor
+
 from pixelwright.errors import UserError
+from pixelwright.hub.checkpoint import load as load_model
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.config import to_dict as model_dict
 from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training.checkpoint import Checkpoint
 from pixelwright.training.config import TrainConfig, differences, load_config, to_dict
 
 ORIGIN = "resumed-from.txt"  # in a run folder: what --resume named when the run began
 MOST_NAMED = 3  # differing settings in an error message
+NOTES = {
+    "name",
+    "image_size",
+    "class_names",
+    "recipe",
+    "provenance",
+}  # of a model, with no say in its weights
 
 
 def find_start(config: TrainConfig, resume: str | os.PathLike[str] | None) -> Checkpoint | None:
@@ -36,10 +48,36 @@ def find_start(config: TrainConfig, resume: str | os.PathLike[str] | None) -> Ch
             "it, or give another folder with --run"
         )
     if changed := differences(given.config, to_dict(config), only="model."):
-        raise UserError(f"{given.path} holds another model ({'; '.join(changed[:MOST_NAMED])})")
+        raise UserError(f"{given.path} holds another model ({_named(changed)})")
     if given.step >= config.steps:
         raise UserError(f"{given.path} is at step {given.step}, steps is {config.steps}: give more --steps")
     return given
+
+
+def initial_weights(init: str, config: DenoiserConfig) -> dict[str, Tensor]:
+    """The weights that a new run starts from, for a model of this config: those of anything `pw.load` reads.
+
+    The size of the image is no part of a model's weights: those of 256² start a run at 512².
+
+    Raises:
+        UserError: nothing that can be read, or another model than the run's.
+    """
+    try:
+        model = load_model(init)
+    except UserError as error:
+        raise UserError(f"init: {error}") from None
+    found, wanted = (
+        {key: value for key, value in model_dict(each).items() if key not in NOTES}
+        for each in (model.config, config)
+    )
+    if changed := differences(found, wanted):
+        raise UserError(f"init: {init} holds another model ({_named(changed)})")
+    return model.state_dict()
+
+
+def _named(changed: list[str]) -> str:
+    more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+    return f"{'; '.join(changed[:MOST_NAMED])}{more}"
 
 
 def _came_from(run: Path, resume: Path) -> bool:
@@ -60,9 +98,8 @@ def _check_folder(run: Path, config: TrainConfig) -> None:
             )
         return
     if changed := differences(to_dict(load_config(stored)), to_dict(config)):
-        more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
         raise UserError(
-            f"{run} was started with other settings ({'; '.join(changed[:MOST_NAMED])}{more}): "
+            f"{run} was started with other settings ({_named(changed)}): "
             "give the old ones to continue it, or another folder with --run"
         )
 

@@ -35,7 +35,7 @@ from pixelwright.training.health import Detector, Health, by_time, in_words
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, update
 from pixelwright.training.repa import Alignment
 from pixelwright.training.report import Report
-from pixelwright.training.start import ORIGIN, find_start
+from pixelwright.training.start import ORIGIN, find_start, initial_weights
 
 GRID_PIXELS = 96  # small pictures are enlarged to about this side in sample grids
 
@@ -91,7 +91,10 @@ class Trainer:
         self.device = self.layout.device
         self.autocast = resolve_precision(config.precision, self.device)
         self.source = source or open_source(config.data)
-        self.model = build_model(config, self.source).to(self.device).train()
+        self.model = build_model(config, self.source).train()
+        if start is None and config.init is not None:
+            self.model.load_state_dict(initial_weights(config.init, self.model.config))
+        self.model.to(self.device)
         self.repa = config.repa and Alignment(config.repa, self.model, config.seed, self.layout)
         self.forward = self._distribute(self.repa.student if self.repa else self.model)
         self.parameters = [p for _, p in self._named() if p.requires_grad]
