@@ -254,7 +254,7 @@ CASES = [
     Case("resume without a checkpoint", [*TRAIN, "--resume", "model"], "model"),
     Case("init missing", [*TRAIN, "--init", "nowhere"], "init: nowhere"),
     Case("init nameless", TRAIN, "init is ''", setting("init", "")),
-    Case("init another model", [*TRAIN, "--init", "model", "--model.depth", "1"], "backbone.depth"),
+    Case("init another model", [*TRAIN, "--init", "model"], "backbone.num_classes: 4 -> 24"),
     Case("preset unknown", TRAIN, "dip-xl-16", setting("model.preset", "dip-xl")),
     Case("no blocks", TRAIN, "depth is 0", setting("model.depth", 0)),
     Case("heads do not divide", TRAIN, "5 heads", setting("model.num_heads", 5)),

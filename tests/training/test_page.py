@@ -45,6 +45,7 @@ def test_a_good_run_is_called_good() -> None:
         (lambda s: {"images_per_second": 50.0} if s > 90 else {}, "look", "last tenth 50 images/s"),
         (lambda s: {"loss": None}, "bad", "most lines of the log have no finite loss"),
         (lambda s: {"event": {"spikes": 1}} if s == 3 else {}, "look", "1 event in the log"),
+        (lambda s: {"rollbacks": [[9, 4], [7, 4]]} if s == 5 else {}, "look", "rolled back 2 times"),
     ],
 )
 def test_what_is_wrong_is_named(change: Any, kind: str, told: str) -> None:

@@ -48,6 +48,14 @@ MODELS = {
 }
 
 
+# So low a threshold finds spikes in any run.
+ROLLBACK: dict[str, Any] = {
+    "health": HealthConfig(0, "rollback", window=10, threshold=0.6, persist=2, max_rollbacks=16),
+    "steps": 24,
+    "sample_every": 0,
+}
+
+
 def make(folder: Path, run: str, model: str = "dit", **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "model": MODELS[model],
@@ -129,6 +137,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path) -> Pair:
             "steps": 4,
         }
         train(make(folder, "repa-alone", **repa))
+        train(make(folder, "rollback-alone", **ROLLBACK))
     torch.set_num_threads(threads)
     half = checkpoint_folders(folder / "alone")[0]
     runs = {
@@ -150,6 +159,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path) -> Pair:
         ),
         "repa-ddp": (make(folder, "repa-ddp", parallel=DDP, **repa), None),
         "repa-fsdp": (make(folder, "repa-fsdp", parallel=FSDP, **repa), None),
+        "rollback": (make(folder, "rollback", parallel=FSDP, **ROLLBACK), None),
         "failing": (make(folder, "failing"), None),
     }
     listed = []
@@ -202,6 +212,15 @@ def test_two_processes_align_as_one(pair: Pair, name: str) -> None:
     assert [line.get("repa_loss") for line in alone[2:]] == [None, None]  # it ended with the second step
     for first, second in zip(alone[:2], two[:2], strict=True):
         assert second["repa_loss"] == pytest.approx(first["repa_loss"], rel=1e-5)
+
+
+def test_two_processes_roll_back_as_one(pair: Pair) -> None:
+    report(pair, "rollback")
+    same_losses(pair.folder / "rollback-alone", pair.folder / "rollback")
+    alone, two = (log_of(pair.folder / run) for run in ("rollback-alone", "rollback"))
+    assert any("rollbacks" in line for line in alone)
+    for key in ("step", "lr", "rollbacks"):
+        assert [line.get(key) for line in alone] == [line.get(key) for line in two]
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "ddp-accumulate", "fsdp-accumulate"])

@@ -18,7 +18,7 @@ from pixelwright.training.config import to_dict
 from .conftest import log_of, weights_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-DEBUG = CONFIGS / "debug.yaml"
+DEBUG = CONFIGS / "debug" / "sizes.yaml"
 IMAGES, BATCH = 1_281_167, 256
 #              preset, size, epochs as the papers or the file's comment have them
 IMAGENET = {
@@ -56,10 +56,7 @@ def test_none_is_forgotten() -> None:
     assert {path.stem for path in CONFIGS.glob("imagenet*.yaml")} == set(IMAGENET)
 
 
-WHOLE = sorted(path for path in CONFIGS.glob("*.yaml") if path != DEBUG)
-
-
-@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_file_is_read_the_same_by_the_command_and_the_library(path: Path) -> None:
     assert settings_of("--config", str(path)) == dict(flat(to_dict(load_config(path))))
 

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -46,6 +47,11 @@ class Checkpoint:
     """Time trained until then."""
 
 
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def checkpoint_folders(run: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first, whole or not."""
     folders = (run / "checkpoints").glob("step-*")
@@ -58,9 +64,12 @@ class Saver:
     All processes of the run must call its methods alike.
     """
 
-    def __init__(self, run: Path, layout: Layout, keep: int, keep_every: int = 0) -> None:
-        """Keeps the newest `keep` checkpoints and those at multiples of `keep_every`."""
-        self.run, self.layout, self.keep, self.keep_every = run, layout, keep, keep_every
+    def __init__(
+        self, run: Path, layout: Layout, keep: int, keep_every: int = 0, counted_every: int = 1
+    ) -> None:
+        """What is kept: see `superseded`."""
+        self.run, self.layout = run, layout
+        self._superseded = partial(superseded, keep=keep, keep_every=keep_every, counted_every=counted_every)
         self._group = layout.new_group()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
@@ -99,7 +108,7 @@ class Saver:
         def publish() -> Path:
             before()
             _publish(part, target, index)
-            for old in superseded(checkpoint_folders(self.run), self.keep, self.keep_every):
+            for old in self._superseded(checkpoint_folders(self.run)):
                 _remove(old)
             return target
 
@@ -129,13 +138,20 @@ class Saver:
         self._pool.shutdown()
 
 
-def superseded(folders: Sequence[Path], keep: int, keep_every: int) -> list[Path]:
-    """Of checkpoints, oldest first, those to remove: not the newest `keep`, nor multiples of `keep_every`."""
+def superseded(folders: Sequence[Path], keep: int, keep_every: int = 0, counted_every: int = 1) -> list[Path]:
+    """Of checkpoints, oldest first, those to remove: not the newest, nor multiples of `keep_every`, nor the
+    newest `keep` among the multiples of `counted_every`."""
+    counted = [folder for folder in folders if step_of(folder) % counted_every == 0]
+    kept = {folders[-1], *counted[-keep:]}
+    kept |= {folder for folder in folders if keep_every > 0 and step_of(folder) % keep_every == 0}
+    return [folder for folder in folders if folder not in kept]
 
-    def stays(folder: Path) -> bool:
-        return keep_every > 0 and int(folder.name.removeprefix("step-")) % keep_every == 0
 
-    return [folder for folder in folders[:-keep] if not stays(folder)]
+def remove_after(run: Path, step: int) -> None:
+    """Remove the checkpoints of later steps, the newest first."""
+    for folder in reversed(checkpoint_folders(run)):
+        if step_of(folder) > step:
+            _remove(folder)
 
 
 def _make_room(part: Path) -> None:
@@ -196,13 +212,13 @@ def inspect(path: Path) -> Checkpoint:
     return Checkpoint(path, step, config, seconds)
 
 
-def newest(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, or None if it has none at all.
+def newest(run: Path, among: Sequence[Path] | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, or of its folders `among`, oldest first; None if there are none.
 
     Warns about each damaged one that it passes over; raises UserError if all are damaged.
     """
     damaged = []
-    for path in reversed(checkpoint_folders(run)):
+    for path in reversed(checkpoint_folders(run) if among is None else among):
         try:
             found = inspect(path)
         except UserError as error:

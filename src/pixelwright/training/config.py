@@ -153,6 +153,7 @@ class OptimConfig:
             _whole("optim.drop_at", self.drop_at)
 
 
+MOST_ROLLBACKS = 16  # a checkpoint has room for so many
 _BETAS: dict[str, tuple[float, ...]] = {"adamw": (0.9, 0.999), "came": (0.9, 0.999, 0.9999)}
 
 
@@ -229,19 +230,45 @@ class HealthConfig:
 
     measure_every: int = 100
     """Steps between two measurements of updates and activations; loss by time is logged too. 0: nothing."""
-    answer: Literal["off", "clip", "skip"] = "off"
-    """To a spike. clip: scale the gradient down to the usual norm; skip: leave the step out; off: none."""
+    answer: Literal["off", "clip", "skip", "rollback"] = "off"
+    """To a spike. clip: scale the gradient down to the usual norm; skip: leave the step out; rollback: leave
+    it out, and when spikes persist go back to an earlier checkpoint and past these batches; off: none."""
     window: int = 200
     """Steps before that say what is usual; there are no spikes before half of it has been seen."""
     threshold: float = 10.0
     """A spike is so many robust standard deviations (1.4826 · MAD) above the median of the window."""
+    persist: int = 5
+    """rollback only: so many spikes or steps that are not finite in a row persist; looked at as often."""
+    rollback_lr: float = 0.5
+    """rollback only: what each rollback multiplies the learning rate with, to the end of the run."""
+    max_rollbacks: int = 3
+    """rollback only: spikes that persist after so many rollbacks stop the run."""
 
     def __post_init__(self) -> None:
         _whole("health.measure_every", self.measure_every, 0)
-        if self.answer not in (answers := ("off", "clip", "skip")):
+        if self.answer not in (answers := ("off", "clip", "skip", "rollback")):
             raise UserError(f"health.answer is {self.answer!r}{nearest(str(self.answer), answers)}")
         _whole("health.window", self.window, 10)
         _number("health.threshold", self.threshold, 0, open_low=True)
+        self._check_rollback()
+
+    def _check_rollback(self) -> None:
+        _whole("health.persist", self.persist)
+        _number("health.rollback_lr", self.rollback_lr, 0, 1, open_low=True)
+        _whole("health.max_rollbacks", self.max_rollbacks)
+        if self.max_rollbacks > MOST_ROLLBACKS:
+            raise UserError(f"health.max_rollbacks is {self.max_rollbacks}: {MOST_ROLLBACKS} is the most")
+        if self.persist > self.window // 2:
+            raise UserError(
+                f"health.persist is {self.persist}, health.window {self.window}: spikes that fill more than "
+                "half of the window become the usual; give a smaller persist or a larger window"
+            )
+        for name in ("persist", "rollback_lr", "max_rollbacks"):
+            if self.answer != "rollback" and getattr(self, name) != getattr(type(self), name):
+                raise UserError(
+                    f"health.{name} is {getattr(self, name)}, but health.answer is {self.answer}: "
+                    "leave it out, or give --health.answer rollback"
+                )
 
 
 @dataclass(frozen=True)
@@ -465,7 +492,14 @@ def load_config(path: Path) -> TrainConfig:
 # computed.
 FREE = {"run", "steps", "accumulate", "device", "compile", "max_skipped"}
 FREE |= {"log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "sample", "parallel"}
-FREE |= {"data.workers", "data.cache", "data.stall_seconds", "health.measure_every", "repa.cache"}
+FREE |= {
+    "data.workers",
+    "data.cache",
+    "data.stall_seconds",
+    "health.measure_every",
+    "health.max_rollbacks",
+    "repa.cache",
+}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], only: str = "") -> list[str]:

@@ -23,7 +23,7 @@ BUCKETS = 10  # of t in [0,1]
 NOT_MEASURED = -1.0
 NORMAL = 1.4826  # standard deviation of a normal distribution / its median absolute deviation
 STEADY = 0.01  # of the median: what varies less than this is not steadier for that
-DONE = {"clip": "its gradient was scaled down to the usual norm", "skip": "left out"}
+DONE = {"clip": "its gradient was scaled down to the usual norm", "skip": "left out", "rollback": "left out"}
 
 
 def by_time(losses: Tensor, t: Tensor) -> Tensor:
@@ -127,10 +127,21 @@ class Detector:
         self.window = torch.full((2, config.window), math.inf, device=device)
         # Since the last reading: number of spikes; step, gradient norm, loss and z of the highest.
         self.spikes = torch.zeros(5, device=device)
+        # Number of the latest steps that were all spikes or not finite.
+        self.in_a_row = torch.zeros(1, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
         """What belongs into a checkpoint, by reference."""
-        return {"window": self.window, "spikes": self.spikes}
+        return {"window": self.window, "spikes": self.spikes, "in_a_row": self.in_a_row}
+
+    def persisting(self, step: int) -> int:
+        """How many spikes in a row there are, after `step`, if they persist and the answer is to roll back;
+        else 0. The device is waited for, at every step that is a multiple of `persist` alone."""
+        config = self.config
+        if config.answer != "rollback" or step % config.persist:
+            return 0
+        count = int(self.in_a_row)
+        return count if count >= config.persist else 0
 
     def answer(
         self, step: int, norm: Tensor, loss: Tensor, clip: float | None
@@ -146,8 +157,10 @@ class Detector:
         usual, z = self._score(torch.stack((norm, loss)), finite)
         spike = z > self.config.threshold
         self._note(spike, torch.stack((norm.new_tensor(step), norm, loss, z)))
-        if self.config.answer == "skip":
-            return finite & ~spike, clip
+        good = finite & ~spike
+        self.in_a_row.copy_(torch.where(good, 0, self.in_a_row + 1))
+        if self.config.answer in ("skip", "rollback"):
+            return good, clip
         limit = math.inf if clip is None else clip
         return finite, torch.where(spike, usual.clamp(max=limit), limit)
 

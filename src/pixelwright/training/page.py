@@ -13,6 +13,7 @@ from pixelwright.page import Page, line_chart
 from pixelwright.training.config import TrainConfig, load_config
 from pixelwright.training.health import in_words
 from pixelwright.training.report import read_log, smooth
+from pixelwright.training.rollback import in_words as rollback_in_words
 from pixelwright.training.verdict import judge
 
 NAME = "report.html"
@@ -31,7 +32,7 @@ TITLES = {
     "update_ratio": "size of an update against that of the weights",
 }
 LOGARITHMIC = {"loss", "grad_norm", "loss_by_time", "activation_rms", "update_ratio"}
-NOT_DRAWN = {"step", "seconds", "skipped", "loss", "event"}
+NOT_DRAWN = {"step", "seconds", "skipped", "loss", "event", "rollbacks"}
 FIRST = ("grad_norm", "loss_by_time", "lr", "images_per_second")
 OLDER = 12  # sample grids beside the newest
 
@@ -143,6 +144,7 @@ def _add_events(page: Page, lines: Sequence[dict[str, Any]]) -> None:
             skipped = line["skipped"]
         if event := line.get("event"):
             rows.append((line["step"], in_words(event)))
+        rows += [(line["step"], rollback_in_words(*rollback)) for rollback in line.get("rollbacks", ())]
     if rows:
         page.heading("Events")
         page.table(("logged at step", "what"), rows)

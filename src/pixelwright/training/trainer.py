@@ -35,8 +35,10 @@ from pixelwright.training.health import Detector, Health, by_time, in_words
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, update
 from pixelwright.training.repa import Alignment
 from pixelwright.training.report import Report
+from pixelwright.training.rollback import Rollbacks, go_back
 from pixelwright.training.start import ORIGIN, find_start, initial_weights
 
+OPTIONAL = ("health", "rollbacks")  # groups of the state that older versions did not save
 GRID_PIXELS = 96  # small pictures are enlarged to about this side in sample grids
 
 
@@ -103,9 +105,10 @@ class Trainer:
         self.meter = Meter(self.device)
         self.health = Health(config.health, self.model, self.layout)
         self.detector = Detector(config.health, self.device)
+        self.rollbacks = Rollbacks(config.health)
         self.step, self.clock = 0, Clock()
         if start is not None:
-            checkpoints.load(start, self.state(), optional=("health",))
+            checkpoints.load(start, self.state(), OPTIONAL)
             self.step, self.clock = start.step, Clock(start.seconds)
         self._stop_asked = False
 
@@ -133,6 +136,7 @@ class Trainer:
             "optimizer": optimizer_state(self.optimizer, self._named()),
             "meter": {"sums": self.meter.sums},
             "health": {**self.health.tensors(), **self.detector.tensors()},
+            "rollbacks": self.rollbacks.tensors(),
             **(self.repa.state() if self.repa else {}),
         }
 
@@ -145,23 +149,37 @@ class Trainer:
                 print(f"{self.folder} is complete at step {self.step}; give more --steps to train on")
             return self.folder
         self.layout.first(self._open_folder)
-        self.report: Any = Report(self.folder, self.step, config.steps) if self.layout.main else Silent()
-        self.saver = Saver(self.folder, self.layout, config.keep, config.keep_every)
+        counted_every = config.checkpoint_every if config.health.answer == "rollback" else 1
+        self.saver = Saver(self.folder, self.layout, config.keep, config.keep_every, counted_every)
         self.clock = Clock(self.clock.seconds())
-        self._logged = (self.step, self.clock.seconds())
+        self._open_report()
         try:
             with stop_signals(self._ask_to_stop):
-                for inputs in self._inputs():
-                    self.train_step(inputs)
-                    self.report.advance()
-                    self._at_interval()
-                    if self.step >= config.steps:
-                        break
+                while self.step < config.steps:
+                    self._train_on()
                 self.saver.wait()
         finally:
             self.saver.close()
             self.report.close()
         return self.folder
+
+    def _train_on(self) -> None:
+        """Train from where the run stands to its end, or until it goes back to an earlier step."""
+        for inputs in self._inputs():
+            self.train_step(inputs)
+            self.report.advance()
+            if (spikes := self.detector.persisting(self.step)) and self._roll_back(spikes):
+                return
+            self._at_interval()
+            if self.step >= self.config.steps:
+                return
+
+    def _open_report(self) -> None:
+        """Log from here on; lines of later steps are cut off."""
+        self.report: Any = Silent()
+        if self.layout.main:
+            self.report = Report(self.folder, self.step, self.config.steps)
+        self._logged = (self.step, self.clock.seconds())
 
     def _open_folder(self) -> None:
         """Make the run folder and write down what it is a run of."""
@@ -173,25 +191,29 @@ class Trainer:
     def _inputs(self) -> Iterator[Inputs]:
         """The inputs of the steps to come; with an accelerator they are made one step ahead, in a thread."""
         config, layout = self.config, self.layout
+        start = self.step + self.rollbacks.shift
         batches = iter(
             Batches(
                 self.source,
                 config.data,
                 config.batch_size,
                 config.seed,
-                start_step=self.step,
+                start_step=start,
                 rank=layout.rank,
                 world=layout.world,
             )
         )
-        inputs = (self.prepare(batch, step) for step, batch in enumerate(batches, start=self.step))
+        inputs = (self.prepare(batch, number) for number, batch in enumerate(batches, start=start))
         return inputs if self.device.type == "cpu" else ahead(inputs)
 
-    def prepare(self, batch: Batch, step: int) -> Inputs:
-        """Draw times, noise and dropped labels of this process's part of a step; bring all to the device."""
+    def prepare(self, batch: Batch, number: int) -> Inputs:
+        """Draw times, noise and dropped labels of this process's part of a batch; bring all to the device.
+
+        The batch of step k, counted from 0, has the number k, and a higher one after a rollback.
+        """
         classes, first = self.model.config.num_classes, self.layout.rank * len(batch.images)
         t, noise, labels = flow.draw(
-            self.config.flow, batch.images, batch.labels, classes, self.config.seed, step, first
+            self.config.flow, batch.images, batch.labels, classes, self.config.seed, number, first
         )
         return Inputs(*(x.to(self.device, non_blocking=True) for x in (batch.images, t, noise, labels)))
 
@@ -210,7 +232,7 @@ class Trainer:
         if limit is not None:  # it may be on the device, and has to stay there
             nn.utils.clip_grads_with_norm_(self.parameters, 1.0, norm / limit)
         with self.health.updates(self.step + 1):
-            update(self.optimizer, learning_rate(self.config.optim, self.step, self.config.steps), taken)
+            update(self.optimizer, self._learning_rate(self.step), taken)
         self.step += 1
         self.ema.update(self.step)  # after a skipped step: towards the weights that stayed
         finite = torch.isfinite(loss + norm)
@@ -218,6 +240,10 @@ class Trainer:
         self.health.add(totals, finite)
         if self.repa:
             self.repa.add(finite)
+
+    def _learning_rate(self, step: int) -> float:
+        """That of `step`, counted from 0."""
+        return learning_rate(self.config.optim, step, self.config.steps) * self.rollbacks.lr_factor
 
     def gradients(self, inputs: Inputs) -> Tensor:
         """Leave the gradient of the batch's mean loss in the parameters, micro-batch by micro-batch.
@@ -243,6 +269,21 @@ class Trainer:
         return loss, loss
 
     # ------------------------------------------------------------ at intervals
+    def _roll_back(self, spikes: int) -> bool:
+        """Go back to a checkpoint before the last `spikes` steps; False if there is none. See `rollback`."""
+        self.saver.wait()
+        last, earlier = self.step, self.rollbacks.rows.clone()
+        start = self.layout.first(lambda: go_back(self.config, self.rollbacks.count, last, last - spikes))
+        if start is None:
+            self.report.say("spikes persist, and no checkpoint to go back to is there yet", once=True)
+            return False
+        checkpoints.load(start, self.state(), OPTIONAL)
+        self.step = start.step
+        self.report.close()
+        self._open_report()
+        self.report.say(self.rollbacks.add(last, start.step, earlier))
+        return True
+
     def _at_interval(self) -> None:
         """Log, save and draw where it is due."""
         config, complete = self.config, self.step >= self.config.steps
@@ -272,13 +313,14 @@ class Trainer:
                 "step": self.step,
                 "loss": means.loss,
                 "grad_norm": means.grad_norm,
-                "lr": learning_rate(self.config.optim, self.step - 1, self.config.steps),
+                "lr": self._learning_rate(self.step - 1),
                 "images_per_second": round(self.config.batch_size * steps / max(duration, 1e-9), 1),
                 "seconds": round(seconds, 2),
                 "skipped": means.skipped,
                 **self.health.read(),
                 **(self.repa.read() if self.repa else {}),
                 **({} if event is None else {"event": event}),
+                **self.rollbacks.read(self.step),
             }
         )
         if means.skipped_in_a_row >= self.config.max_skipped:

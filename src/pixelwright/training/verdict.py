@@ -27,7 +27,7 @@ def judge(lines: Sequence[dict[str, Any]], clip: float | None) -> list[Finding]:
     """Findings about a log, the worst first; all is well if every one is "ok"."""
     if not lines:
         return [Finding("look", "nothing was logged yet")]
-    findings = [_skipped(lines), *_spikes(lines)]
+    findings = [_skipped(lines), *_spikes(lines), *_rollbacks(lines)]
     if len(lines) >= FEWEST:
         findings += [_loss(lines), _norm(lines), *_clipping(lines, clip), _speed(lines)]
     else:
@@ -57,6 +57,12 @@ def _spikes(lines: Sequence[dict[str, Any]]) -> list[Finding]:
     count = sum(1 for line in lines if line.get("event"))
     events = "event" if count == 1 else "events"
     return [Finding("look", f"{count} {events} in the log; see below")] if count else []
+
+
+def _rollbacks(lines: Sequence[dict[str, Any]]) -> list[Finding]:
+    count = sum(len(line.get("rollbacks", ())) for line in lines)
+    times = "once" if count == 1 else f"{count} times"
+    return [Finding("look", f"spikes persisted, and the run rolled back {times}; see below")] if count else []
 
 
 def _loss(lines: Sequence[dict[str, Any]]) -> Finding:
