@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -177,6 +178,23 @@ def reshape_first(tensors: dict[str, torch.Tensor]) -> None:
 def integers_first(tensors: dict[str, torch.Tensor]) -> None:
     key = first_key(tensors)
     tensors[key] = torch.zeros(tensors[key].shape, dtype=torch.int64)
+
+
+REFERENCE = ["reference", "shapes", "r.npz"]
+FEATURES = ["evaluation", "train-features", "shapes", "f", "--images", "9"]
+
+
+def npz(**arrays: Any) -> Callable[[], object]:
+    return lambda: np.savez("r.npz", **arrays)
+
+
+def text(path: str, content: str) -> Callable[[], object]:
+    return lambda: Path(path).write_text(content)
+
+
+def flat() -> None:
+    Path("flat").mkdir()
+    Image.new("RGB", (8, 8)).save("flat/0.png")
 
 
 class Case(NamedTuple):
@@ -393,6 +411,18 @@ CASES = [
     Case("tensor under another name", SAMPLE, '"stranger"', weights(rename_first)),
     Case("tensor of another shape", SAMPLE, "[3, 5]", weights(reshape_first)),
     Case("tensor of integers", SAMPLE, "int64", weights(integers_first)),
+    # evaluation
+    Case("no reference", ["evaluate", "model", "--reference", "nowhere.npz"], "nowhere.npz"),
+    Case("reference of nothing", ["evaluate", "model", "--reference", "r.npz"], "other", npz(other=[1.0])),
+    Case("reference a text", ["evaluate", "model", "--reference", "r.npz"], "r.npz", text("r.npz", "hello")),
+    Case("features unknown", [*REFERENCE, "--features", "incepton"], '"inception"'),
+    Case("features nowhere", [*REFERENCE, "--features", "inception:nowhere.pt"], "nowhere.pt"),
+    Case("features of a model", [*REFERENCE, "--features", "model"], "config.json"),
+    Case("reference under a wrong name", ["reference", "shapes", "r.txt", "--features", "model"], "model"),
+    Case("training features unknown verb", ["evaluation", "train"], '"train-features"'),
+    Case("training features without classes", ["evaluation", "train-features", "flat", "f"], "flat", flat),
+    Case("training features no epochs", [*FEATURES, "--epochs", "0"], "epochs is 0"),
+    Case("training features odd size", [*FEATURES, "--size", "12"], "multiple of 8"),
     Case("weights of another model", SAMPLE, "blocks.1", model_json(lambda c: c["backbone"].update(depth=2))),
 ]
 

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from pixelwright.cli import main
 from pixelwright.data import DataConfig
+from pixelwright.dinov2 import positions
 from pixelwright.errors import UserError
 from pixelwright.training import Trainer, load_config, train
 from pixelwright.training.config import RepaConfig, save_config
 from pixelwright.training.report import read_log
-from pixelwright.training.teacher import Cache, Teacher, positions, teacher_grid
+from pixelwright.training.teacher import Cache, Teacher, teacher_grid
 
 from .conftest import Tiny, same_state
 

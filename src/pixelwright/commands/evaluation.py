@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
@@ -14,6 +16,7 @@ from pixelwright.data.sources import Source
 from pixelwright.errors import UserError
 from pixelwright.evaluation.classifier import CONFIG, ClassifierConfig
 from pixelwright.evaluation.fitting import Labelled, Training, held_out, read_labelled, train
+from pixelwright.streams import generator
 from pixelwright.training.device import resolve_device, resolve_precision
 
 DESCRIPTION = "Features to evaluate with."
@@ -49,7 +52,13 @@ def train_parser() -> ArgumentParser:
     parser.add_argument(
         "--test", type=str | None, metavar="PATH", help="images to test on (default: a tenth of SRC)"
     )
-    parser.add_class_arguments(Training, as_group=False)
+    parser.add_argument("--images", type=int | None, metavar="N", help="use N images of SRC (default: all)")
+    parser.add_argument("--size", type=int, default=32, metavar="N", help="side of the images in pixels")
+    parser.add_argument("--epochs", type=int, default=8, help="passes over the images")
+    parser.add_argument("--batch-size", type=int, default=256, help="images to a step")
+    parser.add_argument("--lr", type=float, default=0.2, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    parser.add_argument("--no-flip", action="store_true", help="do not mirror images left to right")
     parser.add_argument("--overwrite", action="store_true", help="replace a classifier that is in OUT")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.add_argument("--precision", type=str, default="auto", help="auto, bf16 or fp32")
@@ -63,8 +72,14 @@ def train_features(options: Namespace) -> int:
         raise UserError(f"{out} holds a classifier already: give another folder, or --overwrite")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give a folder")
-    names = list(Training.__dataclass_fields__)
-    settings = Training(**{name: options[name] for name in names})
+    settings = Training(
+        size=options.size,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        flip=not options.no_flip,
+        seed=options.seed,
+    )
     device = resolve_device(options.device)
     source = _open(options.source, settings.size)
     test_source = None if options.test is None else _open(options.test, settings.size)
@@ -75,7 +90,7 @@ def train_features(options: Namespace) -> int:
         raise UserError(
             f'"{options.test}" has {test_source.num_classes} classes, "{options.source}" {source.num_classes}'
         )
-    whole = _read(source, settings.size)
+    whole = _read(source, settings.size, options.images)
     train_set, test_set = (
         held_out(whole) if test_source is None else (whole, _read(test_source, settings.size))
     )
@@ -101,6 +116,12 @@ def _open(path: str, size: int) -> Source:
     return source
 
 
-def _read(source: Source, size: int) -> Labelled:
-    with tqdm(total=len(source), unit="image", desc="reading", disable=None) as bar:
-        return read_labelled(source, size, bar.update)
+def _read(source: Source, size: int, count: int | None = None) -> Labelled:
+    """All images, or `count` of them, drawn evenly at random and in their order."""
+    picks: Sequence[int] = range(len(source))
+    if count is not None:
+        if not 2 <= count <= len(source):
+            raise UserError(f"--images is {count}; there are {len(source)}, of which at least two are needed")
+        picks = torch.randperm(len(source), generator=generator(0, "images"))[:count].sort().values.tolist()
+    with tqdm(total=len(picks), unit="image", desc="reading", disable=None) as bar:
+        return read_labelled(source, picks, size, bar.update)

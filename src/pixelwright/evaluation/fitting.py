@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -68,19 +68,21 @@ class Labelled(NamedTuple):
     """int64 [N]."""
 
 
-def read_labelled(source: Source, size: int, progress: Callable[[int], object]) -> Labelled:
-    """All readable images of a source, cropped by the rule of ADM; the others are passed over.
+def read_labelled(
+    source: Source, indices: Sequence[int], size: int, progress: Callable[[int], object]
+) -> Labelled:
+    """The readable ones of these images of a source, cropped by the rule of ADM.
 
     Raises:
         UserError: more than fit into memory, or none that can be read.
     """
-    if len(source) * size * size * 3 > MEMORY_LIMIT:
+    if len(indices) * size * size * 3 > MEMORY_LIMIT:
         raise UserError(
-            f"{len(source)} images of {size}x{size} do not fit into {MEMORY_LIMIT >> 30} GiB: "
+            f"{len(indices)} images of {size}x{size} do not fit into {MEMORY_LIMIT >> 30} GiB: "
             "give a smaller --size or set"
         )
     images, labels = [], []
-    for index in range(len(source)):
+    for index in indices:
         progress(1)
         try:
             sample = source[index]
@@ -185,6 +187,7 @@ class _State:
                 fan = parameter[0].numel()
                 noise = torch.randn(parameter.shape, generator=_stream(self.settings, "weights", name))
                 parameter.data = noise * math.sqrt(2 / fan)
+        self.model.head.bias.data.zero_()
 
     def step(self, images: Tensor, labels: Tensor, autocast: torch.dtype | None) -> float:
         share = (self.done + 1) / self.steps

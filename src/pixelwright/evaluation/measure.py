@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy
 import PIL
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pixelwright import __version__
+from pixelwright.data.shards import cache_folder
 from pixelwright.errors import UserError
 from pixelwright.evaluation import metrics
+from pixelwright.evaluation.arrays import ArrayFile
 from pixelwright.evaluation.extractors import Activations, Extractor, ExtractorInfo
-from pixelwright.evaluation.images import ImageBatch
+from pixelwright.evaluation.images import ArrayImages, ImageBatch
 from pixelwright.evaluation.metrics import Coverage, Estimate
 from pixelwright.evaluation.reference import Reference
+from pixelwright.files import replacing
 
 BATCH = 64
 """Images that the extractor sees at a time, however they come."""
@@ -256,6 +260,7 @@ def compare(
 ) -> Measurement:
     """The metrics of activations; what cannot be computed is named with its reason."""
     check_comparable(extractor, reference)
+    reference = completed(reference, extractor)
     features, spatial, probabilities = collected.activations
     found: dict[str, Estimate] = {"fid": metrics.frechet_estimate(features, reference.features)}
     left_out: dict[str, str] = {}
@@ -293,6 +298,24 @@ def compare(
         per_class={} if coverage is None else _per_class(coverage, collected.labels, reference.labels),
         coverage=coverage,
     )
+
+
+def completed(reference: Reference, extractor: Extractor) -> Reference:
+    """ADM's files hold images instead of features: with those of their images, for precision, recall and KID.
+
+    They are kept in the cache, so that they are computed once.
+    """
+    if reference.kept is not None or not reference.has_images:
+        return reference
+    name = f"{reference.checksum[:24]}-{extractor.info.checksum[:24]}.npz"
+    kept = cache_folder() / "references" / name
+    if not kept.is_file():
+        images = ArrayImages(reference.place)
+        with tqdm(total=len(images), unit="image", desc="the reference's images", disable=None) as bar:
+            rows = collect(images.batches(BATCH), extractor, bar.update).activations.features
+        with replacing(kept) as part, part.open("wb") as file:
+            numpy.savez(file, features=rows.numpy())
+    return replace(reference, kept=torch.from_numpy(ArrayFile(kept).read("features")))
 
 
 def _per_class(

@@ -9,9 +9,13 @@ import torch
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.evaluation.classifier import InDomain
+from pixelwright.evaluation.dinov2 import Dinov2
 from pixelwright.evaluation.extractors import Extractor
+from pixelwright.evaluation.inception import Inception
 
 EXTRACTORS: dict[str, Callable[[str, torch.device], Extractor]] = {
+    "inception": Inception,
+    "dinov2": Dinov2,
     "in-domain": InDomain,
 }
 """Kind -> class, made from the place of its weights ("" for where it is by default) and a device."""

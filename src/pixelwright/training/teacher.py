@@ -13,12 +13,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.dinov2 import load_dinov2, normalised, weights_digest
 from pixelwright.errors import UserError
 from pixelwright.files import raw_bytes
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, over [0,1]
 STRIDE = 16  # pixels of the image for each patch of the teacher, which has 14: 256² is shown as 224²
-OFFSET = 0.1  # which DINOv2 adds to a grid before it interpolates its position table
 
 
 class Teacher(nn.Module):
@@ -32,25 +31,10 @@ class Teacher(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        try:
-            from transformers import Dinov2Model
-        except ImportError:
-            raise UserError('repa.teacher needs transformers: pip install "pixelwright[repa]"') from None
-        try:
-            self.model: Any = Dinov2Model.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"repa.teacher {name} cannot be read ({reason}): give a folder with a DINOv2 in the format "
-                "of transformers, or a hub name such as facebook/dinov2-base"
-            ) from None
+        self.model: Any = load_dinov2(name, "repa.teacher")
         settings: Any = self.model.config
         self.size, self.patch_size = int(settings.hidden_size), int(settings.patch_size)
-        embeddings: Any = self.model.embeddings
-        embeddings.interpolate_pos_encoding = lambda tokens, height, width: positions(
-            embeddings.position_embeddings, height // self.patch_size, width // self.patch_size
-        )
-        self.requires_grad_(False).eval()
+        self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode."""
@@ -58,18 +42,13 @@ class Teacher(nn.Module):
 
     def checksum(self) -> str:
         """Digest of all weights."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode() + bytes(raw_bytes(tensor)))
-        return digest.hexdigest()
+        return weights_digest(self.model, hashlib.blake2b(digest_size=16))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         rows, columns = teacher_grid(images.shape[-2:])
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
-        shown = ((images + 1) / 2 - mean) / std
         size = (rows * self.patch_size, columns * self.patch_size)
-        shown = F.interpolate(shown, size, mode="bicubic", align_corners=False)
+        shown = F.interpolate(normalised((images + 1) / 2), size, mode="bicubic", align_corners=False)
         tokens = self.model(shown).last_hidden_state[:, 1:]  # without the class token
         return tokens.half().float()
 
@@ -77,22 +56,6 @@ class Teacher(nn.Module):
 def teacher_grid(size: tuple[int, int] | torch.Size) -> tuple[int, int]:
     """(rows, columns) of the teacher's tokens for images of (height, width) pixels."""
     return size[0] // STRIDE, size[1] // STRIDE
-
-
-def positions(table: Tensor, rows: int, columns: int) -> Tensor:
-    """DINOv2's position table [1, 1 + n², C] for another grid, [1, 1 + rows·columns, C].
-
-    As its authors do it, bicubic by the factor (grid + 0.1) / n; the offset moves the sampling points a
-    little, unlike interpolation to the exact size.
-    """
-    side = round((table.shape[1] - 1) ** 0.5)
-    if (rows, columns) == (side, side):
-        return table
-    plane = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # [1, C, n, n]
-    factor = ((rows + OFFSET) / side, (columns + OFFSET) / side)
-    plane = F.interpolate(plane, scale_factor=factor, mode="bicubic")  # [1, C, rows, columns]
-    assert plane.shape[-2:] == (rows, columns)
-    return torch.cat((table[:, :1], plane.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)
 
 
 class Cache:

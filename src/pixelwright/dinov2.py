@@ -1,0 +1,72 @@
+"""DINOv2 through transformers, as REPA's teacher and as features to evaluate with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixelwright.errors import UserError
+from pixelwright.files import raw_bytes
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, over [0,1]
+OFFSET = 0.1  # which DINOv2 adds to a grid before it interpolates its position table
+
+
+def load_dinov2(name: str, setting: str) -> Any:
+    """A `Dinov2Model` by a hub name or a local folder, in eval mode, without gradients, in float32.
+
+    Its position table is interpolated as its authors do it.
+
+    Raises:
+        UserError: naming `setting`, if transformers is not installed or the name cannot be read.
+    """
+    try:
+        from transformers import Dinov2Model
+    except ImportError:
+        raise UserError(f'{setting} needs transformers: pip install "pixelwright[repa]"') from None
+    try:
+        model: Any = Dinov2Model.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{setting} {name} cannot be read ({reason}): give a folder with a DINOv2 in the format "
+            "of transformers, or a hub name such as facebook/dinov2-base"
+        ) from None
+    patch_size = int(model.config.patch_size)
+    embeddings: Any = model.embeddings
+    embeddings.interpolate_pos_encoding = lambda tokens, height, width: positions(
+        embeddings.position_embeddings, height // patch_size, width // patch_size
+    )
+    return model.requires_grad_(False).eval()
+
+
+def normalised(images: Tensor) -> Tensor:
+    """[B,3,H,W] in [0,1] -> with the mean and spread of ImageNet taken out."""
+    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
+    return (images - mean) / std
+
+
+def weights_digest(model: Any, digest: Any) -> str:
+    """Digest of all weights, with their names, by an algorithm of hashlib; in hexadecimal."""
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + bytes(raw_bytes(tensor)))
+    return str(digest.hexdigest())
+
+
+def positions(table: Tensor, rows: int, columns: int) -> Tensor:
+    """DINOv2's position table [1, 1 + n², C] for another grid, [1, 1 + rows·columns, C].
+
+    As its authors do it, bicubic by the factor (grid + 0.1) / n; the offset moves the sampling points a
+    little, unlike interpolation to the exact size.
+    """
+    side = round((table.shape[1] - 1) ** 0.5)
+    if (rows, columns) == (side, side):
+        return table
+    plane = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # [1, C, n, n]
+    factor = ((rows + OFFSET) / side, (columns + OFFSET) / side)
+    plane = F.interpolate(plane, scale_factor=factor, mode="bicubic")  # [1, C, rows, columns]
+    assert plane.shape[-2:] == (rows, columns)
+    return torch.cat((table[:, :1], plane.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)

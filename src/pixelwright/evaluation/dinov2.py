@@ -1,0 +1,52 @@
+"""DINOv2 features, for FD-DINOv2 (Stein et al., 2023), through transformers."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pixelwright.dinov2 import load_dinov2, normalised, weights_digest
+from pixelwright.evaluation.extractors import Activations, ExtractorInfo, exactly
+
+NAME = "facebook/dinov2-large"
+SIDE = 224
+RESIZE = (
+    "Pillow's bicubic with antialiasing to 224 x 224, rounded to uint8, normalised as ImageNet (dgm-eval)"
+)
+
+
+class Dinov2:
+    """The extractor: the class token after the last normalisation.
+
+    Args:
+        place: a folder in the format of transformers, a hub name, or "" for DINOv2-L, the customary one.
+
+    Raises:
+        UserError: transformers is not installed, or the model cannot be read.
+    """
+
+    distance = "FD-DINOv2"
+
+    def __init__(self, place: str, device: torch.device) -> None:
+        self.model: Any = load_dinov2(place or NAME, "--features").to(device)
+        self.device = device
+        checksum = weights_digest(self.model, hashlib.sha256())
+        self.info = ExtractorInfo("dinov2", checksum, SIDE, RESIZE, place)
+
+    def __call__(self, images: Tensor) -> Activations:
+        with exactly():
+            shown = torch.stack([torch.from_numpy(_fitted(image)) for image in images.numpy()])
+            x = shown.to(self.device).permute(0, 3, 1, 2).float() / 255  # [B,3,224,224]
+            tokens = self.model(normalised(x)).last_hidden_state
+            return Activations(tokens[:, 0].float().cpu())
+
+
+def _fitted(image: np.ndarray) -> np.ndarray:
+    if image.shape[:2] == (SIDE, SIDE):
+        return image
+    return np.array(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))

@@ -1,0 +1,141 @@
+"""The Inception network of 2015 as TorchScript: the features of FID, sFID, IS, precision and recall.
+
+It is the distribution of StyleGAN2-ADA and EDM, a translation of the TensorFlow graph that ADM evaluates
+with. It takes pixels from 0 to 255 of any size and resizes them itself.
+"""
+
+from __future__ import annotations
+
+import urllib.request
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from pixelwright.data.shards import cache_folder
+from pixelwright.errors import UserError
+from pixelwright.evaluation.extractors import Activations, ExtractorInfo, exactly, file_checksum
+from pixelwright.files import replacing
+
+URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+SIDE = 299
+RESIZE = "the network's own: bilinear to 299 x 299 as TensorFlow 1 did it, without antialiasing, not rounded"
+PREFIX = (
+    *("conv", "conv_1", "conv_2", "pool0", "conv_3", "conv_4", "pool1"),
+    *("mixed", "mixed_1", "mixed_2", "mixed_3", "mixed_4", "mixed_5"),
+)
+"""The layers before mixed_6, whose first convolution gives the spatial feature."""
+SPATIAL_CHANNELS = 7
+"""Of its 17 x 17 map: 2,023 numbers, about as many as features (Nash et al., 2021; ADM)."""
+AGREE = 1e-3  # how far, relative to the largest, our way through the layers may be from the network's own
+
+
+class Inception:
+    """The extractor.
+
+    Args:
+        place: the TorchScript file, an http(s) address of it (fetched once, into the cache), or "" for the
+            published address.
+
+    Raises:
+        UserError: the file cannot be had, or is not that network.
+    """
+
+    distance = "FID"
+
+    def __init__(self, place: str, device: torch.device) -> None:
+        path = fetch(place or URL)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which the file is in
+                self.network: Any = torch.jit.load(path, map_location=device).eval()
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(
+                f"{path} is no TorchScript file ({reason}): give the inception-2015-12-05.pt"
+            ) from None
+        self.device = device
+        self.info = ExtractorInfo("inception", file_checksum(path), SIDE, RESIZE, place)
+        self._check(path)
+
+    def __call__(self, images: Tensor) -> Activations:
+        with exactly():
+            x = images.to(self.device).permute(0, 3, 1, 2)  # [B,3,H,W], 0 to 255
+            features = self.network(x, return_features=True)
+            # The published Inception Score leaves out the bias of the last layer.
+            probabilities = (features @ self.network.output.weight.T).softmax(1)
+            spatial = self._spatial(resized(x)).flatten(1)  # [B,7·17·17]
+            return Activations(*(part.float().cpu() for part in (features, spatial, probabilities)))
+
+    def _spatial(self, x: Tensor) -> Tensor:
+        for name in PREFIX:
+            x = getattr(self.network.layers, name)(x)
+        return self.network.layers.mixed_6.conv(x)[:, :SPATIAL_CHANNELS]
+
+    def _check(self, path: Path) -> None:
+        """Make sure that our way to the spatial feature is the network's own, on a picture of waves."""
+        line = torch.arange(40, device=self.device) * 0.4
+        wave = (127 * (line.sin()[:, None] * line.cos()) + 128).to(torch.uint8).expand(1, 3, 40, 40)
+        try:
+            with exactly():
+                own = self.network(wave, return_features=True)
+                ours = self.network.layers(resized(wave)).reshape(own.shape)
+                self._spatial(resized(wave))
+                bare = self.network(wave, no_output_bias=True)
+                probabilities = (own @ self.network.output.weight.T).softmax(1)
+        except (RuntimeError, AttributeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{path} is not the Inception network of 2015 ({reason})") from None
+        for what, a, b in (("features", ours, own), ("probabilities", probabilities, bare)):
+            if not bool((a - b).abs().max() <= AGREE * b.abs().max()):
+                raise UserError(f"{path} is not the Inception network of 2015: its {what} come out otherwise")
+
+
+def resized(images: Tensor) -> Tensor:
+    """[B,3,H,W] from 0 to 255 -> float32 [B,3,299,299] in [-1,1), as the network does it inside.
+
+    Bilinear by the rule of TensorFlow 1: pixel i of the outcome looks at place i·H/299, not at centres.
+    """
+    rows, columns = (
+        2 * torch.arange(SIDE, device=images.device, dtype=torch.float32) / SIDE + 1 / side - 1
+        for side in images.shape[2:]
+    )
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # [299,299,2], x before y
+    grid = grid.expand(len(images), -1, -1, -1)
+    x = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return (x - 128) / 128
+
+
+def fetch(place: str) -> Path:
+    """The local file of a path or an http(s) address. Raises UserError if it cannot be had."""
+    if "://" not in place:
+        path = Path(place).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f'"{place}" is no file: give the inception-2015-12-05.pt, or leave it out to fetch it'
+            )
+        return path
+    kept = cache_folder() / "features" / place.rpartition("/")[2]
+    if kept.is_file():
+        return kept
+    try:
+        with urllib.request.urlopen(place, timeout=60) as answer, replacing(kept) as part:
+            total = int(answer.headers.get("Content-Length") or 0)
+            with (
+                part.open("wb") as file,
+                tqdm(total=total or None, unit="B", unit_scale=True, disable=None) as bar,
+            ):
+                while chunk := answer.read(1 << 20):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+            if total and part.stat().st_size != total:
+                raise OSError(f"{part.stat().st_size} of {total} bytes came")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{place} cannot be fetched ({error}): fetch it by hand and give --features inception:FILE"
+        ) from None
+    return kept
