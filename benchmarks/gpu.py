@@ -1,197 +1,206 @@
-"""Speed of both XL models on one GPU, in one call, as JSON.
+"""Speed of both XL models on one GPU, in one call of at most nine minutes, as JSON and Markdown.
 
-    python benchmarks/gpu.py --out gpu.json                  # training and sampling
-    python benchmarks/gpu.py --out gpu.json --parts sampling
-    python benchmarks/gpu.py --out dry.json --dry-run        # the same code with tiny models, on any machine
+    python benchmarks/gpu.py --out gpu                  # gpu.json and gpu.md, in bf16 at 256²
+    python benchmarks/gpu.py --out gpu --parts latency training
+    python benchmarks/gpu.py --out dry --dry-run        # the same code with tiny models, on any machine
 
-Training: whole steps of the trainer (forward, backward, clipping, AdamW, EMA) in bf16, compiled per block, on
-images in memory; batch 32, 64, ... to the largest that fits. MFU is the model's arithmetic (three forward
-passes a step, recomputation not counted) over the time, against the bf16 matrix product measured in the same
-run. Sampling: one image, 100 steps, guidance in its interval as the published figures have it. Medians.
+Parts, for DiP-XL/16 and PixelDiT-XL/16, each beside the plain eager baseline (`pixelwright.benchmark.plain`):
+
+- latency: one image, 100 steps, guidance in its interval as published; eager and compiled per block;
+- training: whole steps (forward, backward, clipping, AdamW, EMA) at batch 64 and at the largest power of two
+  that `pixelwright info` expects to fit, compiled per block; the plain one at batch 32. MFU is three forward
+  passes of the model's arithmetic over the time, against the fastest bf16 matrix product of the same run;
+- throughput: the same sampling at growing batches.
+
+Medians. Files are written after every row; rows for which there is no time are named as such.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
-import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import pixelwright as pw
-from pixelwright.data import Batch, DataConfig
+from pixelwright.benchmark.machine import Machine, measure_machine, waiting
+from pixelwright.benchmark.measure import interleave, spread
+from pixelwright.benchmark.work import OURS, PLAIN, Work, build, usual_recipe
+from pixelwright.files import write_text
 from pixelwright.info import describe
-from pixelwright.sampling import sample
-from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, Trainer
+from pixelwright.page import markdown_table
 
-MODELS = {"dip-xl-16": (2.9, (0.11, 0.97), "euler"), "pixeldit-xl-16": (2.75, (0.1, 0.9), "ab2-fixed")}
-DRY = {"dip-n-8": (2.9, (0.11, 0.97), "euler"), "pixeldit-n-8": (2.75, (0.1, 0.9), "ab2-fixed")}
-WARM_UP, REPEATS = 4, 8
-
-
-class Machine:
-    """The device and its measured ceiling."""
-
-    def __init__(self, dry: bool) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device.type == "cpu" and not dry:
-            raise SystemExit("no CUDA device here: --dry-run tries the script with tiny models")
-        self.dtype = None if self.device.type == "cpu" else torch.bfloat16
-        self.name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU (dry run)"
-        self.ceiling = self._matmul(256 if dry else 8192)
-
-    def seconds(
-        self, function: Callable[[], object], warm_up: int = WARM_UP, repeats: int = REPEATS
-    ) -> float:
-        """Median time of a call."""
-        times = []
-        for number in range(warm_up + repeats):
-            self.wait()
-            begun = time.perf_counter()
-            function()
-            self.wait()
-            if number >= warm_up:
-                times.append(time.perf_counter() - begun)
-        return statistics.median(times)
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def _matmul(self, n: int) -> float:
-        """FLOP/s of an n x n matrix product in bf16 (float32 on a CPU)."""
-        a, b = torch.randn(2, n, n, device=self.device, dtype=self.dtype or torch.float32)
-        return 2 * n**3 / self.seconds(lambda: a @ b, repeats=20)
-
-    def start_memory(self) -> None:
-        """Measure the peak from here on."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-
-    def peak(self) -> float | None:
-        """GiB at the peak since `start_memory`."""
-        return torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
+PARTS = ("latency", "training", "throughput")
+GOALS = {
+    ("latency", "dip-xl-16"): "below 0.35 s",
+    ("latency", "pixeldit-xl-16"): "below 0.6 s",
+    ("training", "dip-xl-16"): "above 50 % of the ceiling",
+    ("training", "pixeldit-xl-16"): "above 50 % of the ceiling",
+}
 
 
-def trainer(name: str, batch: int, side: int, compile: bool) -> Trainer:
-    """The trainer of a published recipe without its data and its teacher."""
-    return Trainer(
-        TrainConfig(
-            run=tempfile.mkdtemp(prefix="bench-"),
-            model=ModelConfig(name),
-            data=DataConfig(path="shapes", size=side),
-            optim=OptimConfig(lr=1e-4),
-            batch_size=batch,
-            compile=compile,
-        )
+class Plan(NamedTuple):
+    """What differs between a real run and a dry one."""
+
+    models: tuple[str, ...]
+    size: int
+    steps: int
+    plain_batch: int
+    batches: tuple[int, ...]  # of training, smallest to largest
+    drawn: tuple[int, ...]  # images at a time, for throughput
+    repeats: int
+    seconds: float  # for the runs of a row, after its first
+    largest_matrix: int
+
+
+REAL = Plan(("dip-xl-16", "pixeldit-xl-16"), 256, 100, 32, (64, 128, 256, 512), (16, 64, 128), 10, 6.0, 8192)
+DRY = Plan(("dip-n-8", "pixeldit-n-8"), 32, 3, 2, (2, 4), (2,), 1, 0.1, 64)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One side of a work."""
+
+    part: str
+    work: Work
+    side: str
+    note: str = ""
+    """Why there are no figures."""
+    seconds: float | None = None
+    images_per_second: float | None = None
+    share_of_ceiling: float | None = None
+    peak_gib: float | None = None
+    phases: dict[str, float] | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.seconds is not None
+
+
+def rows(plan: Plan, parts: list[str], device: str, memory: float) -> Iterator[tuple[str, Work, str]]:
+    """What is measured, the most wanted first: (part, work, side)."""
+    precision = "fp32" if device == "cpu" else "bf16"  # a dry run needs no autocast
+    for part in parts:
+        for model in plan.models:
+            drawing = {"recipe": usual_recipe(model), "steps": plan.steps}
+            draw = Work("sampling", model, 1, plan.size, precision, device, **drawing)
+            train = Work("training", model, plan.plain_batch, plan.size, precision, device)
+            if part == "latency":
+                yield from [
+                    (part, draw, PLAIN),
+                    (part, draw, OURS),
+                    (part, replace(draw, compile=True), OURS),
+                ]
+            elif part == "training":
+                yield part, train, PLAIN
+                for batch in batches(plan, train, memory):
+                    yield part, replace(train, batch_size=batch, compile=True), OURS
+            else:
+                yield part, replace(draw, batch_size=plan.drawn[0]), PLAIN
+                yield from [(part, replace(draw, batch_size=n, compile=True), OURS) for n in plan.drawn]
+
+
+def batches(plan: Plan, work: Work, memory: float) -> list[int]:
+    """The smallest batch, and the largest that should fit into nine tenths of the memory."""
+    size = (work.size, work.size)
+    one, two = (describe(work.config(), size, n, autocast=work.autocast).training_bytes for n in (8, 16))
+    each = (two - one) / 8
+    fitting = [n for n in plan.batches if one + (n - 8) * each < 0.9 * memory]
+    return sorted({plan.batches[0], (fitting or plan.batches)[-1 if fitting else 0]})
+
+
+def measure(machine: Machine, plan: Plan, part: str, work: Work, side: str) -> Row:
+    """One row; a work that does not fit into the memory says so."""
+    device = torch.device(work.device)
+    wait = waiting(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        ready = build(work, side)
+        for _ in range(2):
+            ready.warm()
+        times = interleave({side: ready.run}, plan.repeats, plan.seconds, wait)[side]
+        phases = ready.phases() if ready.phases else None
+    except torch.OutOfMemoryError:
+        return Row(part, work, side, "does not fit")
+    finally:
+        torch.compiler.reset()
+        gc.collect()
+    seconds = spread(times).median
+    ceiling = machine.matmul.get(work.precision, machine.matmul["fp32"])
+    return Row(
+        part,
+        work,
+        side,
+        "",
+        seconds,
+        work.batch_size / seconds,
+        work.flops / seconds / ceiling,
+        torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
+        phases,
     )
 
 
-def training(machine: Machine, name: str, dry: bool) -> Iterator[dict[str, Any]]:
-    """One row for each batch size that fits; the plain one, not compiled, for the smallest only."""
-    side = 32 if dry else 256
-    sizes = [4, 8] if dry else [32, 64, 128, 256, 512]
-    for compile in (False, True) if not dry else (False,):
-        for batch in sizes if compile or dry else sizes[:1]:
-            machine.start_memory()
-            try:
-                yield training_row(machine, name, batch, side, compile)
-            except torch.OutOfMemoryError:
-                yield {"part": "training", "model": name, "batch": batch, "compiled": compile, "fits": False}
-                break
-            finally:
-                torch.compiler.reset()
+def write(out: Path, machine: Machine, results: list[Row], dry: bool) -> None:
+    """Replace OUT.json and OUT.md."""
+    data = {"pixelwright": pw.__version__, "dry_run": dry, **asdict(machine), "rows": [*map(asdict, results)]}
+    write_text(out.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
+    header = ["part", "model", "batch", "side", "seconds", "images/s", "of the ceiling", "peak, GiB", "goal"]
+    ceilings = ", ".join(f"{name} {flops / 1e12:.4g} TFLOP/s" for name, flops in machine.matmul.items())
+    text = (
+        f"{'A dry run with tiny models: its figures mean nothing. ' if dry else ''}{machine.name}; "
+        f"torch {machine.torch}, pixelwright {pw.__version__}. Fastest matrix product: {ceilings}; fastest "
+        f"copy: {machine.copy / 1e12:.3g} TB/s.\n\n{markdown_table(header, map(_cells, results))}"
+    )
+    write_text(out.with_suffix(".md"), text)
 
 
-def training_row(machine: Machine, name: str, batch: int, side: int, compile: bool) -> dict[str, Any]:
-    run = trainer(name, batch, side, compile)
-    flops = 3 * batch * describe(run.model.config, (side, side)).flops
-    labels = torch.arange(batch) % run.model.config.num_classes
-    inputs = run.prepare(Batch(torch.rand(batch, 3, side, side) * 2 - 1, labels, torch.arange(batch)), 0)
-    seconds = machine.seconds(lambda: run.train_step(inputs))
-    return {
-        "part": "training",
-        "model": name,
-        "batch": batch,
-        "compiled": compile,
-        "fits": True,
-        "images_per_second": batch / seconds,
-        "mfu": flops / seconds / machine.ceiling,
-        "peak_gib": machine.peak(),
-    }
+def _cells(row: Row) -> list[Any]:
+    work = row.work
+    side = f"{row.side}, {'compiled' if work.compile else 'eager'}"
+    goal = GOALS.get((row.part, work.model), "") if row.side == OURS else ""
+    cells: list[Any] = [row.part, work.model, work.batch_size, side]
+    if not row.done:
+        return [*cells, row.note, "", "", "", goal]
+    share = f"{row.share_of_ceiling:.0%}"
+    peak = "" if row.peak_gib is None else f"{row.peak_gib:.1f}"
+    return [*cells, f"{row.seconds:.3g}", f"{row.images_per_second:.3g}", share, peak, goal]
 
 
-def sampling(machine: Machine, name: str, recipe: tuple[Any, ...], dry: bool) -> Iterator[dict[str, Any]]:
-    """Latency of one image and throughput of the largest of some batches; eager."""
-    scale, interval, solver = recipe
-    side = 32 if dry else 256
-    model = pw.create(name, num_classes=10).to(machine.device).eval()
-    for batch in (1, 2) if dry else (1, 16, 64):
-        machine.start_memory()
-
-        def draw(batch: int = batch) -> object:
-            return sample(
-                model,
-                [i % 10 for i in range(batch)],
-                size=(side, side),
-                steps=4 if dry else 100,
-                solver=solver,
-                guidance_scale=scale,
-                guidance_interval=interval,
-                batch_size=batch,
-                autocast=machine.dtype,
-            )
-
-        seconds = machine.seconds(draw, warm_up=1, repeats=3)
-        yield {
-            "part": "sampling",
-            "model": name,
-            "batch": batch,
-            "seconds": seconds,
-            "images_per_second": batch / seconds,
-            "peak_gib": machine.peak(),
-        }
-
-
-def main() -> int:
-    """Measure, writing the JSON after every row, so that a run that is cut off has what it measured."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measure until all is done or the time is over."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--parts", nargs="+", choices=["training", "sampling"], default=["sampling", "training"]
-    )
+    parser.add_argument("--out", type=Path, required=True, help="OUT.json and OUT.md are written")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=8.5, help="no row begins after this time")
     parser.add_argument("--dry-run", action="store_true")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
+    begun = time.monotonic()
+    cuda = torch.cuda.is_available()
+    if not cuda and not options.dry_run:
+        raise SystemExit("no CUDA device here: --dry-run tries the script with tiny models")
+    device, plan = "cuda" if cuda else "cpu", DRY if options.dry_run else REAL
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    machine = Machine(arguments.dry_run)
-    result: dict[str, Any] = {
-        "device": machine.name,
-        "torch": torch.__version__,
-        "pixelwright": pw.__version__,
-        "bf16_matmul_tflops": machine.ceiling / 1e12,
-        "rows": [],
-    }
-    for name, recipe in (DRY if arguments.dry_run else MODELS).items():
-        for part in arguments.parts:
-            rows = (
-                training(machine, name, arguments.dry_run)
-                if part == "training"
-                else sampling(machine, name, recipe, arguments.dry_run)
-            )
-            for row in rows:
-                print(json.dumps(row), flush=True)
-                result["rows"].append(row)
-                arguments.out.write_text(json.dumps(result, indent=1))
+    machine = measure_machine(torch.device(device), plan.largest_matrix)
+    memory = torch.cuda.mem_get_info()[1] if cuda else 2**30
+    results: list[Row] = []
+    for part, work, side in rows(plan, options.parts, device, memory):
+        late = time.monotonic() - begun > 60 * options.minutes
+        row = Row(part, work, side, "no time left") if late else measure(machine, plan, part, work, side)
+        results.append(row)
+        print(" | ".join(map(str, _cells(row))), flush=True)
+        write(options.out, machine, results, options.dry_run)
     return 0
 
 
