@@ -128,6 +128,15 @@ def test_the_error_and_the_bias_of_a_frechet_distance() -> None:
     assert abs(float(beyond.mean()) - exact) < bias / 4
 
 
+def test_the_bias_is_right_where_classes_take_turns() -> None:
+    """Odd and even images of different classes: either half alone would be 20 or more away."""
+    rows = normal((400, 6), 4, "rows")
+    rows[1::2] += 5
+    truth = Gaussian(torch.full((6,), 2.5).double(), torch.eye(6).double() + 6.25)
+    found = metrics.frechet_estimate(rows, truth)
+    assert found.extrapolated is not None and abs(found.extrapolated - found.value) < 1
+
+
 @given(cuts=st.lists(st.integers(1, 90), min_size=1, max_size=6), far=st.sampled_from([0.0, 1e4]))
 @settings(max_examples=25, deadline=None)
 def test_moments_merge_in_any_pieces(cuts: list[int], far: float) -> None:

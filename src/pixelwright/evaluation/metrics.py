@@ -72,12 +72,14 @@ def _distance(a: Gaussian, b: Gaussian, singular: Tensor) -> float:
 def frechet_estimate(features: Tensor, reference: Gaussian, chunk: int = 8192) -> Estimate:
     """Fréchet distance of features [N,D] from a reference, with its noise and without its bias.
 
-    The bias of N images is c/N to first order (Chong and Forsyth, 2020): that of two halves, odd and even
-    numbers, is twice as large, and the difference is taken off. The error is that of the distance at N.
+    The bias of N images is c/N to first order (Chong and Forsyth, 2020): that of two halves is twice as
+    large, and the difference is taken off. The halves are random: those of odd and even numbers would be of
+    different classes where classes take turns. The error is that of the distance at N.
     """
     _enough(features, 2, "a Fréchet distance")
     _same_width(features[0], reference.mean)
-    halves = [Moments.of(features[first::2], chunk) for first in (0, 1)]
+    order = torch.randperm(len(features), generator=generator(0, "halves"))
+    halves = [Moments.of(features[half], chunk) for half in order.tensor_split(2)]
     gaussian = halves[0].merged(halves[1]).gaussian()
     base = root(reference)
     left, singular, _ = torch.linalg.svd(base.T @ root(gaussian), full_matrices=False)
