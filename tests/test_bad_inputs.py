@@ -334,6 +334,13 @@ CASES = [
     Case("label empty", sample(labels=""), "label"),
     Case("label a fraction", sample(labels="1.5"), "1.5"),
     Case("class unknown", sample(labels="red cirle"), '"red circle"'),
+    Case("prompt for a model of classes", [*SAMPLE, "--prompt", "a fox"], "--prompt is given"),
+    Case("negative for a model of classes", [*SAMPLE, "--negative", "a fox"], "--negative is given"),
+    Case("size of letters", [*SAMPLE, "--size", "big"], "--size is big"),
+    Case("size of three", [*SAMPLE, "--size", "8x8x8"], "8x8x8"),
+    Case("captions without an encoder", [*TRAIN, "--model.preset", "dip-t2i-ti"], "--text.encoder minilm"),
+    Case("encoder for a model of classes", [*TRAIN, "--text.encoder", "minilm"], "draws from classes"),
+    Case("unknown encoder", [*TRAIN, "--text.encoder", "t5"], "gemma"),
     Case("label range of a milliard", sample(labels="0-999999999"), "0-999999999"),
     # sampling
     Case("no sampling steps", sample(steps="0"), "steps is 0"),

@@ -307,17 +307,37 @@ def balanced_labels(count: int, num_classes: int) -> Tensor:
 
 
 def as_condition(
-    labels: TextCondition | Tensor | Sequence[int | str] | int | str, model: PixelDenoiser
+    labels: TextCondition | Tensor | Sequence[int | str] | int | str,
+    model: PixelDenoiser,
+    negative: str | None = None,
 ) -> Condition:
-    """What a model is called with: captions as they are, or class indices; see `as_labels`.
+    """What a model is called with: class indices (see `as_labels`), or captions, which the encoder that is
+    named in the model's config turns into features where they are texts.
 
     Raises:
-        UserError: captions for a model of classes, classes for one of captions, or impossible labels.
+        UserError: captions for a model of classes, classes for one of captions, impossible labels, or a
+            negative prompt with anything but texts.
     """
+    name, texts = model.config.name, [labels] if isinstance(labels, str) else labels
+    if (
+        model.config.takes_text
+        and isinstance(texts, Sequence)
+        and all(isinstance(text, str) for text in texts)
+    ):
+        from pixelwright.text import encode_for  # a room below: only texts need it
+
+        return encode_for(model.config, [str(text) for text in texts], negative or "", device_of(model))
+    if negative is not None:
+        raise UserError(f"negative is {negative!r}, which goes with prompts alone; leave it out")
     if isinstance(labels, TextCondition) != model.config.takes_text:
-        wants, given = ("a TextCondition", "labels") if model.config.takes_text else ("labels", "captions")
-        raise UserError(f"{model.config.name} draws from {wants}, not from {given}")
+        wants, given = ("prompts", "labels") if model.config.takes_text else ("labels", "captions")
+        raise UserError(f"{name} draws from {wants}, not from {given}")
     return labels if isinstance(labels, TextCondition) else as_labels(labels, model)
+
+
+def device_of(model: PixelDenoiser) -> torch.device:
+    """Where the weights of a model are."""
+    return model.backbone.patch_embedder.weight.device
 
 
 @torch.no_grad()
@@ -335,6 +355,7 @@ def sample(
     callback: Callback | None = None,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
+    negative: str | None = None,
 ) -> Tensor:
     """Draw images with a model.
 
@@ -342,8 +363,8 @@ def sample(
 
     Args:
         model: any `PixelDenoiser`; it runs where its weights are and is left in the mode it was in.
-        labels: one class index or class name per image, or the captions as a `TextCondition`, whose `null`
-            is what guidance leads away from.
+        labels: one class index or class name per image; for a model of captions one prompt per image, or the
+            prompts as a `TextCondition`, whose `null` is what guidance leads away from.
         size: (height, width) in pixels, multiples of the patch size; by default the model's own.
         seed, start_index: image i of the result is image start_index + i of that seed; it does not depend on
             the batch it is drawn in.
@@ -352,6 +373,7 @@ def sample(
         callback: called with a `Step` at every step of every batch.
         batch_size: images at a time; all at once by default.
         autocast: run the model in this dtype (torch.bfloat16); by default in the dtype of its weights.
+        negative: with prompts: what guidance leads away from, in place of the empty prompt.
 
     Returns:
         uint8 [B,H,W,3] on the CPU.
@@ -359,7 +381,7 @@ def sample(
     Raises:
         UserError: impossible labels, size, steps, solver or guidance.
     """
-    condition = as_condition(labels, model)
+    condition = as_condition(labels, model, negative)
     size = size or model.config.image_size
     if size is None:
         raise UserError("the model's config has no image_size; give size=(height, width)")
@@ -369,7 +391,7 @@ def sample(
     for name, value, low in (("batch_size", batch_size, 1), ("start_index", start_index, 0)):
         if value is not None and value < low:
             raise UserError(f"{name} is {value}; it must be at least {low}")
-    device = model.backbone.patch_embedder.weight.device
+    device = device_of(model)
     training = model.training
     model.eval()
     images = []

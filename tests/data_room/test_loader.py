@@ -48,7 +48,7 @@ def batches(source: object, count: int, batch_size: int, seed: int = 0, **option
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     pairs = [(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)]
-    return all(torch.equal(x, y) for x, y in pairs)
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
 
 
 sizes = st.integers(1, 30)
@@ -72,7 +72,7 @@ def test_processes_share_the_batch_out(n: int, share: int, world: int, seed: int
     size = share * world
     parts = [batches(source, 3, size, seed, flip=True, rank=rank, world=world) for rank in range(world)]
     steps = [zip(*step, strict=True) for step in zip(*parts, strict=True)]
-    joined = [Batch(*(torch.cat(pieces) for pieces in step)) for step in steps]
+    joined = [Batch(*map(torch.cat, list(step)[:3])) for step in steps]  # there are no captions
     assert same(joined, batches(source, 3, size, seed, flip=True))
 
 

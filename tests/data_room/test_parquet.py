@@ -94,7 +94,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     features = {"photo": {"_type": "Image"}, "kind": {"names": ["a", "b"], "_type": "ClassLabel"}}
     columns = {"photo": cells([7]), "kind": [1], "text": ["a thing"]}
     source = opened(write(tmp_path / "a.parquet", columns, features))
-    assert source.class_names == ("a", "b") and source[0][1:] == (1, "a thing", "a.parquet#0")
+    assert source.class_names == ("a", "b") and source[0][1:4] == (1, "a thing", "a.parquet#0")
 
 
 def test_plain_bytes_without_labels(tmp_path: Path) -> None:

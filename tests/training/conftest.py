@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from pixelwright.data import DataConfig
 from pixelwright.training import ModelConfig, OptimConfig, SampleConfig, TrainConfig
+from tests.encoders import tiny_bert
 
 Tiny = Callable[..., TrainConfig]
 
@@ -45,6 +46,12 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dino") / "model"
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text encoder with random weights."""
+    return tiny_bert(tmp_path_factory.mktemp("bert") / "model")
 
 
 @pytest.fixture

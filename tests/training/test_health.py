@@ -88,7 +88,7 @@ def test_updates_and_activations_are_those_of_the_step(tiny: Tiny, accumulate: i
     hook = block.register_forward_hook(lambda module, inputs, output: seen.update(tokens=output.tokens))
     with torch.no_grad():
         x = inputs.t[:, None, None, None] * inputs.images + (1 - inputs.t[:, None, None, None]) * inputs.noise
-        trainer.model(x, inputs.t, inputs.labels)
+        trainer.model(x, inputs.t, inputs.condition)
     hook.remove()
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train_step(inputs)

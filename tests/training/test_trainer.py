@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import pixelwright as pw
-from pixelwright.data import Batches
+from pixelwright.data import Batches, open_source
 from pixelwright.errors import UserError
 from pixelwright.training import OptimConfig, Trainer, train
 from pixelwright.training import trainer as trainer_module
@@ -183,7 +183,8 @@ def test_grids_show_the_averaged_weights_with_fixed_noise(tiny: Tiny) -> None:
     assert model.config.image_size == (8, 8)
     assert model.config.class_names is not None
     assert len(model.config.class_names) == model.config.num_classes
-    again = trainer_module.draw_samples(model, config, folder, 99)
+    condition = trainer_module.sample_condition(config, model, open_source(config.data), None)
+    again = trainer_module.draw_samples(model, condition, config, folder, 99)
     assert again.read_bytes() == (folder / "samples" / "step-0000004.png").read_bytes()
     with Image.open(again) as grid:
         assert np.asarray(grid).std() > 0

@@ -188,12 +188,13 @@ def _model(work: Work, side: str, peer: Peer | None, weights: Mapping[str, Tenso
     return model
 
 
-def _inputs(work: Work, device: torch.device, classes: int = CLASSES) -> Inputs:
+def _inputs(work: Work, device: torch.device, classes: int = CLASSES) -> tuple[Tensor, ...]:
+    """Images, times, noise and labels of a batch."""
     g = torch.Generator().manual_seed(0)
     shape = (work.batch_size, 3, work.size, work.size)
     x, noise = torch.rand(shape, generator=g) * 2 - 1, torch.randn(shape, generator=g)
     t, labels = torch.rand(work.batch_size, generator=g), torch.arange(work.batch_size) % classes
-    return Inputs(x.to(device), t.to(device), noise.to(device), labels.to(device))
+    return x.to(device), t.to(device), noise.to(device), labels.to(device)
 
 
 def _forward(work: Work, side: str, model: nn.Module, device: torch.device) -> Side:
@@ -208,7 +209,7 @@ def _forward(work: Work, side: str, model: nn.Module, device: torch.device) -> S
 
 
 def _sampling(work: Work, side: str, model: nn.Module, device: torch.device) -> Side:
-    labels = _inputs(work, device).labels
+    *_, labels = _inputs(work, device)
     size = (work.size, work.size)
 
     def ours(work: Work = work) -> object:
@@ -236,7 +237,7 @@ def _our_training(work: Work) -> Side:
             compile=work.compile,
         )
     )
-    inputs = _inputs(work, trainer.device, trainer.model.config.num_classes)
+    inputs = Inputs(*_inputs(work, trainer.device, trainer.model.config.num_classes))
 
     def phases() -> dict[str, float]:
         watch = Stopwatch(waiting(trainer.device))

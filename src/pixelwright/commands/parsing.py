@@ -109,10 +109,15 @@ def _unknown_argument(word: str, keys: list[str]) -> str:
     return f'unknown option "{word}"{nearest(word, [f"--{key}" for key in keys])}'
 
 
-def image_size(numbers: list[int] | None) -> tuple[int, int] | None:
-    """(rows, columns) from `--size N` or `--size ROWS COLUMNS`; None where it was not given."""
+def image_size(numbers: list[int] | list[str] | None) -> tuple[int, int] | None:
+    """(rows, columns) from `--size N`, `--size ROWS COLUMNS` or `--size WIDTHxHEIGHT`; None where it was not
+    given."""
     if numbers is None:
         return None
+    if found := re.fullmatch(r"(\d+)x(\d+)", str(numbers[0])) if len(numbers) == 1 else None:
+        return int(found[2]), int(found[1])
+    if not all(re.fullmatch(r"\d+", str(number)) for number in numbers):
+        raise UserError(f"--size is {' '.join(map(str, numbers))}; give N, ROWS COLUMNS or WIDTHxHEIGHT")
     if len(numbers) > 2:
         raise UserError(f"--size is {' '.join(map(str, numbers))}; give one number, or ROWS COLUMNS")
-    return numbers[0], numbers[-1]
+    return int(numbers[0]), int(numbers[-1])

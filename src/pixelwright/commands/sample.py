@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -17,6 +18,10 @@ from pixelwright.commands.parsing import image_size, new_parser
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import save_grid, save_png
+from pixelwright.models.conditions import Condition
+from pixelwright.models.config import DenoiserConfig, TextNote
+from pixelwright.text import encode_for
+from pixelwright.text.prompts import read_prompts
 from pixelwright.training.device import resolve_device, resolve_precision
 
 GRID = 100
@@ -24,13 +29,15 @@ GRID = 100
 
 DESCRIPTION = f"""Draw images from a trained model: PNG files by index, and grid.png of the first {GRID}.
 
-Image i depends on the seed and on i alone, not on the batch size; --start-index draws a set in pieces. A
-model that knows the recipe of its published result is drawn from with it; what is used is printed."""
+A model of classes is given --labels, one of captions --prompt or --prompts. Image i depends on
+the seed and on i alone, not on the batch size; --start-index draws a set in pieces. A model that knows the
+recipe of its published result is drawn from with it; what is used is printed."""
 
 EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
   pixelwright sample runs/first --labels "golden retriever" 7,7,7 --out dogs --guidance-scale 2.5 --seed 3
   pixelwright sample models/dip-xl-16 --labels all --out all --steps 100 --solver euler \\
-      --guidance-scale 2.9 --guidance-interval 0.11 0.97 --batch-size 32"""
+      --guidance-scale 2.9 --guidance-interval 0.11 0.97 --batch-size 32
+  pixelwright sample models/pixeldit-t2i --prompt "a fox in the snow" --size 1024x768 --out fox"""
 
 
 def parser() -> ArgumentParser:
@@ -46,9 +53,20 @@ def parser() -> ArgumentParser:
         "--labels",
         nargs="+",
         type=str,
-        required=True,
+        default=[],
         metavar="LABEL",
         help='numbers, ranges (0-9), "all", or class names where the model has them; one image per label',
+    )
+    add("--prompt", nargs="+", type=str, default=[], metavar="TEXT", help="one image per prompt")
+    add("--prompts", type=str | None, metavar="FILE", help="a text file with one prompt a line")
+    add(
+        "--negative", type=str | None, metavar="TEXT", help="what guidance leads away from (default: nothing)"
+    )
+    add(
+        "--text-encoder",
+        type=str | None,
+        metavar="PATH",
+        help="folder or hub name of the text encoder (default: where the model says it was)",
     )
     add(
         "--out",
@@ -62,7 +80,13 @@ def parser() -> ArgumentParser:
         action="store_true",
         help="write into a folder that holds files; the same names are replaced",
     )
-    add("--size", type=int, nargs="+", metavar="N", help="N or ROWS COLUMNS (default: the model's own)")
+    add(
+        "--size",
+        type=str,
+        nargs="+",
+        metavar="N",
+        help="N, ROWS COLUMNS or WIDTHxHEIGHT (default: the model's own)",
+    )
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--start-index", type=int, default=0, help="index of the first image")
     sampler.add_arguments(parser)
@@ -83,26 +107,41 @@ def run(options: Namespace) -> None:
     _check(options, out)
     device = resolve_device(options.device)
     config = load_config(options.model)  # so that a wrong label is found before the weights are read
-    if config.takes_text:
-        raise UserError(
-            f"{config.name} draws from captions, which this command does not encode; "
-            f"call pixelwright.sample with a TextCondition"
-        )
-    labels = parse_labels(options.labels, config.num_classes, config.class_names)
     recipe = sampler.choose_recipe(options, config)
     settings = sampler.settings(options, recipe)
+    condition = _condition(options, config, device)
     model = pw.load(options.model).to(device)
     print(sampler.in_words(settings, options, recipe))
-    starts = range(0, len(labels), options.batch_size)
+    starts = range(0, len(condition), options.batch_size)
     shown: list[Tensor] = []
     with tqdm(total=len(starts) * settings["steps"], unit="step", disable=None, delay=0.5) as bar:
         for start in starts:
-            images = _draw(model, labels[start : start + options.batch_size], start, options, settings, bar)
+            part = condition[start : start + options.batch_size]
+            images = _draw(model, part, start, options, settings, bar)
             for index, image in enumerate(images, options.start_index + start):
                 save_png(image, out / f"{index:06d}.png")
             shown += list(images[: max(0, GRID - start)])
     save_grid(torch.stack(shown), out / "grid.png", scale=max(1, 64 // shown[0].shape[0]))
-    print(f"{len(labels)} images are in {out}; {out / 'grid.png'} shows {len(shown)} of them together")
+    print(f"{len(condition)} images are in {out}; {out / 'grid.png'} shows {len(shown)} of them together")
+
+
+def _condition(options: Namespace, config: DenoiserConfig, device: torch.device) -> Condition:
+    """The labels, or the features of the prompts, of which the encoder's memory is free again."""
+    prompts = list(options.prompt)
+    if options.prompts is not None:
+        prompts += read_prompts(Path(options.prompts), "--prompts")
+    if not config.takes_text:
+        for name in ("prompt", "prompts", "negative", "text_encoder"):
+            if options[name]:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} is given, but {config.name} draws from classes; give --labels")
+        return torch.tensor(parse_labels(options.labels, config.num_classes, config.class_names))
+    if options.labels or not prompts:
+        raise UserError(f"{config.name} draws from captions; give --prompt or --prompts instead of --labels")
+    if options.text_encoder is not None:
+        note = config.text or TextNote("gemma")
+        config = dataclasses.replace(config, text=dataclasses.replace(note, path=options.text_encoder))
+    return encode_for(config, prompts, options.negative or "", device).to("cpu")
 
 
 def _check(options: Namespace, out: Path) -> None:
@@ -118,7 +157,7 @@ def _check(options: Namespace, out: Path) -> None:
 
 def _draw(
     model: pw.PixelDenoiser,
-    labels: list[int],
+    condition: Condition,
     start: int,
     options: Namespace,
     settings: dict[str, Any],
@@ -131,7 +170,7 @@ def _draw(
 
     return pw.sample(
         model,
-        torch.tensor(labels),
+        condition,
         size=image_size(options.size),
         seed=options.seed,
         start_index=options.start_index + start,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pixelwright.data.captions import Captions
 from pixelwright.data.config import DataConfig
 from pixelwright.data.sources import Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
@@ -34,6 +35,8 @@ class Batch(NamedTuple):
     """[b] int64."""
     indices: Tensor
     """[b] int64, places in the source."""
+    captions: tuple[str, ...] = ()
+    """A caption for each image, where they were asked for."""
 
 
 class Batches:
@@ -44,6 +47,9 @@ class Batches:
     a run is its step number, and neither `workers` nor `cache` nor the step it started from changes what it
     sees. Of `world` processes, process `rank` gets the `rank`-th of `world` equal, contiguous slices of each
     batch.
+
+    With `captions`, an image without one is as good as unreadable; of several, each epoch draws one by (seed,
+    epoch, index).
 
     An unreadable image is replaced by the next readable one in the permutation, recorded in `skipped` and
     reported once through logging. Workers that die or stall are replaced (see `Feed`), which changes nothing
@@ -61,6 +67,7 @@ class Batches:
         start_step: int = 0,
         rank: int = 0,
         world: int = 1,
+        captions: bool = False,
     ):
         if batch_size < 1 or batch_size % world:
             raise UserError(f"batch_size is {batch_size}: give a positive multiple of the {world} processes")
@@ -74,7 +81,8 @@ class Batches:
         """Name and reason of each image that could not be used so far."""
         self._unreadable: set[int] = set()
         self._offset, self._share = rank * (batch_size // world), batch_size // world
-        self._reader = _Reader(source, config.size)
+        self._with_captions = captions
+        self._reader = _Reader(source, config.size, captions)
         fits = len(source) * config.size**2 * 3 <= CACHE_LIMIT
         self._keep = config.cache == "auto" and fits
         self._held: dict[int, _Decoded] = {}  # of the whole set if `_keep`, else of one batch
@@ -88,36 +96,42 @@ class Batches:
 
     def request(self, step: int) -> list[int]:
         """Indices to read for `step`: those of its samples that are not in memory yet."""
-        wanted = {int(self._order(epoch)[0][place]) for epoch, place in self._places(step)}
+        wanted = {int(self._order(epoch).permutation[place]) for epoch, place in self._places(step)}
         return sorted(i for i in wanted if i not in self._held and i not in self._unreadable)
 
     def _places(self, step: int) -> Iterator[tuple[int, int]]:
         first = step * self.batch_size + self._offset
         return (divmod(c, len(self.source)) for c in range(first, first + self._share))
 
-    def _draw_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The permutation of an epoch, [n], and for each index whether it is flipped, [n]."""
+    def _draw_order(self, epoch: int) -> _Order:
         n = len(self.source)
         permutation = torch.randperm(n, generator=generator(self.seed, "permutation", epoch))
         flipped = torch.rand(n, generator=generator(self.seed, "flip", epoch)) < 0.5
-        return permutation.numpy(), flipped.numpy() & self.config.flip
+        drawn = torch.rand(n if self._with_captions else 0, generator=generator(self.seed, "caption", epoch))
+        return _Order(permutation.numpy(), flipped.numpy() & self.config.flip, drawn.numpy())
 
     def _assemble(self, step: int, loaded: _Loaded) -> Batch:
         self._take(loaded)
         picks = [(epoch, self._readable(epoch, place)) for epoch, place in self._places(step)]
         images = torch.from_numpy(np.stack([self._held[index].pixels for _, index in picks]))  # [b, 3, H, W]
         labels = torch.tensor([self._held[index].label for _, index in picks])
-        flipped = torch.tensor([bool(self._order(epoch)[1][index]) for epoch, index in picks])
+        flipped = torch.tensor([bool(self._order(epoch).flipped[index]) for epoch, index in picks])
+        captions = tuple(self._caption(epoch, index) for epoch, index in picks if self._with_captions)
         if flipped.any():
             images[flipped] = images[flipped].flip(3)  # mirror the columns
         if not self._keep:
             self._held.clear()
         indices = torch.tensor([index for _, index in picks])
-        return Batch(from_uint8(images.permute(0, 2, 3, 1)), labels, indices)
+        return Batch(from_uint8(images.permute(0, 2, 3, 1)), labels, indices, captions)
+
+    def _caption(self, epoch: int, index: int) -> str:
+        said = self._held[index].said
+        assert said is not None  # the reader refuses images without
+        return said.pick(float(self._order(epoch).drawn[index]))
 
     def _readable(self, epoch: int, place: int) -> int:
         """The index at `place` of the permutation, or the first readable one after it, now held in memory."""
-        permutation, _ = self._order(epoch)
+        permutation = self._order(epoch).permutation
         n = len(permutation)
         for step in range(n):
             index = int(permutation[(place + step) % n])
@@ -133,7 +147,7 @@ class Batches:
         shared = self._keep and loaded.pixels.is_shared()
         pixels = (loaded.pixels.clone() if shared else loaded.pixels).numpy()
         for row, index in enumerate(loaded.indices):
-            self._held[index] = _Decoded(pixels[row], loaded.labels[row])
+            self._held[index] = _Decoded(pixels[row], loaded.labels[row], loaded.said[row])
         for index, reason in loaded.failures.items():
             self._unreadable.add(index)
             name = self.source.name(index)
@@ -142,9 +156,18 @@ class Batches:
                 logger.warning('skipped "%s": %s (%d skipped so far)', name, reason, len(self.skipped))
 
 
+class _Order(NamedTuple):
+    """What an epoch draws."""
+
+    permutation: np.ndarray  # [n]
+    flipped: np.ndarray  # [n] bool, by index
+    drawn: np.ndarray  # [n] in [0, 1), by index: which caption; empty without captions
+
+
 class _Decoded(NamedTuple):
     pixels: np.ndarray  # [3, H, W] uint8
     label: int
+    said: Captions | None
 
 
 class _Loaded(NamedTuple):
@@ -153,17 +176,18 @@ class _Loaded(NamedTuple):
     indices: list[int]
     pixels: Tensor  # [m, 3, H, W] uint8
     labels: list[int]
+    said: list[Captions | None]
     failures: dict[int, str]
 
 
 class _Reader(Dataset[_Loaded]):
     """Reads, decodes and crops; the part that runs in worker processes."""
 
-    def __init__(self, source: Source, size: int):
-        self.source, self.size = source, size
+    def __init__(self, source: Source, size: int, captions: bool):
+        self.source, self.size, self.captions = source, size, captions
 
     def __getitem__(self, indices: Sequence[int]) -> _Loaded:
-        images, labels, good = [], [], []
+        images, labels, said, good = [], [], [], []
         failures: dict[int, str] = {}
         for index in indices:
             try:
@@ -171,10 +195,14 @@ class _Reader(Dataset[_Loaded]):
             except UnreadableImage as error:
                 failures[index] = str(error)
                 continue
+            if self.captions and sample.said is None:
+                failures[index] = "it has no caption"
+                continue
             picture = np.asarray(centre_crop(sample.image, self.size))  # [H, W, 3]
             images.append(np.ascontiguousarray(picture.transpose(2, 0, 1)))
             labels.append(sample.label)
+            said.append(sample.said if self.captions else None)
             good.append(index)
         shape = (len(good), 3, self.size, self.size)
         pixels = torch.from_numpy(np.stack(images)) if images else torch.empty(shape, dtype=torch.uint8)
-        return _Loaded(good, pixels, labels, failures)
+        return _Loaded(good, pixels, labels, said, failures)

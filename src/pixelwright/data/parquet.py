@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from pixelwright.data.captions import KEYS, from_meta
 from pixelwright.data.shards import open_each
 from pixelwright.data.sources import Sample
 from pixelwright.data.transforms import UnreadableImage, read_image
 from pixelwright.errors import UserError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
-CAPTION_COLUMNS = ("caption", "text", "prompt")
 KEPT_GROUPS = 2  # row groups each process keeps decoded
 
 
@@ -47,7 +47,9 @@ class ParquetSource:
         features = _features(schema.metadata)
         self._image = self._image_column(schema, features)
         label = self._label_column(schema, features)
-        self._caption = next((c for c in CAPTION_COLUMNS if c in schema.names and c != label), None)
+        caption = next((c for c in KEYS if c in schema.names and c != label and _is_text(schema, c)), None)
+        weighted = caption is not None and "weights" in schema.names
+        self._said = [caption, *(["weights"] if weighted else [])] if caption is not None else []
         sizes = [[f.metadata.row_group(g).num_rows for g in range(f.metadata.num_row_groups)] for f in opened]
         self._groups = [(file, g) for file, rows in enumerate(sizes) for g in range(len(rows))]
         self._starts = np.cumsum(
@@ -129,14 +131,14 @@ class ParquetSource:
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
             raise UnreadableImage("the row holds no image bytes")
-        caption = table[self._caption][row].as_py() if self._caption else None
+        said = from_meta({c: table[c][row].as_py() for c in self._said}, f'"{self.name(index)}"')
         label = int(self._labels[index])
-        return Sample(read_image(data), label, str(caption) if caption else None, self.name(index))
+        return Sample(read_image(data), label, said and said.texts[0], self.name(index), said)
 
     def _group(self, group: int) -> Any:
         if group not in self._kept:
             number, inner = self._groups[group]
-            columns = [c for c in (self._image, self._caption) if c]
+            columns = [self._image, *self._said]
             try:
                 table = self._open(number).read_row_group(inner, columns, use_threads=False)
             except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
@@ -161,6 +163,10 @@ class ParquetSource:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._pq, _ = _pyarrow()
+
+
+def _is_text(schema: Any, column: str) -> bool:
+    return str(schema.field(column).type).startswith(("string", "large_string", "list<", "large_list<"))
 
 
 def _pyarrow() -> tuple[Any, type[Exception]]:

@@ -296,10 +296,12 @@ def _members(job: Job, source: Source, index: int, sample: Sample) -> Iterator[t
     meta: dict[str, Any] = {"label": sample.label, "name": sample.name}
     if source.class_names:
         meta["class"] = source.class_names[sample.label]
+    if sample.captions is not None and len(sample.captions.texts) > 1:
+        meta |= {"captions": sample.captions.texts, "weights": sample.captions.weights}
     yield f"{key}.{job.suffix}", job.encode(sample.image)
     yield f"{key}.cls", str(sample.label).encode()
     yield f"{key}.json", json.dumps(meta).encode()
-    if sample.caption is not None:
+    if sample.caption is not None and "captions" not in meta:
         yield f"{key}.txt", sample.caption.encode()
 
 

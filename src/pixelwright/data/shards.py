@@ -1,7 +1,8 @@
 """WebDataset shards with random access: tar files whose members are found through an index made once.
 
 A sample is the run of neighbouring members that share a key (the name up to the first dot of its last part):
-`KEY.jpg`, and beside it `KEY.cls` (the class number), `KEY.json` ("label", "class") and `KEY.txt` (caption).
+`KEY.jpg`, and beside it `KEY.cls` (the class number), `KEY.json` ("label", "class", and captions as
+`captions.from_meta` reads them) and `KEY.txt` (one caption, before those of the .json).
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pixelwright.data.captions import Captions, from_meta, from_text
 from pixelwright.data.sources import MEMBER_LIMIT, SUFFIXES, Sample
 from pixelwright.data.transforms import UnreadableImage, read_image
 from pixelwright.errors import UserError
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 BLOCK = 512  # bytes; a tar is made of such blocks
 Span = tuple[int, int]  # first byte and number of bytes
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class ShardSource:
         self._shard = np.repeat(np.arange(len(indices)), [len(i.keys) for i in indices])  # [n]
         self._images = _spans([i.images for i in indices])  # [n, 2]
         self._captions = _spans([i.captions for i in indices])  # [n, 2], size 0: none
+        self._in_json = np.concatenate([np.array(i.in_json, bool) for i in indices])  # [n]
         self._labels = self._join_labels(np.concatenate([np.array(i.labels, np.int64) for i in indices]))
         self._classes = self._join_classes(indices)
 
@@ -103,8 +106,13 @@ class ShardSource:
                 image, caption = (_read(file, span[index]) for span in (self._images, self._captions))
         except OSError as error:
             raise UnreadableImage(f"{type(error).__name__}: {error}") from error
-        text = caption.decode("utf-8", "replace").strip() or None
-        return Sample(read_image(image), int(self._labels[index]), text, self._names[index])
+        said, name = self._said(index, caption.decode("utf-8", "replace")), self._names[index]
+        return Sample(read_image(image), int(self._labels[index]), said and said.texts[0], name, said)
+
+    def _said(self, index: int, text: str) -> Captions | None:
+        if not self._in_json[index]:
+            return from_text(text)
+        return from_meta(json.loads(text), f'"{self._names[index]}"')
 
 
 def _spans(parts: Sequence[Sequence[Span]]) -> np.ndarray:
@@ -156,6 +164,7 @@ class Index(NamedTuple):
     images: list[Span]
     labels: list[int]  # -1: none
     captions: list[Span]  # size 0: none
+    in_json: list[bool]  # whether the captions are in a .json rather than a .txt
     classes: dict[int, str]  # names of labels, where the samples tell them
 
 
@@ -186,7 +195,7 @@ def read_index(shard: Path) -> Index:
 
 
 def _make_index(shard: Path) -> Index:
-    index = Index([], [], [], [], {})
+    index = Index([], [], [], [], [], {})
     with tarfile.open(shard, "r:") as archive:
         for key, members in groupby(_members(archive, shard), key=lambda member: _split(member.name)[0]):
             _add(index, key, {_split(m.name)[1]: m for m in members}, archive, shard)
@@ -229,7 +238,10 @@ def _add(
     index.keys.append(key)
     index.images.append(_span(parts[images[0]]))
     index.labels.append(label)
-    index.captions.append(_span(parts["txt"]) if "txt" in parts else (0, 0))
+    in_json = "txt" not in parts and from_meta(meta, place) is not None
+    index.in_json.append(in_json)
+    text = parts.get("json" if in_json else "txt")
+    index.captions.append((0, 0) if text is None else _span(text))
 
 
 def _span(member: tarfile.TarInfo) -> Span:

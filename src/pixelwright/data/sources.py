@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
+from pixelwright.data.captions import Captions, from_text, read_folder
 from pixelwright.data.transforms import UnreadableImage, read_image
 from pixelwright.errors import UserError
 
@@ -33,6 +34,13 @@ class Sample(NamedTuple):
     """A sentence about the image, where there is one."""
     name: str
     """What messages call the image."""
+    captions: Captions | None = None
+    """All sentences about the image, with weights, from sources that may hold several."""
+
+    @property
+    def said(self) -> Captions | None:
+        """All that is said of the image."""
+        return self.captions or (from_text(self.caption) if self.caption else None)
 
 
 class Source(Protocol):
@@ -84,17 +92,23 @@ class _Files:
             data = self._read(name)
         except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
             raise UnreadableImage(f"{type(error).__name__}: {error}") from error
-        return Sample(read_image(data), self._labels[index], None, name)
+        said = self._said(name)
+        return Sample(read_image(data), self._labels[index], said and said.texts[0], name, said)
 
     def _read(self, name: str) -> bytes:
         raise NotImplementedError
+
+    def _said(self, name: str) -> Captions | None:
+        """The captions of an image."""
+        return None
 
 
 class FolderSource(_Files):
     """The images in a folder; its sub-folders, sorted, are the classes, and a flat folder is one class.
 
     A `dataset.json` in the folder, as in a zip, overrides the sub-folders. Hidden files and files that are
-    not images by their suffix are passed over.
+    not images by their suffix are passed over. Captions come from `metadata.jsonl` in the folder, or else
+    from a text file beside the image, `cat.txt` for `cat.jpg`.
     """
 
     def __init__(self, path: str | Path):
@@ -104,9 +118,16 @@ class FolderSource(_Files):
         label_file = folder / LABEL_FILE
         labels = label_file.read_bytes() if label_file.is_file() else None
         super().__init__(folder, _image_names(_walk(folder)), labels)
+        self._captions = read_folder(folder)
 
     def _read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
+
+    def _said(self, name: str) -> Captions | None:
+        if name in self._captions:
+            return self._captions[name]
+        beside = (self.path / name).with_suffix(".txt")
+        return from_text(beside.read_text("utf-8", "replace")) if beside.is_file() else None
 
 
 class ZipSource(_Files):

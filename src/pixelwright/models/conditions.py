@@ -63,6 +63,10 @@ class TextCondition:
         mask = None if self.mask is None else self.mask[part]
         return TextCondition(self.features[part], mask, self.null)
 
+    def split(self, size: int) -> tuple[TextCondition, ...]:
+        """The captions in pieces of `size`, the last of which may be smaller."""
+        return tuple(self[start : start + size] for start in range(0, len(self), size))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TextCondition:
         """The same on another device."""
         move: dict[str, Any] = {"device": device, "non_blocking": non_blocking}

@@ -120,6 +120,7 @@ DETAILER_TYPES: dict[str, type[DetailerConfig]] = {
 }
 BackboneConfig = PatchDiTConfig | MMDiTConfig
 BACKBONE_TYPES: dict[str, type[BackboneConfig]] = {"patch-dit": PatchDiTConfig, "mmdit": MMDiTConfig}
+LONGEST_PREFIX = 20_000
 
 
 def _texts(config: Any, *names: str) -> None:
@@ -185,7 +186,32 @@ class Provenance:
             raise UserError(f"Provenance has {len(self.sha256)} sha256 for {len(self.files)} files")
 
 
-NOTE_TYPES: dict[str, type[Recipe] | type[Provenance]] = {"recipe": Recipe, "provenance": Provenance}
+@dataclass(frozen=True)
+class TextNote:
+    """The text encoder whose features a model was trained with; see `pixelwright.text`."""
+
+    encoder: str
+    """Its kind, such as gemma."""
+    path: str | None = None
+    """The folder or hub name it was read from, where that is not the kind's own."""
+    prefix: str = ""
+    """What was put before each prompt, but not before the empty one."""
+    checksum: str | None = None
+    """Digest of its files, where a training run found it."""
+
+    def __post_init__(self) -> None:
+        _texts(self, "encoder", *(n for n in ("path", "checksum") if getattr(self, n) is not None))
+        if not isinstance(self.prefix, str) or len(self.prefix) > LONGEST_PREFIX:
+            raise UserError(
+                f"TextNote.prefix is {str(self.prefix)[:40]!r}; give at most {LONGEST_PREFIX} characters"
+            )
+
+
+NOTE_TYPES: dict[str, type[Recipe] | type[Provenance] | type[TextNote]] = {
+    "recipe": Recipe,
+    "provenance": Provenance,
+    "text": TextNote,
+}
 
 
 @dataclass(frozen=True)
@@ -193,8 +219,9 @@ class DenoiserConfig:
     """One denoiser = backbone × detailer.
 
     `placement` is where the detailer sits (DiP section 3.4), `prediction` what the network's output means,
-    `image_size` (rows, columns) the resolution it was made for, used when none is asked for. `recipe` and
-    `provenance` describe published weights and do not change the network.
+    `image_size` (rows, columns) the resolution it was made for, used when none is asked for. `text` is
+    the encoder of its captions; `recipe` and `provenance` describe published weights. These three do not
+    change the network.
     """
 
     backbone: BackboneConfig
@@ -206,6 +233,7 @@ class DenoiserConfig:
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
     recipe: Recipe | None = None
     provenance: Provenance | None = None
+    text: TextNote | None = None
 
     def __post_init__(self) -> None:
         for part, cls in NOTE_TYPES.items():
@@ -215,6 +243,8 @@ class DenoiserConfig:
             value, choices = getattr(self, name), get_args(kind)
             if value not in choices:
                 raise UserError(f'DenoiserConfig.{name} is "{value}"{nearest(str(value), choices)}')
+        if self.text is not None and not self.takes_text:
+            raise UserError("DenoiserConfig.text is given, but the model draws from classes; leave it out")
         patch_size = self.backbone.patch_size
         if isinstance(self.detailer, UNetConfig) and patch_size % 2 ** len(self.detailer.channels):
             raise UserError(

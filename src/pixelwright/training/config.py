@@ -19,6 +19,8 @@ from pixelwright.flow import FlowConfig
 from pixelwright.models.config import DenoiserConfig, Placement, Prediction
 from pixelwright.models.presets import preset
 from pixelwright.sampling import SOLVERS
+from pixelwright.text.config import TextConfig
+from pixelwright.text.prompts import read_prompts
 from pixelwright.training.ema import read_rule
 from pixelwright.training.files import write_text
 
@@ -68,8 +70,11 @@ class ModelConfig:
         except UserError as error:
             raise UserError(f"model: {error}") from None
 
-    def denoiser(self, num_classes: int = 1000, **more: Any) -> DenoiserConfig:
-        """The config of the denoiser: the preset with what is changed here and with `more`."""
+    def denoiser(self, num_classes: int | None = None, **more: Any) -> DenoiserConfig:
+        """The config of the denoiser: the preset with what is changed here and with `more`.
+
+        A model of captions takes no `num_classes`; one of classes has 1000 where none are given.
+        """
         names = [f.name for f in fields(self) if f.name != "preset"]
         changed = {name: value for name in names if (value := getattr(self, name)) is not None}
         return preset(self.preset, num_classes=num_classes, **changed, **more)
@@ -162,7 +167,10 @@ class SampleConfig:
     """The grid of pictures drawn on the way with the averaged (EMA) weights, always of the same noise."""
 
     count: int = 32
-    """Number of pictures; their labels go round the classes."""
+    """Number of pictures; their labels go round the classes, or their captions round the prompts."""
+    prompts: tuple[str, ...] | str | None = None
+    """For models of captions: what to draw, a list or a text file with one prompt a line; None: what is said
+    of the first images."""
     steps: int = 25
     """Steps of the solver."""
     solver: str = "ab2"
@@ -180,6 +188,7 @@ class SampleConfig:
         _whole("sample.count", self.count)
         _whole("sample.steps", self.steps)
         _whole("sample.seed", self.seed, 0)
+        self._check_prompts()
         if self.solver not in SOLVERS:
             raise UserError(f"sample.solver is {self.solver!r}{nearest(self.solver, SOLVERS)}")
         _number("sample.guidance_scale", self.guidance_scale, 0)
@@ -196,6 +205,20 @@ class SampleConfig:
                 f"sample.guidance_interval is {[low, high]}: the first time must not exceed the second"
             )
         object.__setattr__(self, "guidance_interval", (low, high))
+
+    def _check_prompts(self) -> None:
+        if self.prompts is None or (isinstance(self.prompts, str) and self.prompts.strip()):
+            return
+        given = isinstance(self.prompts, (tuple, list)) and len(self.prompts) > 0
+        if not given or not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise UserError(f"sample.prompts is {self.prompts!r}: give a list of texts, or a text file")
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+
+    def read_prompts(self) -> tuple[str, ...]:
+        """The prompts, from their file where there is one. Raises UserError if it cannot be read."""
+        if not isinstance(self.prompts, str):
+            return self.prompts or ()
+        return read_prompts(Path(self.prompts), "sample.prompts")
 
 
 @dataclass(frozen=True)
@@ -312,6 +335,8 @@ class TrainConfig:
     init: str | None = None
     """Weights that a new run starts from, instead of random ones: those of a model folder, of a run (its
     averaged ones) or of a published file, of the same architecture. A run that is continued keeps its own."""
+    text: TextConfig | None = None
+    """The text encoder, for models of captions."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     """How times are drawn and labels dropped."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -386,6 +411,21 @@ class TrainConfig:
             raise UserError("ema_decay is 1: the averaged weights would never move; give a number below 1")
         self._check_averages()
         self._check_repa()
+        self._check_text()
+
+    def _check_text(self) -> None:
+        name = self.model.preset
+        if not self.model.denoiser().takes_text:
+            for key, value in (("text", self.text), ("sample.prompts", self.sample.prompts)):
+                if value is not None:
+                    raise UserError(
+                        f"{key} is given, but {name} draws from classes: leave it out, or take a model of "
+                        "captions such as pixeldit-t2i-ti"
+                    )
+        elif self.text is None:
+            raise UserError(
+                f"{name} draws from captions: say which encoder reads them, such as --text.encoder minilm"
+            )
 
     def _check_repa(self) -> None:
         depth = self.model.denoiser().backbone.depth
@@ -499,6 +539,7 @@ FREE |= {
     "health.measure_every",
     "health.max_rollbacks",
     "repa.cache",
+    "text.cache",
 }
 
 

@@ -23,6 +23,7 @@ NOTES = {
     "class_names",
     "recipe",
     "provenance",
+    "text",
 }  # of a model, with no say in its weights
 
 

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from pixelwright import flow, sampling
-from pixelwright.data import Batch, Batches, Source, open_source
+from pixelwright.data import Batch, Batches, Source, UnreadableImage, open_source
 from pixelwright.errors import UserError
 from pixelwright.images import save_grid
+from pixelwright.models.conditions import Condition
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import save as save_model
 from pixelwright.models.folder import skeleton
+from pixelwright.text import FeatureCache, note_of, open_encoder
 from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training import parallel
 from pixelwright.training.averages import group
@@ -39,6 +41,7 @@ from pixelwright.training.rollback import Rollbacks, go_back
 from pixelwright.training.start import ORIGIN, find_start, initial_weights
 
 OPTIONAL = ("health", "rollbacks")  # groups of the state that older versions did not save
+PROMPTS = "prompts.txt"  # beside the pictures: a line for each of a grid
 GRID_PIXELS = 96  # small pictures are enlarged to about this side in sample grids
 
 
@@ -56,7 +59,7 @@ class Inputs(NamedTuple):
     images: Tensor  # [b,3,H,W]
     t: Tensor  # [b]
     noise: Tensor  # [b,3,H,W]
-    labels: Tensor  # [b], some of them null
+    condition: Condition  # labels [b] or captions of b images, some of them null
 
 
 def train(config: TrainConfig, resume: str | os.PathLike[str] | None = None) -> Path:
@@ -93,7 +96,8 @@ class Trainer:
         self.device = self.layout.device
         self.autocast = resolve_precision(config.precision, self.device)
         self.source = source or open_source(config.data)
-        self.model = build_model(config, self.source).train()
+        self.text = open_text(config, self.device)
+        self.model = build_model(config, self.source, self.text).train()
         if start is None and config.init is not None:
             self.model.load_state_dict(initial_weights(config.init, self.model.config))
         self.model.to(self.device)
@@ -201,21 +205,23 @@ class Trainer:
                 start_step=start,
                 rank=layout.rank,
                 world=layout.world,
+                captions=self.text is not None,
             )
         )
         inputs = (self.prepare(batch, number) for number, batch in enumerate(batches, start=start))
         return inputs if self.device.type == "cpu" else ahead(inputs)
 
     def prepare(self, batch: Batch, number: int) -> Inputs:
-        """Draw times, noise and dropped labels of this process's part of a batch; bring all to the device.
+        """This process's part of a batch on its device: times, noise and dropped conditions are drawn here.
 
         The batch of step k, counted from 0, has the number k, and a higher one after a rollback.
         """
         classes, first = self.model.config.num_classes, self.layout.rank * len(batch.images)
-        t, noise, labels = flow.draw(
-            self.config.flow, batch.images, batch.labels, classes, self.config.seed, number, first
+        condition: Any = batch.labels if self.text is None else self.text.encode(batch.captions)
+        t, noise, condition = flow.draw(
+            self.config.flow, batch.images, condition, classes, self.config.seed, number, first
         )
-        return Inputs(*(x.to(self.device, non_blocking=True) for x in (batch.images, t, noise, labels)))
+        return Inputs(*(x.to(self.device, non_blocking=True) for x in (batch.images, t, noise, condition)))
 
     def train_step(self, inputs: Inputs) -> None:
         """One optimiser step on a batch.
@@ -336,6 +342,8 @@ class Trainer:
     def save(self) -> None:
         """Begin to write the averaged weights to `model/` and a checkpoint; see `Saver.start`."""
         with self.clock.paused():
+            if self.text is not None:
+                self.text.flush()
             weights = self.layout.gather(self.ema.weights, copy_to="cpu")
             seconds, settings = self.clock.seconds(), to_dict(self.config)
             self.saver.start(self.step, self.state(), settings, seconds, lambda: self._export(weights))
@@ -369,7 +377,8 @@ class Trainer:
                 return
             try:
                 model = self._averaged(weights)
-                draw_samples(model, self.config, self.folder, self.step, self._while_drawing)
+                condition = sample_condition(self.config, model, self.source, self.text)
+                draw_samples(model, condition, self.config, self.folder, self.step, self._while_drawing)
             except _StopDrawing:
                 return
             self.report.plot()
@@ -379,28 +388,73 @@ class Trainer:
             raise _StopDrawing
 
 
-def build_model(config: TrainConfig, source: Source) -> PixelDenoiser:
-    """The model of a run for the classes of its images, with weights drawn from the run's seed."""
+def open_text(config: TrainConfig, device: torch.device) -> FeatureCache | None:
+    """The text encoder of a run, None for a model of classes."""
+    if config.text is None:
+        return None
+    return FeatureCache(open_encoder(config.text, config.model.denoiser(), device), config.text.cache)
+
+
+def build_model(config: TrainConfig, source: Source, text: FeatureCache | None = None) -> PixelDenoiser:
+    """The model of a run for the classes of its images, or for the text encoder of their captions, with
+    weights drawn from the run's seed."""
     side = config.data.size
-    more = {"image_size": (side, side), "class_names": source.class_names}
-    denoiser = config.model.denoiser(num_classes=source.num_classes, **more)
+    more: dict[str, Any] = {"image_size": (side, side)}
+    if text is None:
+        more |= {"num_classes": source.num_classes, "class_names": source.class_names}
+    else:
+        assert config.text is not None
+        more |= {"text_size": text.encoder.width, "text": note_of(config.text, text.encoder)}
+    denoiser = config.model.denoiser(**more)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return PixelDenoiser(denoiser)
 
 
+def sample_condition(
+    config: TrainConfig, model: PixelDenoiser, source: Source, text: FeatureCache | None
+) -> Condition:
+    """What the pictures on the way are of: classes spread evenly, or the prompts in turn, which are written
+    beside the pictures."""
+    count, classes = config.sample.count, model.config.num_classes
+    if text is None:
+        return torch.tensor(sampling.balanced_labels(count, classes))
+    prompts = config.sample.read_prompts() or list(_first_captions(source, count))
+    shown = [prompts[i % len(prompts)] for i in range(count)]
+    write_text(Path(config.run) / "samples" / PROMPTS, "\n".join(shown) + "\n")
+    return text.encode(shown)
+
+
+def _first_captions(source: Source, count: int) -> Iterator[str]:
+    """What is said of the first images; nothing (one empty caption) where nothing is said of any."""
+    found = 0
+    for index in range(len(source)):
+        try:
+            said = source[index].said
+        except UnreadableImage:
+            continue
+        if said is not None:
+            yield said.texts[0]
+            found += 1
+        if found == count:
+            return
+    if not found:
+        yield ""
+
+
 def draw_samples(
     model: PixelDenoiser,
+    condition: Condition,
     config: TrainConfig,
     folder: Path,
     step: int,
     callback: sampling.Callback | None = None,
 ) -> Path:
-    """Write `folder/samples/step-XXXXXXX.png`: fixed noise, fixed labels spread over the classes."""
+    """Write `folder/samples/step-XXXXXXX.png`: fixed noise, fixed labels or captions."""
     settings, classes, side = config.sample, model.config.num_classes, config.data.size
     images = sampling.sample(
         model,
-        sampling.balanced_labels(settings.count, classes),
+        condition,
         size=(side, side),
         seed=settings.seed,
         steps=settings.steps,
@@ -413,6 +467,6 @@ def draw_samples(
         autocast=resolve_precision(config.precision, next(model.parameters()).device),
     )
     path = folder / "samples" / f"step-{step:07d}.png"
-    columns = classes if settings.count >= classes and classes <= 16 else None
+    columns = classes if settings.count >= classes and 0 < classes <= 16 else None
     save_grid(images, path, columns=columns, scale=max(1, GRID_PIXELS // side))
     return path

@@ -1,0 +1,122 @@
+"""Features of captions, kept in memory and on the disk.
+
+    CACHE/<digest>/<random name>.safetensors
+
+One folder for each way of encoding (files of the encoder, prefix, length, padding); in it, files that are
+whole or not there and never change. A process writes what it encoded as further files, so that any number of
+processes and machines may share a cache without locks; at worst they encode a caption twice, to the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pixelwright.errors import UserError
+from pixelwright.files import write_safetensors
+from pixelwright.models.conditions import TextCondition
+from pixelwright.text.encoders import Features, TextEncoder
+
+IN_MEMORY = 1 << 29  # bytes of features that a process keeps
+FILE_SIZE = 1 << 26  # bytes of new features after which a file is written
+
+
+class FeatureCache:
+    """An encoder that encodes no caption twice.
+
+    Args:
+        folder: where features are kept for other runs; None: in memory alone.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+
+    def __init__(self, encoder: TextEncoder, folder: str | Path | None = None) -> None:
+        self.encoder = encoder
+        self.folder: Path | None = None
+        self._held: OrderedDict[str, Features] = OrderedDict()
+        self._held_bytes = self._new_bytes = 0
+        self._new: dict[str, Tensor] = {}
+        self._places: dict[str, tuple[str, Any]] = {}  # digest of a caption -> name in a file, file
+        self._seen: set[Path] = set()
+        if folder is not None:
+            self._way = "/".join(
+                map(str, (encoder.checksum(), encoder.prefix, encoder.length, encoder.padded, encoder.dtype))
+            )
+            self.folder = Path(folder).expanduser() / _digest(self._way)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"text.cache {folder} cannot be made ({error}); name another folder"
+                ) from None
+            self._look()
+
+    def encode(self, captions: Sequence[str]) -> TextCondition:
+        """As `TextEncoder.encode`."""
+        return self.encoder.join([self.features(text) for text in captions], self.features(""))
+
+    def features(self, caption: str) -> Features:
+        """As `TextEncoder.features`, from memory or the disk where it is there."""
+        if caption in self._held:
+            self._held.move_to_end(caption)
+            return self._held[caption]
+        found = self._read(caption)
+        if found is None:
+            found = self.encoder.features(caption)
+            self._keep(caption, found)
+        self._held[caption] = found
+        self._held_bytes += found.values.nbytes
+        while self._held_bytes > IN_MEMORY and len(self._held) > 1:
+            self._held_bytes -= self._held.popitem(last=False)[1].values.nbytes
+        return found
+
+    def flush(self) -> None:
+        """Write what is new as a file of its own, and see what other processes have written."""
+        if self.folder is None or not self._new:
+            return
+        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        try:
+            write_safetensors(path, self._new, self._new.__getitem__, {"way": self._way})
+        except OSError as error:
+            raise UserError(
+                f"{path} could not be written ({error}); make room or leave out text.cache"
+            ) from None
+        self._new, self._new_bytes = {}, 0
+        self._look()
+
+    def _look(self) -> None:
+        """Note the content of files that were not there before; damaged ones are as good as not there."""
+        assert self.folder is not None
+        for path in sorted(set(self.folder.glob("*.safetensors")) - self._seen):
+            self._seen.add(path)
+            try:
+                file: Any = safe_open(path, framework="pt")
+                self._places.update({name.partition("-")[0]: (name, file) for name in file.keys()})  # noqa: SIM118
+            except (OSError, SafetensorError):
+                continue
+
+    def _read(self, caption: str) -> Features | None:
+        if (place := self._places.get(_digest(caption))) is None:
+            return None
+        name, file = place
+        return Features(file.get_tensor(name), int(name.partition("-")[2]))
+
+    def _keep(self, caption: str, features: Features) -> None:
+        if self.folder is None:
+            return
+        self._new[f"{_digest(caption)}-{features.used}"] = features.values
+        self._new_bytes += features.values.nbytes
+        if self._new_bytes >= FILE_SIZE:
+            self.flush()
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

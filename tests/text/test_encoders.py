@@ -1,0 +1,292 @@
+"""Text encoders: which tokens are kept, what is cut, and that features are those of transformers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pixelwright as pw
+from pixelwright.errors import UserError
+from pixelwright.models.config import TextNote
+from pixelwright.models.presets import preset
+from pixelwright.text import FeatureCache, TextConfig, TextEncoder, encode_for, open_encoder
+from pixelwright.text.config import read_prefix
+from pixelwright.text.encoders import Gemma, MiniLM
+from tests.encoders import WORDS, tiny_bert, tiny_gemma
+
+PREFIX = "two red circle and "  # 4 tokens, and the first makes 5
+sentences = st.lists(st.sampled_from(WORDS), max_size=14).map(" ".join)
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gemma(tmp_path_factory.mktemp("text") / "gemma")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("text") / "bert")
+
+
+def states(folder: Path, ids: list[int], mask: list[int] | None = None) -> torch.Tensor:
+    """What transformers itself gives, [T, C]."""
+    from transformers import Gemma2Model
+
+    model = Gemma2Model.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    given = torch.tensor([ids])
+    with torch.no_grad():
+        return model(given, attention_mask=torch.tensor([mask or [1] * len(ids)])).last_hidden_state[0]
+
+
+def ids_of(encoder: TextEncoder, text: str) -> list[int]:
+    return encoder.tokenizer(text)["input_ids"]
+
+
+def test_gemma_without_prefix_is_the_last_hidden_state(gemma: Path) -> None:
+    encoder = Gemma(str(gemma), length=8)
+    ids = ids_of(encoder, "a red star")
+    assert len(ids) == 4
+    found = encoder.encode(["a red star"])
+    assert torch.equal(found.features[0], states(gemma, ids))
+    assert found.null is not None
+    assert torch.equal(found.null.features[0], states(gemma, [2]))
+
+
+def test_a_prefix_keeps_the_first_and_the_last_tokens(gemma: Path) -> None:
+    encoder = Gemma(str(gemma), length=8, padded=True, prefix=PREFIX)
+    ids = ids_of(encoder, PREFIX + "a blue square")
+    assert len(ids) == 8
+    total = 5 + 8 - 2  # tokens of the prefix, plus the length, less two
+    padded = ids + [0] * (total - len(ids))
+    mask = [1] * len(ids) + [0] * (total - len(ids))
+    expected = states(gemma, padded, mask)
+    found = encoder.encode(["a blue square"])
+    assert torch.equal(found.features[0], torch.cat((expected[:1], expected[-7:])))
+    assert found.mask is not None and found.mask[0].tolist() == [True] * 5 + [False] * 3
+    assert found.null is not None and found.null.features.shape == (1, 8, 24)  # "" has no prefix
+    null = states(gemma, [2] + [0] * 7, [1] + [0] * 7)
+    assert torch.equal(found.null.features[0], null)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sentences, st.sampled_from(["", PREFIX]))
+def test_the_part_that_is_no_padding_is_the_same_with_padding_and_without(
+    gemma: Path, text: str, prefix: str
+) -> None:
+    long = Gemma(str(gemma), 10, padded=True, prefix=prefix)
+    short = Gemma(str(gemma), 10, prefix=prefix)
+    (ids, kept, used), (fewer, same, as_many) = long.tokens(text), short.tokens(text)
+    assert (len(kept), used, ids[: len(fewer)]) == (10, as_many, fewer)
+    assert kept[:used] == same == [0, *range(len(fewer) - as_many + 1, len(fewer))]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(sentences, min_size=1, max_size=4))
+def test_features_depend_on_their_caption_alone(bert: Path, texts: list[str]) -> None:
+    encoder = MiniLM(str(bert), 8)
+    together = encoder.encode(texts)
+    for i, text in enumerate(texts):
+        alone = encoder.encode([text])
+        length = alone.features.shape[1]
+        assert torch.equal(together.features[i, :length], alone.features[0])
+        assert not together.features[i, length:].any() and not together.mask[i, length:].any()
+
+
+@pytest.mark.parametrize("kind", ["gemma", "minilm"])
+def test_what_is_cut_is_told_once(
+    kind: str, gemma: Path, bert: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = Gemma(str(gemma), 5) if kind == "gemma" else MiniLM(str(bert), 6)
+    with caplog.at_level(logging.WARNING):
+        for text in ("a red star and a blue circle", "a red star and a blue circle", "a red star and"):
+            encoder.encode([text])
+    (message,) = caplog.messages
+    assert '"a blue circle" is cut off the end of "a red star and a blue circle"' in message
+    assert encoder.encode(["a red star and a blue circle"]).features.shape[1] == encoder.length
+
+
+def test_minilm_reads_the_package_as_sentence_transformers_lays_it_out() -> None:
+    encoder = open_encoder(TextConfig("minilm"), preset("pixeldit-t2i-ti"))
+    found = encoder.encode(["a red circle", "a red circle left of a blue star", "a sleeping dog"])
+    assert (encoder.width, found.features.shape) == (384, (3, 10, 384))
+    weights = found.mask.float()[..., None]
+    mean = (found.features * weights).sum(1) / weights.sum(1)  # which is how that model compares sentences
+    like, unlike = torch.cosine_similarity(mean[0], mean[1:])
+    assert like > 0.6 > 0.4 > unlike
+
+
+def test_the_encoder_is_freed_and_read_again(gemma: Path) -> None:
+    encoder = Gemma(str(gemma), 8)
+    before = encoder.encode(["a star"]).features
+    encoder.free()
+    assert encoder._model is None
+    assert torch.equal(encoder.encode(["a star"]).features, before)
+
+
+# ---------------------------------------------------------------- the prefix
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"text_encoder": {"chi_prompt": ["one", "two "]}}',
+        "model:\n- x: 1\n- prompt_prefix: |-\n    one\n    two \n",
+    ],
+)
+def test_a_prefix_is_found_in_a_configuration_file(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_text(text)
+    assert TextConfig("gemma", prefix_file=str(file)).whole_prefix == "one\ntwo "
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("a: 1", "holds 0 texts"), ("a: {prefix: x}\nprefix: y", "holds 2"), ("{", "cannot be read")],
+)
+def test_a_file_without_one_prefix_is_told(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_text(text)
+    with pytest.raises(UserError, match=told):
+        read_prefix(file)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"encoder": "gema"}, 'did you mean "gemma"'),
+        ({"encoder": "minilm", "prefix": "x"}, "minilm has no use for"),
+        ({"encoder": "gemma", "prefix": "x", "prefix_file": "y"}, "leave one out"),
+    ],
+)
+def test_settings_that_do_not_go_together(values: dict[str, str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        TextConfig(**values)
+
+
+# ---------------------------------------------------------------- where it comes from
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no folder: give one, or a hub name OWNER/NAME"):
+        open_encoder(TextConfig("gemma", path=str(tmp_path / "nothing")))
+    with pytest.raises(UserError, match="cannot be read"):
+        open_encoder(TextConfig("gemma", path=str(tmp_path)))
+
+
+def test_a_gated_encoder_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(name: str, allow_patterns: list[str]) -> str:
+        error = GatedRepoError.__new__(GatedRepoError)
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError, match=r"google/gemma-2-2b-it is gated: accept its terms .*hf auth login"):
+        open_encoder(TextConfig("gemma"))
+
+
+def test_a_model_names_its_encoder(gemma: Path, caplog: pytest.LogCaptureFixture) -> None:
+    right = open_encoder(TextConfig("gemma", path=str(gemma))).checksum()
+    for checksum, warned in ((right, False), ("other", True)):
+        note = TextNote("gemma", str(gemma), "", checksum)
+        model = preset("dip-t2i-ti", text_size=24, text_length=6, text=note)
+        assert encode_for(model, ["a star"]).features.shape == (1, 3, 24)
+        assert ("is not the one that the model was trained with" in caplog.text) == warned
+    wide = preset("dip-t2i-ti", text=TextNote("gemma", str(gemma)))
+    with pytest.raises(UserError, match="gives 24 channels, but the model needs 384"):
+        encode_for(wide, ["a star"])
+    with pytest.raises(UserError, match="does not say which text encoder"):
+        encode_for(preset("dip-t2i-ti"), ["a star"])
+    with pytest.raises(UserError, match="draws from classes"):
+        encode_for(preset("dip-ti-4"), ["a star"])
+
+
+def test_a_published_model_is_given_all_its_padding(gemma: Path) -> None:
+    model = preset("pixeldit-t2i", text_size=24, text_length=20, text=TextNote("gemma", str(gemma)))
+    found = encode_for(model, ["a star", "a red star"], negative="blue")
+    assert found.features.shape == (2, 20, 24)
+    assert found.null is not None and found.null.features.shape == (1, 20, 24)
+
+
+# ---------------------------------------------------------------- the cache
+def test_the_cache_gives_what_the_encoder_gives_and_asks_it_once(
+    gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["a star", "a red star", ""]
+    expected = Gemma(str(gemma), 8, padded=True).encode(texts)
+    asked: list[str] = []
+    own = Gemma.features
+
+    def count(self: Gemma, caption: str):  # type: ignore[no-untyped-def]
+        asked.append(caption)
+        return own(self, caption)
+
+    monkeypatch.setattr(Gemma, "features", count)
+    for number in range(3):
+        cache = FeatureCache(Gemma(str(gemma), 8, padded=True), tmp_path)
+        for _ in range(2):
+            found = cache.encode(texts)
+            assert torch.equal(found.features, expected.features) and torch.equal(found.mask, expected.mask)
+        cache.flush()
+        assert len(asked) == 3, number
+
+
+def test_another_way_of_encoding_is_another_entry(gemma: Path, tmp_path: Path) -> None:
+    other = tiny_gemma(tmp_path / "other", seed=1)
+    ways = [
+        Gemma(str(gemma), 8),
+        Gemma(str(gemma), 8, prefix=PREFIX),
+        Gemma(str(gemma), 9),
+        Gemma(str(gemma), 8, padded=True),
+        Gemma(str(other), 8),
+    ]
+    for encoder in ways:
+        cache = FeatureCache(encoder, tmp_path / "cache")
+        assert torch.equal(cache.encode(["a star"]).features, encoder.encode(["a star"]).features)
+        cache.flush()
+    assert len(list((tmp_path / "cache").iterdir())) == len(ways)
+
+
+def test_processes_share_a_cache_and_damage_costs_work_only(gemma: Path, tmp_path: Path) -> None:
+    first, second = (FeatureCache(Gemma(str(gemma), 8), tmp_path) for _ in range(2))
+    expected = first.encode(["a star", "a circle"]).features
+    first.flush()
+    second.encode(["a square"])
+    second.flush()  # and sees what the first has written
+    second.encoder.free()
+    assert torch.equal(second.encode(["a star", "a circle"]).features, expected)
+    assert second.encoder._model is None
+    for file in tmp_path.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:50])
+    again = FeatureCache(Gemma(str(gemma), 8), tmp_path)
+    assert torch.equal(again.encode(["a star", "a circle"]).features, expected)
+
+
+def test_strings_are_enough_to_sample(gemma: Path) -> None:
+    torch.manual_seed(0)
+    note = TextNote("gemma", str(gemma))
+    options = {"text_size": 24, "text_length": 8, "hidden_size": 24, "depth": 1, "num_heads": 2}
+    model = pw.create("dip-t2i-ti", text=note, **options)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    settings = {"size": (8, 8), "steps": 2, "guidance_scale": 2.0}
+    encoder = open_encoder(note, model.config)
+    for negative in ("", "a blue square"):
+        expected = pw.sample(model, encoder.encode(["a star", "a circle"], negative), **settings)
+        assert torch.equal(pw.sample(model, ["a star", "a circle"], negative=negative, **settings), expected)
+    assert torch.equal(pw.sample(model, "a star", **settings)[0], pw.sample(model, ["a star"], **settings)[0])
+    with pytest.raises(UserError, match="negative is 'x', which goes with prompts alone"):
+        pw.sample(model, encoder.encode(["a star"]), negative="x", **settings)
+
+
+def test_the_note_travels_with_the_model(tmp_path: Path) -> None:
+    note = TextNote("gemma", None, "one\ntwo: ", "abc")
+    options = {"hidden_size": 24, "depth": 1, "num_heads": 2, "text_size": 24}
+    pw.save(pw.create("dip-t2i-ti", text=note, **options), tmp_path / "m")
+    assert pw.load(tmp_path / "m").config.text == note
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["text"]["prefix"] == "one\ntwo: "
+    with pytest.raises(UserError, match="draws from classes"):
+        pw.create("dip-ti-4", text=note)

@@ -1,0 +1,155 @@
+"""Training on captions: what the model is given, exact continuation, pictures of prompts, mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import pixelwright as pw
+from pixelwright.data import DataConfig
+from pixelwright.errors import UserError
+from pixelwright.flow import FlowConfig
+from pixelwright.models.conditions import TextCondition
+from pixelwright.models.config import TextNote
+from pixelwright.text import TextConfig, open_encoder
+from pixelwright.training import Interrupted, ModelConfig, SampleConfig, TrainConfig, Trainer, train
+from pixelwright.training.trainer import Inputs
+
+from .conftest import Tiny, log_of, same_state
+
+pytestmark = pytest.mark.usefixtures("no_extras")
+MODEL = ModelConfig("pixeldit-t2i-ti", hidden_size=16, depth=2, num_heads=2)
+
+
+@pytest.fixture
+def captioned(tiny: Tiny, bert: Path) -> Any:
+    def make(run: str = "run", **changes: Any) -> TrainConfig:
+        settings = {"model": MODEL, "text": TextConfig("minilm", path=str(bert))}
+        return tiny(run, **{**settings, **changes})
+
+    return make
+
+
+def inputs_of(config: TrainConfig, steps: int) -> list[Inputs]:
+    found = []
+    for inputs in Trainer(config)._inputs():
+        found.append(inputs)
+        if len(found) == steps:
+            return found
+    raise AssertionError
+
+
+def test_the_model_gets_the_features_of_the_captions(captioned: Any, bert: Path) -> None:
+    config = captioned(flow=FlowConfig(null_probability=0.0), data=DataConfig(path="shapes", size=8))
+    trainer = Trainer(config)
+    encoder = open_encoder(config.text, trainer.model.config)
+    batch = next(iter(pw.data.Batches(trainer.source, config.data, 4, config.seed, captions=True)))
+    assert [trainer.source[i].caption for i in batch.indices.tolist()] == list(batch.captions)
+    (inputs,) = inputs_of(config, 1)
+    condition, expected = inputs.condition, encoder.encode(batch.captions)
+    assert isinstance(condition, TextCondition)
+    length = expected.features.shape[1]
+    assert torch.equal(condition.features[:, :length], expected.features)
+    assert condition.mask is not None and torch.equal(condition.mask[:, :length], expected.mask)
+    assert trainer.model.config.backbone.text_size == 24  # of the encoder, not of the preset
+    note = TextNote("minilm", str(bert.resolve()), "", encoder.checksum())
+    assert trainer.model.config.text == note
+
+
+def test_captions_are_dropped_as_often_as_told(captioned: Any) -> None:
+    config = captioned(batch_size=32, flow=FlowConfig(null_probability=0.25))
+    null = Trainer(config).text.encode([""]).features[0]  # type: ignore[union-attr]
+    dropped = 0
+    for inputs in inputs_of(config, 20):
+        assert isinstance(inputs.condition, TextCondition) and inputs.condition.mask is not None
+        for features, mask in zip(inputs.condition.features, inputs.condition.mask, strict=True):
+            dropped += int(mask.sum()) == len(null) and torch.equal(features[: len(null)], null)
+    assert 0.19 < dropped / 640 < 0.31
+
+
+def test_interrupted_and_continued_with_and_without_a_cache(captioned: Any, tmp_path: Path) -> None:
+    whole = captioned("whole", steps=12)
+    train(whole)
+    cached = dataclasses.replace(whole.text, cache=str(tmp_path / "features"))
+    config = captioned("stopped", steps=12, text=cached)
+    trainer = Trainer(config)
+    step = trainer.train_step
+
+    def stop(inputs: Inputs) -> None:
+        step(inputs)
+        if trainer.step == 7:
+            trainer._ask_to_stop()
+
+    trainer.train_step = stop  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        trainer.run()
+    train(config)
+    again = Trainer(config)
+    same_state(Trainer(whole).state(), again.state())
+    losses = [[line["loss"] for line in log_of(Path(c.run))] for c in (whole, config)]
+    assert losses[0] == losses[1]
+    again.text.encode(["red circle"])  # type: ignore[union-attr]
+    train(dataclasses.replace(config, text=whole.text, steps=13))  # the cache is no part of the result
+
+
+def test_pictures_are_of_the_prompts_in_turn(captioned: Any, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red star\n\n a blue circle \n")
+    sample = SampleConfig(count=3, steps=2, prompts=str(file), guidance_scale=2.0)
+    folder = train(captioned(steps=2, sample=sample))
+    assert (folder / "samples" / "prompts.txt").read_text() == "a red star\na blue circle\na red star\n"
+    model = pw.load(folder)
+    drawn = pw.sample(model, ["a red star", "a blue circle", "a red star"], steps=2, guidance_scale=2.0)
+    grid = Image.open(folder / "samples" / "step-0000002.png")
+    scale = 96 // 8
+    for i, image in enumerate(drawn):
+        left, top = 2 + i % 2 * (8 * scale + 2), 2 + i // 2 * (8 * scale + 2)
+        pixels = [grid.getpixel((left + x * scale, top + y * scale)) for y in range(8) for x in range(8)]
+        assert (torch.tensor(pixels).view(8, 8, 3).int() - image.int()).abs().max() <= 1
+
+
+def test_without_prompts_pictures_are_of_the_first_captions(captioned: Any) -> None:
+    folder = train(captioned(steps=1))
+    shapes = pw.data.open_source(DataConfig(path="shapes", size=8, shapes_count=24))
+    expected = [shapes[i].caption for i in range(4)]
+    assert (folder / "samples" / "prompts.txt").read_text().splitlines() == expected
+
+
+def test_a_set_without_captions_is_told(captioned: Any, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        member = tarfile.TarInfo("a.png")
+        member.size = len(buffer.getvalue())
+        archive.addfile(member, io.BytesIO(buffer.getvalue()))
+    with pytest.raises(UserError, match="it has no caption"):
+        train(captioned(data=DataConfig(path=str(tmp_path / "set.tar"), size=8)))
+
+
+def test_settings_that_do_not_go_together(tiny: Tiny, captioned: Any) -> None:
+    with pytest.raises(UserError, match="draws from captions: say which encoder reads them"):
+        captioned(text=None)
+    with pytest.raises(UserError, match=r"^text is given, but dit-ti-4 draws from classes"):
+        tiny(text=TextConfig("minilm"))
+    with pytest.raises(UserError, match=r"sample.prompts is given, but dit-ti-4 draws from classes"):
+        tiny(sample=SampleConfig(prompts=["a"]))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"sample.prompts is \(\): give a list of texts"):
+        SampleConfig(prompts=())
+    with pytest.raises(UserError, match=r"sample.prompts: nothing.txt cannot be read"):
+        SampleConfig(prompts="nothing.txt").read_prompts()
+
+
+def test_what_a_run_wrote_is_read_again(captioned: Any) -> None:
+    config = captioned(sample=SampleConfig(count=1, steps=1, prompts=("a", "b")))
+    train(dataclasses.replace(config, steps=1))
+    again = pw.training.load_config(Path(config.run) / "config.yaml")
+    assert again == dataclasses.replace(config, steps=1)
+    assert json.loads((Path(config.run) / "model" / "config.json").read_text())["text"]["encoder"] == "minilm"
