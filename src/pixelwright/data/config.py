@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -25,6 +26,19 @@ class DataConfig:
 
     size: int = 32
     """Side of the square training images in pixels; others are resized and centre-cropped to it."""
+
+    aspects: bool = False
+    """Keep the shape of images: each batch is of one aspect ratio, at about size² pixels. The sizes are the
+    usual ones for 512 and 1024; for others, their sides are multiples of aspect_step."""
+
+    aspect_step: int | None = None
+    """With aspects, at sizes other than 512 and 1024: sides are multiples of so many pixels (default 32)."""
+
+    longest_aspect: float | None = None
+    """Leave out images that are longer than this to one; None: none, but with aspects 4."""
+
+    min_side: int = 0
+    """Leave out images whose shorter side has fewer pixels."""
 
     flip: bool = False
     """Mirror half of the images left to right, drawn anew in each epoch."""
@@ -61,6 +75,28 @@ class DataConfig:
         if self.cache not in get_args(CacheMode):
             raise UserError(f'data.cache is {self.cache!r}: give "auto" or "none"')
         self._check_shapes()
+        self._check_aspects()
+
+    @property
+    def looks_at_sizes(self) -> bool:
+        """Whether the size of every image has to be known before training."""
+        return self.aspects or self.min_side > 0 or self.longest_aspect is not None
+
+    def _check_aspects(self) -> None:
+        if not isinstance(self.aspects, bool):
+            raise UserError(f"data.aspects is {self.aspects!r}: give true or false")
+        if self.aspect_step is not None:
+            _whole("aspect_step", self.aspect_step, 1)
+            if not self.aspects or self.size in (512, 1024):
+                why = f"size is {self.size}" if self.aspects else "aspects is false"
+                raise UserError(
+                    f"data.aspect_step is {self.aspect_step}, which has no use where {why}: leave it out"
+                )
+        _whole("min_side", self.min_side, 0)
+        limit = self.longest_aspect
+        good = isinstance(limit, (int, float)) and not isinstance(limit, bool) and 1 <= limit < math.inf
+        if limit is not None and not good:
+            raise UserError(f"data.longest_aspect is {limit!r}: give a number of at least 1")
 
     def _check_shapes(self) -> None:
         for name, lowest in (("shapes_count", 1), ("shapes_seed", None)):

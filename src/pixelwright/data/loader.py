@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pixelwright.data.buckets import Bucket, make_plan
 from pixelwright.data.captions import Captions
 from pixelwright.data.config import DataConfig
 from pixelwright.data.sources import Source
-from pixelwright.data.transforms import UnreadableImage, centre_crop
+from pixelwright.data.transforms import UnreadableImage, cover
 from pixelwright.data.workers import Feed
 from pixelwright.errors import UserError
 from pixelwright.images import from_uint8
@@ -47,6 +48,9 @@ class Batches:
     a run is its step number, and neither `workers` nor `cache` nor the step it started from changes what it
     sees. Of `world` processes, process `rank` gets the `rank`-th of `world` equal, contiguous slices of each
     batch.
+
+    With `config.aspects`, each batch is of one bucket (see `buckets.Plan`), and c counts the images of that.
+    Images that the config leaves out are never seen.
 
     With `captions`, an image without one is as good as unreadable; of several, each epoch draws one by (seed,
     epoch, index).
@@ -82,11 +86,12 @@ class Batches:
         self._unreadable: set[int] = set()
         self._offset, self._share = rank * (batch_size // world), batch_size // world
         self._with_captions = captions
-        self._reader = _Reader(source, config.size, captions)
+        self.plan = make_plan(source, config, seed)
+        self._reader = _Reader(source, self.plan.sizes, self.plan.group_of, captions)
         fits = len(source) * config.size**2 * 3 <= CACHE_LIMIT
         self._keep = config.cache == "auto" and fits
         self._held: dict[int, _Decoded] = {}  # of the whole set if `_keep`, else of one batch
-        self._order = lru_cache(maxsize=2)(self._draw_order)
+        self._order = lru_cache(maxsize=2 * len(self.plan.members))(self._draw_order)
 
     def __iter__(self) -> Iterator[Batch]:
         config = self.config
@@ -96,27 +101,33 @@ class Batches:
 
     def request(self, step: int) -> list[int]:
         """Indices to read for `step`: those of its samples that are not in memory yet."""
-        wanted = {int(self._order(epoch).permutation[place]) for epoch, place in self._places(step)}
+        group, places = self._places(step)
+        members = self.plan.members[group]
+        wanted = {int(members[self._order(group, epoch).permutation[place]]) for epoch, place in places}
         return sorted(i for i in wanted if i not in self._held and i not in self._unreadable)
 
-    def _places(self, step: int) -> Iterator[tuple[int, int]]:
-        first = step * self.batch_size + self._offset
-        return (divmod(c, len(self.source)) for c in range(first, first + self._share))
+    def _places(self, step: int) -> tuple[int, list[tuple[int, int]]]:
+        """The group that a step is of; and of its samples, the epoch and the place in its permutation."""
+        group, turn = self.plan.turn(step)
+        first = turn * self.batch_size + self._offset
+        return group, [divmod(c, len(self.plan.members[group])) for c in range(first, first + self._share)]
 
-    def _draw_order(self, epoch: int) -> _Order:
-        n = len(self.source)
-        permutation = torch.randperm(n, generator=generator(self.seed, "permutation", epoch))
-        flipped = torch.rand(n, generator=generator(self.seed, "flip", epoch)) < 0.5
-        drawn = torch.rand(n if self._with_captions else 0, generator=generator(self.seed, "caption", epoch))
+    def _draw_order(self, group: int, epoch: int) -> _Order:
+        n, name = len(self.plan.members[group]), self.plan.name(group)
+        permutation = torch.randperm(n, generator=generator(self.seed, "permutation", *name, epoch))
+        flipped = torch.rand(n, generator=generator(self.seed, "flip", *name, epoch)) < 0.5
+        random = generator(self.seed, "caption", *name, epoch)
+        drawn = torch.rand(n if self._with_captions else 0, generator=random)
         return _Order(permutation.numpy(), flipped.numpy() & self.config.flip, drawn.numpy())
 
     def _assemble(self, step: int, loaded: _Loaded) -> Batch:
         self._take(loaded)
-        picks = [(epoch, self._readable(epoch, place)) for epoch, place in self._places(step)]
+        group, places = self._places(step)
+        picks = [(self._order(group, epoch), self._readable(group, epoch, place)) for epoch, place in places]
         images = torch.from_numpy(np.stack([self._held[index].pixels for _, index in picks]))  # [b, 3, H, W]
         labels = torch.tensor([self._held[index].label for _, index in picks])
-        flipped = torch.tensor([bool(self._order(epoch).flipped[index]) for epoch, index in picks])
-        captions = tuple(self._caption(epoch, index) for epoch, index in picks if self._with_captions)
+        flipped = torch.tensor([bool(order.flipped[self.plan.place_of[index]]) for order, index in picks])
+        captions = tuple(self._caption(order, index) for order, index in picks if self._with_captions)
         if flipped.any():
             images[flipped] = images[flipped].flip(3)  # mirror the columns
         if not self._keep:
@@ -124,17 +135,17 @@ class Batches:
         indices = torch.tensor([index for _, index in picks])
         return Batch(from_uint8(images.permute(0, 2, 3, 1)), labels, indices, captions)
 
-    def _caption(self, epoch: int, index: int) -> str:
+    def _caption(self, order: _Order, index: int) -> str:
         said = self._held[index].said
         assert said is not None  # the reader refuses images without
-        return said.pick(float(self._order(epoch).drawn[index]))
+        return said.pick(float(order.drawn[self.plan.place_of[index]]))
 
-    def _readable(self, epoch: int, place: int) -> int:
+    def _readable(self, group: int, epoch: int, place: int) -> int:
         """The index at `place` of the permutation, or the first readable one after it, now held in memory."""
-        permutation = self._order(epoch).permutation
+        permutation, members = self._order(group, epoch).permutation, self.plan.members[group]
         n = len(permutation)
         for step in range(n):
-            index = int(permutation[(place + step) % n])
+            index = int(members[permutation[(place + step) % n]])
             if index not in self._held and index not in self._unreadable:
                 self._take(self._reader[[index]])
             if index in self._held:
@@ -157,11 +168,11 @@ class Batches:
 
 
 class _Order(NamedTuple):
-    """What an epoch draws."""
+    """What an epoch of a group of n images draws."""
 
-    permutation: np.ndarray  # [n]
-    flipped: np.ndarray  # [n] bool, by index
-    drawn: np.ndarray  # [n] in [0, 1), by index: which caption; empty without captions
+    permutation: np.ndarray  # [n] places in the group
+    flipped: np.ndarray  # [n] bool, by place in the group
+    drawn: np.ndarray  # [n] in [0, 1), by place in the group: which caption; empty without captions
 
 
 class _Decoded(NamedTuple):
@@ -181,10 +192,10 @@ class _Loaded(NamedTuple):
 
 
 class _Reader(Dataset[_Loaded]):
-    """Reads, decodes and crops; the part that runs in worker processes."""
+    """Reads, decodes and crops, a request of one size at a time; the part that runs in worker processes."""
 
-    def __init__(self, source: Source, size: int, captions: bool):
-        self.source, self.size, self.captions = source, size, captions
+    def __init__(self, source: Source, sizes: Sequence[Bucket], group_of: np.ndarray, captions: bool):
+        self.source, self.sizes, self.group_of, self.captions = source, sizes, group_of, captions
 
     def __getitem__(self, indices: Sequence[int]) -> _Loaded:
         images, labels, said, good = [], [], [], []
@@ -198,11 +209,11 @@ class _Reader(Dataset[_Loaded]):
             if self.captions and sample.said is None:
                 failures[index] = "it has no caption"
                 continue
-            picture = np.asarray(centre_crop(sample.image, self.size))  # [H, W, 3]
+            picture = np.asarray(cover(sample.image, *self.sizes[self.group_of[index]]))  # [H, W, 3]
             images.append(np.ascontiguousarray(picture.transpose(2, 0, 1)))
             labels.append(sample.label)
             said.append(sample.said if self.captions else None)
             good.append(index)
-        shape = (len(good), 3, self.size, self.size)
-        pixels = torch.from_numpy(np.stack(images)) if images else torch.empty(shape, dtype=torch.uint8)
+        nothing = torch.empty((0, 3, *self.sizes[0]), dtype=torch.uint8)
+        pixels = torch.from_numpy(np.stack(images)) if images else nothing
         return _Loaded(good, pixels, labels, said, failures)

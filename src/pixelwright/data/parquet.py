@@ -15,7 +15,7 @@ import numpy as np
 from pixelwright.data.captions import KEYS, from_meta
 from pixelwright.data.shards import open_each
 from pixelwright.data.sources import Sample
-from pixelwright.data.transforms import UnreadableImage, read_image
+from pixelwright.data.transforms import UnreadableImage, read_image, read_size
 from pixelwright.errors import UserError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
@@ -127,13 +127,22 @@ class ParquetSource:
             raise IndexError(f"sample {index} of {len(self)}")
         group, row = self._place(index)
         table = self._group(group)
+        data = self._bytes(table, row)
+        said = from_meta({c: table[c][row].as_py() for c in self._said}, f'"{self.name(index)}"')
+        label = int(self._labels[index])
+        return Sample(read_image(data), label, said and said.texts[0], self.name(index), said)
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image, without decoding it; raises UnreadableImage."""
+        group, row = self._place(index)
+        return read_size(self._bytes(self._group(group), row))
+
+    def _bytes(self, table: Any, row: int) -> bytes:
         cell = table[self._image][row].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
             raise UnreadableImage("the row holds no image bytes")
-        said = from_meta({c: table[c][row].as_py() for c in self._said}, f'"{self.name(index)}"')
-        label = int(self._labels[index])
-        return Sample(read_image(data), label, said and said.texts[0], self.name(index), said)
+        return data
 
     def _group(self, group: int) -> Any:
         if group not in self._kept:

@@ -21,7 +21,7 @@ import numpy as np
 
 from pixelwright.data.captions import Captions, from_meta, from_text
 from pixelwright.data.sources import MEMBER_LIMIT, SUFFIXES, Sample
-from pixelwright.data.transforms import UnreadableImage, read_image
+from pixelwright.data.transforms import UnreadableImage, read_image, read_size
 from pixelwright.errors import UserError
 
 INDEX_VERSION = 2
@@ -100,14 +100,20 @@ class ShardSource:
         return self._names[index]
 
     def __getitem__(self, index: int) -> Sample:
-        shard = self.files[self._shard[index]]
-        try:
-            with shard.open("rb") as file:
-                image, caption = (_read(file, span[index]) for span in (self._images, self._captions))
-        except OSError as error:
-            raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        image, caption = self._members(index, self._images, self._captions)
         said, name = self._said(index, caption.decode("utf-8", "replace")), self._names[index]
         return Sample(read_image(image), int(self._labels[index]), said and said.texts[0], name, said)
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image, without decoding it; raises UnreadableImage."""
+        return read_size(self._members(index, self._images)[0])
+
+    def _members(self, index: int, *spans: np.ndarray) -> list[bytes]:
+        try:
+            with self.files[self._shard[index]].open("rb") as file:
+                return [_read(file, span[index]) for span in spans]
+        except OSError as error:
+            raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
     def _said(self, index: int, text: str) -> Captions | None:
         if not self._in_json[index]:

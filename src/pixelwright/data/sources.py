@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from PIL import Image
 
 from pixelwright.data.captions import Captions, from_text, read_folder
-from pixelwright.data.transforms import UnreadableImage, read_image
+from pixelwright.data.transforms import UnreadableImage, read_image, read_size
 from pixelwright.errors import UserError
 
 LABEL_FILE = "dataset.json"
@@ -88,12 +88,8 @@ class _Files:
 
     def __getitem__(self, index: int) -> Sample:
         name = self._names[index]
-        try:
-            data = self._read(name)
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
-            raise UnreadableImage(f"{type(error).__name__}: {error}") from error
-        said = self._said(name)
-        return Sample(read_image(data), self._labels[index], said and said.texts[0], name, said)
+        image, said = read_image(self._data(name)), self._said(name)
+        return Sample(image, self._labels[index], said and said.texts[0], name, said)
 
     def _read(self, name: str) -> bytes:
         raise NotImplementedError
@@ -101,6 +97,16 @@ class _Files:
     def _said(self, name: str) -> Captions | None:
         """The captions of an image."""
         return None
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image, without decoding it; raises UnreadableImage."""
+        return read_size(self._data(self._names[index]))
+
+    def _data(self, name: str) -> bytes:
+        try:
+            return self._read(name)
+        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+            raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
 class FolderSource(_Files):

@@ -54,6 +54,21 @@ def _noted(rgb: Image.Image, mode: str) -> Image.Image:
     return rgb
 
 
+def read_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of an image file as it is shown, from its header alone.
+
+    Raises UnreadableImage if there is no such header.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            # A PNG without EXIF in front would be decoded to look for it behind the pixels.
+            looked = image.format != "PNG" or "exif" in image.info
+            turned = looked and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+            return (image.height, image.width) if turned else image.size
+    except Exception as error:  # as in `read_image`
+        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
     try:
         turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
@@ -99,15 +114,21 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     shorter side is `size`, cut out the centre. The filters and the rounding are part of the rule: the
     reference statistics of ImageNet are of images cut this way.
     """
+    return cover(image, size, size)
+
+
+def cover(image: Image.Image, rows: int, columns: int) -> Image.Image:
+    """The centre of `image`, scaled to just cover rows x columns pixels; for squares the rule of ADM."""
     image = _shorten(image)
-    while min(image.size) >= 2 * size:
+    while image.width >= 2 * columns and image.height >= 2 * rows:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(columns / image.width, rows / image.height)
     if scale != 1:
-        shape = round(image.width * scale), round(image.height * scale)
+        shape = max(columns, round(image.width * scale)), max(rows, round(image.height * scale))
         image = image.resize(shape, Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size)) if image.size != (size, size) else image
+    left, top = (image.width - columns) // 2, (image.height - rows) // 2
+    box = (left, top, left + columns, top + rows)
+    return image.crop(box) if image.size != (columns, rows) else image
 
 
 def _shorten(image: Image.Image) -> Image.Image:

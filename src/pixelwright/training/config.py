@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from pixelwright.data.buckets import buckets_of
 from pixelwright.data.config import DataConfig
 from pixelwright.errors import UserError, nearest
 from pixelwright.flow import FlowConfig
@@ -405,7 +406,8 @@ class TrainConfig:
             raise UserError(
                 f"precision is {self.precision!r}{nearest(self.precision, ('auto', 'bf16', 'fp32'))}"
             )
-        self.model.denoiser().check_size(self.data.size, self.data.size)
+        for rows, columns in buckets_of(self.data):
+            self.model.denoiser().check_size(rows, columns)
         _number("ema_decay", self.ema_decay, 0, 1)
         if self.ema_decay == 1:
             raise UserError("ema_decay is 1: the averaged weights would never move; give a number below 1")
