@@ -16,7 +16,7 @@ from pixelwright.benchmark.work import OURS, Work, usual_recipe
 from pixelwright.info import describe, human
 from pixelwright.models.presets import preset
 
-BATCHES = {"ti-4": 64, "s-8": 32, "b-16": 4}
+BATCHES = {"ti-4": 64, "s-8": 8, "b-16": 1}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from pixelwright.benchmark.peer import Peer
 from pixelwright.benchmark.ratios import compare, read_ratios, store_ratios
 from pixelwright.benchmark.rows import Measured, Report, Row, read_report
 from pixelwright.benchmark.running import Effort, measure
-from pixelwright.benchmark.suites import SUITES, suite
+from pixelwright.benchmark.suites import GOALS, SUITES, goal, suite
 from pixelwright.benchmark.work import OURS, PLAIN, Side, Stopwatch, Work, build
 from pixelwright.cli import main
 from pixelwright.info import describe
@@ -137,6 +137,8 @@ def test_the_suites_name_each_work_once() -> None:
     for name in SUITES:
         titles = [work.title for work in suite(name, "cpu")]
         assert len(set(titles)) == len(titles)
+    goals = [goal(work) for work in suite("performance", "cpu")]
+    assert sorted(filter(None, goals)) == sorted(GOALS.values())
     with pytest.raises(pw.UserError, match='"check"'):
         suite("chek", "cpu")
 
@@ -224,10 +226,26 @@ def test_a_report_comes_back_from_json(tmp_path: Path) -> None:
 def test_the_page_shows_medians_ratios_ceilings_and_shares(tmp_path: Path) -> None:
     page = write_page(report(2.0, 3.0), tmp_path).read_text()
     row = next(line for line in page.splitlines() if line.startswith(f"| {FORWARD.title}"))
-    assert row.split(" | ")[1:] == ["1 (1 to 1)", "2 (2 to 2)", "2 (2 to 2)", "3", "1.00 GiB", "2.00 GiB |"]
+    assert row.split(" | ")[1:] == [
+        "1 (1 to 1)",
+        "2 (2 to 2)",
+        "2 (2 to 2)",
+        "",
+        "3",
+        "1.00 GiB",
+        "2.00 GiB |",
+    ]
     assert f"{FORWARD.flops / 1e9:.0%} of the ceiling" in page
     assert "| 25.0% | 50.0% | 18.8% | 6.2% | 25.0% |" in page
     assert (tmp_path / "ratios.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(2.1, "2: reached"), (1.9, "2: missed")])
+def test_the_page_says_whether_a_goal_is_reached(tmp_path: Path, ratio: float, verdict: str) -> None:
+    work = next(work for work in suite("performance", "cpu") if work.kind == "training")
+    row = dataclasses.replace(report(ratio).rows[0], work=work)
+    page = write_page(dataclasses.replace(report(), rows=(row,)), tmp_path).read_text()
+    assert f"| {verdict} |" in page
 
 
 def test_ratios_of_other_machines_and_works_stay(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pixelwright.benchmark.measure import Spread
 from pixelwright.benchmark.rows import Measured, Report, Row
+from pixelwright.benchmark.suites import goal
+from pixelwright.benchmark.work import PLAIN
 from pixelwright.files import replacing, write_text
 from pixelwright.info import human
 from pixelwright.page import bar_chart, markdown_table
@@ -49,7 +51,8 @@ def sections(report: Report) -> Iterator[str]:
         "pairs. Peak memory: each side in a process of its own.\n"
     )
     against = report.rows[0].against if report.rows else "plain"
-    header = ["work", "ours, s", f"{against}, s", "times faster", "runs", "peak ours", f"peak {against}"]
+    header = ["work", "ours, s", f"{against}, s", "times faster", "goal", "runs", "peak ours"]
+    header.append(f"peak {against}")
     yield markdown_table(header, (_row(row) for row in report.rows))
     if report.rows:
         yield f"![times faster]({TIMES})\n"
@@ -73,7 +76,9 @@ def sections(report: Report) -> Iterator[str]:
 def _row(row: Row) -> list[str]:
     peaks = [_memory(side) for side in (row.ours, row.other)]
     times = [_text(side.time) for side in (row.ours, row.other)]
-    return [row.work.title, *times, _text(row.ratio), str(len(row.ours.seconds)), *peaks]
+    wanted = goal(row.work) if row.against == PLAIN else None
+    verdict = "" if wanted is None else f"{wanted:g}: {'reached' if row.ratio.median >= wanted else 'missed'}"
+    return [row.work.title, *times, _text(row.ratio), verdict, str(len(row.ours.seconds)), *peaks]
 
 
 def _roofline(report: Report, row: Row) -> list[str]:

@@ -35,6 +35,23 @@ def _check() -> list[Work]:
 
 SUITES: dict[str, Callable[[], list[Work]]] = {"performance": _performance, "check": _check}
 
+GOALS = {
+    ("forward", "pixeldit-xl-16", 2, 256): 1.4,
+    ("forward", "dip-xl-16", 2, 256): 1.7,
+    ("training", "pixeldit-ti-4", 64, 32): 2.0,
+    ("training", "dip-ti-4", 64, 32): 2.0,
+    ("sampling", "dip-xl-16", 1, 256): 1.8,
+    ("sampling", "pixeldit-xl-16", 1, 256): 1.55,
+}
+"""How many times faster than the plain baseline ours is to be at least, on two CPU cores in bf16."""
+
+
+def goal(work: Work) -> float | None:
+    """The ratio that a work is to reach, if one was set."""
+    if (work.precision, work.device) != ("bf16", "cpu"):
+        return None
+    return GOALS.get((work.kind, work.model, work.batch_size, work.size))
+
 
 def suite(name: str, device: str) -> list[Work]:
     """The works of a named list, on a device.
