@@ -282,6 +282,42 @@ CASES = [
     Case("shift zero", TRAIN, "time_shift is 0", setting("flow.time_shift", 0)),
     Case("solver unknown in a config", TRAIN, '"euler"', setting("sample.solver", "eular")),
     Case("interval reversed in a config", TRAIN, "0.9, 0.1", setting("sample.guidance_interval", [0.9, 0.1])),
+    # benchmarks of prompts
+    Case("benchmark unknown", ["prompts", "shape", "model"], 'did you mean "shapes"'),
+    Case(
+        "benchmark of a model of classes",
+        ["prompts", "shapes", "model", "--out", "out"],
+        "draws from classes",
+    ),
+    Case(
+        "benchmark with no images",
+        ["prompts", "shapes", "model", "--out", "out", "--images", "0"],
+        "--images is 0",
+    ),
+    Case(
+        "metadata that is none",
+        ["prompts", "geneval", "model", "--metadata", "a.jsonl", "--out", "out"],
+        '"a.jsonl", line 1',
+        files(a_dot_jsonl="hello"),
+    ),
+    Case(
+        "results that are none",
+        ["prompts", "geneval-score", "a.jsonl", "--out", "out"],
+        '"a.jsonl", line 1',
+        files(a_dot_jsonl="{}"),
+    ),
+    Case(
+        "folder without pictures",
+        ["prompts", "geneval-score", "empty", "--out", "out"],
+        '"empty" holds no pictures',
+        lambda: Path("empty").mkdir(),
+    ),
+    Case(
+        "prompts missing",
+        ["prompts", "dpg", "model", "--prompts", "nowhere", "--out", "out"],
+        '"nowhere" holds no .txt',
+    ),
+    Case("scores missing", ["prompts", "dpg-score", "nowhere", "--out", "out"], '"nowhere" cannot be read'),
     # images
     Case(
         "captions that tell left from right, mirrored",

@@ -154,6 +154,8 @@ def test_batches_of_1_3_and_8_draw_the_same_images(model: PixelDenoiser, seed: i
         assert apart.max() <= 1 and (apart > 0).float().mean() < 1e-3
     last = pw.sample(model, labels[5:], seed=seed, start_index=5, **SETTINGS)
     assert (whole[5:].int() - last.int()).abs().max() <= 1
+    some = pw.sample(model, [labels[4], labels[1]], seed=seed, start_index=[4, 1], **SETTINGS)
+    assert (whole[[4, 1]].int() - some.int()).abs().max() <= 1
 
 
 def test_one_batched_call_equals_two_functions(model: PixelDenoiser) -> None:
@@ -207,6 +209,7 @@ def test_labels_are_indices_or_names(model: PixelDenoiser) -> None:
         ({"guidance_interval": (0.9, 0.1)}, r"\(0.9, 0.1\)"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"start_index": -1}, "start_index is -1"),
+        ({"start_index": [0, 1, 2, 3, 4, 5, 6]}, "start_index gives 7 indices"),
     ],
 )
 def test_mistakes_are_named(model: PixelDenoiser, change: dict, message: str) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "FID and its kin of images, against a reference",
     "reference": "the statistics of a data set that `evaluate` compares with",
     "evaluation": "train the features to evaluate with",
+    "prompts": "does a model draw what prompts say: ShapesBench, GenEval, DPG-Bench",
     "report": "the page of a run: is it healthy, what does it draw",
     "data": "prepare a data set for training, or check one",
     "convert": "weights from one layout to another: published checkpoints in and out",

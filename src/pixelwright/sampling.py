@@ -247,7 +247,12 @@ def solve(
 
 def initial_noise(size: tuple[int, int], count: int, seed: int, start_index: int = 0) -> Tensor:
     """Noise of images start_index … +count−1, [count,3,H,W]; image i depends on (seed, i) alone."""
-    return torch.stack([normal((3, *size), seed, "sample", start_index + i) for i in range(count)])
+    return noise_of(range(start_index, start_index + count), size, seed)
+
+
+def noise_of(indices: Sequence[int], size: tuple[int, int], seed: int) -> Tensor:
+    """Noise of the images of these indices, [B,3,H,W]."""
+    return torch.stack([normal((3, *size), seed, "sample", index) for index in indices])
 
 
 def model_velocity(
@@ -340,13 +345,23 @@ def device_of(model: PixelDenoiser) -> torch.device:
     return model.backbone.patch_embedder.weight.device
 
 
+def _indices(start: int | Sequence[int], count: int) -> Sequence[int]:
+    """The index of each of `count` images; see `sample`."""
+    indices = range(start, start + count) if isinstance(start, int) else start
+    if len(indices) != count:
+        raise UserError(f"start_index gives {len(indices)} indices for {count} images; give one each")
+    if min(indices, default=0) < 0:
+        raise UserError(f"start_index is {min(indices)}; it must be at least 0")
+    return indices
+
+
 @torch.no_grad()
 def sample(
     model: PixelDenoiser,
     labels: TextCondition | Tensor | Sequence[int | str] | int | str,
     size: tuple[int, int] | None = None,
     seed: int = 0,
-    start_index: int = 0,
+    start_index: int | Sequence[int] = 0,
     steps: int = 50,
     solver: str = "ab2",
     guidance_scale: float = 1.0,
@@ -367,7 +382,7 @@ def sample(
             prompts as a `TextCondition`, whose `null` is what guidance leads away from.
         size: (height, width) in pixels, multiples of the patch size; by default the model's own.
         seed, start_index: image i of the result is image start_index + i of that seed; it does not depend on
-            the batch it is drawn in.
+            the batch it is drawn in. Instead of a start, the index of every image may be given.
         steps, solver, time_shift: see `time_grid` and `SOLVERS`.
         guidance_scale, guidance_interval: see `guide`; 1 switches guidance off.
         callback: called with a `Step` at every step of every batch.
@@ -388,9 +403,9 @@ def sample(
     height, width = size
     model.config.check_size(height, width)
     grid = time_grid(steps, time_shift)
-    for name, value, low in (("batch_size", batch_size, 1), ("start_index", start_index, 0)):
-        if value is not None and value < low:
-            raise UserError(f"{name} is {value}; it must be at least {low}")
+    indices = _indices(start_index, len(condition))
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     device = device_of(model)
     training = model.training
     model.eval()
@@ -398,7 +413,7 @@ def sample(
     try:
         for start in range(0, len(condition), batch_size or len(condition)):
             part = condition[start : start + (batch_size or len(condition))].to(device)
-            noise = initial_noise((height, width), len(part), seed, start_index + start).to(device)
+            noise = noise_of(indices[start : start + len(part)], (height, width), seed).to(device)
             velocity = model_velocity(model, part, guidance_scale, guidance_interval)
             with torch.autocast(device.type, autocast) if autocast else nullcontext():
                 x = solve(velocity, noise, grid, solver, callback)

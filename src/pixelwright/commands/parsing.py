@@ -24,7 +24,7 @@ class Verb(NamedTuple):
     """What a command module offers."""
 
     parser: Callable[[], ArgumentParser]
-    run: Callable[[Namespace], int]
+    run: Callable[[Namespace], int | None]
 
 
 def choose_verb(

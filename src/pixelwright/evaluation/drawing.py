@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.images import save_png
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.sampling import device_of, sample
+from pixelwright.text import encode_for
 
 MOST_IMAGES = 1000
 """Of one prompt."""
@@ -36,6 +40,21 @@ class Picture:
 def noise_index(prompt: int, image: int) -> int:
     """The index of the noise of image `image` of prompt `prompt`, whatever else is drawn."""
     return prompt * MOST_IMAGES + image
+
+
+def draw_with(model: PixelDenoiser, prompts: Iterable[str], seed: int, **settings: Any) -> Draw:
+    """A model as what draws `prompts` (and no others); `settings` are those of `pixelwright.sample`.
+
+    All prompts are encoded at once, after which the memory of the encoder is free.
+    """
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    condition = encode_for(model.config, list(places), device=device_of(model)).to("cpu")
+
+    def draw(wanted: Sequence[str], indices: Sequence[int]) -> Tensor:
+        part = condition[torch.tensor([places[prompt] for prompt in wanted])]
+        return sample(model, part, seed=seed, start_index=indices, **settings)
+
+    return draw
 
 
 def check_images(images: int) -> None:

@@ -185,6 +185,17 @@ def score_picture(path: Path, task: Task, detector: Detector, colour_of: ColourO
     }
 
 
+def whole_lines(file: Path) -> set[str]:
+    """The pictures that a result file has; a last line that an interruption cut short is removed from it."""
+    if not file.exists():
+        return set()
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_text(file, whole)
+    return {json.loads(line)["filename"] for line in whole.splitlines()}
+
+
 def find_pictures(folder: Path) -> list[tuple[Path, Task]]:
     """The pictures in a folder of the official layout, each with its task; UserError if it has none."""
     found = []

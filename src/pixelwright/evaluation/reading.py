@@ -25,6 +25,7 @@ FAR = 0.12  # OKLab distance from which on a colour has no name; the nearest two
 CORE = 0.004  # of the image, the least area of an object without its outermost pixels
 SHARE = 0.2  # of what hangs together, the least part that another colour makes an object of its own
 MATCH = 0.8  # least agreement (intersection over union) with an outline for a shape to have a name
+SOFT = 0.8  # pixels by which picture and outline are blurred alike, so that an edge may be soft or ragged
 TURN = math.radians(7.5)  # between the angles that are tried
 
 
@@ -160,12 +161,15 @@ def _covered(image: Array, part: Array, names: Array, ground: Array, colour: Arr
 
 def _shape(covered: Array) -> tuple[str, float]:
     """The shape that agrees best, and how well."""
+    from scipy.ndimage import gaussian_filter
+
     rows, columns = (np.flatnonzero(covered.any(axis)) for axis in (1, 0))
-    margin = 2  # pixels
+    margin = 3  # pixels
     window = np.pad(covered[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], margin)
     area = float(window.sum())
     y, x = np.indices(window.shape)
     dx, dy = x - (x * window).sum() / area, y - (y * window).sum() / area  # from the centre of mass
+    window = gaussian_filter(window, SOFT)
     best = ("", 0.0)
     for shape in SHAPES:
         radius = math.sqrt(area / _unit_area(shape))
@@ -173,6 +177,7 @@ def _shape(covered: Array) -> tuple[str, float]:
         angles = np.arange(0, period, TURN)[:, None, None]
         cos, sin = np.cos(angles), np.sin(angles)
         outlines = coverage(shape, radius, dx * cos + dy * sin, dy * cos - dx * sin)  # [angles, h, w]
+        outlines = gaussian_filter(outlines, (0, SOFT, SOFT))
         both, either = np.minimum(outlines, window), np.maximum(outlines, window)
         match = float((both.sum((1, 2)) / either.sum((1, 2))).max())
         best = max(best, (shape, match), key=lambda pair: pair[1])

@@ -217,7 +217,7 @@ class Result:
         )
 
 
-def sheet(result: Result, images: Sequence[Array], columns: int = 3, side: int = 64) -> Image.Image:
+def sheet(result: Result, images: Sequence[Array], columns: int = 6, side: int = 64) -> Image.Image:
     """All pictures with their prompts; framed green where the judge finds them correct, else red."""
     per, every = result.per_prompt, prompts()
     step, line = side + 6, 14
