@@ -418,7 +418,7 @@ def sample_condition(
     beside the pictures."""
     count, classes = config.sample.count, model.config.num_classes
     if text is None:
-        return torch.tensor(sampling.balanced_labels(count, classes))
+        return sampling.balanced_labels(count, classes)
     prompts = config.sample.read_prompts() or list(_first_captions(source, count))
     shown = [prompts[i % len(prompts)] for i in range(count)]
     write_text(Path(config.run) / "samples" / PROMPTS, "\n".join(shown) + "\n")
