@@ -11,6 +11,11 @@ import pytest
 import torch
 
 import pixelwright as pw
+from pixelwright.evaluation.building import build_reference
+from pixelwright.evaluation.classifier import Classifier, ClassifierConfig, save
+from pixelwright.evaluation.images import open_images
+from pixelwright.evaluation.opening import open_extractor
+from pixelwright.images import save_png
 
 
 @pytest.fixture(autouse=True)
@@ -33,4 +38,20 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in model.parameters():  # zero-initialised layers would make every label look the same
             torch.nn.init.normal_(parameter, std=0.1)
     pw.save(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 random images in four classes, random features, and the reference made with them."""
+    folder = tmp_path_factory.mktemp("judged")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = ClassifierConfig(num_classes=3, size=8, widths=(4, 6, 8))
+        save(config, Classifier(config), folder / "features")
+        images = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8)
+    for i, image in enumerate(images):
+        save_png(image, folder / "images" / "abcd"[i % 4] / f"{i:02d}.png")
+    extractor = open_extractor(str(folder / "features"))
+    build_reference(open_images(str(folder / "images")), extractor, folder / "reference.npz")
     return folder

@@ -73,6 +73,6 @@ def in_words(chosen: dict[str, Any], options: Namespace, recipe: Recipe | None) 
     changed = f"; given: {', '.join(given)}" if given else ""
     return (
         f"{chosen['solver']}, {chosen['steps']} steps, guidance {chosen['guidance_scale']:g} where "
-        f"{low:g} < t < {high:g}, time shift {chosen['time_shift']:g}, seed {options.seed} "
+        f"{low:g} < t < {high:g}, time shift {chosen['time_shift']:g}, seed {options.seed or 0} "
         f"({source}{changed})"
     )

@@ -13,11 +13,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +28,9 @@ from pixelwright.files import write_text
 from pixelwright.hub.checkpoint import open_checkpoint
 from pixelwright.hub.convert import sha256
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.training.parallel import Layout
+
+if TYPE_CHECKING:  # the training room draws with this one
+    from pixelwright.training.parallel import Layout
 
 UNFINISHED = ".generate"
 """At the end of the name of the folder that the work is in."""
@@ -74,10 +74,6 @@ class Generation:
     def indices(self, batch: int) -> range:
         """The images of a batch."""
         return range(batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_samples))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in JSON."""
-        return json.loads(json.dumps(asdict(self)))
 
 
 def checksum(source: str | os.PathLike[str]) -> str:
@@ -126,21 +122,21 @@ def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: 
         UserError: `out` or the unfinished work beside it was made with another recipe, or the disk is full.
     """
     store = store_for(out, work_folder(out), generation.num_samples, generation.size)
-    recipe = {**generation.to_dict(), "labels_sha256": sha256_of(labels)}
-    if layout.first(lambda: _claim(out, store, recipe)):
+    wanted = recipe(generation, labels)
+    if layout.first(lambda: _claim(out, store, wanted)):
         return out
     progress = _Progress(store.work, layout.rank)
     done = layout.first(progress.gather)
     left = [k for k in range(generation.batches) if k not in done]
     sizes = {k: len(generation.indices(k)) for k in range(generation.batches)}
-    with _bar(generation.num_samples, sum(sizes[k] for k in done), layout) as bar:
+    with progress_bar("generating", generation.num_samples, sum(sizes[k] for k in done), layout.main) as bar:
         for k in left[layout.rank :: layout.world]:
             store.write(generation.indices(k).start, draw(model, generation, labels, k, _show_step(bar)))
             progress.add(k)
             if layout.main:
                 bar.update(sum(sizes[k] for k in progress.read()) - bar.n)
     layout.any(False)  # wait for the others
-    layout.first(lambda: _finish(out, store, labels, recipe))
+    layout.first(lambda: _finish(out, store, labels, wanted))
     return out
 
 
@@ -163,20 +159,21 @@ def read_recipe(out: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def sha256_of(tensor: Tensor) -> str:
-    """SHA-256 of the bytes of a tensor."""
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+def recipe(generation: Generation, labels: Tensor) -> dict[str, Any]:
+    """What is written down of images, as JSON has it; equal recipes make equal images."""
+    labelled = hashlib.sha256(labels.contiguous().numpy().tobytes()).hexdigest()
+    return {**json.loads(json.dumps(asdict(generation))), "labels_sha256": labelled}
 
 
-def _claim(out: Path, store: Store, recipe: dict[str, Any]) -> bool:
+def _claim(out: Path, store: Store, wanted: dict[str, Any]) -> bool:
     """Whether `out` is there already, of this recipe; if not, make sure that the work folder is for it."""
     if out.exists():
-        _compare(read_recipe(out), recipe, out)
+        _compare(read_recipe(out), wanted, out)
         shutil.rmtree(store.work, ignore_errors=True)  # of a process killed between its last two steps
         return True
     file = store.work / RECIPE
     if file.exists():
-        _compare(json.loads(file.read_text(encoding="utf-8")), recipe, store.work)
+        _compare(json.loads(file.read_text(encoding="utf-8")), wanted, store.work)
         return False
     need, free = store.bytes_needed, shutil.disk_usage(_existing(out.parent)).free
     if need > free:
@@ -184,7 +181,7 @@ def _claim(out: Path, store: Store, recipe: dict[str, Any]) -> bool:
             f"{out} needs up to {need / 2**30:.1f} GiB on the disk, which has {free / 2**30:.1f} GiB free"
         )
     store.begin()
-    write_text(file, json.dumps(recipe, indent=1))
+    write_text(file, json.dumps(wanted, indent=1))
     return False
 
 
@@ -205,8 +202,8 @@ def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], place: Path) 
         )
 
 
-def _finish(out: Path, store: Store, labels: Tensor, recipe: dict[str, Any]) -> None:
-    write_text(recipe_file(out), json.dumps(recipe, indent=1))
+def _finish(out: Path, store: Store, labels: Tensor, wanted: dict[str, Any]) -> None:
+    write_text(recipe_file(out), json.dumps(wanted, indent=1))
     store.finish(out, labels)
     shutil.rmtree(store.work)
 
@@ -237,20 +234,19 @@ class _Progress:
             file.write(f"{batch}\n")
 
 
-@contextmanager
-def _bar(total: int, done: int, layout: Layout) -> Iterator[tqdm[Any]]:
+def progress_bar(what: str, total: int, done: int = 0, shown: bool = True) -> tqdm[Any]:
+    """A bar that counts images; where there is no terminal, a line every half minute."""
     interval = 0.1 if sys.stderr.isatty() else PLAIN_SECONDS
-    with tqdm(
+    return tqdm(
         total=total,
         initial=done,
         unit="image",
-        desc="generating",
+        desc=what,
         mininterval=interval,
         maxinterval=max(interval, 10.0),
         dynamic_ncols=True,
-        disable=not layout.main,
-    ) as bar:
-        yield bar
+        disable=not shown,
+    )
 
 
 def _show_step(bar: tqdm[Any]) -> sampling.Callback:

@@ -323,6 +323,34 @@ class RepaConfig:
             _whole("repa.projector_size", self.projector_size)
 
 
+FEWEST_EVALUATED = 16  # samples; metrics of fewer say nothing
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Metrics of samples of the averaged (EMA) weights, measured on the way; they do not change the run."""
+
+    features: str
+    """What extracts the features: KIND[:PLACE] or a folder, as `pixelwright evaluate --features` takes it."""
+    reference: str
+    """What samples are compared with: an .npz of `pixelwright reference`, made with the same features."""
+    every: int = 5000
+    """Steps between two evaluations; there is one at the end too."""
+    sample: SampleConfig = field(default_factory=lambda: SampleConfig(count=2000, guidance_scale=1.0))
+    """The samples that are measured: always of the same noise, with the classes in turn."""
+
+    def __post_init__(self) -> None:
+        for name in ("features", "reference"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise UserError(f"evaluation.{name} is {getattr(self, name)!r}: give the place of a file")
+        _whole("evaluation.every", self.every)
+        if self.sample.prompts is not None:
+            raise UserError(
+                "evaluation.sample.prompts is given, but the samples are of classes: leave it out"
+            )
+        _whole("evaluation.sample.count", self.sample.count, FEWEST_EVALUATED)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """A whole training run."""
@@ -367,6 +395,8 @@ class TrainConfig:
     """Alignment with a vision model (REPA); None: without."""
     health: HealthConfig = field(default_factory=HealthConfig)
     """What the run watches in itself, and what it does about spikes."""
+    evaluation: EvaluationConfig | None = None
+    """Metrics measured on the way; None: none."""
     compile: bool = False
     """Compile each block with torch.compile (needs a C++ compiler; the first step takes a minute or more)."""
     log_every: int = 20
@@ -424,6 +454,10 @@ class TrainConfig:
                         f"{key} is given, but {name} draws from classes: leave it out, or take a model of "
                         "captions such as pixeldit-t2i-ti"
                     )
+        elif self.evaluation is not None:
+            raise UserError(
+                f"{name} draws from captions, and evaluation is for models of classes: leave it out"
+            )
         elif self.text is None:
             raise UserError(
                 f"{name} draws from captions: say which encoder reads them, such as --text.encoder minilm"
@@ -534,6 +568,7 @@ def load_config(path: Path) -> TrainConfig:
 # computed.
 FREE = {"run", "steps", "accumulate", "device", "compile", "max_skipped"}
 FREE |= {"log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "sample", "parallel"}
+FREE |= {"evaluation"}
 FREE |= {
     "data.workers",
     "data.cache",

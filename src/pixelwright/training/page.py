@@ -31,8 +31,14 @@ TITLES = {
     "activation_rms": "activations of the last blocks, RMS",
     "update_ratio": "size of an update against that of the weights",
 }
+METRICS = {
+    "fid": "Fréchet distance (FID)",
+    "sfid": "sFID",
+    "inception_score": "Inception Score",
+    "kid": "KID",
+}
 LOGARITHMIC = {"loss", "grad_norm", "loss_by_time", "activation_rms", "update_ratio"}
-NOT_DRAWN = {"step", "seconds", "skipped", "loss", "event", "rollbacks"}
+NOT_DRAWN = {"step", "seconds", "skipped", "loss", "event", "rollbacks", "evaluation"}
 FIRST = ("grad_norm", "loss_by_time", "lr", "images_per_second")
 OLDER = 12  # sample grids beside the newest
 
@@ -56,6 +62,7 @@ def write_report(run: Path) -> Path:
     if lines:
         page.heading("Curves")
         page.figures(_charts(lines, config), kind="chart")
+    _add_evaluations(page, lines, config)
     _add_events(page, lines)
     page.heading("Settings that are not the defaults")
     page.table(("setting", "value"), _changed(config))
@@ -91,6 +98,24 @@ def _charts(lines: Sequence[dict[str, Any]], config: TrainConfig) -> Iterator[tu
             clip = config.optim.clip
             marks = {"optim.clip": clip} if name == "grad_norm" and clip is not None else None
             yield line_chart(series, "step", title, log=name in LOGARITHMIC, marks=marks), title
+
+
+def _add_evaluations(page: Page, lines: Sequence[dict[str, Any]], config: TrainConfig) -> None:
+    """A curve of each metric that was measured on the way."""
+    series = _series(lines, "evaluation")
+    if not series or config.evaluation is None:
+        return
+    page.heading("Metrics")
+    sample = config.evaluation.sample
+    page.paragraph(
+        f"{sample.count:,} samples of the averaged weights, guidance {sample.guidance_scale:g}, against "
+        f"{config.evaluation.reference}. Numbers of few samples are comparable with one another alone.",
+        "note",
+    )
+    names = [(name, METRICS.get(name, name)) for name in series]
+    page.figures(
+        [(line_chart({title: series[name]}, "step", title), title) for name, title in names], kind="chart"
+    )
 
 
 def _series(lines: Sequence[dict[str, Any]], name: str) -> dict[str, tuple[list[float], list[float]]]:

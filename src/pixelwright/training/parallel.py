@@ -133,15 +133,18 @@ class Layout:
             return module.no_sync()
         return nullcontext()
 
-    def gather(self, tensors: Mapping[str, Tensor], copy_to: str | None = None) -> dict[str, Tensor]:
-        """The whole tensors on rank 0, as copies on a device if one is named; nothing on other ranks.
+    def gather(
+        self, tensors: Mapping[str, Tensor], copy_to: str | None = None, everywhere: bool = False
+    ) -> dict[str, Tensor]:
+        """The whole tensors on rank 0 (or everywhere), as copies on a device if one is named; nothing on
+        other ranks.
 
         All processes must call it.
         """
         whole = {}
         for name, tensor in tensors.items():
             tensor = full(tensor.detach())
-            if self.main:
+            if self.main or everywhere:
                 whole[name] = tensor if copy_to is None else tensor.to(copy_to, copy=True)
         return whole
 

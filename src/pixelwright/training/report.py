@@ -86,7 +86,7 @@ class Report:
             for name in ("loss", "grad_norm", "lr", "images_per_second", "skipped", "repa_loss"):
                 if line.get(name) is not None:
                     self._board.add_scalar(f"train/{name}", line[name], line["step"])
-            for group in ("loss_by_time", "activation_rms", "update_ratio"):
+            for group in ("loss_by_time", "activation_rms", "update_ratio", "evaluation"):
                 for part, value in _named(line.get(group, {})):
                     if value is not None:
                         self._board.add_scalar(f"{group}/{part}", value, line["step"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training import parallel
 from pixelwright.training.averages import group
 from pixelwright.training.checkpoint import Saver, State
-from pixelwright.training.config import TrainConfig, save_config, to_dict
+from pixelwright.training.config import EvaluationConfig, TrainConfig, save_config, to_dict
 from pixelwright.training.control import Clock, Meter, Silent, ahead, stop_signals
 from pixelwright.training.device import check_compiler, resolve_precision
 from pixelwright.training.ema import EMA
@@ -39,6 +39,9 @@ from pixelwright.training.repa import Alignment
 from pixelwright.training.report import Report
 from pixelwright.training.rollback import Rollbacks, go_back
 from pixelwright.training.start import ORIGIN, find_start, initial_weights
+
+if TYPE_CHECKING:
+    from pixelwright.training.evaluation import Evaluator
 
 OPTIONAL = ("health", "rollbacks")  # groups of the state that older versions did not save
 PROMPTS = "prompts.txt"  # beside the pictures: a line for each of a grid
@@ -110,11 +113,17 @@ class Trainer:
         self.health = Health(config.health, self.model, self.layout)
         self.detector = Detector(config.health, self.device)
         self.rollbacks = Rollbacks(config.health)
+        self.evaluator = None if config.evaluation is None else self._open_evaluator(config.evaluation)
         self.step, self.clock = 0, Clock()
         if start is not None:
             checkpoints.load(start, self.state(), OPTIONAL)
             self.step, self.clock = start.step, Clock(start.seconds)
         self._stop_asked = False
+
+    def _open_evaluator(self, settings: EvaluationConfig) -> Evaluator:
+        from pixelwright.training.evaluation import Evaluator  # late: few runs need all this
+
+        return Evaluator(self.config, settings, self.layout)
 
     def _distribute(self, whole: nn.Module) -> nn.Module:
         """Recompute, compile and share out the model (in `whole`: with its projector), block by block.
@@ -294,8 +303,10 @@ class Trainer:
         """Log, save and draw where it is due."""
         config, complete = self.config, self.step >= self.config.steps
         due: Callable[[int], bool] = lambda every: complete or (every > 0 and self.step % every == 0)  # noqa: E731
-        if due(config.log_every):
-            self._log()
+        evaluated = self.evaluator is not None and due(self.evaluator.every)
+        metrics = self._evaluate() if evaluated else None
+        if due(config.log_every) or evaluated:
+            self._log(metrics)
         if due(config.sample_every):
             self._draw()
         stop, failed = self.layout.any(self._stop_asked, self.saver.failed)
@@ -306,8 +317,8 @@ class Trainer:
         if due(config.checkpoint_every):
             self.save()
 
-    def _log(self) -> None:
-        """Write one line: means over the steps since the last line."""
+    def _log(self, metrics: dict[str, float] | None) -> None:
+        """Write one line: means over the steps since the last line, and metrics where they were measured."""
         means, seconds = self.meter.read(), self.clock.seconds()
         steps, duration = self.step - self._logged[0], seconds - self._logged[1]
         self._logged = (self.step, seconds)
@@ -327,6 +338,7 @@ class Trainer:
                 **(self.repa.read() if self.repa else {}),
                 **({} if event is None else {"event": event}),
                 **self.rollbacks.read(self.step),
+                **({"evaluation": metrics} if metrics else {}),
             }
         )
         if means.skipped_in_a_row >= self.config.max_skipped:
@@ -382,6 +394,17 @@ class Trainer:
             except _StopDrawing:
                 return
             self.report.plot()
+
+    def _evaluate(self) -> dict[str, float] | None:
+        """The metrics of this step, in the main process; all draw and measure a part of the samples."""
+        assert self.evaluator is not None
+        with self.clock.paused():
+            model = self._averaged(self.layout.gather(self.ema.weights, everywhere=True))
+            alone = self.layout.world == 1  # one of many must not leave the others waiting
+            try:
+                return self.evaluator(model, self._while_drawing if alone else None)
+            except _StopDrawing:
+                return None
 
     def _while_drawing(self, step: sampling.Step) -> None:
         if self._stop_asked and self.step < self.config.steps:

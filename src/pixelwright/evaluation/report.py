@@ -1,0 +1,393 @@
+"""What an evaluation tells: report.json for machines, report.html and report.md for people.
+
+The numbers stand beside everything that makes them comparable, and beside what they are the numbers of: a
+sheet of samples, and the training images nearest to those that look most like copies.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelwright.errors import UserError
+from pixelwright.evaluation.images import ImageSet, open_images
+from pixelwright.evaluation.measure import LABELS, METRICS, Collected, Measurement, to_dict
+from pixelwright.evaluation.neighbours import PAIRS, Memorisation, Pair, memorisation
+from pixelwright.evaluation.reference import Reference
+from pixelwright.files import write_text
+from pixelwright.images import save_grid
+from pixelwright.page import Page, bar_chart, image_data, line_chart, markdown_table, number_text
+
+FORMAT = 1
+JSON, HTML, MARKDOWN, SHEET, NEIGHBOURS = (
+    "report.json",
+    "report.html",
+    "report.md",
+    "sheet.png",
+    "neighbours.png",
+)
+SHEET_IMAGES = 64
+SHEET_PIXELS = 1024  # side of the sheet, about
+MOST_BARS = 50  # classes in the chart; of more, the worst are shown
+ROUNDING = "images are uint8; a sample is rounded to the nearest level and clipped"
+
+
+@dataclass(frozen=True)
+class Report:
+    """One set of images, measured. Everything is plain: numbers, texts, lists."""
+
+    name: str
+    metrics: Mapping[str, Mapping[str, float | None]]
+    """name -> value, error, extrapolated."""
+    left_out: Mapping[str, str]
+    distance: str
+    """What "fid" is called with these features."""
+    count: int
+    image_size: tuple[int, int]
+    checksum: str
+    extractor: Mapping[str, Any]
+    reference: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    images: Mapping[str, Any]
+    """Place, images skipped and converted."""
+    generation: Mapping[str, Any] | None
+    """The recipe, of images that `pixelwright evaluate` made."""
+    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    memorisation: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the software."""
+    rounding: str = ROUNDING
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The metrics alone."""
+        return {name: float(found["value"] or 0.0) for name, found in self.metrics.items()}
+
+    def title(self, metric: str) -> str:
+        """What a metric is called."""
+        return self.distance if metric == "fid" else LABELS[metric]
+
+
+def make_report(
+    name: str,
+    measurement: Measurement,
+    collected: Collected,
+    images: ImageSet,
+    generation: Mapping[str, Any] | None = None,
+) -> Report:
+    """Everything of a measurement that is written down."""
+    found = _memorisation(collected, measurement.reference)
+    return Report(
+        name=name,
+        images={
+            "place": images.place,
+            "skipped": dict(images.skipped),
+            "converted": dict(images.converted),
+        },
+        generation=generation,
+        memorisation=None if found is None else asdict(found),
+        **{**to_dict(measurement), "image_size": measurement.image_size},
+    )
+
+
+def _memorisation(collected: Collected, reference: Reference) -> Memorisation | None:
+    if reference.kept is None or len(reference.kept) < 2:
+        return None
+    numbers = reference.numbers if reference.numbers is not None else torch.arange(len(reference.kept))
+    return memorisation(collected.activations.features, collected.numbers, reference.kept, numbers)
+
+
+# ---------------------------------------------------------------- files
+def read_report(path: Path) -> Report:
+    """A report.json, or that of a folder. Raises UserError if there is none or it cannot be read."""
+    file = path / JSON if path.is_dir() else path
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        number = found.pop("format")
+        if number != FORMAT:
+            raise UserError(f"{file}: format is {number!r}; this version reads format {FORMAT}")
+        return Report(**{**found, "image_size": tuple(found["image_size"])})
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; give a folder that `pixelwright evaluate` made") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file} is no report of an evaluation ({error})") from None
+
+
+def write_report(report: Report, folder: Path, images: ImageSet) -> None:
+    """Write the report and its pictures into `folder`; report.json, which vouches for the rest, comes last.
+
+    Without matplotlib (extra `train`) the page has no bars.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = _first(images, SHEET_IMAGES)
+    scale = max(1, SHEET_PIXELS // 8 // sheet.shape[1])
+    save_grid(sheet, folder / SHEET, columns=8, scale=scale)
+    drawn = _draw_neighbours(report, images, folder / NEIGHBOURS)
+    page(report, folder / SHEET, folder / NEIGHBOURS if drawn else None).write(folder / HTML)
+    write_text(folder / MARKDOWN, markdown(report))
+    write_text(folder / JSON, json.dumps({"format": FORMAT, **asdict(report)}, indent=1))
+
+
+def _first(images: ImageSet, count: int) -> Tensor:
+    """The first images of a set, uint8 [n,H,W,3]."""
+    found: list[Tensor] = []
+    for batch in images.batches(1):
+        found += list(batch.images)
+        if len(found) >= count:
+            break
+    return torch.stack(found)
+
+
+def _image(images: ImageSet, number: int) -> Tensor:
+    """One image, uint8 [H,W,3]."""
+    return next(images.batches(1, number)).images[0]
+
+
+def _draw_neighbours(report: Report, images: ImageSet, path: Path) -> bool:
+    """Samples above the training images nearest to them; False where these cannot be found any more."""
+    source = report.reference["source"]
+    if report.memorisation is None or source is None or not Path(source["place"]).exists():
+        return False
+    pairs = report.memorisation["pairs"]
+    height, width = source["image_size"]
+    real = open_images(source["place"], height if height == width else None)
+    tiles = [_image(images, pair["sample"]) for pair in pairs] + [
+        _image(real, pair["image"]) for pair in pairs
+    ]
+    if len({tile.shape for tile in tiles}) > 1:
+        return False
+    scale = max(1, SHEET_PIXELS // PAIRS // tiles[0].shape[0])
+    save_grid(torch.stack(tiles), path, columns=len(pairs), scale=scale)
+    return True
+
+
+# ---------------------------------------------------------------- for people
+HEADER = ("metric", "value", "standard error", "without the bias of few images")
+
+
+def metric_rows(report: Report) -> list[tuple[Any, ...]]:
+    """Name, value, error and extrapolated value of each metric, or why it is left out."""
+    rows: list[tuple[Any, ...]] = []
+    for name in METRICS:
+        if name in report.metrics:
+            found = report.metrics[name]
+            more = (found["error"], found["extrapolated"])
+            rows.append(
+                (report.title(name), found["value"], *("" if value is None else value for value in more))
+            )
+        elif name in report.left_out:
+            rows.append((report.title(name), f"left out: {report.left_out[name]}", "", ""))
+    return rows
+
+
+def comparable(report: Report) -> list[tuple[str, Any]]:
+    """What another report must share to be compared with this one, and how the images were made."""
+    extractor, reference, settings = report.extractor, report.reference, report.settings
+    rows: list[tuple[str, Any]] = [
+        ("images", f"{report.count:,} of {report.image_size[0]} x {report.image_size[1]} pixels"),
+        ("checksum of their pixels", report.checksum),
+        ("features", extractor["kind"]),
+        ("SHA-256 of their weights", extractor["checksum"]),
+        ("resizing", f"to {extractor['size']}²: {extractor['resize']}"),
+        ("rounding", report.rounding),
+        ("reference", reference["place"]),
+        ("SHA-256 of the reference", reference["checksum"]),
+    ]
+    if source := reference["source"]:
+        rows.append(("images of the reference", f"{source['count']:,} of {source['place']}"))
+    rows.append(("settings of the metrics", ", ".join(f"{key} {value}" for key, value in settings.items())))
+    rows += list(_generation_rows(report.generation))
+    rows.append(("software", ", ".join(f"{name} {version}" for name, version in report.versions.items())))
+    return rows
+
+
+def _generation_rows(generation: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if generation is None:
+        return
+    low, high = generation["guidance_interval"]
+    guided = f"guidance {generation['guidance_scale']:g} where {low:g} < t < {high:g}"
+    solver = f"{generation['solver']}, {generation['steps']} steps, time shift {generation['time_shift']:g}"
+    yield "model", generation["model"]
+    yield "SHA-256 of its weights", generation["weights"]
+    yield "recipe", f"{solver}, {guided}, {generation['precision']}, batches of {generation['batch_size']}"
+    yield "seed", str(generation["seed"])
+    yield "labels", generation["labels"]
+
+
+def _notes(report: Report) -> list[str]:
+    """What a reader should know before he trusts the numbers."""
+    notes = []
+    if report.count < 50_000 and "fid" in report.metrics:
+        notes.append(
+            f"{report.count:,} images: published figures are of 50,000; fewer make {report.distance} higher"
+        )
+    if skipped := report.images["skipped"]:
+        notes.append(f"{len(skipped)} images skipped, such as {next(iter(skipped.items()))}")
+    if converted := report.images["converted"]:
+        notes.append("converted to RGB: " + ", ".join(f"{n} of mode {mode}" for mode, n in converted.items()))
+    memorised = report.memorisation
+    if memorised is not None and memorised["identical"]:
+        notes.append(f"{memorised['identical']} samples have the very features of a training image")
+    return notes
+
+
+def page(report: Report, sheet: Path | None = None, neighbours: Path | None = None) -> Page:
+    """The page of a report, its pictures inside."""
+    made = Page(f"Evaluation of {report.name}", _summary(report))
+    notes = _notes(report)
+    if notes:
+        made.box("look", "Before you compare", notes)
+    made.heading("Numbers")
+    made.table(HEADER, metric_rows(report))
+    made.heading("What makes them comparable")
+    made.table(("what", "value"), comparable(report))
+    if sheet is not None:
+        made.heading("Samples")
+        made.figures([(image_data(sheet), "the first images, in order; not chosen")], kind="pixels")
+    _add_memorisation(made, report, neighbours)
+    _add_classes(made, report)
+    return made
+
+
+def _summary(report: Report) -> str:
+    best = [f"{report.title(name)} {number_text(value)}" for name, value in report.values.items()]
+    return f"{', '.join(best)} of {report.count:,} images."
+
+
+def _add_memorisation(made: Page, report: Report, neighbours: Path | None) -> None:
+    found = report.memorisation
+    if found is None:
+        return
+    made.heading("Nearest training images")
+    made.paragraph(
+        f"Compared with the {found['images']:,} training images whose features the reference keeps: "
+        f"{100 * found['share']:.1f} % of the samples are nearer to one of them than any other of them is. "
+        "New images of the same kind have about 50 %, copies 100 %. "
+        f"{found['identical']} samples have the very features of a training image."
+    )
+    if neighbours is not None:
+        made.figures(
+            [
+                (
+                    image_data(neighbours),
+                    "above: the samples most like copies; below: the training images nearest to them",
+                )
+            ],
+            kind="pixels",
+        )
+    pairs = [Pair(**pair) for pair in found["pairs"]]
+    rows = [(pair.sample, pair.image, pair.distance, pair.own, pair.ratio) for pair in pairs]
+    made.table(("sample", "training image", "distance", "its own nearest neighbour", "ratio"), rows)
+
+
+def _add_classes(made: Page, report: Report) -> None:
+    if not report.per_class:
+        return
+    made.heading("Precision and recall by class")
+    classes = sorted(report.per_class.items(), key=lambda item: int(item[0]))
+    if len(classes) > MOST_BARS:
+        classes = sorted(classes, key=lambda item: sum(item[1].values()))[:MOST_BARS]
+        made.paragraph(f"The {MOST_BARS} worst of {len(report.per_class)} classes.", "note")
+    values = {name: [found[name] for _, found in classes] for name in ("precision", "recall")}
+    try:
+        made.figures([(bar_chart([label for label, _ in classes], values, "share"), "")], kind="chart")
+    except ImportError:
+        made.paragraph('The chart needs matplotlib: pip install "pixelwright[train]"', "note")
+        made.table(("class", *values), [(label, *found.values()) for label, found in classes])
+
+
+def markdown(report: Report) -> str:
+    """The numbers and what makes them comparable, in Markdown."""
+    notes = "".join(f"- {note}\n" for note in _notes(report))
+    return (
+        f"# Evaluation of {report.name}\n\n{_summary(report)}\n\n"
+        + (f"{notes}\n" if notes else "")
+        + markdown_table(HEADER, metric_rows(report))
+        + f"\n{markdown_table(('what', 'value'), comparable(report))}"
+    )
+
+
+# ---------------------------------------------------------------- several reports
+DECISIVE = {
+    "features": lambda r: (
+        r.extractor["kind"],
+        r.extractor["checksum"],
+        r.extractor["size"],
+        r.extractor["resize"],
+    ),
+    "reference": lambda r: r.reference["checksum"],
+    "number of images": lambda r: r.count,
+    "image size": lambda r: tuple(r.image_size),
+    "settings of the metrics": lambda r: tuple(sorted(r.settings.items())),
+}
+"""What must be equal for numbers to be compared."""
+
+
+def incomparable(reports: Sequence[Report]) -> list[str]:
+    """What differs among reports whose numbers are set side by side, and must not."""
+    return [
+        f"{what} differ: " + "; ".join(f"{report.name}: {_short(read(report))}" for report in reports)
+        for what, read in DECISIVE.items()
+        if len({read(report) for report in reports}) > 1
+    ]
+
+
+def _short(value: Any) -> str:
+    parts = value if isinstance(value, tuple) else (value,)
+    return " ".join(part[:12] if isinstance(part, str) else str(part) for part in parts)
+
+
+def comparison(reports: Sequence[Report]) -> Page:
+    """A table of several reports, what they do not share, and curves over the checkpoints."""
+    names = [metric for metric in METRICS if any(metric in report.metrics for report in reports)]
+    titles = [reports[0].title(name) for name in names]
+    made = Page("Evaluations compared", ", ".join(report.name for report in reports))
+    if differences := incomparable(reports):
+        made.box("bad", "These numbers are not comparable", differences)
+    made.heading("Numbers")
+    made.table(("", *titles, "images"), comparison_rows(reports, names))
+    made.heading("Curves")
+    made.figures(_curves(reports, names), kind="chart")
+    return made
+
+
+def comparison_rows(reports: Iterable[Report], names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """A row for each report: its name, its metrics, its number of images."""
+    return [
+        (report.name, *(report.values.get(name, "") for name in names), report.count) for report in reports
+    ]
+
+
+def _curves(reports: Sequence[Report], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(chart, caption) of every metric over the checkpoints."""
+    places = checkpoints([report.name for report in reports])
+    for metric in names:
+        series: dict[str, tuple[list[float], list[float]]] = {}
+        for (line, x), report in zip(places, reports, strict=True):
+            if metric in report.values:
+                xs, ys = series.setdefault(line, ([], []))
+                xs.append(x)
+                ys.append(report.values[metric])
+        title = reports[0].title(metric)
+        yield line_chart(series, "checkpoint", title), title
+
+
+def checkpoints(names: Sequence[str]) -> list[tuple[str, float]]:
+    """The line of a chart and the place on it that each name means.
+
+    "dip step-2000" is at 2000 on the line "dip step-"; where some name ends in no number, all are on one line
+    in their order.
+    """
+    found = [re.fullmatch(r"(.*?)(\d+)\D*", name) for name in names]
+    if any(match is None for match in found):
+        return [("", float(place)) for place in range(1, len(names) + 1)]
+    return [(match[1].strip(" -_/="), float(match[2])) for match in found if match is not None]

@@ -1,0 +1,95 @@
+"""Metrics of a run on the way: samples of the averaged weights, drawn and measured by all its processes.
+
+Nothing here draws from a random stream of the training, so that a run ends with the same weights with and
+without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pixelwright import sampling
+from pixelwright.evaluation.extractors import Activations
+from pixelwright.evaluation.generate import Generation, draw
+from pixelwright.evaluation.images import ImageBatch
+from pixelwright.evaluation.measure import Collected, check_comparable, collect, compare
+from pixelwright.evaluation.opening import open_extractor
+from pixelwright.evaluation.reference import read_reference
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.training.config import EvaluationConfig, TrainConfig
+from pixelwright.training.device import resolve_precision
+from pixelwright.training.parallel import Layout
+
+
+class Evaluator:
+    """Measures a model as `config.evaluation` says; opened once, before a run begins.
+
+    Raises:
+        UserError: features or reference that are not there, or do not belong together.
+    """
+
+    def __init__(self, config: TrainConfig, settings: EvaluationConfig, layout: Layout) -> None:
+        self.every = settings.every
+        self._layout, self._group = layout, layout.new_group()
+        self._extractor = open_extractor(settings.features, layout.device)
+        self._reference = read_reference(settings.reference)
+        check_comparable(self._extractor, self._reference)
+        sample, side = settings.sample, config.data.size
+        bf16 = resolve_precision(config.precision, layout.device) is not None
+        self._generation = Generation(
+            model=config.model.preset,
+            weights="",
+            num_samples=sample.count,
+            size=(side, side),
+            labels="balanced",
+            solver=sample.solver,
+            steps=sample.steps,
+            guidance_scale=sample.guidance_scale,
+            guidance_interval=sample.guidance_interval,
+            time_shift=sample.time_shift,
+            seed=sample.seed,
+            batch_size=max(1, min(config.batch_size, sample.count // layout.world)),
+            precision="bf16" if bf16 else "fp32",
+        )
+
+    def __call__(self, model: PixelDenoiser, callback: sampling.Callback | None = None) -> dict[str, float]:
+        """The metrics by name, in the main process; {} in the others. All processes call it alike."""
+        parts = self._gather(collect(self._share(model, callback), self._extractor))
+        if not parts:
+            return {}
+        measured = compare(_joined(parts), self._reference, self._extractor)
+        return {name: estimate.value for name, estimate in measured.metrics.items()}
+
+    def _share(self, model: PixelDenoiser, callback: sampling.Callback | None) -> Iterator[ImageBatch]:
+        """The images of this process, batch by batch."""
+        generation = self._generation
+        labels = sampling.balanced_labels(generation.num_samples, model.config.num_classes)
+        for k in range(self._layout.rank, generation.batches, self._layout.world):
+            numbers = torch.tensor(generation.indices(k))
+            yield ImageBatch(draw(model, generation, labels, k, callback), numbers, labels[numbers])
+
+    def _gather(self, own: Collected) -> list[Collected]:
+        """Those of all processes, in the main one."""
+        if self._layout.world == 1:
+            return [own]
+        parts: list[Any] | None = [None] * self._layout.world if self._layout.main else None
+        dist.gather_object(own, parts, dst=0, group=self._group)
+        return parts or []
+
+
+def _joined(parts: list[Collected]) -> Collected:
+    """The images of all processes, in their order."""
+    numbers = torch.cat([part.numbers for part in parts])
+    order = numbers.argsort()
+
+    def rows(tensors: list[Any]) -> Any:
+        return None if any(tensor is None for tensor in tensors) else torch.cat(tensors)[order]
+
+    activations = Activations(
+        *(rows(list(each)) for each in zip(*(p.activations for p in parts), strict=True))
+    )
+    return Collected(activations, rows([p.labels for p in parts]), numbers[order], "", parts[0].image_size)
