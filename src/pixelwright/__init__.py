@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pixelwright import flow, hub, models, sampling
+    from pixelwright import flow, hub, models, sampling, text
     from pixelwright.errors import UserError
     from pixelwright.hub.checkpoint import load
     from pixelwright.models.conditions import TextCondition
@@ -28,10 +28,11 @@ __all__ = [
     "sample",
     "sampling",
     "save",
+    "text",
 ]
 
 # Where the public names live; imported when first used, so that `pixelwright --help` need not wait for torch.
-_ROOMS = ("flow", "hub", "models", "sampling")
+_ROOMS = ("flow", "hub", "models", "sampling", "text")
 _HOMES = {
     "PixelDenoiser": "models.denoiser",
     "TextCondition": "models.conditions",

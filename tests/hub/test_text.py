@@ -10,6 +10,10 @@ from safetensors.torch import load_file
 
 import pixelwright as pw
 from pixelwright.hub.convert import convert
+from pixelwright.hub.recipes import with_notes
+from pixelwright.models.config import TextNote
+from pixelwright.models.presets import preset
+from tests.encoders import tiny_gemma
 from tests.hub.published import LAYOUTS, write
 from tests.recordings import difference, recording, weights
 
@@ -55,3 +59,44 @@ def test_dip_on_the_published_backbone_has_no_published_layout_either() -> None:
     model = pw.create("dip-t2i-ti", prediction="reverse-velocity", **options)
     with pytest.raises(pw.UserError, match="no published layout"):
         pw.hub.to_public(model)
+
+
+@pytest.mark.parametrize(("asked", "shift"), [(None, 4.0), ("pixeldit-t2i-512", 3.0)])
+def test_the_published_model_knows_its_sampler_and_its_encoder(asked: str | None, shift: float) -> None:
+    config = with_notes(preset("pixeldit-t2i"), "any", asked)
+    assert config.text == TextNote("gemma")
+    assert config.image_size == (1024, 1024)
+    assert config.recipe is not None
+    assert (config.recipe.solver, config.recipe.time_shift) == ("dpmpp-2m", shift)
+    assert 25 <= config.recipe.steps <= 50 and 2.75 <= config.recipe.guidance_scale <= 3.5
+    assert with_notes(preset("dip-t2i-ti"), "any").text is None
+
+
+def test_a_pipeline_draws_prompts(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from pixelwright.hub.diffusers import PixelDenoiserPipeline
+
+    note = TextNote("gemma", str(tiny_gemma(tmp_path / "gemma")))
+    torch.manual_seed(0)
+    options = {"hidden_size": 24, "depth": 1, "num_heads": 2, "text_size": 24, "image_size": (8, 8)}
+    model = pw.create("dip-t2i-ti", text=note, **options)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipe = PixelDenoiserPipeline.from_model(model)
+    pipe.set_progress_bar_config(disable=True)
+    noise = pw.sampling.initial_noise((8, 8), 2, seed=3)
+    settings = {"num_inference_steps": 3, "guidance_scale": 2.0, "latents": noise, "output_type": "np"}
+    drawn = pipe(prompt=["a red star", "two circle"], negative_prompt="blue", **settings).images
+    expected = pw.sample(
+        model,
+        ["a red star", "two circle"],
+        negative="blue",
+        seed=3,
+        steps=3,
+        guidance_scale=2.0,
+        solver="euler",
+    )
+    assert abs(drawn * 255 - expected.numpy()).max() < 1
+    for wrong in ({}, {"prompt": "a", "class_labels": [0]}, {"class_labels": [0]}):
+        with pytest.raises(pw.UserError):
+            pipe(**wrong)

@@ -21,6 +21,7 @@ from torch import Tensor
 from pixelwright.errors import UserError, nearest
 from pixelwright.hub.checkpoint import announce
 from pixelwright.images import to_uint8
+from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import from_dict, to_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import listing
@@ -105,8 +106,8 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
         """The global stage, which knows the null condition."""
         return self.denoiser.backbone
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """As `PixelDenoiser`: x [B,3,H,W], t [B] with 0 = noise, 1 = data, labels [B] -> dx/dt, like x."""
+    def forward(self, x: Tensor, t: Tensor, labels: Condition) -> Tensor:
+        """As `PixelDenoiser`: x [B,3,H,W], t [B] with 0 = noise, 1 = data, labels or captions -> dx/dt."""
         return self.denoiser(x, t, labels)
 
 
@@ -185,7 +186,7 @@ def lay_grid(scheduler: Any, steps: int, device: torch.device | str = "cpu") -> 
 
 
 class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Class-conditional images with a `PixelDenoiserModel` and any of four flow-matching schedulers.
+    """Images of classes or prompts with a `PixelDenoiserModel` and any of four flow-matching schedulers.
 
     `from_model` makes one from a `PixelDenoiser`; `from_pretrained`, `save_pretrained`, `push_to_hub`, `to`,
     `enable_model_cpu_offload` and `set_progress_bar_config` are diffusers'.
@@ -235,7 +236,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Tensor | Sequence[int | str] | int | str,
+        class_labels: TextCondition | Tensor | Sequence[int | str] | int | str | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
@@ -247,11 +248,15 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        prompt: Sequence[str] | str | None = None,
+        negative_prompt: str | None = None,
     ) -> Any:
-        """Draw one image per label.
+        """Draw one image per label or prompt.
 
         Args:
-            class_labels: class indices, or names where the model has them.
+            class_labels: class indices, or names where the model has them; or captions as features.
+            prompt, negative_prompt: for models of captions: what to draw, and what guidance leads away from.
+                The text encoder that the model names is read, used and freed at each call.
             height, width: in pixels, multiples of the patch size; by default those of `latents` or the model.
             num_inference_steps: steps of the scheduler on `pixelwright.sampling.time_grid`.
             guidance_scale, guidance_interval: classifier-free guidance and where in t ∈ [0,1] (0 = noise) it
@@ -281,7 +286,13 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
                 )
         device = self._execution_device
         denoiser = self.transformer.denoiser
-        labels = as_condition(class_labels, denoiser).to(device)
+        if (prompt is None) == (class_labels is None):
+            raise UserError("give either prompt (models of captions) or class_labels (models of classes)")
+        if prompt is not None and not denoiser.config.takes_text:
+            raise UserError(f"{denoiser.config.name} draws from classes; give class_labels instead of prompt")
+        wanted = class_labels if prompt is None else prompt
+        assert wanted is not None
+        labels = as_condition(wanted, denoiser, negative_prompt).to(device)
         shape = self._shape(len(labels), height, width, latents)
         times = lay_grid(self.scheduler, num_inference_steps, device)
         velocity = model_velocity(
