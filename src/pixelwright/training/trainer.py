@@ -490,6 +490,7 @@ def draw_samples(
         autocast=resolve_precision(config.precision, next(model.parameters()).device),
     )
     path = folder / "samples" / f"step-{step:07d}.png"
-    columns = classes if settings.count >= classes and 0 < classes <= 16 else None
+    around = classes or len(settings.read_prompts())  # labels or prompts before the first comes again
+    columns = around if settings.count >= around and 0 < around <= 16 else None
     save_grid(images, path, columns=columns, scale=max(1, GRID_PIXELS // side))
     return path
