@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--features", required=True)
     parser.add_argument("--count", type=int, default=10_000, help="images measured in each row")
     parser.add_argument("--roll", type=int, default=0, help="move all images by so many pixels")
-    parser.add_argument("--only", default="", help="rows whose names hold this word alone")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names hold one of these alone")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     extractor = open_extractor(options.features)
@@ -125,7 +125,7 @@ def main() -> None:
         sets = {name: batches(train[second[: options.count]], change) for name, change in ROWS.items()}
         sets["the test set"] = batches(test[: options.count], unchanged)
         for name, images in sets.items():
-            if options.only not in name:
+            if not any(word in name for word in options.only):
                 continue
             table.append(line(name, measure(images, half, extractor)))
             print(table[-1], flush=True)

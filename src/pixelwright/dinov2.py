@@ -15,18 +15,19 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, over [0
 OFFSET = 0.1  # which DINOv2 adds to a grid before it interpolates its position table
 
 
-def load_dinov2(name: str, setting: str) -> Any:
+def load_dinov2(name: str, setting: str, extra: str) -> Any:
     """A `Dinov2Model` by a hub name or a local folder, in eval mode, without gradients, in float32.
 
     Its position table is interpolated as its authors do it.
 
     Raises:
-        UserError: naming `setting`, if transformers is not installed or the name cannot be read.
+        UserError: naming `setting`, if transformers (of the `extra`) is not installed or the name cannot be
+            read.
     """
     try:
         from transformers import Dinov2Model
     except ImportError:
-        raise UserError(f'{setting} needs transformers: pip install "pixelwright[repa]"') from None
+        raise UserError(f'{setting} needs transformers: pip install "pixelwright[{extra}]"') from None
     try:
         model: Any = Dinov2Model.from_pretrained(name)
     except (OSError, ValueError) as error:

@@ -33,7 +33,7 @@ class Dinov2:
     distance = "FD-DINOv2"
 
     def __init__(self, place: str, device: torch.device) -> None:
-        self.model: Any = load_dinov2(place or NAME, "--features").to(device)
+        self.model: Any = load_dinov2(place or NAME, "--features", "eval").to(device)
         self.device = device
         checksum = weights_digest(self.model, hashlib.sha256())
         self.info = ExtractorInfo("dinov2", checksum, SIDE, RESIZE, place)

@@ -31,7 +31,7 @@ class Teacher(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.model: Any = load_dinov2(name, "repa.teacher")
+        self.model: Any = load_dinov2(name, "repa.teacher", "repa")
         settings: Any = self.model.config
         self.size, self.patch_size = int(settings.hidden_size), int(settings.patch_size)
         self.eval()
