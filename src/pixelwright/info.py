@@ -105,7 +105,7 @@ def describe(
     if batch_size < 1:
         raise UserError(f"batch size {batch_size} is not a number of images; give at least 1")
     model = skeleton(config)
-    flops = _flops(model, size)
+    flops = flops_by_part(model, size)
     parts = tuple(
         Part(name, type(part).__name__, sum(p.numel() for p in part.parameters()), flops.get(name, 0))
         for name, part in model.named_children()
@@ -116,7 +116,9 @@ def describe(
     return Info(config, size, batch_size, parts, dtype, _bytes(model), sampling, training, autocast)
 
 
-def _inputs(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> tuple[Tensor, Tensor, Condition]:
+def example_inputs(
+    model: PixelDenoiser, size: tuple[int, int], batch_size: int
+) -> tuple[Tensor, Tensor, Condition]:
     """x [B,3,H,W], t [B] and labels [B], or captions of full length, without contents."""
     x = torch.empty(batch_size, 3, *size, device="meta")
     labels: Condition = torch.zeros(batch_size, dtype=torch.long, device="meta")
@@ -128,14 +130,14 @@ def _inputs(model: PixelDenoiser, size: tuple[int, int], batch_size: int) -> tup
     return x, torch.empty(batch_size, device="meta"), labels
 
 
-def _flops(model: PixelDenoiser, size: tuple[int, int]) -> dict[str, int]:
+def flops_by_part(model: PixelDenoiser, size: tuple[int, int]) -> dict[str, int]:
     """FLOPs of matrix products, convolutions and attention by part, one image.
 
     The denoiser runs the backbone's sub-modules itself, so a part's FLOPs are those of the outermost of its
     modules that were called.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*_inputs(model, size, 1))
+        model(*example_inputs(model, size, 1))
     by_module = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     root = type(model).__name__
     total: Counter[str] = Counter()
@@ -149,13 +151,15 @@ def _flops(model: PixelDenoiser, size: tuple[int, int]) -> dict[str, int]:
     return dict(total)
 
 
-class _PeakMemory(TorchDispatchMode):
-    """Follows every tensor made inside it and records the most bytes alive at one time, weights apart."""
+class PeakMemory(TorchDispatchMode):
+    """Follows every tensor made inside it and records the most bytes alive at one time, beside weights and
+    the gradients that are there before."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known = {p.untyped_storage()._cdata for p in model.parameters()}
+        known = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -185,7 +189,7 @@ _PRODUCTS = (
 """What autocast computes in its dtype."""
 
 
-class _AsOnDevice(TorchFunctionMode):
+class AsOnDevice(TorchFunctionMode):
     """What devices do and `meta` does not: fused attention, and autocast.
 
     On `meta`, attention would be counted with its L×L matrix, which no device's fused kernel makes; and there
@@ -222,16 +226,16 @@ def _bytes(model: nn.Module) -> int:
 
 def _sampling(model: PixelDenoiser, size: tuple[int, int], batch_size: int, autocast: Autocast) -> int:
     """Guidance evaluates the class and the null class in one call of twice the batch."""
-    with _PeakMemory(model) as memory, _AsOnDevice(autocast), torch.no_grad():
-        model(*_inputs(model, size, 2 * batch_size))
+    with PeakMemory(model) as memory, AsOnDevice(autocast), torch.no_grad():
+        model(*example_inputs(model, size, 2 * batch_size))
     return _bytes(model) + memory.peak
 
 
 def _training(model: PixelDenoiser, size: tuple[int, int], batch_size: int, autocast: Autocast) -> int:
     weights = _bytes(model)
-    x, t, labels = _inputs(model, size, batch_size)
-    with _PeakMemory(model) as memory:
-        with _AsOnDevice(autocast):
+    x, t, labels = example_inputs(model, size, batch_size)
+    with PeakMemory(model) as memory:
+        with AsOnDevice(autocast):
             loss = flow.loss(model, x, t, torch.empty_like(x), labels).mean()
         loss.backward()
     model.zero_grad(set_to_none=True)

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 import pixelwright as pw
 from pixelwright import flow
 from pixelwright.errors import UserError
-from pixelwright.info import _flops, _PeakMemory, describe, human
+from pixelwright.info import PeakMemory, describe, flops_by_part, human
 from pixelwright.models.folder import skeleton
 from pixelwright.models.presets import preset
 from pixelwright.sampling import model_velocity
@@ -26,7 +26,7 @@ def linear(rows: int, inputs: int, outputs: int) -> int:
     return 2 * rows * inputs * outputs
 
 
-def backbone_flops(width: int, depth: int, patch: int, tokens: int) -> int:
+def backboneflops_by_part(width: int, depth: int, patch: int, tokens: int) -> int:
     """Papers' global stage: embeddings, then per block qkv, attention, projection, SwiGLU and adaLN."""
     hidden = int(2 / 3 * 4 * width)
     block = linear(tokens, width, 3 * width) + linear(tokens, width, width)
@@ -36,11 +36,11 @@ def backbone_flops(width: int, depth: int, patch: int, tokens: int) -> int:
     return linear(tokens, 3 * patch**2, width) + time + depth * block
 
 
-def linear_flops(width: int, patch: int, tokens: int) -> int:
+def linearflops_by_part(width: int, patch: int, tokens: int) -> int:
     return linear(1, width, 2 * width) + linear(tokens, width, 3 * patch**2)
 
 
-def pit_flops(width: int, patch: int, tokens: int, depth: int, pixel: int) -> int:
+def pitflops_by_part(width: int, patch: int, tokens: int, depth: int, pixel: int) -> int:
     """PixelDiT's pixel stage, attention as wide as the backbone."""
     area = patch**2
     block = linear(tokens, width, 6 * area * pixel)  # a modulation for every pixel
@@ -50,7 +50,7 @@ def pit_flops(width: int, patch: int, tokens: int, depth: int, pixel: int) -> in
     return linear(tokens * area, 3, pixel) + depth * block + linear(tokens * area, pixel, 3)
 
 
-def unet_flops(width: int, patch: int, tokens: int, channels: tuple[int, ...]) -> int:
+def unetflops_by_part(width: int, patch: int, tokens: int, channels: tuple[int, ...]) -> int:
     """DiP's head: 3x3 convolutions down, one 1x1 in the middle, 2x2 transposed and 3x3 convolutions up."""
 
     def conv3x3(side: int, inputs: int, outputs: int) -> int:
@@ -77,20 +77,20 @@ def test_flops_of_every_part_equal_the_formulas(name: str) -> None:
     info = describe(config)
     width, patch, tokens = 24, 4, 4 * 2
     head = {
-        "dit-ti-4": lambda: linear_flops(width, patch, tokens),
-        "pixeldit-ti-4": lambda: pit_flops(width, patch, tokens, depth=2, pixel=8),
-        "dip-ti-4": lambda: unet_flops(width, patch, tokens, (32, 64)),
+        "dit-ti-4": lambda: linearflops_by_part(width, patch, tokens),
+        "pixeldit-ti-4": lambda: pitflops_by_part(width, patch, tokens, depth=2, pixel=8),
+        "dip-ti-4": lambda: unetflops_by_part(width, patch, tokens, (32, 64)),
     }[name]()
     assert info.tokens == tokens
-    assert [part.flops for part in info.parts] == [backbone_flops(width, 3, patch, tokens), head]
-    assert info.flops == backbone_flops(width, 3, patch, tokens) + head
+    assert [part.flops for part in info.parts] == [backboneflops_by_part(width, 3, patch, tokens), head]
+    assert info.flops == backboneflops_by_part(width, 3, patch, tokens) + head
 
 
 def test_pixeldit_xl_has_the_published_cost() -> None:
     """PixelDiT, table of models: 797M parameters, 311 GFLOPs at 256²."""
     model = skeleton(preset("pixeldit-xl-16"))
     assert sum(p.numel() for p in model.parameters()) == 797_383_203
-    assert human(sum(_flops(model, (256, 256)).values()), "FLOPs") == "311 GFLOPs"
+    assert human(sum(flops_by_part(model, (256, 256)).values()), "FLOPs") == "311 GFLOPs"
 
 
 def test_parts_between_the_blocks_are_counted_too() -> None:
@@ -104,7 +104,7 @@ def test_parts_between_the_blocks_are_counted_too() -> None:
 def test_peak_memory_counts_what_is_alive_at_one_time() -> None:
     kilobyte = 1024
     model = nn.Linear(8, 8, device="meta")
-    with _PeakMemory(model) as memory:
+    with PeakMemory(model) as memory:
         kept = torch.empty(kilobyte, dtype=torch.uint8, device="meta")
         for _ in range(5):
             kept.add(1)  # freed at once

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from pixelwright.commands.parsing import image_size, new_parser
+from pixelwright.commands import train
+from pixelwright.commands.parsing import image_size, new_parser, parse
+from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.hub.convert import DTYPES
 from pixelwright.hub.remote import SCHEME
 from pixelwright.info import Info, describe, human
 from pixelwright.models.config import DenoiserConfig, MMDiTConfig
 from pixelwright.models.presets import PRESETS, preset
+from pixelwright.training import TrainConfig
+from pixelwright.training.cost import PEAK_TFLOPS, cost, gpu_hours, peak_tflops
 
 DESCRIPTION = """Parts of a model, their parameters and FLOPs, and the memory to sample and to train.
 
 Nothing is allocated: the largest preset takes a few seconds. FLOPs count a multiply and an add as two.
 The memory is that of tensors, on top of what PyTorch itself takes; see --batch-size, --dtype, --autocast.
 
+With --config: what a training run takes, before it is started, on --gpus GPUs. Activations are those of the
+run's own micro-batch; "again" is with parallel.checkpointing, which computes them again.
+
 models:
 """
 
 EXAMPLES = """  pixelwright info pixeldit-xl-16
   pixelwright info dip-xl-16 --size 512 --batch-size 8
-  pixelwright info runs/first"""
+  pixelwright info runs/first
+  pixelwright info --config configs/imagenet256-pixeldit-xl-16.yaml --gpus 8 --gpu h100 --mfu 0.4"""
 
 
 def parser() -> ArgumentParser:
@@ -54,17 +63,81 @@ def parser() -> ArgumentParser:
         help="dtype of the products, where that is not the weights', as in `train`; for the memory",
     )
     parser.add_argument("--batch-size", type=int, default=1, help="images at a time, for the memory")
+    parser.add_argument(
+        "--config", type=str, nargs="+", metavar="FILE", help="configuration of a run; later files override"
+    )
+    parser.add_argument("--gpus", type=int, default=1, help="with --config: how many")
+    parser.add_argument(
+        "--gpu", type=str | None, metavar="NAME", help=f"with --config: {', '.join(PEAK_TFLOPS)} (h100)"
+    )
+    parser.add_argument(
+        "--peak-tflops", type=float | None, help="with --config: of another GPU, dense bf16 products"
+    )
+    parser.add_argument(
+        "--mfu", type=float, default=0.4, help="with --config: share of the peak that the run makes use of"
+    )
     return parser
 
 
 def run(options: Namespace) -> None:
     """Print the table of a model, or the names of all presets."""
+    if options.config is not None:
+        print(_run_report(options))
+        return
     if options.model is None:
         print(_names())
         return
     size, dtype = image_size(options.size), DTYPES[options.dtype]
     autocast = torch.bfloat16 if options.autocast == "bf16" else None
     print(report(describe(_config(options.model), size, options.batch_size, dtype, autocast)))
+
+
+def _run_report(options: Namespace) -> str:
+    if options.model is not None:
+        raise UserError(f"give a model ({options.model}) or --config, not both")
+    if options.gpu is not None and options.peak_tflops is not None:
+        raise UserError("give --gpu or --peak-tflops, not both")
+    if not 0 < options.mfu <= 1:
+        raise UserError(f"--mfu is {options.mfu}: give a share above 0 and at most 1")
+    tflops = peak_tflops(options.gpu or "h100") if options.peak_tflops is None else options.peak_tflops
+    if not 0 < tflops < math.inf:
+        raise UserError(f"--peak-tflops is {tflops}: give a number above 0")
+    files = [word for file in options.config for word in ("--config", file)]
+    config = train.config_of(parse(train.parser(), files))
+    return run_report(config, options.gpus, tflops, options.mfu)
+
+
+def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str:
+    """The costs of a run as text."""
+    found = cost(config, gpus)
+    hours = gpu_hours(config, found, tflops, mfu)
+    speed = tflops * 1e12 * mfu * gpus / found.image_flops
+    names = {"weights": "", "averages": "", "optimizer": config.optim.name, "gradients": "", "gathered": ""}
+    rows = {**names, "teacher": "", "activations": f"{found.batch} images", "total": ""}
+    columns = [f"{mode}{', again' if again else ''}" for mode, again in found.memory]
+    lines = [
+        f"{config.model.preset} at {config.data.size}²: {config.steps:,} steps of {config.batch_size} images",
+        "",
+        f"parameters {found.parameters:>18,}" + (f" and {found.projector:,} of REPA" if config.repa else ""),
+        f"FLOPs of an image {human(found.image_flops, ''):>11}  (one pass {human(found.forward_flops, '')}"
+        + (f", teacher {human(found.teacher_flops, '')})" if config.repa else ")"),
+        f"FLOPs of a step {human(found.image_flops * config.batch_size, ''):>13}",
+        "",
+        f"{'GiB on each GPU':<26}" + "".join(f"{column:>15}" for column in columns),
+    ]
+    for name, note in rows.items():
+        sizes = [getattr(memory, name) for memory in found.memory.values()]
+        if any(sizes):
+            label = f"{name} ({note})" if note else name
+            lines.append(f"  {label:<24}" + "".join(f"{size / 2**30:>15.2f}" for size in sizes))
+    plural = "s" if gpus > 1 else ""
+    lines += [
+        "",
+        f"at {mfu:.0%} of {tflops:g} TFLOPs on {gpus} GPU{plural}: {speed:,.0f} images/s, "
+        f"{config.batch_size / speed:.3g} s a step, {hours:,.0f} GPU-hours, {hours / gpus / 24:.3g} days",
+        "an estimate; not counted: CUDA's own memory, NCCL's, fragments, time for data and between GPUs",
+    ]
+    return "\n".join(lines)
 
 
 def _config(name: str) -> DenoiserConfig:

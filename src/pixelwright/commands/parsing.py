@@ -67,7 +67,7 @@ def new_parser(command: str, description: str, examples: str) -> ArgumentParser:
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """The settings in `arguments`, dataclasses built and checked. Raises UserError naming the setting."""
     try:
-        if "config" in keys(parser):
+        if "model.preset" in keys(parser):  # the settings of a run, which files may hold
             check_files(arguments, [key for key in keys(parser) if key not in COMMAND_LINE_ONLY])
         options = parser.parse_args(arguments)
     except argparse.ArgumentError as error:

@@ -34,11 +34,15 @@ def parser() -> ArgumentParser:
     return parser
 
 
+def config_of(options: Namespace) -> TrainConfig:
+    """The settings of a run among the parsed options."""
+    return TrainConfig(**{field.name: options[field.name] for field in dataclasses.fields(TrainConfig)})
+
+
 def run(options: Namespace) -> int:
     """Train; 0 when the run is complete, 130 when it was interrupted (the trainer says how to go on)."""
-    settings = {field.name: options[field.name] for field in dataclasses.fields(TrainConfig)}
     try:
-        train(TrainConfig(**settings), resume=options.resume)
+        train(config_of(options), resume=options.resume)
     except Interrupted:
         return 130
     return 0

@@ -186,7 +186,7 @@ def join(config: TrainConfig) -> Layout:
     """
     parallel = config.parallel
     if (world := _world()) is not None:
-        _check(config, world)
+        check(config, world)
     elif parallel.mode != "auto":
         raise UserError(
             f"parallel.mode is {parallel.mode}, which needs torchrun: "
@@ -217,7 +217,8 @@ def _world() -> int | None:
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else None
 
 
-def _check(config: TrainConfig, world: int) -> None:
+def check(config: TrainConfig, world: int) -> None:
+    """Raise UserError unless the batch and the copies of the weights divide among `world` processes."""
     parts, replicas = world * config.accumulate, config.parallel.replicas
     if config.batch_size % parts:
         raise UserError(
