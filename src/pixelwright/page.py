@@ -159,7 +159,10 @@ def bar_chart(names: Sequence[str], series: Mapping[str, Sequence[float]], y: st
     for place, (name, values) in enumerate(series.items()):
         at = [i + (place - (len(series) - 1) / 2) * width for i in range(len(names))]
         axis.bar(at, values, width, label=name)
-    axis.set_xticks(range(len(names)), names, rotation=45 if len(names) > 6 else 0, ha="right")
+    crowded = len(names) > 6 or sum(map(len, names)) > 60
+    axis.set_xticks(
+        range(len(names)), names, rotation=30 if crowded else 0, ha="right" if crowded else "center"
+    )
     return _finish(figure, axis, legend=len(series) > 1)
 
 

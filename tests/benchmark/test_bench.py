@@ -135,12 +135,12 @@ def test_a_training_step_has_four_phases(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_suites_name_each_work_once() -> None:
     for name in SUITES:
-        titles = [work.title for work in suite(name, "cpu")]
+        titles = [work.title for work in suite(name)]
         assert len(set(titles)) == len(titles)
-    goals = [goal(work) for work in suite("performance", "cpu")]
+    goals = [goal(work) for work in suite("performance")]
     assert sorted(filter(None, goals)) == sorted(GOALS.values())
     with pytest.raises(pw.UserError, match='"check"'):
-        suite("chek", "cpu")
+        suite("chek")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_the_page_shows_medians_ratios_ceilings_and_shares(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(2.1, "2: reached"), (1.9, "2: missed")])
 def test_the_page_says_whether_a_goal_is_reached(tmp_path: Path, ratio: float, verdict: str) -> None:
-    work = next(work for work in suite("performance", "cpu") if work.kind == "training")
+    work = next(work for work in suite("performance") if work.kind == "training")
     row = dataclasses.replace(report(ratio).rows[0], work=work)
     page = write_page(dataclasses.replace(report(), rows=(row,)), tmp_path).read_text()
     assert f"| {verdict} |" in page

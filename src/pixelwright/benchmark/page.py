@@ -25,8 +25,9 @@ def write_page(report: Report, folder: Path, title: str = "Benchmark") -> Path:
     """
     if report.rows:
         names = [_short(row) for row in report.rows]
-        ratios = {f"times faster than {report.rows[0].against}": [row.ratio.median for row in report.rows]}
-        _save(bar_chart(names, ratios, "ratio"), folder / TIMES)
+        against = report.rows[0].against
+        ratios = {"ratio": [row.ratio.median for row in report.rows]}
+        _save(bar_chart(names, ratios, f"times faster than {against}"), folder / TIMES)
         shares = {
             side: [100 * _share_of_ceiling(report, row, measured) for row, measured in pairs]
             for side, pairs in _by_side(report).items()

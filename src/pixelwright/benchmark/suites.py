@@ -53,12 +53,12 @@ def goal(work: Work) -> float | None:
     return GOALS.get((work.kind, work.model, work.batch_size, work.size))
 
 
-def suite(name: str, device: str) -> list[Work]:
-    """The works of a named list, on a device.
+def suite(name: str, device: str = "cpu", compile: bool = False) -> list[Work]:
+    """The works of a named list, on a device, ours compiled or not.
 
     Raises:
         UserError: unknown name.
     """
     if name not in SUITES:
         raise UserError(f'unknown suite "{name}"{nearest(name, SUITES)}')
-    return [replace(work, device=device) for work in SUITES[name]()]
+    return [replace(work, device=device, compile=compile) for work in SUITES[name]()]

@@ -80,7 +80,7 @@ def run(options: Namespace) -> int:
     device = resolve_device(options.device)
     peer = Peer.parse(options.peer) if options.peer else None
     effort = Effort(options.repeats, options.warm_up, options.seconds, options.memory)
-    works = suite(options.suite, options.device) if options.suite else list(_works(options))
+    works = list(_works(options))
     if peer is not None:
         peer.load()  # so that a mistake is found before anything is measured
     if options.threads is not None:
@@ -125,6 +125,10 @@ def _check(options: Namespace) -> None:
 
 def _works(options: Namespace) -> Iterator[Work]:
     compiled = {"no": (False,), "yes": (True,), "both": (False, True)}[options.compile]
+    if options.suite:
+        for compile in compiled:
+            yield from suite(options.suite, options.device, compile)
+        return
     axes = (options.models, options.work, options.size, options.batch_size, options.precision, compiled)
     for model, kind, size, batch_size, precision, compile in product(*axes):
         own = preset(model).image_size
