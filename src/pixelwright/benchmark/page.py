@@ -89,8 +89,13 @@ def _roofline(report: Report, row: Row) -> list[str]:
         human(row.flops, ""),
         f"{row.flops / report.ceiling(row.work):.3g}",
         "" if traffic is None else f"{traffic / report.machine.copy:.3g}",
-        *(f"{_share_of_ceiling(report, row, side):.0%} of the ceiling" for side in (row.ours, row.other)),
+        *(_achieved(report, row, side) for side in (row.ours, row.other)),
     ]
+
+
+def _achieved(report: Report, row: Row, side: Measured) -> str:
+    share = _share_of_ceiling(report, row, side)
+    return f"{human(row.flops / side.time.median, 'FLOP/s')}, {share:.0%} of the ceiling"
 
 
 def _phases(row: Row) -> Iterator[list[str]]:
