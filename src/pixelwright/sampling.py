@@ -19,6 +19,8 @@ from pixelwright.flow import shift_time
 from pixelwright.images import to_uint8
 from pixelwright.models.conditions import Condition, TextCondition, join
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.fast import FastDenoiser
+from pixelwright.models.fused import compiled
 from pixelwright.streams import normal
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -371,6 +373,7 @@ def sample(
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
     negative: str | None = None,
+    compile: bool = False,
 ) -> Tensor:
     """Draw images with a model.
 
@@ -387,8 +390,11 @@ def sample(
         guidance_scale, guidance_interval: see `guide`; 1 switches guidance off.
         callback: called with a `Step` at every step of every batch.
         batch_size: images at a time; all at once by default.
-        autocast: run the model in this dtype (torch.bfloat16); by default in the dtype of its weights.
+        autocast: run the model in this dtype (torch.bfloat16), by a `FastDenoiser` made for this call; by
+            default in the dtype of its weights. For many calls give a `FastDenoiser` as the model.
         negative: with prompts: what guidance leads away from, in place of the empty prompt.
+        compile: one pass over memory for each chain of elementwise operations; it needs a C++ compiler, and
+            some seconds the first time that a shape is met on this machine.
 
     Returns:
         uint8 [B,H,W,3] on the CPU.
@@ -409,13 +415,14 @@ def sample(
     device = device_of(model)
     training = model.training
     model.eval()
+    network = FastDenoiser(model, autocast) if autocast and not isinstance(model, FastDenoiser) else model
     images = []
     try:
         for start in range(0, len(condition), batch_size or len(condition)):
             part = condition[start : start + (batch_size or len(condition))].to(device)
             noise = noise_of(indices[start : start + len(part)], (height, width), seed).to(device)
-            velocity = model_velocity(model, part, guidance_scale, guidance_interval)
-            with torch.autocast(device.type, autocast) if autocast else nullcontext():
+            velocity = model_velocity(network, part, guidance_scale, guidance_interval)
+            with torch.autocast(device.type, autocast) if autocast else nullcontext(), compiled(compile):
                 x = solve(velocity, noise, grid, solver, callback)
             images.append(to_uint8(x).cpu())
     finally:

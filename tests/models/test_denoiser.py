@@ -20,7 +20,8 @@ from pixelwright.models.config import (
     UNetConfig,
 )
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.layers import conv3x3, double, patchify, rope_2d, rotate, unpatchify
+from pixelwright.models.fused import rotate
+from pixelwright.models.layers import conv3x3, double, patchify, rope_2d, unpatchify
 
 BACKBONE = PatchDiTConfig(hidden_size=16, depth=2, num_heads=2, patch_size=4, num_classes=3)
 DETAILERS = [UNetConfig((8, 12)), PiTConfig(1, 8, 16, 2), PiTConfig(1, 8, 16, 2, True), LinearConfig()]

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -311,3 +314,20 @@ def test_seed_changes_weights_and_order(tiny: Tiny) -> None:
     one, other = Trainer(tiny()), Trainer(dataclasses.replace(tiny(), seed=1))
     assert not torch.equal(one.parameters[0], other.parameters[0])
     assert not torch.equal(inputs_of(one).images, inputs_of(other).images)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone gives memory back at once")
+def test_freed_memory_is_used_again_without_asking_the_system() -> None:
+    """64 MiB that are taken, filled and freed again and again come from the system in the beginning only."""
+    script = """
+import resource, torch
+from pixelwright.training.device import keep_memory
+keep_memory()
+faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
+for _ in range(8):
+    torch.ones(1 << 24)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[3])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < (1 << 26) // 4096 / 10

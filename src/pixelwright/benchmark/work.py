@@ -26,11 +26,12 @@ from pixelwright.images import to_uint8
 from pixelwright.info import describe
 from pixelwright.models.config import DenoiserConfig, Recipe, UNetConfig
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.fast import FastDenoiser
+from pixelwright.models.fused import compiled
 from pixelwright.models.presets import preset
 from pixelwright.sampling import initial_noise, sample
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, Trainer
 from pixelwright.training.device import check_compiler, resolve_device
-from pixelwright.training.parallel import prepare, units
 from pixelwright.training.trainer import Inputs
 
 T = TypeVar("T")
@@ -163,9 +164,6 @@ def build(
         return _our_training(work) if side == OURS else _other_training(work, side, peer)
     device = resolve_device(work.device)
     model = _model(work, side, peer, weights).to(device).eval()
-    if side == OURS:
-        for unit in units(model):  # type: ignore[arg-type]
-            prepare(unit, recompute=False, compile=work.compile)
     make = _forward if work.kind == "forward" else _sampling
     return make(work, side, model, device)
 
@@ -199,13 +197,17 @@ def _inputs(work: Work, device: torch.device, classes: int = CLASSES) -> tuple[T
 
 def _forward(work: Work, side: str, model: nn.Module, device: torch.device) -> Side:
     x, t, _, labels = _inputs(work, device)
+    weights = model.state_dict()
+    if isinstance(model, PixelDenoiser) and work.autocast is not None:
+        model = FastDenoiser(model, work.autocast)
 
     @torch.no_grad()
     def run() -> Tensor:
-        with torch.autocast(device.type, work.autocast, enabled=work.autocast is not None):
+        chains = compiled(work.compile and side == OURS)
+        with torch.autocast(device.type, work.autocast, enabled=work.autocast is not None), chains:
             return model(x, t, labels)
 
-    return Side(run, run, weights=model.state_dict())
+    return Side(run, run, weights=weights)
 
 
 def _sampling(work: Work, side: str, model: nn.Module, device: torch.device) -> Side:
@@ -214,7 +216,7 @@ def _sampling(work: Work, side: str, model: nn.Module, device: torch.device) -> 
 
     def ours(work: Work = work) -> object:
         assert isinstance(model, PixelDenoiser)
-        return sample(model, labels, size=size, **work.sampler())
+        return sample(model, labels, size=size, compile=work.compile, **work.sampler())
 
     def other(work: Work = work) -> object:
         noise = initial_noise(size, len(labels), 0).to(device)

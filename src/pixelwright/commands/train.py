@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from pixelwright.commands.parsing import new_parser
 from pixelwright.training import Interrupted, TrainConfig, train
+from pixelwright.training.device import keep_memory
 
 DESCRIPTION = """Train a model as a YAML configuration says; single settings override it.
 
@@ -41,6 +42,7 @@ def config_of(options: Namespace) -> TrainConfig:
 
 def run(options: Namespace) -> int:
     """Train; 0 when the run is complete, 130 when it was interrupted (the trainer says how to go on)."""
+    keep_memory()
     try:
         train(config_of(options), resume=options.resume)
     except Interrupted:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import Condition, null_like
 from pixelwright.models.config import PatchDiTConfig
+from pixelwright.models.fused import Rope, gated_add, norm_modulate
 from pixelwright.models.layers import (
     Attention,
     ClassEmbedder,
@@ -17,8 +18,8 @@ from pixelwright.models.layers import (
     RMSNorm,
     SwiGLU,
     TimeEmbedder,
-    modulate,
     patchify,
+    rope_2d,
     zero_linear,
 )
 
@@ -34,8 +35,12 @@ class GlobalState(NamedTuple):
     """c = SiLU(t_emb + y_emb), or SiLU(t_emb) where the condition is text, [B, 1, D]."""
     grid: Grid
     """(rows, columns) of patches, rows · columns = L."""
+    rope: Rope
+    """Rotary tables of the patches for the heads of the backbone."""
     text: Tensor | None = None
     """Text tokens after n blocks, [B, L_text, D]; only the text-conditional blocks look at them."""
+    text_rope: Rope | None = None
+    """Rotary tables of the text tokens."""
     keys: Tensor | None = None
     """Which of [text; image] may be attended to, bool [B, 1, 1, L_text + L]; None for all."""
 
@@ -61,8 +66,10 @@ class DiTBlock(nn.Module):
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN(state.condition).chunk(
             6, -1
         )
-        x = x + gate_attn * self.attn(modulate(self.norm1(x), shift_attn, scale_attn), state.grid)
-        x = x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+        h = norm_modulate(x, self.norm1.weight, shift_attn, scale_attn)
+        x = gated_add(x, gate_attn, self.attn(h, state.rope))
+        h = norm_modulate(x, self.norm2.weight, shift_mlp, scale_mlp)
+        x = gated_add(x, gate_mlp, self.mlp(h))
         return state._replace(tokens=x)
 
 
@@ -76,6 +83,7 @@ class PatchDiT(nn.Module):
     def __init__(self, config: PatchDiTConfig) -> None:
         super().__init__()
         size = config.hidden_size
+        self.head_size = size // config.num_heads
         self.patch_size = config.patch_size
         self.patch_embedder = nn.Linear(3 * config.patch_size**2, size)
         self.time_embedder = TimeEmbedder(size)
@@ -96,7 +104,8 @@ class PatchDiT(nn.Module):
         tokens = self.patch_embedder(patchify(x, self.patch_size))  # [B, L, D]
         time = self.time_embedder(t)[:, None]  # [B, 1, D]
         label = self.class_embedder(labels)[:, None]  # [B, 1, D]
-        return GlobalState(tokens, time, F.silu(time + label), grid)
+        rope = rope_2d(grid, self.head_size, x.device)
+        return GlobalState(tokens, time, F.silu(time + label), grid, rope)
 
     def null_condition(self, labels: Condition) -> Condition:
         """The labels of the unconditional branch, [B]."""

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from pixelwright.models.backbones import GlobalState
 from pixelwright.models.config import DetailerConfig, LinearConfig, PiTConfig, UNetConfig
+from pixelwright.models.fused import Rope, gated_add, modulate, norm_modulate
 from pixelwright.models.layers import (
     Attention,
     RMSNorm,
     conv3x3,
     double,
-    modulate,
     patchify,
+    rope_2d,
     unpatchify,
     zero_linear,
 )
@@ -79,7 +80,7 @@ class UNet(nn.Module):
         h = F.silu(self.bottleneck(h))
         for up in self.up:
             h = up(h, skips.pop())
-        patches = self.out(h).reshape(x.shape[0], -1, 3 * p * p)  # [B, L, 3·P·P]
+        patches = self.out(h).reshape(x.shape[0], -1, 3 * p * p)  # [B·L, 3, P, P] -> [B, L, 3·P·P]
         return unpatchify(patches, state.grid, p)
 
 
@@ -144,17 +145,19 @@ class PiTBlock(nn.Module):
         """Every pixel's own modulation: [B, L, D] -> `chunks` of [B, L, P², D_pix]."""
         return self.adaLN(s_cond).unflatten(-1, (pixels, -1)).chunk(self.chunks, -1)
 
-    def attend(self, x: Tensor, state: GlobalState) -> Tensor:
+    def attend(self, x: Tensor, rope: Rope) -> Tensor:
         """Token compaction: attention over the L patches instead of the L·P² pixels."""
         tokens = self.compress(x.flatten(2))  # [B, L, P²·D_pix] -> [B, L, A]
-        return self.expand(self.attn(tokens, state.grid)).view_as(x)
+        return self.expand(self.attn(tokens, rope)).view_as(x)
 
-    def forward(self, x: Tensor, s_cond: Tensor, state: GlobalState) -> Tensor:
+    def forward(self, x: Tensor, s_cond: Tensor, rope: Rope) -> Tensor:
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(
             s_cond, x.shape[2]
         )
-        x = x + gate_attn * self.attend(modulate(self.norm1(x), shift_attn, scale_attn), state)
-        return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+        h = norm_modulate(x, self.norm1.weight, shift_attn, scale_attn)
+        x = gated_add(x, gate_attn, self.attend(h, rope))
+        h = norm_modulate(x, self.norm2.weight, shift_mlp, scale_mlp)
+        return gated_add(x, gate_mlp, self.mlp(h))
 
 
 class PostModPiTBlock(PiTBlock):
@@ -162,9 +165,9 @@ class PostModPiTBlock(PiTBlock):
 
     chunks = 4
 
-    def forward(self, x: Tensor, s_cond: Tensor, state: GlobalState) -> Tensor:
+    def forward(self, x: Tensor, s_cond: Tensor, rope: Rope) -> Tensor:
         scale1, shift1, scale2, shift2 = self.modulation(s_cond, x.shape[2])
-        x = x + modulate(self.attend(self.norm1(x), state), shift1, scale1)
+        x = x + modulate(self.attend(self.norm1(x), rope), shift1, scale1)
         return x + modulate(self.mlp(self.norm2(x)), shift2, scale2)
 
 
@@ -174,6 +177,7 @@ class PiT(nn.Module):
     def __init__(self, config: PiTConfig, hidden_size: int, patch_size: int) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.head_size = config.attention_size // config.num_heads
         self.pixel_embedder = nn.Linear(3, config.pixel_size)
         block = PostModPiTBlock if config.post_modulation else PiTBlock
         self.blocks = nn.ModuleList(block(config, hidden_size, patch_size) for _ in range(config.depth))
@@ -184,9 +188,9 @@ class PiT(nn.Module):
         height, width = x.shape[-2:]
         h = self.pixel_embedder(to_pixels(x, self.patch_size))  # [B, L, P², D_pix]
         h = h + pixel_positions(height, width, h.shape[-1], self.patch_size, x.device).to(h.dtype)
-        s_cond = state.s_cond
+        s_cond, rope = state.s_cond, rope_2d(state.grid, self.head_size, x.device)
         for block in self.blocks:
-            h = block(h, s_cond, state)
+            h = block(h, s_cond, rope)
         velocity = self.out(self.norm(h))  # [B, L, P², 3]
         return unpatchify(velocity.transpose(-1, -2).flatten(2), state.grid, self.patch_size)
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.models import fused
+from pixelwright.models.fused import Rope
+
 Grid = tuple[int, int]  # (rows, columns) of the patch grid
+
+SHORT = 512  # tokens up to which a CPU is faster with all scores of attention at once
 
 
 def patchify(x: Tensor, patch_size: int) -> Tensor:
@@ -27,21 +33,15 @@ def unpatchify(patches: Tensor, grid: Grid, patch_size: int) -> Tensor:
     return x.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, rows * p, columns * p)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN: x·(1 + scale) + shift (papers, section on the global block)."""
-    return x * (1 + scale) + shift
-
-
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis with a learned weight, eps 1e-6, computed in float32."""
+    """Root-mean-square norm over the last axis with a learned weight; see `rms_norm`."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.float()
-        return F.rms_norm(x.float(), weight.shape, weight, eps=1e-6).to(x.dtype)
+        return fused.norm(x, self.weight)
 
 
 class TimeEmbedder(nn.Module):
@@ -65,7 +65,8 @@ class TimeEmbedder(nn.Module):
         exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
         angle = t.float()[:, None] * torch.exp(-math.log(self.max_period) * exponent)  # [B, 128]
         waves = torch.cat((angle.cos(), angle.sin()), dim=-1)  # [B, 256]
-        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
+        first: Any = self.mlp[0]
+        return self.mlp(waves.to(first.weight.dtype))
 
 
 class ClassEmbedder(nn.Module):
@@ -81,7 +82,7 @@ class ClassEmbedder(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def rope_2d(grid: Grid, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rope_2d(grid: Grid, head_size: int, device: torch.device) -> Rope:
     """Cosines and sines of the 2-D rotary embedding, two [L, head_size/2] float32 tables.
 
     Positions run from 0 to 16 along each axis whatever the resolution; x and y frequencies alternate
@@ -98,19 +99,44 @@ def rope_2d(grid: Grid, head_size: int, device: torch.device) -> tuple[Tensor, T
 
 
 @lru_cache(maxsize=64)
-def rope_1d(length: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rope_1d(length: int, head_size: int, device: torch.device) -> Rope:
     """Cosines and sines for tokens in a row at positions 0, 1, 2, …, two [length, head_size/2] tables."""
     frequency = 10000.0 ** -(torch.arange(0, head_size, 2).float() / head_size)
     angle = torch.arange(length).float()[:, None] * frequency
     return angle.cos().to(device), angle.sin().to(device)
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn adjacent channel pairs of x [B, heads, L, d] by the angles of `rope`; float32 inside."""
-    cos, sin = rope
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # two of [B, heads, L, d/2]
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+def in_halves(x: Tensor, dim: int) -> Tensor:
+    """Channels 0, 2, 4, … of an axis, then 1, 3, 5, …: the pairs that turn together come apart."""
+    return x.unflatten(dim, (-1, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+
+def rotated_heads(
+    x: Tensor, qkv: nn.Module, q_norm: RMSNorm, k_norm: RMSNorm, rope: Rope
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normed and rotated queries and keys, and values: [B, L, D] -> three of [B, heads, L, d].
+
+    Adjacent channels are pairs. Queries, divided by √d, and keys leave in the order of `in_halves`, which
+    their products do not see; rows of the weights are moved for that instead of the far larger activations.
+    """
+    if not isinstance(qkv, nn.Linear):
+        return qkv(x, rope)  # prepared for sampling: `fast.Heads`
+    rows, q_weight, k_weight = head_weights(qkv, q_norm, k_norm)
+    return fused.heads(F.linear(x, rows), q_weight, k_weight, rope, len(q_weight) ** -0.5)
+
+
+def head_weights(qkv: nn.Linear, q_norm: RMSNorm, k_norm: RMSNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of the product and of the two norms, with queries and keys in the order of `in_halves`."""
+    rows = qkv.weight.unflatten(0, (3, -1, len(q_norm.weight)))  # [3, heads, d, D]
+    rows = torch.cat((in_halves(rows[:2], 2), rows[2:])).flatten(0, 2)
+    return rows, in_halves(q_norm.weight, 0), in_halves(k_norm.weight, 0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ) v, [B, heads, L, d]; a key where `mask` is false is not seen."""
+    if q.device.type != "cpu" or mask is not None or k.shape[2] > SHORT:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    return fused.softmax(q @ k.transpose(-1, -2)) @ v  # [B, heads, L, L] between
 
 
 class Attention(nn.Module):
@@ -118,24 +144,19 @@ class Attention(nn.Module):
 
     def __init__(self, size: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.head_size = size // num_heads
         self.qkv = nn.Linear(size, 3 * size, bias=False)
         self.q_norm = RMSNorm(self.head_size)
         self.k_norm = RMSNorm(self.head_size)
         self.proj = nn.Linear(size, size)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_size))  # [B, L, 3, heads, d]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # three of [B, heads, L, d]
-        rope = rope_2d(grid, self.head_size, x.device)
-        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
-        out = F.scaled_dot_product_attention(q, k, v)
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        out = attend(*rotated_heads(x, self.qkv, self.q_norm, self.k_norm, rope))
         return self.proj(out.transpose(1, 2).flatten(2))  # [B, L, heads*d]
 
 
 class SwiGLU(nn.Module):
-    """w2(SiLU(w1 x) · w3 x) without biases, hidden width int(2/3 · 4D)."""
+    """w2(SiLU(w1 x) · w3 x) without biases, hidden width int(2/3 · 4D); w1 and w3 in one product."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -145,7 +166,7 @@ class SwiGLU(nn.Module):
         self.w2 = nn.Linear(hidden, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(fused.silu_product(F.linear(x, torch.cat((self.w1.weight, self.w3.weight)))))
 
 
 def conv3x3(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -156,12 +177,16 @@ def conv3x3(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """
     if x.shape[-2:] != (2, 2):
         return conv(x)
+    out = F.linear(pixel_rows(x).flatten(1), *dense3x3(conv))  # [N, 4·C] -> [N, 4·O]
+    return out.unflatten(-1, (2, 2, -1)).permute(0, 3, 1, 2)  # [N, O, 2, 2], channels_last
+
+
+def dense3x3(conv: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
+    """Weight [4·O, 4·C] and bias [4·O] of a 3×3 convolution of 2×2 pixels as a product."""
     w = conv.weight  # [O, C, 3, 3]; output pixel (i, j) meets input pixel (k, l) through tap (k-i+1, l-j+1)
     dense = torch.stack([w[:, :, 1 - i : 3 - i, 1 - j : 3 - j] for i in (0, 1) for j in (0, 1)])
     dense = dense.permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1)  # [4, O, C, 2, 2] -> [4·O, 4·C]
-    bias = None if conv.bias is None else conv.bias.repeat(4)
-    out = F.linear(x.permute(0, 2, 3, 1).flatten(1), dense, bias)  # [N, 4·C] -> [N, 4·O]
-    return out.unflatten(-1, (2, 2, -1)).permute(0, 3, 1, 2)  # [N, O, 2, 2], channels_last
+    return dense, None if conv.bias is None else conv.bias.repeat(4)
 
 
 def double(x: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
@@ -169,13 +194,18 @@ def double(x: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
 
     x [N,C,h,w] in channels_last -> [N,O,2h,2w] in channels_last.
     """
-    n, c, h, w = x.shape
-    weight = conv.weight.permute(0, 2, 3, 1)  # [C, 2, 2, O]
-    pixels = x.permute(0, 2, 3, 1).reshape(-1, c) @ weight.reshape(c, -1)  # [N·h·w, 4·O]
-    out = pixels.view(n, h, w, 2, 2, -1).transpose(2, 3)  # [N, h, 2, w, 2, O]
-    if conv.bias is not None:
-        out = out + conv.bias
-    return out.reshape(n, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
+    return fused.spread(F.linear(pixel_rows(x), *dense_double(conv)))
+
+
+def dense_double(conv: nn.ConvTranspose2d) -> tuple[Tensor, Tensor | None]:
+    """Weight [4·O, C] and bias [4·O] of a 2×2 transposed convolution of stride 2 as a product."""
+    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [C, O, 2, 2] -> [4·O, C]
+    return weight, None if conv.bias is None else conv.bias.repeat(4)
+
+
+def pixel_rows(x: Tensor) -> Tensor:
+    """[N,C,h,w] in channels_last -> [N,h,w,C] without a copy."""
+    return x.permute(0, 2, 3, 1)
 
 
 def zero_linear(in_features: int, out_features: int) -> nn.Linear:

@@ -13,15 +13,16 @@ from pixelwright.errors import UserError
 from pixelwright.models.backbones import GlobalState
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import MMDiTConfig
+from pixelwright.models.fused import Rope, gated_add, norm_modulate
 from pixelwright.models.layers import (
     RMSNorm,
     SwiGLU,
     TimeEmbedder,
-    modulate,
+    attend,
     patchify,
     rope_1d,
     rope_2d,
-    rotate,
+    rotated_heads,
     zero_linear,
 )
 
@@ -46,29 +47,26 @@ class Stream(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads, self.head_size = num_heads, hidden_size // num_heads
+        head_size = hidden_size // num_heads
         self.norm1 = RMSNorm(hidden_size)
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.q_norm = RMSNorm(self.head_size)
-        self.k_norm = RMSNorm(self.head_size)
+        self.q_norm = RMSNorm(head_size)
+        self.k_norm = RMSNorm(head_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
         self.norm2 = RMSNorm(hidden_size)
         self.mlp = SwiGLU(hidden_size)
         self.adaLN = zero_linear(hidden_size, 6 * hidden_size)
 
-    def heads(
-        self, x: Tensor, shift: Tensor, scale: Tensor, rope: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor, shift: Tensor, scale: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries, rotated keys, and values: [B, L, D] -> three of [B, heads, L, d]."""
-        qkv = self.qkv(modulate(self.norm1(x), shift, scale)).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, L, 3, heads, d] -> three of [B, heads, L, d]
-        return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
+        x = norm_modulate(x, self.norm1.weight, shift, scale)
+        return rotated_heads(x, self.qkv, self.q_norm, self.k_norm, rope)
 
     def finish(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
         """The rest of the block after attention, which is [B, heads, L, d]."""
         gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
-        x = x + gate_attn * self.proj(attended.transpose(1, 2).flatten(2))  # [B, L, heads·d]
-        return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+        x = gated_add(x, gate_attn, self.proj(attended.transpose(1, 2).flatten(2)))  # [B, L, heads·d]
+        return gated_add(x, gate_mlp, self.mlp(norm_modulate(x, self.norm2.weight, shift_mlp, scale_mlp)))
 
 
 class MMDiTBlock(nn.Module):
@@ -88,18 +86,15 @@ class MMDiTBlock(nn.Module):
                 unused.requires_grad_(False)
 
     def forward(self, state: GlobalState) -> GlobalState:
-        assert state.text is not None
-        image, text = state.tokens, state.text
-        length, head_size, device = text.shape[1], self.image.head_size, image.device
+        assert state.text is not None and state.text_rope is not None
+        image, text, length = state.tokens, state.text, state.text.shape[1]
         shift_image, scale_image, *rest_image = self.image.adaLN(state.condition).chunk(6, -1)
         shift_text, scale_text, *rest_text = self.text.adaLN(state.condition).chunk(6, -1)
-        rope = rope_2d(state.grid, head_size, device)
-        q_image, k_image, v_image = self.image.heads(image, shift_image, scale_image, rope)
-        rope = rope_1d(length, head_size, device)
-        q_text, k_text, v_text = self.text.heads(text, shift_text, scale_text, rope)
+        q_image, k_image, v_image = self.image.heads(image, shift_image, scale_image, state.rope)
+        q_text, k_text, v_text = self.text.heads(text, shift_text, scale_text, state.text_rope)
         q = q_image if self.last else torch.cat((q_text, q_image), dim=2)  # [B, heads, L_text + L, d]
         k, v = torch.cat((k_text, k_image), dim=2), torch.cat((v_text, v_image), dim=2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=state.keys)
+        out = attend(q, k, v, state.keys)
         if not self.last:
             text = self.text.finish(text, out[:, :, :length], tuple(rest_text))
             out = out[:, :, length:]
@@ -139,7 +134,15 @@ class MMDiT(nn.Module):
         keys = None
         if self.config.mask_padding and text.mask is not None:
             keys = F.pad(text.mask, (0, tokens.shape[1]), value=True)[:, None, None]  # [B, 1, 1, L_text + L]
-        return GlobalState(tokens, time, F.silu(time), grid, self.text_embedder(text.features), keys)
+        features, head_size = (
+            self.text_embedder(text.features),
+            self.config.hidden_size // self.config.num_heads,
+        )
+        ropes = (
+            rope_2d(grid, head_size, x.device),
+            rope_1d(features.shape[1], head_size, x.device),
+        )
+        return GlobalState(tokens, time, F.silu(time), grid, ropes[0], features, ropes[1], keys)
 
     def null_condition(self, condition: Condition) -> Condition:
         """The captions of the unconditional branch."""

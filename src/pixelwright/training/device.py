@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 
 import torch
 
 from pixelwright.errors import UserError
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of malloc.h
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -50,3 +54,18 @@ def check_compiler() -> None:
         raise UserError(
             f"compile is true, but there is no {where}: install a C++ compiler or leave compile out"
         )
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory it frees, so that the next step or pass finds it where it was.
+
+    By default glibc returns large blocks to the system, which hands them out again page by page: a quarter of
+    a small model's step. Without effect on another C library. Memory in use is not changed, but it does not
+    shrink before the process ends.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20)):
+            mallopt(option, value)

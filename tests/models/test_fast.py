@@ -1,0 +1,114 @@
+"""The model that is made ready for sampling equals the one it is made of."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+
+from pixelwright.models import fused
+from pixelwright.models.conditions import Condition, TextCondition
+from pixelwright.models.config import (
+    DenoiserConfig,
+    LinearConfig,
+    MMDiTConfig,
+    PatchDiTConfig,
+    PiTConfig,
+    Placement,
+    UNetConfig,
+)
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.fast import FastDenoiser
+from pixelwright.sampling import sample
+from tests.recordings import difference
+
+CLASSES = PatchDiTConfig(hidden_size=24, depth=2, num_heads=2, patch_size=8, num_classes=3)
+TEXT = MMDiTConfig(24, 2, 2, 8, text_size=16, text_length=5)
+DETAILERS = [
+    UNetConfig((8, 12, 16)),
+    UNetConfig((8,)),
+    PiTConfig(1, 8, 16, 2),
+    PiTConfig(1, 8, 16, 2, True),
+    LinearConfig(),
+]
+CONFIGS = [
+    *(DenoiserConfig(CLASSES, detailer, placement=p) for detailer in DETAILERS for p in get_args(Placement)),
+    *(DenoiserConfig(TEXT, detailer) for detailer in DETAILERS[1:3]),
+]
+
+
+def network(config: DenoiserConfig) -> PixelDenoiser:
+    """A model in which no weight is zero, of sizes that keep activations near 1."""
+    torch.manual_seed(0)
+    model = PixelDenoiser(config).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+def inputs(config: DenoiserConfig) -> tuple[torch.Tensor, torch.Tensor, Condition]:
+    g = torch.Generator().manual_seed(1)
+    x, t = torch.randn(3, 3, 16, 24, generator=g), torch.rand(3, generator=g)
+    if config.takes_text:
+        return (
+            x,
+            t,
+            TextCondition(
+                torch.randn(3, 5, 16, generator=g), torch.arange(5) < torch.tensor([[5], [2], [3]])
+            ),
+        )
+    return x, t, torch.arange(3)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.detailer}, {c.placement}, {c.takes_text}")
+@torch.no_grad()
+def test_it_equals_the_model(config: DenoiserConfig) -> None:
+    """To rounding in float32; in bfloat16 its error is at most twice that of autocast."""
+    model = network(config)
+    before = {key: (value.data_ptr(), value.clone()) for key, value in model.state_dict().items()}
+    exact = model(*inputs(config))
+    assert difference(FastDenoiser(model, torch.float32)(*inputs(config)), exact) < 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        errors = [
+            (each(*inputs(config)) - exact).norm() for each in (model, FastDenoiser(model, torch.bfloat16))
+        ]
+    assert errors[1] <= 2 * errors[0]
+    for key, value in model.state_dict().items():  # the model is untouched
+        assert value.data_ptr() == before[key][0] and torch.equal(value, before[key][1])
+
+
+@torch.no_grad()
+def test_an_image_does_not_depend_on_its_batch_in_bfloat16() -> None:
+    for config in (CONFIGS[0], DenoiserConfig(CLASSES, DETAILERS[2])):
+        model = FastDenoiser(network(config), torch.bfloat16)
+        x, t, y = inputs(config)
+        with torch.autocast("cpu", torch.bfloat16):
+            together, alone = (
+                model(x, t, y),
+                torch.cat([model(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(3)]),
+            )
+        assert difference(together, alone) < 1e-2
+
+
+def test_samples_follow_the_weights_of_the_model() -> None:
+    """What is prepared for one call is not used in the next one, and a prepared model may be given."""
+    model = network(DenoiserConfig(CLASSES, DETAILERS[2], image_size=(16, 16)))
+    first = sample(model, [0, 1], steps=3, autocast=torch.bfloat16)
+    assert torch.equal(
+        sample(FastDenoiser(model, torch.bfloat16), [0, 1], steps=3, autocast=torch.bfloat16), first
+    )
+    with torch.no_grad():
+        model.detailer.out.weight.mul_(-1)
+    assert not torch.equal(sample(model, [0, 1], steps=3, autocast=torch.bfloat16), first)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@torch.no_grad()
+def test_compiled_chains_equal_eager_ones() -> None:
+    for config in (CONFIGS[0], DenoiserConfig(CLASSES, DETAILERS[2]), CONFIGS[-1]):
+        model = FastDenoiser(network(config), torch.float32)
+        with fused.compiled():
+            compiled = model(*inputs(config))
+        assert difference(compiled, model(*inputs(config))) < 1e-5
