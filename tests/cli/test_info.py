@@ -116,7 +116,8 @@ def test_peak_memory_counts_what_is_alive_at_one_time() -> None:
 
 def test_memory_grows_with_the_batch_and_training_needs_more() -> None:
     config = preset("dit-ti-4", **TINY)
-    one, two, four = (describe(config, batch_size=n) for n in (1, 2, 4))
+    # At batch 1 a weight that is made ready for its product outweighs the activations.
+    one, two, four = (describe(config, batch_size=n) for n in (8, 16, 32))
     weights = 4 * one.parameters
     assert four.sampling_bytes - two.sampling_bytes == 2 * (two.sampling_bytes - one.sampling_bytes) > 0
     assert four.training_bytes > two.training_bytes > one.training_bytes > 5 * weights
