@@ -3,10 +3,10 @@
     python benchmarks/evaluation_memory.py OUT                          # 50,000 images of 256x256; an hour
     python benchmarks/evaluation_memory.py OUT --count 500 --size 64    # a minute
 
-The model is a stand-in with random weights and one step. The features are a stand-in as well, random
-projections of the pixels, but as many as those of the Inception network: 2048, 2023 spatial ones and 1008
-classes. Writes OUT/result.json, prints it, removes the images; ends with an error if the peak of the process
-is above --limit GiB.
+What a model would draw is a stand-in, coloured noise by index, enlarged. The features are a stand-in as well,
+random projections of the pixels, but as many as those of the Inception network: 2048, 2023 spatial ones and
+1008 classes. Writes OUT/result.json, prints it, removes the images; ends with an error if the peak of the
+process is above --limit GiB.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import pixelwright as pw
+from pixelwright.evaluation import generate
 from pixelwright.evaluation.building import build_reference
 from pixelwright.evaluation.evaluate import FORMS, Judge, Subject
 from pixelwright.evaluation.extractors import Activations, ExtractorInfo
 from pixelwright.evaluation.generate import Generation, checksum
 from pixelwright.evaluation.images import open_images
 from pixelwright.evaluation.reference import read_reference
+from pixelwright.images import to_uint8
 from pixelwright.sampling import balanced_labels
+from pixelwright.streams import normal
 from pixelwright.training.config import ParallelConfig
 from pixelwright.training.parallel import Layout
 
@@ -54,6 +57,13 @@ class StandIn:
         return Activations(features.relu(), spatial.relu(), logits.softmax(1))
 
 
+def draw(model: object, generation: Generation, labels: Tensor, batch: int, callback: object) -> Tensor:
+    """In place of a model: noise of 16x16 that depends on seed and index, enlarged; uint8 [b,H,W,3]."""
+    height, width = generation.size
+    small = torch.stack([normal((3, 16, 16), generation.seed, i) for i in generation.indices(batch)])
+    return to_uint8(F.interpolate(small / 2, (height, width)))
+
+
 def peak() -> float:
     """The largest resident memory of this process so far, in GiB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30, 2)
@@ -70,8 +80,7 @@ def main() -> None:
     torch.manual_seed(0)
     size = (options.size, options.size)
     model = pw.create("dit-n-8", patch_size=16, hidden_size=16, depth=1, num_heads=1, image_size=size)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
+    generate.draw = draw
     pw.save(model, options.out / "model")
     layout = Layout(ParallelConfig(), torch.device("cpu"))
     result = {"count": options.count, "size": options.size, "threads": torch.get_num_threads()}

@@ -218,7 +218,25 @@ def sample(**changes: str | list[str]) -> list[str]:
     return words
 
 
+EVALUATE = ["evaluate", "model", "--reference", "nowhere.npz", "--out", "out"]
 CASES = [
+    # evaluating
+    Case("evaluating a model without --out", EVALUATE[:4], "--out"),
+    Case("evaluating a model into a file", [*EVALUATE[:4], "--out", "config.yaml"], "config.yaml"),
+    Case("reference of a model missing", EVALUATE, "nowhere.npz"),
+    Case("no samples", [*EVALUATE, "--num-samples", "0"], "num_samples is 0"),
+    Case("evaluated label too high", [*EVALUATE, "--labels", "4"], "label 4"),
+    Case("swept setting unknown", [*EVALUATE, "--sweep", "guidance=1:2:1"], "guidance_scale"),
+    Case("sweep backwards", [*EVALUATE, "--sweep", "guidance_scale=3:1:1"], "LOW:HIGH:STEP"),
+    Case("images kept without a sweep", [*EVALUATE, "--keep-images"], "--sweep"),
+    Case("seed of images", ["evaluate", "texts", "--reference", "r.npz", "--seed", "3"], "--seed"),
+    Case("published result unknown", ["reproduce", "pixeldit-xl"], "pixeldit-xl-epoch320"),
+    Case(
+        "published weights missing",
+        ["reproduce", "pixeldit-xl-epoch320"],
+        "reproduce/imagenet256_pixeldit_xl_epoch320.ckpt is not there: get it",
+    ),
+    Case("evaluations to compare without --out", ["report", "one", "two"], "--out"),
     # the command line itself
     Case("unknown command", ["trian"], '"train"'),
     Case("unknown option before the command", ["--colour", "info"], "--colour"),
@@ -460,9 +478,11 @@ CASES = [
     Case("tensor of another shape", SAMPLE, "[3, 5]", weights(reshape_first)),
     Case("tensor of integers", SAMPLE, "int64", weights(integers_first)),
     # evaluation
-    Case("no reference", ["evaluate", "model", "--reference", "nowhere.npz"], "nowhere.npz"),
-    Case("reference of nothing", ["evaluate", "model", "--reference", "r.npz"], "other", npz(other=[1.0])),
-    Case("reference a text", ["evaluate", "model", "--reference", "r.npz"], "r.npz", text("r.npz", "hello")),
+    Case("no reference", ["evaluate", "samples", "--reference", "nowhere.npz"], "nowhere.npz"),
+    Case("reference of nothing", ["evaluate", "samples", "--reference", "r.npz"], "other", npz(other=[1.0])),
+    Case(
+        "reference a text", ["evaluate", "samples", "--reference", "r.npz"], "r.npz", text("r.npz", "hello")
+    ),
     Case("features unknown", [*REFERENCE, "--features", "incepton"], '"inception"'),
     Case("features nowhere", [*REFERENCE, "--features", "inception:nowhere.pt"], "nowhere.pt"),
     Case("features of a model", [*REFERENCE, "--features", "model"], "config.json"),

@@ -80,6 +80,20 @@ def test_a_sweep_takes_over_what_is_done(
     assert evaluate("sweep", *axes, "--seed", "9") == 2
 
 
+def test_one_page_of_several_evaluations(
+    evaluate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in ("1", "2"):
+        assert evaluate(f"seed-{seed}", "--seed", seed, "--name", f"seed-{seed}") == 0
+    folders, page = [str(tmp_path / "seed-1"), str(tmp_path / "seed-2")], tmp_path / "all.html"
+    assert main(["report", *folders, "--out", str(page)]) == 0
+    text = page.read_text()
+    assert "not comparable" not in text and "<td>seed-1</td>" in text and "<td>seed-2</td>" in text
+    assert text.count("<figure>") == len(read_report(tmp_path / "seed-1").metrics)
+    assert main(["report", *folders]) == 2
+    assert "--out FILE.html" in capsys.readouterr().err
+
+
 # --- the plan of a sweep -----------------------------------------------------------------------------------
 def test_axes() -> None:
     assert sweep.parse_axis("guidance_scale=1:4:0.25") == ("guidance_scale", [1 + i / 4 for i in range(13)])

@@ -118,17 +118,14 @@ def page(title: str, reports: Sequence[Report]) -> Page:
     )
     if differences := incomparable(reports):
         made.box("bad", "These numbers are not comparable", differences)
-    made.figures(
-        [
-            (
-                _trade(reports, other),
-                f"{distance} against {reports[0].title(other)}; at the points: {_along(reports)}",
-            )
-            for other in names[1:]
-        ],
-        kind="chart",
-    )
-    made.figures([(_over_scale(reports), f"{distance} over {_along(reports)}")], kind="chart")
+    against = [
+        (
+            _trade(reports, other),
+            f"{distance} against {reports[0].title(other)}; at the points: {_along(reports)}",
+        )
+        for other in names[1:]
+    ]
+    made.figures([*against, (_over_first(reports), f"{distance} over {_along(reports)}")], kind="chart")
     made.heading("All points")
     made.table(("", *map(reports[0].title, names), "images"), comparison_rows(reports, names))
     return made
@@ -165,7 +162,7 @@ def _trade(reports: Sequence[Report], other: str) -> str:
     return scatter_chart(series, reports[0].title(other), reports[0].title("fid"), labels)
 
 
-def _over_scale(reports: Sequence[Report]) -> str:
+def _over_first(reports: Sequence[Report]) -> str:
     series = {}
     for line, points in _lines(reports).items():
         numbers = [_number(text) for text, _ in points]

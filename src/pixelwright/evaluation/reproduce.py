@@ -1,0 +1,133 @@
+"""Published figures: with which files and settings they were measured, and how near is near enough.
+
+Sources: PixelDiT (arXiv 2511.20645, v2) and DiP (arXiv 2511.18822, v3), ADM's protocol with 50,000 images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pixelwright.errors import UserError, nearest
+from pixelwright.hub.recipes import RECIPES
+from pixelwright.models.config import Recipe
+
+SAMPLES = 50_000
+TOLERANCES = {"fid": 0.05, "sfid": 0.1, "inception_score": 5.0, "precision": 0.01, "recall": 0.01}
+"""Our judgement, not the papers': a few times what another seed changes at 50,000 images."""
+REFERENCES = {256: "VIRTUAL_imagenet256_labeled.npz", 512: "VIRTUAL_imagenet512.npz"}
+"""ADM's reference files by image size."""
+INCEPTION = "inception-2015-12-05.pt"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A published result."""
+
+    recipe: Recipe
+    weights: str
+    """The file of the weights."""
+    origin: str
+    """Who published them."""
+    expected: Mapping[str, float]
+    """By the names of `measure.METRICS`."""
+    size: int = 256
+    reference: str | None = None
+    """The file to compare with; None: ADM's for the size."""
+    features: str = f"inception:{INCEPTION}"
+    """KIND:FILE of the extractor."""
+    num_samples: int = SAMPLES
+    tolerances: Mapping[str, float] = field(default_factory=lambda: TOLERANCES)
+
+    @property
+    def reference_file(self) -> str:
+        return self.reference or REFERENCES[self.size]
+
+
+def _pixeldit(name: str, file: str, fid: float, size: int = 256) -> Target:
+    return Target(RECIPES[name], file, "NVIDIA, with PixelDiT (arXiv 2511.20645)", {"fid": fid}, size)
+
+
+def _dip(epochs: int, steps: int, *figures: float) -> Target:
+    names = ("fid", "sfid", "inception_score", "precision", "recall")
+    recipe = replace(RECIPES["dip-imagenet256"], steps=steps)
+    origin = "the authors of DiP (arXiv 2511.18822)"
+    return Target(recipe, f"dip-xl-16-epoch{epochs}.ckpt", origin, dict(zip(names, figures, strict=True)))
+
+
+TARGETS: dict[str, Target] = {
+    "pixeldit-xl-epoch80": _pixeldit("pixeldit-xl-epoch80", "imagenet256_pixeldit_xl_epoch80.ckpt", 2.36),
+    "pixeldit-xl-epoch160": _pixeldit("pixeldit-xl-epoch160", "imagenet256_pixeldit_xl_epoch160.ckpt", 1.97),
+    "pixeldit-xl-epoch320": _pixeldit("pixeldit-xl-epoch320", "imagenet256_pixeldit_xl_epoch320.ckpt", 1.61),
+    "pixeldit-xl-512": _pixeldit("pixeldit-xl-512", "imagenet512_pixeldit_xl.ckpt", 1.81, 512),
+    "dip-xl-epoch160": _dip(160, 100, 2.16, 4.79, 276.8, 0.82, 0.61),
+    "dip-xl-epoch320": _dip(320, 75, 1.98, 4.57, 282.9, 0.80, 0.62),
+    "dip-xl-epoch600": _dip(600, 100, 1.79, 4.59, 281.9, 0.80, 0.63),
+}
+"""By the name that `pixelwright reproduce` takes."""
+
+
+def target(name: str) -> Target:
+    """The target of a name. Raises UserError for an unknown one."""
+    if name not in TARGETS:
+        raise UserError(f'no published result is called "{name}"{nearest(name, TARGETS)}')
+    return TARGETS[name]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What has to be there before anything can be reproduced."""
+
+    weights: str
+    reference: str
+    features: str
+
+
+def find_files(wanted: Target, folder: Path, given: Mapping[str, str | None]) -> Files:
+    """The three files: those that are `given`, the others in `folder`.
+
+    Raises:
+        UserError: saying which file is missing, where it comes from and where to put it.
+    """
+    kind, _, file = wanted.features.partition(":")
+    names = {"weights": wanted.weights, "reference": wanted.reference_file, "features": file}
+    origins = {
+        "weights": f"published by {wanted.origin}",
+        "reference": "from the reference batches of ADM (github.com/openai/guided-diffusion, evaluations)",
+        "features": "the Inception network of 2015 as TorchScript, which StyleGAN3 and EDM distribute",
+    }
+    found: dict[str, Any] = {}
+    for what, name in names.items():
+        if (path := given.get(what)) is not None:
+            found[what] = path
+            continue
+        if not (folder / name).exists():
+            raise UserError(
+                f"{folder / name} is not there: get it ({origins[what]}) and put it there, or give --{what}"
+            )
+        found[what] = f"{kind}:{folder / name}" if what == "features" else str(folder / name)
+    return Files(**found)
+
+
+HEADER = ("metric", "expected", "measured", "difference", "tolerance", "")
+
+
+def rows(wanted: Target, measured: Mapping[str, float]) -> list[tuple[Any, ...]]:
+    """Expected, measured, difference, tolerance, verdict of each published figure."""
+    found: list[tuple[Any, ...]] = []
+    for name, expected in wanted.expected.items():
+        tolerance = wanted.tolerances[name]
+        if name not in measured:
+            found.append((name, expected, "not measured", "", tolerance, "missing"))
+            continue
+        difference = measured[name] - expected
+        verdict = "as published" if abs(difference) <= tolerance else "differs"
+        found.append((name, expected, measured[name], difference, tolerance, verdict))
+    return found
+
+
+def reproduced(wanted: Target, measured: Mapping[str, float]) -> bool:
+    """Whether every published figure was met."""
+    return all(row[-1] == "as published" for row in rows(wanted, measured))
