@@ -201,7 +201,9 @@ def collect(
             progress(len(batch.images))
     if shape is None:
         raise UserError("there is no image to measure")
-    features, spatial, probabilities = (_joined(list(part)) for part in zip(*found, strict=True))
+    columns = [list(part) for part in zip(*found, strict=True)]
+    found.clear()  # so that joining a column needs no more than this column twice
+    features, spatial, probabilities = map(_joined, columns)
     assert features is not None
     activations = Activations(features, spatial, probabilities)
     return Collected(activations, _joined(labels), torch.cat(numbers), digest.state, (shape[0], shape[1]))

@@ -162,7 +162,7 @@ def _share(flags: Tensor) -> Estimate:
     return Estimate(share, math.sqrt(share * (1 - share) / len(flags)))
 
 
-def precision_recall(reference: Tensor, samples: Tensor, k: int = NEIGHBOURS, chunk: int = 2048) -> Coverage:
+def precision_recall(reference: Tensor, samples: Tensor, k: int = NEIGHBOURS, chunk: int = 256) -> Coverage:
     """Which samples [N,D] are within the reference [M,D], and which of the reference within the samples.
 
     A set's manifold is the union of balls around its members, each as wide as the distance to the member's
@@ -172,7 +172,7 @@ def precision_recall(reference: Tensor, samples: Tensor, k: int = NEIGHBOURS, ch
     for what, rows in (("reference", reference), ("samples", samples)):
         _enough(rows, k + 1, f"precision and recall (the {what})")
     centre = reference.double().mean(0)  # distances keep more digits near the origin
-    real, drawn = reference.double() - centre, samples.double() - centre
+    real, drawn = (rows.to(torch.float64, copy=True).sub_(centre) for rows in (reference, samples))
     real_radii, drawn_radii = (_radii(rows, k, chunk) for rows in (real, drawn))
     realistic, covered = [], torch.zeros(len(real), dtype=torch.bool)
     for part, radii in zip(drawn.split(chunk), drawn_radii.split(chunk), strict=True):

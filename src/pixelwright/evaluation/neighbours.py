@@ -52,7 +52,7 @@ def memorisation(
     `numbers` [N] and `reference_numbers` [M] name the images in the result. Memory grows with chunk · M.
     """
     centre = reference.double().mean(0)  # distances keep more digits near the origin
-    drawn, real = samples.double() - centre, reference.double() - centre
+    drawn, real = (rows.to(torch.float64, copy=True).sub_(centre) for rows in (samples, reference))
     own = torch.cat([_to_others(real, start, chunk) for start in range(0, len(real), chunk)])  # [M]
     distances, indices = map(
         torch.cat, zip(*(_nearest(part, real) for part in drawn.split(chunk)), strict=True)
