@@ -141,6 +141,8 @@ def test_the_published_settings() -> None:
         "pixeldit-xl-epoch320": ("ab2-fixed", 100, 2.75, (0.1, 0.9), 1.0),
         "pixeldit-xl-512": ("ab2-fixed", 100, 3.5, (0.1, 1.0), 2.0),
         "dip-imagenet256": ("euler", 100, 2.9, (0.11, 0.97), 1.0),
+        "pixeldit-t2i-1024": ("dpmpp-2m", 30, 3.0, (0.0, 1.0), 4.0),
+        "pixeldit-t2i-512": ("dpmpp-2m", 30, 3.0, (0.0, 1.0), 3.0),
     }
     assert {r.solver for r in pw.hub.RECIPES.values()} <= set(pw.sampling.SOLVERS)
 
