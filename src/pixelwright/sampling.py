@@ -415,14 +415,17 @@ def sample(
     device = device_of(model)
     training = model.training
     model.eval()
-    network = FastDenoiser(model, autocast) if autocast and not isinstance(model, FastDenoiser) else model
+    network = model
+    if autocast and not isinstance(model, FastDenoiser):
+        network = FastDenoiser(model, autocast, compile_blocks=compile and device.type != "cpu")
     images = []
     try:
         for start in range(0, len(condition), batch_size or len(condition)):
             part = condition[start : start + (batch_size or len(condition))].to(device)
             noise = noise_of(indices[start : start + len(part)], (height, width), seed).to(device)
             velocity = model_velocity(network, part, guidance_scale, guidance_interval)
-            with torch.autocast(device.type, autocast) if autocast else nullcontext(), compiled(compile):
+            cast = torch.autocast(device.type, autocast) if autocast else nullcontext()
+            with cast, compiled(compile and device.type == "cpu"):
                 x = solve(velocity, noise, grid, solver, callback)
             images.append(to_uint8(x).cpu())
     finally:

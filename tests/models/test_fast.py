@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from pixelwright.models import fused
+from pixelwright.models import fast, fused
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import (
     DenoiserConfig,
@@ -76,6 +76,17 @@ def test_it_equals_the_model(config: DenoiserConfig) -> None:
     assert errors[1] <= 2 * errors[0]
     for key, value in model.state_dict().items():  # the model is untouched
         assert value.data_ptr() == before[key][0] and torch.equal(value, before[key][1])
+
+
+@torch.no_grad()
+def test_patches_in_slices_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """18 patches, five at a time; no patch knows of another in a U-Net."""
+    model = network(CONFIGS[0])
+    whole = FastDenoiser(model, torch.float32)
+    monkeypatch.setattr(fast, "AT_ONCE", 5)
+    sliced = FastDenoiser(model, torch.float32)
+    assert sliced.detailer.at_once == 5
+    assert difference(sliced(*inputs(CONFIGS[0])), whole(*inputs(CONFIGS[0]))) < 1e-6
 
 
 @torch.no_grad()

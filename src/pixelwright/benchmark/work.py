@@ -199,11 +199,11 @@ def _forward(work: Work, side: str, model: nn.Module, device: torch.device) -> S
     x, t, _, labels = _inputs(work, device)
     weights = model.state_dict()
     if isinstance(model, PixelDenoiser) and work.autocast is not None:
-        model = FastDenoiser(model, work.autocast)
+        model = FastDenoiser(model, work.autocast, work.compile and device.type != "cpu")
 
     @torch.no_grad()
     def run() -> Tensor:
-        chains = compiled(work.compile and side == OURS)
+        chains = compiled(work.compile and side == OURS and device.type == "cpu")
         with torch.autocast(device.type, work.autocast, enabled=work.autocast is not None), chains:
             return model(x, t, labels)
 

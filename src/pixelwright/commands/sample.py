@@ -122,7 +122,7 @@ def run(options: Namespace) -> None:
     model = pw.load(options.model).to(device)
     dtype = resolve_precision(options.precision, device)
     if dtype is not None:
-        model = FastDenoiser(model, dtype)
+        model = FastDenoiser(model, dtype, compile_blocks=options.compile and device.type != "cpu")
     print(sampler.in_words(settings, options, recipe))
     starts = range(0, len(condition), options.batch_size)
     shown: list[Tensor] = []

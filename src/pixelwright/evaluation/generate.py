@@ -28,6 +28,7 @@ from pixelwright.files import write_text
 from pixelwright.hub.checkpoint import open_checkpoint
 from pixelwright.hub.convert import sha256
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.fast import FastDenoiser
 
 if TYPE_CHECKING:  # the training room draws with this one
     from pixelwright.training.parallel import Layout
@@ -125,6 +126,8 @@ def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: 
     wanted = recipe(generation, labels)
     if layout.first(lambda: _claim(out, store, wanted)):
         return out
+    if generation.precision == "bf16":
+        model = FastDenoiser(model, torch.bfloat16)  # once for all batches
     progress = _Progress(store.work, layout.rank)
     done = layout.first(progress.gather)
     left = [k for k in range(generation.batches) if k not in done]

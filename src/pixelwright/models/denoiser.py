@@ -84,6 +84,11 @@ class PixelDenoiser(nn.Module):
         velocity = to_velocity(output, x, t, self.config.prediction)
         return velocity if tapped is None else (velocity, tapped)
 
+    def units(self) -> list[nn.Module]:
+        """What is compiled, recomputed and sharded as one: blocks, and detailers that have none."""
+        stages = [stage for stage in (self.backbone, self.middle, self.detailer) if stage is not None]
+        return [unit for stage in stages for unit in getattr(stage, "blocks", [stage])]
+
     def _check(self, x: Tensor, tap: int | None) -> None:
         if x.ndim != 4 or x.shape[1] != 3:
             raise UserError(f"x has the shape {list(x.shape)}; expected [batch, 3, height, width]")

@@ -58,6 +58,7 @@ class UNet(nn.Module):
         super().__init__()
         channels = config.channels
         self.patch_size = patch_size
+        self.at_once: int | None = None  # patches, where not all
         self.down = nn.ModuleList(
             UNetDown(before, after) for before, after in zip((3, *channels), channels, strict=False)
         )
@@ -72,6 +73,13 @@ class UNet(nn.Module):
         s_cond = state.s_cond.flatten(0, 1)[:, :, None, None]  # [B·L, D, 1, 1]
         h = patchify(x, p).reshape(-1, 3, p, p)  # [B·L, 3, P, P]
         h = h.contiguous(memory_format=torch.channels_last)
+        slices = zip(h.split(self.at_once or len(h)), s_cond.split(self.at_once or len(h)), strict=True)
+        patches = torch.cat([self.velocity(*part) for part in slices])
+        patches = patches.reshape(x.shape[0], -1, 3 * p * p)  # [B·L, 3, P, P] -> [B, L, 3·P·P]
+        return unpatchify(patches, state.grid, p)
+
+    def velocity(self, h: Tensor, s_cond: Tensor) -> Tensor:
+        """Each patch for itself: h [N,3,P,P] in channels_last, s_cond [N, D, 1, 1] -> [N,3,P,P]."""
         skips = []
         for down in self.down:
             h, skip = down(h)
@@ -80,8 +88,7 @@ class UNet(nn.Module):
         h = F.silu(self.bottleneck(h))
         for up in self.up:
             h = up(h, skips.pop())
-        patches = self.out(h).reshape(x.shape[0], -1, 3 * p * p)  # [B·L, 3, P, P] -> [B, L, 3·P·P]
-        return unpatchify(patches, state.grid, p)
+        return self.out(h)
 
 
 @lru_cache(maxsize=16)

@@ -26,6 +26,8 @@ from pixelwright.models.layers import (
     pixel_rows,
 )
 
+AT_ONCE = 256
+"""Patches that pass through a U-Net together: its memory does not grow with the size of the image."""
 onednn: Any = torch.ops.mkldnn
 AFTER: dict[str, Callable[[Tensor], Tensor]] = {"swish": F.silu, "gelu": F.gelu, "none": lambda y: y}
 """What may follow a product in the same pass, by oneDNN's names."""
@@ -156,6 +158,7 @@ def _unet(unet: Any, dtype: torch.dtype) -> nn.Module:
         size = unet.patch_size >> i
         unet.down[i] = FastDown(down, size, dtype)
         unet.up[levels - 1 - i] = FastUp(up, size, dtype)
+    unet.at_once = AT_ONCE
     unet.bottleneck, unet.out = FastBottleneck(unet.bottleneck, dtype), FastBottleneck(unet.out, dtype)
     return unet
 
@@ -180,12 +183,18 @@ def _replace(module: Any, dtype: torch.dtype) -> None:
 
 
 class FastDenoiser(PixelDenoiser):
-    """A model with its weights as they are now, in a dtype such as bfloat16; for inference alone."""
+    """A model with its weights as they are now, in a dtype such as bfloat16; for inference alone.
+
+    With `compile_blocks` each block is compiled as a whole. That is for GPUs; on a CPU the products stay
+    calls into oneDNN, and `fused.compiled` sees to what lies between them.
+    """
 
     @torch.no_grad()
-    def __init__(self, model: PixelDenoiser, dtype: torch.dtype) -> None:
+    def __init__(self, model: PixelDenoiser, dtype: torch.dtype, compile_blocks: bool = False) -> None:
         with torch.device("meta"):
             super().__init__(model.config)
         self.load_state_dict(model.state_dict(), assign=True)
         _replace(self, dtype)
         self.requires_grad_(False).eval()
+        for unit in self.units() if compile_blocks else ():
+            unit.forward = torch.compile(unit.forward)

@@ -185,7 +185,7 @@ def _memory(config: TrainConfig, gpus: int, mode: Mode, recompute: bool, teacher
         whole = Student(model, _projector(config, config.repa, teacher))
     weights, averages = _bytes(whole), _bytes(model) * (1 + len(config.ema_more))
     state = _optimizer_bytes(whole, config)
-    units = parallel.units(model)
+    units = model.units()
     gathered = _gathered(weights, [_bytes(unit) for unit in units], compute) if mode == "fsdp" else 0
     if mode == "fsdp":  # weights come in this dtype, of which autocast makes no copies
         whole.to(compute)

@@ -31,7 +31,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from pixelwright.errors import UserError
-from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.device import resolve_device
 
 if TYPE_CHECKING:
@@ -284,16 +283,6 @@ def _own_part(store: Store, rank: int, world: int, timeout: float) -> Store:
 
 
 # ---------------------------------------------------------------- units of a model
-def units(model: PixelDenoiser) -> list[nn.Module]:
-    """The parts of a model that are sharded, compiled and recomputed as one: each block of its stages, and a
-    detailer that has no blocks."""
-    found: list[nn.Module] = []
-    for stage in (model.backbone, model.middle, model.detailer):
-        if stage is not None:
-            found += getattr(stage, "blocks", [stage])
-    return found
-
-
 def prepare(module: nn.Module, recompute: bool, compile: bool) -> None:
     """Change how a unit computes, in place and without new names; both are no-ops where not asked for.
 

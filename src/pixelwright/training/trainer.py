@@ -130,7 +130,7 @@ class Trainer:
         Returns what is called in its place."""
         if self.config.compile:
             check_compiler()
-        units = parallel.units(self.model)
+        units = self.model.units()
         for unit in units:
             parallel.prepare(unit, self.config.parallel.checkpointing, self.config.compile)
         return self.layout.wrap(whole, units, self.autocast)
