@@ -10,6 +10,7 @@ from pixelwright.cli import main
 from pixelwright.data import Batches
 from pixelwright.errors import UserError
 from pixelwright.info import PeakMemory
+from pixelwright.models import layers
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, Trainer, save_config
 from pixelwright.training.config import ParallelConfig, RepaConfig
 from pixelwright.training.cost import FORWARD_AND_BACKWARD, cost, gpu_hours, teacher_of
@@ -57,8 +58,11 @@ def test_what_stays_is_what_a_run_holds(tiny: Tiny, dino: Any, name: Any) -> Non
     ("model", "precision", "recompute"),
     [("dit", "fp32", False), ("dit", "bf16", True), ("dip", "bf16", False), ("pixeldit", "bf16", False)],
 )
-def test_activations_are_those_of_a_step(tiny: Tiny, model: str, precision: Any, recompute: bool) -> None:
+def test_activations_are_those_of_a_step(
+    tiny: Tiny, model: str, precision: Any, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Followed in a real micro-batch, when the gradients of the one before are there."""
+    monkeypatch.setattr(layers, "SHORT", 0)  # the estimate is of GPUs, which never hold all scores
     config = tiny(
         model=MODELS[model],
         batch_size=128,
