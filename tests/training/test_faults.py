@@ -1,6 +1,11 @@
-"""Runs that meet with faults: spikes of the gradient and each answer to them."""
+"""Runs that meet with faults: spikes of the gradient and the answers to them, data and workers that fail."""
 
 import dataclasses
+import itertools
+import logging
+import os
+import signal
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -9,9 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pixelwright.data import Batches, DataConfig, Sample
+from pixelwright.errors import UserError
 from pixelwright.training import Interrupted, OptimConfig, TrainConfig, Trainer, train
 from pixelwright.training.config import HealthConfig
 from pixelwright.training.trainer import Inputs
+from tests.data_room.test_shards import damaged, make_tar, numbered, picture
 
 from .conftest import Tiny, log_of, same_state
 
@@ -167,3 +175,98 @@ def test_a_new_run_may_look_for_spikes_in_another_way(spiky: Settings) -> None:
     wider = HealthConfig(answer="skip", window=20, threshold=50)
     lines = log_of(train(spiky("second", "skip", steps=9, health=wider), resume=first.run))
     assert [line["step"] for line in lines] == [8, 9]
+
+
+# ---------------------------------------------------------------- data and workers that fail
+class Faulty:
+    """A run's images; reading number `index` in a worker does `fault`, as often as `times` says."""
+
+    def __init__(self, source: Any, notes: Path, fault: str, index: int, times: int = 1):
+        self.source, self.notes, self.fault, self.index, self.times = source, notes, fault, index, times
+        self.home = os.getpid()
+        notes.mkdir()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        done = len(list(self.notes.iterdir()))
+        if index == self.index and os.getpid() != self.home and done < self.times:
+            (self.notes / str(done)).touch()
+            if self.fault == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        sample: Sample = self.source[index]
+        return sample
+
+
+AT = 6  # the batch whose reading fails, counted from 0; checkpoints are at 5 and 9
+STALL = DataConfig(path="shapes", size=8, shapes_count=48, workers=1, cache="none", stall_seconds=2)
+
+
+def faulty(config: TrainConfig, notes: Path, fault: str, times: int) -> Trainer:
+    """A run whose first image of batch AT makes its worker die or stall."""
+    trainer = Trainer(config)
+    batches = Batches(trainer.source, dataclasses.replace(config.data, workers=0), 4, config.seed)
+    batch = next(itertools.islice(batches, AT, None))
+    trainer.source = Faulty(trainer.source, notes, fault, int(batch.indices[0]), times)
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of forking
+@pytest.mark.parametrize(
+    ("fault", "said"), [("dies", "was killed by SIGKILL"), ("stalls", "no batch for 2 s")]
+)
+def test_a_worker_that_fails_once_changes_no_bit(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str, said: str
+) -> None:
+    config = tiny("run", steps=9, data=STALL)
+    with caplog.at_level(logging.WARNING):
+        faulty(config, tmp_path / "notes", fault, times=1).run()
+    assert said in caplog.text and "starting the workers anew" in caplog.text
+    undisturbed = tiny("undisturbed", steps=9, data=dataclasses.replace(STALL, workers=0))
+    train(undisturbed)
+    same_state(Trainer(config).state(), Trainer(undisturbed).state())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_workers_that_always_fail_stop_the_run_with_its_checkpoint_good(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixelwright.data.workers.RESTARTS", 1)
+    config = tiny("run", steps=9, data=STALL)
+    with pytest.raises(UserError, match=r"images of step [56] failed 2 times: worker .* SIGKILL"):
+        faulty(config, tmp_path / "notes", "dies", times=99).run()
+    here = dataclasses.replace(config, data=dataclasses.replace(STALL, workers=0))
+    assert Trainer(here).step == 5
+    train(here)
+    undisturbed = dataclasses.replace(here, run=str(tmp_path / "undisturbed"))
+    train(undisturbed)
+    same_state(Trainer(here).state(), Trainer(undisturbed).state())
+
+
+def test_a_damaged_shard_and_a_damaged_image_are_left_out(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run goes on, is continued, and ends as one on the shards that are whole."""
+    monkeypatch.setenv("PIXELWRIGHT_CACHE", str(tmp_path / "cache"))
+    shards, whole = tmp_path / "shards", tmp_path / "whole"
+    for folder in (shards, whole):
+        numbered(folder / "1.tar", 10, 10)
+        make_tar(folder / "2.tar", {"0020.png": picture(20)[:40], "0020.cls": b"0"})
+    bad = numbered(shards / "0.tar", 0, 10)
+    bad.write_bytes(damaged(bad.read_bytes(), "cut short"))
+    config, other = (
+        tiny(run, steps=8, data=DataConfig(path=str(folder), size=8, cache="none"))
+        for run, folder in (("run", shards), ("other", whole))
+    )
+    with caplog.at_level(logging.WARNING):
+        train(dataclasses.replace(config, steps=5))
+        assert Trainer(config).step == 5
+        train(config)
+    assert f'left out "{bad}"' in caplog.text and "2.tar/0020" in caplog.text
+    train(other)
+    same_state(Trainer(config).state(), Trainer(other).state())

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pixelwright.commands import train as command
+from pixelwright.commands.parsing import parse
 from pixelwright.errors import UserError
 from pixelwright.training import OptimConfig, Trainer, train
 from pixelwright.training.optim import build_optimizer, learning_rate, update
@@ -68,6 +71,25 @@ def test_settings_that_do_nothing_are_told(changes: dict[str, Any], told: str) -
     with pytest.raises(UserError) as error:
         OptimConfig(**changes)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["options", "file"])
+@pytest.mark.parametrize("name", ["adamw", "came"])
+def test_the_command_takes_the_defaults_of_the_chosen_optimiser(
+    tmp_path: Path, name: Any, place: str
+) -> None:
+    words = ["--run", "run", "--model.preset", "dit-ti-4", "--optim.name", name]
+    if place == "file":
+        (tmp_path / "run.yaml").write_text(
+            f"run: run\nmodel: {{preset: dit-ti-4}}\noptim: {{name: {name}}}\n"
+        )
+        words = ["--config", str(tmp_path / "run.yaml")]
+    config = command.config_of(parse(command.parser(), words))
+    assert config.optim == OptimConfig(name=name)
+    given = command.config_of(
+        parse(command.parser(), [*words, "--optim.betas", str([0.5] * len(config.optim.betas or ()))])
+    )
+    assert given.optim == OptimConfig(name=name, betas=(0.5,) * len(config.optim.betas or ()))
 
 
 def gradients(shape: tuple[int, ...], steps: int) -> torch.Tensor:

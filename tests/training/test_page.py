@@ -84,7 +84,7 @@ def test_a_dead_run_has_its_page_too(tiny: Tiny, no_extras: None, monkeypatch: p
     spike = {"spikes": 1, "answer": "skip", "step": 1, "grad_norm": 1e4, "loss": 0.5, "z": 44.0}
     lines = [
         line(1, event=spike),
-        line(2, skipped=3),
+        line(2, skipped=3, rollbacks=[[9, 1]]),
         line(3, skipped=3, odd={"a": 1, "b": None}),
     ]
     (run / "log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"step": 4, "lo')
@@ -92,6 +92,7 @@ def test_a_dead_run_has_its_page_too(tiny: Tiny, no_extras: None, monkeypatch: p
     page = read((run / "report.html").read_text())
     assert "Something is wrong." in page.texts("strong")  # 3 of 3 steps skipped
     assert in_words(spike) in page.texts("td")
+    assert any("step 9: rolled back to the checkpoint of step 1 " in text for text in page.texts("td"))
     assert "3 steps skipped, whose loss or gradient was not finite" in page.texts("td")
     assert "odd" in page.texts("figcaption")
 

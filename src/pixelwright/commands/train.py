@@ -32,6 +32,9 @@ def parser() -> ArgumentParser:
         help="another run, or a checkpoint of one, to start from (--run itself is continued without it)",
     )
     parser.add_class_arguments(TrainConfig, None)
+    # Their defaults depend on optim.name: the parser would take them from a default config, which has filled
+    # in those of adamw.
+    parser.set_defaults({"optim.betas": None, "optim.eps": None})
     return parser
 
 
