@@ -9,7 +9,7 @@ import pytest
 from pixelwright.cli import main
 from pixelwright.training import train
 from pixelwright.training.health import in_words
-from pixelwright.training.page import write_report
+from pixelwright.training.page import _series, write_report
 from pixelwright.training.verdict import judge
 from tests.test_page import read
 
@@ -57,6 +57,18 @@ def test_what_is_wrong_is_named(change: Any, kind: str, told: str) -> None:
 def test_short_and_empty_logs_are_not_judged() -> None:
     assert kinds([]) == {"ok": [], "look": ["nothing was logged yet"], "bad": []}
     assert any("3 lines of log" in text for text in kinds([line(s, loss=s) for s in (1, 2, 3)])["ok"])
+
+
+def test_curves_keep_their_order_where_values_are_missing() -> None:
+    lines = [
+        {"step": 1, "loss_by_time": [None, 3.0, None, 4.0]},
+        {"step": 2, "loss_by_time": [2.0, 5.0, None, None]},
+    ]
+    assert list(_series(lines, "loss_by_time").items()) == [
+        ("0 to 0.25", ([2], [2.0])),
+        ("0.25 to 0.5", ([1, 2], [3.0, 5.0])),
+        ("0.75 to 1", ([1], [4.0])),
+    ]
 
 
 def test_a_run_writes_its_page_with_all_it_logged(tiny: Tiny) -> None:

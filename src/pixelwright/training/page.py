@@ -29,7 +29,7 @@ TITLES = {
     "repa_loss": "alignment loss (REPA)",
     "loss_by_time": "loss by time t",
     "activation_rms": "activations of the last blocks, RMS",
-    "update_ratio": "size of an update against that of the weights",
+    "update_ratio": "size of an update / of the weights",
 }
 METRICS = {
     "fid": "Fréchet distance (FID)",
@@ -123,11 +123,13 @@ def _series(lines: Sequence[dict[str, Any]], name: str) -> dict[str, tuple[list[
     found: dict[str, tuple[list[float], list[float]]] = {}
     for line in lines:
         for part, value in _parts(name, line.get(name)):
+            xs, ys = found.setdefault(
+                part, ([], [])
+            )  # also of a part without a value yet: they stay in order
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                xs, ys = found.setdefault(part, ([], []))
                 xs.append(line["step"])
                 ys.append(value)
-    return found
+    return {part: points for part, points in found.items() if points[0]}
 
 
 def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
@@ -165,7 +167,8 @@ def _add_events(page: Page, lines: Sequence[dict[str, Any]]) -> None:
     for line in lines:
         if line.get("skipped", 0) > skipped:
             more = line["skipped"] - skipped
-            rows.append((line["step"], f"{more} steps skipped, whose loss or gradient was not finite"))
+            steps = "step" if more == 1 else "steps"
+            rows.append((line["step"], f"{more} {steps} skipped, whose loss or gradient was not finite"))
             skipped = line["skipped"]
         if event := line.get("event"):
             rows.append((line["step"], in_words(event)))
