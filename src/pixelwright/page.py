@@ -27,7 +27,7 @@ td { vertical-align: top }
 td.number { text-align: right; font-variant-numeric: tabular-nums }
 .row { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0 0 1rem }
 .row figure { flex: 1 1 420px; max-width: 100% } .row.small figure { flex: 0 1 240px }
-.row figure:has(img.chart) { flex: 0 1 calc(50% - .5rem); min-width: min(420px, 100%) }
+.row figure:has(img.chart):not(:only-child) { flex: 0 1 calc(50% - .5rem); min-width: min(420px, 100%) }
 img { max-width: 100%; height: auto; border-radius: 4px } img.chart { width: 100%; background: #fff }
 img.pixels { image-rendering: pixelated }
 .box { border-left: 4px solid var(--line); background: var(--soft); padding: .5rem 1rem; margin: 1rem 0 }
