@@ -74,7 +74,7 @@ def measure_images(
 ) -> Report:
     """Measure images that exist, with a progress bar. `generation` is the recipe they were made by."""
     with progress_bar("measuring", len(images)) as bar:
-        collected = collect(images.batches(BATCH), judge.extractor, bar.update)
+        collected = collect(images.batches(BATCH), judge.extractor, bar.update, len(images))
     found = compare(collected, judge.reference, judge.extractor)
     return make_report(name, found, collected, images, generation)
 

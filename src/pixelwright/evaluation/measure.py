@@ -175,15 +175,18 @@ class PixelDigest:
 
 
 def collect(
-    batches: Iterable[ImageBatch], extractor: Extractor, progress: Callable[[int], object] | None = None
+    batches: Iterable[ImageBatch],
+    extractor: Extractor,
+    progress: Callable[[int], object] | None = None,
+    expected: int = 0,
 ) -> Collected:
-    """The activations of all images, whose pixels are not kept.
+    """The activations of all images, whose pixels are not kept; where their number is known, say it.
 
     Raises:
         UserError: no image, images of several sizes, or activations that are not finite.
     """
     digest = PixelDigest()
-    found: list[Activations] = []
+    columns = [_Rows(expected) for _ in Activations._fields]
     labels: list[Tensor | None] = []
     numbers: list[Tensor] = []
     shape: tuple[int, ...] | None = None
@@ -194,19 +197,44 @@ def collect(
                 f"images of {shape[:2]} and {tuple(batch.images.shape[1:3])} pixels: give one size"
             )
         digest.update(batch.images)
-        found.append(checked(extractor(batch.images), batch.numbers))
+        for column, part in zip(columns, checked(extractor(batch.images), batch.numbers), strict=True):
+            column.add(part)
         labels.append(batch.labels)
         numbers.append(batch.numbers)
         if progress is not None:
             progress(len(batch.images))
     if shape is None:
         raise UserError("there is no image to measure")
-    columns = [list(part) for part in zip(*found, strict=True)]
-    found.clear()  # so that joining a column needs no more than this column twice
-    features, spatial, probabilities = map(_joined, columns)
+    features, spatial, probabilities = (column.table for column in columns)
     assert features is not None
     activations = Activations(features, spatial, probabilities)
     return Collected(activations, _joined(labels), torch.cat(numbers), digest.state, (shape[0], shape[1]))
+
+
+class _Rows:
+    """Rows that come in pieces, in a table that is made once: to join pieces takes their memory twice."""
+
+    def __init__(self, expected: int) -> None:
+        self._expected, self._count, self._complete = expected, 0, True
+        self._all: Tensor | None = None
+
+    def add(self, part: Tensor | None) -> None:
+        """Further rows, [b,C]; None where there are none, and then there is no table."""
+        if part is None:
+            self._complete = False
+            return
+        end = self._count + len(part)
+        if self._all is None:
+            self._all = part.new_empty(max(self._expected, end), *part.shape[1:])
+        elif end > len(self._all):
+            self._all = torch.cat((self._all, part.new_empty(end, *part.shape[1:])))
+        self._all[self._count : end] = part
+        self._count = end
+
+    @property
+    def table(self) -> Tensor | None:
+        """All rows, [N,C]."""
+        return None if self._all is None or not self._complete else self._all[: self._count]
 
 
 def checked(activations: Activations, numbers: Tensor) -> Activations:
@@ -314,7 +342,7 @@ def completed(reference: Reference, extractor: Extractor) -> Reference:
     if not kept.is_file():
         images = ArrayImages(reference.place)
         with tqdm(total=len(images), unit="image", desc="the reference's images", disable=None) as bar:
-            rows = collect(images.batches(BATCH), extractor, bar.update).activations.features
+            rows = collect(images.batches(BATCH), extractor, bar.update, len(images)).activations.features
         with replacing(kept) as part, part.open("wb") as file:
             numpy.savez(file, features=rows.numpy())
     return replace(reference, kept=torch.from_numpy(ArrayFile(kept).read("features")))

@@ -23,6 +23,8 @@ SPLIT = 5000
 """Images in a split of the Inception Score, in ADM's protocol."""
 SUBSETS, SUBSET_SIZE = 100, 1000
 """Of KID, as is usual."""
+WIDE = 8192
+"""Rows of a set that are float64 at one time, where distances to all of it are needed."""
 TIE = 1e-10
 """Squared distances that differ by less than this share of the squared norms are equal but for rounding."""
 
@@ -172,21 +174,22 @@ def precision_recall(reference: Tensor, samples: Tensor, k: int = NEIGHBOURS, ch
     for what, rows in (("reference", reference), ("samples", samples)):
         _enough(rows, k + 1, f"precision and recall (the {what})")
     centre = reference.double().mean(0)  # distances keep more digits near the origin
-    real, drawn = (rows.to(torch.float64, copy=True).sub_(centre) for rows in (reference, samples))
-    real_radii, drawn_radii = (_radii(rows, k, chunk) for rows in (real, drawn))
+    real_radii, drawn_radii = (_radii(rows, centre, k, chunk) for rows in (reference, samples))
+    real = reference.double() - centre
     realistic, covered = [], torch.zeros(len(real), dtype=torch.bool)
-    for part, radii in zip(drawn.split(chunk), drawn_radii.split(chunk), strict=True):
-        squares, tie = _squares(part, real)  # [b,M]
+    for part, radii in zip(samples.split(chunk), drawn_radii.split(chunk), strict=True):
+        squares, tie = _squares(part.double() - centre, real)  # [b,M]
         realistic.append((squares <= real_radii + tie).any(1))
         covered |= (squares <= radii[:, None] + tie).any(0)
     return Coverage(torch.cat(realistic), covered)
 
 
-def _radii(rows: Tensor, k: int, chunk: int) -> Tensor:
+def _radii(rows: Tensor, centre: Tensor, k: int, chunk: int) -> Tensor:
     """Squared distance of each row to its k-th nearest neighbour among the others, [N]."""
     found = []
     for part in rows.split(chunk):
-        squares, _ = _squares(part, rows)
+        own = part.double() - centre
+        squares = torch.cat([_squares(own, other.double() - centre)[0] for other in rows.split(WIDE)], dim=1)
         found.append(squares.kthvalue(k + 1, dim=1).values)  # the nearest is the row itself
     return torch.cat(found)
 
@@ -196,10 +199,15 @@ def _squares(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     Those within rounding of 0 are 0, so that equal rows are at no distance.
     """
-    norms = a.square().sum(1)[:, None] + b.square().sum(1)
+    norms = _square_norms(a)[:, None] + _square_norms(b)
     tie = norms * TIE
     squares = torch.addmm(norms, a, b.T, alpha=-2)
     return squares.masked_fill_(squares <= tie, 0), tie
+
+
+def _square_norms(rows: Tensor) -> Tensor:
+    """[N,D] -> [N], without a second table."""
+    return torch.einsum("nd,nd->n", rows, rows)
 
 
 # ---------------------------------------------------------------- KID
