@@ -18,6 +18,7 @@ from pixelwright import flow
 from pixelwright.models.conditions import drop, join
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
+from pixelwright.models.layers import attend
 from pixelwright.models.presets import preset
 from tests.recordings import difference, recording, weights
 
@@ -221,3 +222,28 @@ def test_what_is_frozen_stays_so_in_a_saved_model(tmp_path: Path) -> None:
     again = pw.load(tmp_path / "m")
     assert again.config == model.config
     assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masked_attention_on_a_cpu_is_that_of_sdpa(dtype: torch.dtype) -> None:
+    q, k, v = (tensor.to(dtype).requires_grad_() for tensor in queries_keys_values())
+    mask = torch.ones(3, 1, 1, 7, dtype=torch.bool)
+    mask[1, ..., 4:], mask[2, ..., :6] = False, False
+    weight = torch.randn(3, 2, 7, 8, generator=torch.Generator().manual_seed(1))
+    results = []
+    for function in (attend, sdpa):
+        out = function(q, k, v, mask).float()
+        results.append([out, *torch.autograd.grad((out * weight).sum(), (q, k, v))])
+    for ours, theirs in zip(*results, strict=True):
+        error = difference(ours.detach().float(), theirs.detach().float())
+        assert error < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def queries_keys_values() -> list[torch.Tensor]:
+    """Queries, keys and values, [3, 2, 7, 8] each."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(3, 2, 7, 8, generator=generator) for _ in range(3)]
+
+
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)

@@ -114,6 +114,12 @@ def softmax(scores: Tensor) -> Tensor:
 
 
 @chain
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """`softmax` over the keys where `mask` (of a shape that broadcasts) is true; the others weigh 0."""
+    return scores.float().masked_fill(~mask, float("-inf")).softmax(-1).to(scores.dtype)
+
+
+@chain
 def spread(pixels: Tensor) -> Tensor:
     """Each pixel's four new ones to their places: [N, h, w, 4·O] -> [N, O, 2h, 2w] in channels_last."""
     n, h, w, _ = pixels.shape
