@@ -40,7 +40,7 @@ def main() -> None:
                 more = {"recipe": usual_recipe(name), "steps": 2} if kind == "sampling" else {}
                 work = Work(kind, name, batch, side, precision, **more)
                 measured = measure_peak(work, OURS, resident=False)
-                info = describe(work.config(), (side, side), batch, autocast=work.autocast)
+                info = describe(work.config(), (side, side), batch, autocast=work.autocast, device="cpu")
                 predicted = info.sampling_bytes if kind == "sampling" else info.training_bytes
                 assert measured is not None, "this system does not tell a process its peak"
                 sizes = " | ".join(human(x, "B", 1024) for x in (predicted, measured))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,17 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixelwright import flow
-from pixelwright.errors import UserError
+from pixelwright.errors import UserError, nearest
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import DenoiserConfig, MMDiTConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
+from pixelwright.models.layers import SHORT, attend_at_once
 
 Autocast = torch.dtype | None
 """The dtype of autocast; None: without."""
+Attention = Literal["cuda", "cpu"]
+"""Whose attention: a fused kernel's, or that of a CPU, which keeps all scores of short sequences."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def describe(
     batch_size: int = 1,
     dtype: torch.dtype = torch.float32,
     autocast: Autocast = None,
+    device: Attention = "cuda",
 ) -> Info:
     """Parameters, FLOPs and memory of the model a config describes.
 
@@ -92,10 +96,14 @@ def describe(
         batch_size: images at a time, for the two memory figures.
         dtype: of the weights, to sample; training is counted in float32.
         autocast: torch.bfloat16 for the memory under autocast.
+        device: where, for the two memory figures: on a CPU attention keeps all scores up to 512 tokens.
 
     Raises:
-        UserError: no size known, a size that does not divide into patches, or a batch size below 1.
+        UserError: no size known, a size that does not divide into patches, a batch size below 1, or another
+            device.
     """
+    if device not in get_args(Attention):
+        raise UserError(f'device is "{device}"{nearest(str(device), get_args(Attention))}')
     size = size or config.image_size
     if size is None:
         raise UserError(
@@ -110,9 +118,9 @@ def describe(
         Part(name, type(part).__name__, sum(p.numel() for p in part.parameters()), flops.get(name, 0))
         for name, part in model.named_children()
     )
-    training = _training(model, size, batch_size, autocast)
+    training = _training(model, size, batch_size, AsOnDevice(autocast, device))
     model.to(dtype)
-    sampling = _sampling(model, size, batch_size, autocast)
+    sampling = _sampling(model, size, batch_size, AsOnDevice(autocast, device))
     return Info(config, size, batch_size, parts, dtype, _bytes(model), sampling, training, autocast)
 
 
@@ -190,15 +198,15 @@ _PRODUCTS = (
 
 
 class AsOnDevice(TorchFunctionMode):
-    """What devices do and `meta` does not: fused attention, and autocast.
+    """What devices do and `meta` does not: their attention, and autocast.
 
-    On `meta`, attention would be counted with its L×L matrix, which no device's fused kernel makes; and there
-    is no autocast, which keeps a copy of each weight it has cast until it ends.
+    On `meta`, attention would be counted with its L×L matrix, which no fused kernel makes; and there is no
+    autocast, which keeps a copy of each weight it has cast until it ends.
     """
 
-    def __init__(self, autocast: torch.dtype | None) -> None:
+    def __init__(self, autocast: torch.dtype | None = None, device: Attention = "cuda") -> None:
         super().__init__()
-        self._autocast = autocast
+        self._autocast, self._device = autocast, device
         self._casts: dict[int, Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -206,6 +214,10 @@ class AsOnDevice(TorchFunctionMode):
         if self._autocast is not None and function in _PRODUCTS:
             args, kwargs = tree_map_only(Tensor, self._cast, (args, kwargs))
         if function is F.scaled_dot_product_attention:
+            if self._device == "cpu" and args[1].shape[2] <= SHORT:
+                with self:
+                    q, k, v = args[:3]
+                    return attend_at_once(q, k, v, kwargs.get("attn_mask"))
             fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
             return fused(*args[:3], attn_mask=kwargs.get("attn_mask"))[0]
         return function(*args, **kwargs)
@@ -224,18 +236,18 @@ def _bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def _sampling(model: PixelDenoiser, size: tuple[int, int], batch_size: int, autocast: Autocast) -> int:
+def _sampling(model: PixelDenoiser, size: tuple[int, int], batch_size: int, device: AsOnDevice) -> int:
     """Guidance evaluates the class and the null class in one call of twice the batch."""
-    with PeakMemory(model) as memory, AsOnDevice(autocast), torch.no_grad():
+    with PeakMemory(model) as memory, device, torch.no_grad():
         model(*example_inputs(model, size, 2 * batch_size))
     return _bytes(model) + memory.peak
 
 
-def _training(model: PixelDenoiser, size: tuple[int, int], batch_size: int, autocast: Autocast) -> int:
+def _training(model: PixelDenoiser, size: tuple[int, int], batch_size: int, device: AsOnDevice) -> int:
     weights = _bytes(model)
     x, t, labels = example_inputs(model, size, batch_size)
     with PeakMemory(model) as memory:
-        with AsOnDevice(autocast):
+        with device:
             loss = flow.loss(model, x, t, torch.empty_like(x), labels).mean()
         loss.backward()
     model.zero_grad(set_to_none=True)

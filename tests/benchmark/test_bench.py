@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 import pixelwright as pw
 from pixelwright.benchmark import machine as machines
+from pixelwright.benchmark.apart import apart, prepare, spec
 from pixelwright.benchmark.machine import ElementwiseTraffic, Machine, measure_machine
 from pixelwright.benchmark.measure import Spread, interleave, ratio, spread
 from pixelwright.benchmark.page import write_page
@@ -24,7 +25,7 @@ from pixelwright.benchmark.ratios import compare, read_ratios, store_ratios
 from pixelwright.benchmark.rows import Measured, Report, Row, read_report
 from pixelwright.benchmark.running import Effort, measure
 from pixelwright.benchmark.suites import GOALS, SUITES, goal, suite
-from pixelwright.benchmark.work import OURS, PLAIN, Side, Stopwatch, Work, build
+from pixelwright.benchmark.work import OURS, PEER, PLAIN, Side, Stopwatch, Work, build
 from pixelwright.cli import main
 from pixelwright.info import describe
 from pixelwright.models.presets import preset
@@ -133,11 +134,39 @@ def test_a_training_step_has_four_phases(monkeypatch: pytest.MonkeyPatch) -> Non
     assert row.ours.peak_bytes is None and row.against == PLAIN
 
 
+def test_sides_apart_are_measured_as_those_in_one_process(checkout: Path) -> None:
+    """Each in its own process; a failure there is told in one line."""
+    work = replace(TRAINING, apart=True)
+    assert work.title == f"{TRAINING.title}, processes apart"
+    row = measure(work, Effort(repeats=2, warm_up=1, memory=False))
+    for side in (row.ours, row.other):
+        assert len(side.seconds) == 2 and min(side.seconds) > 0
+        assert side.phases is not None and list(side.phases) == ["forward", "backward", "optimiser", "ema"]
+    peer = Peer(str(checkout), "peer_models", "broken")
+    with (
+        pytest.raises(pw.UserError, match=r"processes apart \(peer\) failed: .*KeyError") as error,
+        apart(work, PEER, peer) as side,
+    ):
+        side.warm()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("alone", "side", "kept"), [(True, OURS, 1), (True, PLAIN, 0), (False, OURS, 0)])
+def test_only_our_own_process_keeps_its_memory(
+    alone: bool, side: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    work = replace(TRAINING, apart=alone)
+    monkeypatch.setattr("pixelwright.benchmark.apart.keep_memory", lambda: calls.append(None))
+    assert prepare(spec(work, side, None)) == (work, side, None)
+    assert len(calls) == kept
+
+
 def test_the_suites_name_each_work_once() -> None:
     for name in SUITES:
         titles = [work.title for work in suite(name)]
         assert len(set(titles)) == len(titles)
-    goals = [goal(work) for work in suite("performance")]
+    goals = [goal(work) for work in suite("performance") if not work.apart]
     assert sorted(filter(None, goals)) == sorted(GOALS.values())
     with pytest.raises(pw.UserError, match='"check"'):
         suite("chek")
@@ -159,7 +188,7 @@ def test_the_suites_name_each_work_once() -> None:
 )
 def test_impossible_works_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(pw.UserError, match=message):
-        dataclasses.replace(FORWARD, **changes)
+        replace(FORWARD, **changes)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process its peak")
@@ -243,15 +272,15 @@ def test_the_page_shows_medians_ratios_ceilings_and_shares(tmp_path: Path) -> No
 @pytest.mark.parametrize(("ratio", "verdict"), [(2.1, "2: reached"), (1.9, "2: missed")])
 def test_the_page_says_whether_a_goal_is_reached(tmp_path: Path, ratio: float, verdict: str) -> None:
     work = next(work for work in suite("performance") if work.kind == "training")
-    row = dataclasses.replace(report(ratio).rows[0], work=work)
-    page = write_page(dataclasses.replace(report(), rows=(row,)), tmp_path).read_text()
+    row = replace(report(ratio).rows[0], work=work)
+    page = write_page(replace(report(), rows=(row,)), tmp_path).read_text()
     assert f"| {verdict} |" in page
 
 
 def test_ratios_of_other_machines_and_works_stay(tmp_path: Path) -> None:
     path = tmp_path / "ratios.json"
-    other = dataclasses.replace(MACHINE, name="slide rule")
-    store_ratios(path, dataclasses.replace(report(9.0), machine=other))
+    other = replace(MACHINE, name="slide rule")
+    store_ratios(path, replace(report(9.0), machine=other))
     store_ratios(path, report(2.0, 3.0))
     store_ratios(path, report(2.5))
     assert read_ratios(path) == {
@@ -268,7 +297,7 @@ def test_what_lost_more_than_a_tenth_is_slower(tmp_path: Path) -> None:
         (FORWARD.title, False),
         (TRAINING.title, True),
     ]
-    noisy = dataclasses.replace(changes[1], now=Spread(1.7, 1.5, 2.1))
+    noisy = replace(changes[1], now=Spread(1.7, 1.5, 2.1))
     assert not noisy.slower
 
 

@@ -49,7 +49,8 @@ def sections(report: Report) -> Iterator[str]:
     )
     yield (
         "Medians, with the quartiles in brackets, of runs in turn (A B A B) in one process; ratios are of "
-        "pairs. Peak memory: each side in a process of its own.\n"
+        "pairs. Processes apart: still in turn, each side in a process of its own, ours with the settings of "
+        "`pixelwright train`. Peak memory: each side in a process of its own.\n"
     )
     against = report.rows[0].against if report.rows else "plain"
     header = ["work", "ours, s", f"{against}, s", "times faster", "goal", "runs", "peak ours"]
@@ -122,7 +123,7 @@ def _memory(side: Measured) -> str:
 
 
 def _short(row: Row) -> str:
-    return f"{row.work.kind} {row.work.model}"
+    return f"{row.work.kind} {row.work.model}" + (", apart" if row.work.apart else "")
 
 
 def _save(address: str, path: Path) -> None:

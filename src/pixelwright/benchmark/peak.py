@@ -15,13 +15,13 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from pixelwright.benchmark.apart import last_line, prepare, spec
 from pixelwright.benchmark.peer import Peer
 from pixelwright.benchmark.work import Work, build
 from pixelwright.errors import UserError
@@ -35,28 +35,20 @@ def measure_peak(work: Work, side: str, peer: Peer | None = None, resident: bool
     Raises:
         UserError: the process failed, as it does when memory is not enough.
     """
-    spec = {
-        "work": asdict(work),
-        "side": side,
-        "peer": asdict(peer) if peer else None,
-        "threads": torch.get_num_threads(),
-        "resident": resident,
-    }
-    command = [sys.executable, "-m", "pixelwright.benchmark.peak", json.dumps(spec)]
+    task = json.dumps({**spec(work, side, peer), "resident": resident})
+    command = [sys.executable, "-m", "pixelwright.benchmark.peak", task]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"memory of {work.title} ({side}) could not be measured: {last}")
+        raise UserError(f"memory of {work.title} ({side}) could not be measured: {last_line(done.stderr)}")
     return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
 
 
 def main() -> None:
     """Print the peak as JSON."""
-    spec = json.loads(sys.argv[1])
-    torch.set_num_threads(spec["threads"])
-    work, peer = Work(**spec["work"]), Peer(**spec["peer"]) if spec["peer"] else None
-    measured = _resident if spec["resident"] and not work.device.startswith("cuda") else _allocated
-    print(json.dumps({"peak_bytes": measured(work, spec["side"], peer)}))
+    task = json.loads(sys.argv[1])
+    work, side, peer = prepare(task)
+    measured = _resident if task["resident"] and not work.device.startswith("cuda") else _allocated
+    print(json.dumps({"peak_bytes": measured(work, side, peer)}))
 
 
 def _allocated(work: Work, side: str, peer: Peer | None) -> int:

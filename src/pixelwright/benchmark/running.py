@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 
+from pixelwright.benchmark.apart import apart
 from pixelwright.benchmark.machine import ElementwiseTraffic, waiting
 from pixelwright.benchmark.measure import interleave
 from pixelwright.benchmark.peak import measure_peak
@@ -43,7 +46,7 @@ class Effort:
 
 
 def measure(work: Work, effort: Effort, peer: Peer | None = None) -> Row:
-    """Both sides of a work in turn, in this process; their memory each in a process of its own.
+    """Both sides of a work in turn, in this process or `apart`; their memory each in a process of its own.
 
     Raises:
         UserError: the memory of the device is not enough.
@@ -58,13 +61,28 @@ def _measure(work: Work, effort: Effort, peer: Peer | None) -> Row:
     against = PLAIN if peer is None else PEER
     names = (OURS, against)
     peaks = {name: measure_peak(work, name, peer) if effort.memory else None for name in names}
-    ours = build(work, OURS)
-    sides = {OURS: ours, against: build(work, against, peer, ours.weights)}
+    with _sides(work, against, peer) as sides:
+        return _in_turn(work, effort, sides, peaks)
+
+
+@contextmanager
+def _sides(work: Work, against: str, peer: Peer | None) -> Iterator[dict[str, Side]]:
+    if not work.apart:
+        ours = build(work, OURS)
+        yield {OURS: ours, against: build(work, against, peer, ours.weights)}
+        return
+    with apart(work, OURS) as ours, apart(work, against, peer) as other:
+        yield {OURS: ours, against: other}
+
+
+def _in_turn(work: Work, effort: Effort, sides: dict[str, Side], peaks: dict[str, int | None]) -> Row:
+    against = next(name for name in sides if name != OURS)
     wait = waiting(resolve_device(work.device))
     for _ in range(effort.warm_up):
         for side in sides.values():
             side.warm()
-    traffic = _elementwise(sides[against]) if work.kind == "forward" and against == PLAIN else None
+    here = work.kind == "forward" and against == PLAIN and not work.apart
+    traffic = _elementwise(sides[against]) if here else None
     times = interleave({name: side.run for name, side in sides.items()}, effort.repeats, effort.seconds, wait)
     found = {
         name: Measured(tuple(times[name]), peaks[name], _phases(side), traffic if name == PLAIN else None)

@@ -66,6 +66,8 @@ class Work:
     """sampling: guidance, its interval and the solver are those of this published result."""
     steps: int | None = None
     """sampling: steps of the solver."""
+    apart: bool = False
+    """Whether each side runs in a process of its own, ours with the settings of `pixelwright train`."""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -93,6 +95,7 @@ class Work:
         parts = [self.kind, f"{self.model} {self.size}²", f"batch {self.batch_size}", self.precision]
         parts += [f"{self.steps} steps"] if self.kind == "sampling" else []
         parts += ["compiled"] if self.compile else []
+        parts += ["processes apart"] if self.apart else []
         return ", ".join([*parts, *([self.device] if self.device != "cpu" else [])])
 
     @property

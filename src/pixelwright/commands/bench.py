@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -58,6 +59,7 @@ def parser() -> ArgumentParser:
     )
     add("--precision", nargs="+", type=str, default=["bf16"], help="bf16 (autocast), fp32")
     add("--compile", choices=["no", "yes", "both"], default="no", help="whether our blocks are compiled")
+    add("--apart", action="store_true", help="each side in a process of its own, ours set up as by `train`")
     add("--recipe", type=str | None, help="sampling: whose guidance and solver (default: the paper's)")
     add("--steps", type=int, default=100, help="sampling: steps of the solver")
     add("--device", type=str, default="cpu", help="cpu, cuda, cuda:1 or mps")
@@ -126,15 +128,17 @@ def _check(options: Namespace) -> None:
 def _works(options: Namespace) -> Iterator[Work]:
     compiled = {"no": (False,), "yes": (True,), "both": (False, True)}[options.compile]
     if options.suite:
+        if options.apart:
+            raise UserError("--apart goes with names of models; a --suite says itself what runs apart")
         for compile in compiled:
             yield from suite(options.suite, options.device, compile)
         return
     axes = (options.models, options.work, options.size, options.batch_size, options.precision, compiled)
     for model, kind, size, batch_size, precision, compile in product(*axes):
         own = preset(model).image_size
-        more = {}
+        more: dict[str, Any] = {"apart": options.apart}
         if kind == "sampling":
-            more = {"recipe": options.recipe or usual_recipe(model), "steps": options.steps}
+            more |= {"recipe": options.recipe or usual_recipe(model), "steps": options.steps}
         side = size if size is not None else own[0] if own else 0
         yield Work(kind, model, batch_size, side, precision, options.device, compile, **more)
 

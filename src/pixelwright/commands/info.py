@@ -62,6 +62,12 @@ def parser() -> ArgumentParser:
         default="none",
         help="dtype of the products, where that is not the weights', as in `train`; for the memory",
     )
+    parser.add_argument(
+        "--device",
+        choices=["cuda", "cpu"],
+        default="cuda",
+        help="for the memory: a CPU keeps all scores of attention up to 512 tokens",
+    )
     parser.add_argument("--batch-size", type=int, default=1, help="images at a time, for the memory")
     parser.add_argument(
         "--config", type=str, nargs="+", metavar="FILE", help="configuration of a run; later files override"
@@ -89,12 +95,15 @@ def run(options: Namespace) -> None:
         return
     size, dtype = image_size(options.size), DTYPES[options.dtype]
     autocast = torch.bfloat16 if options.autocast == "bf16" else None
-    print(report(describe(_config(options.model), size, options.batch_size, dtype, autocast)))
+    config = _config(options.model)
+    print(report(describe(config, size, options.batch_size, dtype, autocast, options.device)))
 
 
 def _run_report(options: Namespace) -> str:
     if options.model is not None:
         raise UserError(f"give a model ({options.model}) or --config, not both")
+    if options.device == "cpu":
+        raise UserError("--device cpu goes with a model; --config counts the memory of GPUs")
     if options.gpu is not None and options.peak_tflops is not None:
         raise UserError("give --gpu or --peak-tflops, not both")
     if not 0 < options.mfu <= 1:

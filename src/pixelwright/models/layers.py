@@ -134,8 +134,13 @@ def head_weights(qkv: nn.Linear, q_norm: RMSNorm, k_norm: RMSNorm) -> tuple[Tens
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ) v, [B, heads, L, d]; a key where `mask` is false is not seen."""
-    if q.device.type != "cpu" or k.shape[2] > SHORT:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    if q.device.type == "cpu" and k.shape[2] <= SHORT:
+        return attend_at_once(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+
+
+def attend_at_once(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`attend` with all its scores in memory."""
     scores = q @ k.transpose(-1, -2)  # [B, heads, L, L]
     return (fused.softmax(scores) if mask is None else fused.masked_softmax(scores, mask)) @ v
 
