@@ -18,8 +18,8 @@ from pixelwright.errors import UserError, nearest
 from pixelwright.flow import shift_time
 from pixelwright.images import to_uint8
 from pixelwright.models.conditions import Condition, TextCondition, join
-from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.fast import FastDenoiser
+from pixelwright.models.denoiser import PixelDenoiser, device_of
+from pixelwright.models.fast import prepared
 from pixelwright.models.fused import compiled
 from pixelwright.streams import normal
 
@@ -342,11 +342,6 @@ def as_condition(
     return labels if isinstance(labels, TextCondition) else as_labels(labels, model)
 
 
-def device_of(model: PixelDenoiser) -> torch.device:
-    """Where the weights of a model are."""
-    return model.backbone.patch_embedder.weight.device
-
-
 def _indices(start: int | Sequence[int], count: int) -> Sequence[int]:
     """The index of each of `count` images; see `sample`."""
     indices = range(start, start + count) if isinstance(start, int) else start
@@ -374,6 +369,7 @@ def sample(
     autocast: torch.dtype | None = None,
     negative: str | None = None,
     compile: bool = False,
+    triton: bool = False,
 ) -> Tensor:
     """Draw images with a model.
 
@@ -390,17 +386,19 @@ def sample(
         guidance_scale, guidance_interval: see `guide`; 1 switches guidance off.
         callback: called with a `Step` at every step of every batch.
         batch_size: images at a time; all at once by default.
-        autocast: run the model in this dtype (torch.bfloat16), by a `FastDenoiser` made for this call; by
-            default in the dtype of its weights. For many calls give a `FastDenoiser` as the model.
+        autocast: run the model in this dtype (torch.bfloat16); by default in the dtype of its weights. This
+            and what follows makes a `FastDenoiser` for this call; for many calls give one as the model.
         negative: with prompts: what guidance leads away from, in place of the empty prompt.
         compile: one pass over memory for each chain of elementwise operations; it needs a C++ compiler, and
-            some seconds the first time that a shape is met on this machine.
+            some seconds the first time that a shape is met on this machine. On CUDA, evaluations are also
+            replayed as graphs.
+        triton: norms and modulations by our own kernels, on CUDA.
 
     Returns:
         uint8 [B,H,W,3] on the CPU.
 
     Raises:
-        UserError: impossible labels, size, steps, solver or guidance.
+        UserError: impossible labels, size, steps, solver or guidance; `triton` where it cannot be had.
     """
     condition = as_condition(labels, model, negative)
     size = size or model.config.image_size
@@ -413,11 +411,9 @@ def sample(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     device = device_of(model)
+    network = prepared(model, autocast, compile, triton)
     training = model.training
     model.eval()
-    network = model
-    if autocast and not isinstance(model, FastDenoiser):
-        network = FastDenoiser(model, autocast, compile_blocks=compile and device.type != "cpu")
     images = []
     try:
         for start in range(0, len(condition), batch_size or len(condition)):

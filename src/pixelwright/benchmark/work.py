@@ -26,7 +26,7 @@ from pixelwright.images import to_uint8
 from pixelwright.info import describe
 from pixelwright.models.config import DenoiserConfig, Recipe, UNetConfig
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.fast import FastDenoiser
+from pixelwright.models.fast import prepared
 from pixelwright.models.fused import compiled
 from pixelwright.models.presets import preset
 from pixelwright.sampling import initial_noise, sample
@@ -201,8 +201,8 @@ def _inputs(work: Work, device: torch.device, classes: int = CLASSES) -> tuple[T
 def _forward(work: Work, side: str, model: nn.Module, device: torch.device) -> Side:
     x, t, _, labels = _inputs(work, device)
     weights = model.state_dict()
-    if isinstance(model, PixelDenoiser) and work.autocast is not None:
-        model = FastDenoiser(model, work.autocast, work.compile and device.type != "cpu")
+    if isinstance(model, PixelDenoiser):
+        model = prepared(model, work.autocast, work.compile)
 
     @torch.no_grad()
     def run() -> Tensor:

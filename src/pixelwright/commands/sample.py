@@ -20,7 +20,7 @@ from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import save_grid, save_png
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import DenoiserConfig, TextNote
-from pixelwright.models.fast import FastDenoiser
+from pixelwright.models.fast import check_triton, prepared
 from pixelwright.text import encode_for
 from pixelwright.text.prompts import read_prompts
 from pixelwright.training.device import check_compiler, keep_memory, resolve_device, resolve_precision
@@ -104,6 +104,11 @@ def parser() -> ArgumentParser:
         action="store_true",
         help="fewer passes over memory, with a C++ compiler; the first time takes a minute",
     )
+    add(
+        "--triton",
+        action="store_true",
+        help="norms and modulations by our own kernels, on CUDA; not yet known to be faster",
+    )
     return parser
 
 
@@ -115,14 +120,15 @@ def run(options: Namespace) -> None:
     if options.compile:
         check_compiler()
     device = resolve_device(options.device)
+    dtype = resolve_precision(options.precision, device)
+    if options.triton:
+        check_triton(device)
     config = load_config(options.model)  # so that a wrong label is found before the weights are read
     recipe = sampler.choose_recipe(options, config)
     settings = sampler.settings(options, recipe)
     condition = _condition(options, config, device)
     model = pw.load(options.model).to(device)
-    dtype = resolve_precision(options.precision, device)
-    if dtype is not None:
-        model = FastDenoiser(model, dtype, compile_blocks=options.compile and device.type != "cpu")
+    model = prepared(model, dtype, options.compile, options.triton)
     print(sampler.in_words(settings, options, recipe))
     starts = range(0, len(condition), options.batch_size)
     shown: list[Tensor] = []

@@ -14,8 +14,8 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.images import save_png
-from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.sampling import device_of, sample
+from pixelwright.models.denoiser import PixelDenoiser, device_of
+from pixelwright.sampling import sample
 from pixelwright.text import encode_for
 
 MOST_IMAGES = 1000

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import Condition, null_like
 from pixelwright.models.config import PatchDiTConfig
-from pixelwright.models.fused import Rope, gated_add, norm_modulate
+from pixelwright.models.fused import Rope, gated_add
 from pixelwright.models.layers import (
     Attention,
     ClassEmbedder,
@@ -66,11 +66,9 @@ class DiTBlock(nn.Module):
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN(state.condition).chunk(
             6, -1
         )
-        h = norm_modulate(x, self.norm1.weight, shift_attn, scale_attn)
-        x = gated_add(x, gate_attn, self.attn(h, state.rope))
-        h = norm_modulate(x, self.norm2.weight, shift_mlp, scale_mlp)
-        x = gated_add(x, gate_mlp, self.mlp(h))
-        return state._replace(tokens=x)
+        h = self.norm1.modulated(x, shift_attn, scale_attn)
+        x, h = self.norm2.gated_modulated(x, gate_attn, self.attn(h, state.rope), shift_mlp, scale_mlp)
+        return state._replace(tokens=gated_add(x, gate_mlp, self.mlp(h)))
 
 
 class PatchDiT(nn.Module):

@@ -74,6 +74,11 @@ class TextCondition:
         null = None if self.null is None else self.null.to(device, non_blocking)
         return TextCondition(self.features.to(**move), mask, null)
 
+    def clone(self) -> TextCondition:
+        """A copy, of all but the empty caption."""
+        mask = None if self.mask is None else self.mask.clone()
+        return TextCondition(self.features.clone(), mask, self.null)
+
     def empty(self) -> TextCondition:
         """As many empty captions, for the unconditional branch."""
         count = len(self)
@@ -99,7 +104,7 @@ class TextCondition:
 
 
 Condition = Tensor | TextCondition
-"""Labels [B] or captions; sliced, moved and counted alike."""
+"""Labels [B] or captions; sliced, moved, copied and counted alike."""
 C = TypeVar("C", Tensor, TextCondition)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import overload
 
+import torch
 from torch import Tensor, nn
 
 from pixelwright.errors import UserError
@@ -95,3 +96,8 @@ class PixelDenoiser(nn.Module):
         self.config.check_size(int(x.shape[2]), int(x.shape[3]))
         if tap is not None and not 1 <= tap <= len(self.backbone.blocks):
             raise UserError(f"tap is {tap}; the backbone has blocks 1 to {len(self.backbone.blocks)}")
+
+
+def device_of(model: PixelDenoiser) -> torch.device:
+    """Where the weights of a model are."""
+    return model.backbone.patch_embedder.weight.device

@@ -6,15 +6,13 @@ returns [B,3,H,W]. To add one: write the class here, its settings in `config.py`
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelwright.models.backbones import GlobalState
 from pixelwright.models.config import DetailerConfig, LinearConfig, PiTConfig, UNetConfig
-from pixelwright.models.fused import Rope, gated_add, modulate, norm_modulate
+from pixelwright.models.fused import Rope, gated_add, modulate
 from pixelwright.models.layers import (
     Attention,
     RMSNorm,
@@ -22,6 +20,7 @@ from pixelwright.models.layers import (
     double,
     patchify,
     rope_2d,
+    table,
     unpatchify,
     zero_linear,
 )
@@ -91,7 +90,7 @@ class UNet(nn.Module):
         return self.out(h)
 
 
-@lru_cache(maxsize=16)
+@table(16)
 def pixel_positions(height: int, width: int, size: int, patch_size: int, device: torch.device) -> Tensor:
     """2-D sin-cos positions of every pixel of the whole image, grouped by patch: [L, P², D_pix] float32.
 
@@ -161,9 +160,8 @@ class PiTBlock(nn.Module):
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(
             s_cond, x.shape[2]
         )
-        h = norm_modulate(x, self.norm1.weight, shift_attn, scale_attn)
-        x = gated_add(x, gate_attn, self.attend(h, rope))
-        h = norm_modulate(x, self.norm2.weight, shift_mlp, scale_mlp)
+        h = self.norm1.modulated(x, shift_attn, scale_attn)
+        x, h = self.norm2.gated_modulated(x, gate_attn, self.attend(h, rope), shift_mlp, scale_mlp)
         return gated_add(x, gate_mlp, self.mlp(h))
 
 

@@ -7,16 +7,20 @@ weights are kept in the order in which oneDNN reads them. The model it is made o
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.errors import UserError
 from pixelwright.models import fused
-from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.conditions import Condition
+from pixelwright.models.denoiser import PixelDenoiser, device_of
 from pixelwright.models.detailers import PixelMLP, UNet, UNetDown, UNetUp
 from pixelwright.models.fused import Rope
+from pixelwright.models.graphs import CudaRecord, Graphs
 from pixelwright.models.layers import (
     RMSNorm,
     SwiGLU,
@@ -163,7 +167,9 @@ def _unet(unet: Any, dtype: torch.dtype) -> nn.Module:
     return unet
 
 
-FASTER: dict[type[nn.Module], Callable[[Any, torch.dtype], nn.Module]] = {
+Faster = dict[type[nn.Module], Callable[[Any, torch.dtype], nn.Module]]
+"""How a part is made from the one that it equals."""
+FASTER: Faster = {
     nn.Linear: lambda layer, dtype: Product(layer.weight, layer.bias, dtype),
     SwiGLU: FastSwiGLU,
     PixelMLP: FastPixelMLP,
@@ -171,30 +177,107 @@ FASTER: dict[type[nn.Module], Callable[[Any, torch.dtype], nn.Module]] = {
 }
 
 
-def _replace(module: Any, dtype: torch.dtype) -> None:
+def _replace(module: Any, dtype: torch.dtype, faster: Faster) -> None:
     """Put faster parts in the places of those they equal."""
     if hasattr(module, "qkv"):
         module.qkv = Heads(module.qkv, module.q_norm, module.k_norm, dtype)
     for name, child in module.named_children():
-        if type(child) in FASTER:
-            setattr(module, name, FASTER[type(child)](child, dtype))
+        if type(child) in faster:
+            setattr(module, name, faster[type(child)](child, dtype))
         elif not isinstance(child, Heads):
-            _replace(child, dtype)
+            _replace(child, dtype, faster)
+
+
+def _with_triton(device: torch.device) -> Faster:
+    """`FASTER` and the norms of `kernels`."""
+    check_triton(device)
+    from pixelwright.models.kernels import TritonNorm  # needs Triton
+
+    return {**FASTER, RMSNorm: lambda norm, _: TritonNorm(norm)}
+
+
+def check_triton(device: torch.device) -> None:
+    """Raise UserError if our kernels cannot run there."""
+    _check_cuda("triton", device)
+    if find_spec("triton") is None:
+        raise UserError("triton is true, but it is not installed: pip install triton, or leave it out")
+
+
+def _check_cuda(setting: str, device: torch.device) -> None:
+    if device.type != "cuda":
+        raise UserError(f"{setting} is true, but the device is {device}: use cuda, or leave {setting} out")
 
 
 class FastDenoiser(PixelDenoiser):
     """A model with its weights as they are now, in a dtype such as bfloat16; for inference alone.
 
-    With `compile_blocks` each block is compiled as a whole. That is for GPUs; on a CPU the products stay
-    calls into oneDNN, and `fused.compiled` sees to what lies between them.
+    The rest is for GPUs; on a CPU the products stay calls into oneDNN, and `fused.compiled` sees to what lies
+    between them.
+
+    Args:
+        compile_blocks: each block is compiled as a whole.
+        graphs: evaluations are recorded as CUDA graphs, see `graphs.Graphs`.
+        triton: norms and modulations by our own kernels instead of the compiler's, see `kernels`.
+
+    Raises:
+        UserError: `graphs` or `triton` for a model that is not on a CUDA device; no Triton.
     """
 
     @torch.no_grad()
-    def __init__(self, model: PixelDenoiser, dtype: torch.dtype, compile_blocks: bool = False) -> None:
+    def __init__(
+        self,
+        model: PixelDenoiser,
+        dtype: torch.dtype,
+        compile_blocks: bool = False,
+        graphs: bool = False,
+        triton: bool = False,
+    ) -> None:
+        device = device_of(model)
+        faster = _with_triton(device) if triton else FASTER
+        if graphs:
+            _check_cuda("graphs", device)
         with torch.device("meta"):
             super().__init__(model.config)
         self.load_state_dict(model.state_dict(), assign=True)
-        _replace(self, dtype)
+        _replace(self, dtype, faster)
         self.requires_grad_(False).eval()
         for unit in self.units() if compile_blocks else ():
             unit.forward = torch.compile(unit.forward)
+        self.triton = triton
+        self.graphs = Graphs(CudaRecord(device)) if graphs else None
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, tap: int | None = None) -> Any:
+        """See `PixelDenoiser.forward`; graphs have no gradient and no tap."""
+        if self.graphs is None or tap is not None or x.requires_grad:
+            return super().forward(x, t, condition, tap)
+        return self.graphs(super().forward, x, t, condition)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> FastDenoiser:
+        if self.graphs is not None:
+            self.graphs.forget()  # weights move
+        return super()._apply(*args, **kwargs)
+
+
+def prepared(
+    model: PixelDenoiser, dtype: torch.dtype | None, compile: bool = False, triton: bool = False
+) -> PixelDenoiser:
+    """The model as it is sampled: a `FastDenoiser` where that is faster, with all that is safe on its device.
+
+    Args:
+        dtype: of autocast; None for that of the weights.
+        compile: on a GPU, blocks are compiled, and on CUDA recorded as graphs.
+        triton: see `FastDenoiser`.
+
+    Raises:
+        UserError: `triton` where it cannot be had, or for a `FastDenoiser` that was made without it.
+    """
+    device = device_of(model)
+    if isinstance(model, FastDenoiser):
+        if triton and not model.triton:
+            raise UserError("triton is true, but this FastDenoiser was made without; give it triton=True")
+        return model
+    on_gpu = compile and device.type != "cpu"
+    if dtype is None and not on_gpu and not triton:
+        return model
+    weights = model.backbone.patch_embedder.weight.dtype
+    return FastDenoiser(model, dtype or weights, on_gpu, compile and device.type == "cuda", triton)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,17 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return fused.norm(x, self.weight)
+
+    def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """adaLN: the norm of x, then `fused.modulate`."""
+        return fused.norm_modulate(x, self.weight, shift, scale)
+
+    def gated_modulated(
+        self, x: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """From one sub-layer to the next: x + gate·y, and `modulated` of that."""
+        x = fused.gated_add(x, gate, y)
+        return x, self.modulated(x, shift, scale)
 
 
 class TimeEmbedder(nn.Module):
@@ -81,7 +94,40 @@ class ClassEmbedder(nn.Module):
         return self.table(labels)
 
 
-@lru_cache(maxsize=64)
+_holders: list[list[Any]] = []
+Table = TypeVar("Table", bound=Callable[..., Any])
+
+
+@contextmanager
+def holding_tables() -> Iterator[list[Any]]:
+    """The list gets every table that is asked for in here, and keeps it alive when the cache forgets it."""
+    held: list[Any] = []
+    _holders.append(held)
+    try:
+        yield held
+    finally:
+        _holders[:] = [other for other in _holders if other is not held]
+
+
+def table(most: int) -> Callable[[Table], Table]:
+    """A function of shapes and a device whose last `most` results are remembered."""
+
+    def decorate(make: Table) -> Table:
+        remembered = lru_cache(maxsize=most)(make)
+
+        @wraps(make)
+        def look_up(*args: Any) -> Any:
+            result = remembered(*args)
+            for held in _holders:
+                held.append(result)
+            return result
+
+        return look_up  # type: ignore[return-value]
+
+    return decorate
+
+
+@table(64)
 def rope_2d(grid: Grid, head_size: int, device: torch.device) -> Rope:
     """Cosines and sines of the 2-D rotary embedding, two [L, head_size/2] float32 tables.
 
@@ -98,7 +144,7 @@ def rope_2d(grid: Grid, head_size: int, device: torch.device) -> Rope:
     return angle.cos().to(device), angle.sin().to(device)
 
 
-@lru_cache(maxsize=64)
+@table(64)
 def rope_1d(length: int, head_size: int, device: torch.device) -> Rope:
     """Cosines and sines for tokens in a row at positions 0, 1, 2, …, two [length, head_size/2] tables."""
     frequency = 10000.0 ** -(torch.arange(0, head_size, 2).float() / head_size)

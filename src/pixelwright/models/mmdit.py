@@ -13,7 +13,7 @@ from pixelwright.errors import UserError
 from pixelwright.models.backbones import GlobalState
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import MMDiTConfig
-from pixelwright.models.fused import Rope, gated_add, norm_modulate
+from pixelwright.models.fused import Rope, gated_add
 from pixelwright.models.layers import (
     RMSNorm,
     SwiGLU,
@@ -59,14 +59,15 @@ class Stream(nn.Module):
 
     def heads(self, x: Tensor, shift: Tensor, scale: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries, rotated keys, and values: [B, L, D] -> three of [B, heads, L, d]."""
-        x = norm_modulate(x, self.norm1.weight, shift, scale)
+        x = self.norm1.modulated(x, shift, scale)
         return rotated_heads(x, self.qkv, self.q_norm, self.k_norm, rope)
 
     def finish(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
         """The rest of the block after attention, which is [B, heads, L, d]."""
         gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
-        x = gated_add(x, gate_attn, self.proj(attended.transpose(1, 2).flatten(2)))  # [B, L, heads·d]
-        return gated_add(x, gate_mlp, self.mlp(norm_modulate(x, self.norm2.weight, shift_mlp, scale_mlp)))
+        y = self.proj(attended.transpose(1, 2).flatten(2))  # [B, L, heads·d]
+        x, h = self.norm2.gated_modulated(x, gate_attn, y, shift_mlp, scale_mlp)
+        return gated_add(x, gate_mlp, self.mlp(h))
 
 
 class MMDiTBlock(nn.Module):
