@@ -1,16 +1,18 @@
 """Speed of both XL models on one GPU, in one call of at most nine minutes, as JSON and Markdown.
 
     python benchmarks/gpu.py --out gpu                  # gpu.json and gpu.md, in bf16 at 256²
-    python benchmarks/gpu.py --out gpu --parts latency training
-    python benchmarks/gpu.py --out dry --dry-run        # the same code with tiny models, on any machine
+    python benchmarks/gpu.py --out gpu --parts latency  # whether graphs and our Triton kernels pay
+    python benchmarks/gpu.py --out dry --dry-run        # the same code with tiny models, on any machine;
+                                                        # on a CPU without compiling
 
 Parts, for DiP-XL/16 and PixelDiT-XL/16, each beside the plain eager baseline (`pixelwright.benchmark.plain`):
 
-- latency: one image, 100 steps, guidance in its interval as published; eager and compiled per block;
+- latency: one image, 100 steps, guidance in its interval as published; eager, compiled per block, with CUDA
+  graphs, and with our Triton kernels (`WAYS`). The model is prepared and recorded before the clock starts;
 - training: whole steps (forward, backward, clipping, AdamW, EMA) at batch 64 and at the largest power of two
   that `pixelwright info` expects to fit, compiled per block; the plain one at batch 32. MFU is three forward
   passes of the model's arithmetic over the time, against the fastest bf16 matrix product of the same run;
-- throughput: the same sampling at growing batches.
+- throughput: the same sampling at growing batches, at the largest with our Triton kernels too.
 
 Medians. Files are written after every row; rows for which there is no time are named as such.
 """
@@ -23,22 +25,34 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 import pixelwright as pw
 from pixelwright.benchmark.machine import Machine, measure_machine, waiting
 from pixelwright.benchmark.measure import interleave, spread
-from pixelwright.benchmark.work import OURS, PLAIN, Work, build, usual_recipe
+from pixelwright.benchmark.work import OURS, PLAIN, Side, Work, build, usual_recipe
+from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.info import describe
+from pixelwright.models.fast import FastDenoiser
 from pixelwright.page import markdown_table
 
 PARTS = ("latency", "training", "throughput")
+EAGER, COMPILED, GRAPHS, TRITON = "eager", "compiled", "compiled, graphs", "compiled, Triton, graphs"
+WAYS = {
+    EAGER: {},
+    COMPILED: {"compile_blocks": True},
+    GRAPHS: {"compile_blocks": True, "graphs": True},
+    TRITON: {"compile_blocks": True, "graphs": True, "triton": True},
+}
+"""How our model is sampled: the settings of `FastDenoiser`."""
 GOALS = {
     ("latency", "dip-xl-16"): "below 0.35 s",
     ("latency", "pixeldit-xl-16"): "below 0.6 s",
@@ -72,6 +86,8 @@ class Row:
     part: str
     work: Work
     side: str
+    way: str
+    """A key of `WAYS`; in training, `EAGER` or `COMPILED`."""
     note: str = ""
     """Why there are no figures."""
     seconds: float | None = None
@@ -85,8 +101,8 @@ class Row:
         return self.seconds is not None
 
 
-def rows(plan: Plan, parts: list[str], device: str, memory: float) -> Iterator[tuple[str, Work, str]]:
-    """What is measured, the most wanted first: (part, work, side)."""
+def rows(plan: Plan, parts: list[str], device: str, memory: float) -> Iterator[Row]:
+    """What is to be measured, the most wanted first."""
     precision = "fp32" if device == "cpu" else "bf16"  # a dry run needs no autocast
     for part in parts:
         for model in plan.models:
@@ -94,18 +110,16 @@ def rows(plan: Plan, parts: list[str], device: str, memory: float) -> Iterator[t
             draw = Work("sampling", model, 1, plan.size, precision, device, **drawing)
             train = Work("training", model, plan.plain_batch, plan.size, precision, device)
             if part == "latency":
-                yield from [
-                    (part, draw, PLAIN),
-                    (part, draw, OURS),
-                    (part, replace(draw, compile=True), OURS),
-                ]
+                yield Row(part, draw, PLAIN, EAGER)
+                yield from [Row(part, draw, OURS, way) for way in WAYS]
             elif part == "training":
-                yield part, train, PLAIN
+                yield Row(part, train, PLAIN, EAGER)
                 for batch in batches(plan, train, memory):
-                    yield part, replace(train, batch_size=batch, compile=True), OURS
+                    yield Row(part, replace(train, batch_size=batch, compile=True), OURS, COMPILED)
             else:
-                yield part, replace(draw, batch_size=plan.drawn[0]), PLAIN
-                yield from [(part, replace(draw, batch_size=n, compile=True), OURS) for n in plan.drawn]
+                yield Row(part, replace(draw, batch_size=plan.drawn[0]), PLAIN, EAGER)
+                yield from [Row(part, replace(draw, batch_size=n), OURS, GRAPHS) for n in plan.drawn]
+                yield Row(part, replace(draw, batch_size=plan.drawn[-1]), OURS, TRITON)
 
 
 def batches(plan: Plan, work: Work, memory: float) -> list[int]:
@@ -117,36 +131,52 @@ def batches(plan: Plan, work: Work, memory: float) -> list[int]:
     return sorted({plan.batches[0], (fitting or plan.batches)[-1 if fitting else 0]})
 
 
-def measure(machine: Machine, plan: Plan, part: str, work: Work, side: str) -> Row:
-    """One row; a work that does not fit into the memory says so."""
+Known = dict[str, Mapping[str, Tensor]]
+"""The weights of the model that is sampled, by its name: making them takes longer than a run."""
+
+
+def ready(row: Row, known: Known) -> Side:
+    """The side of a row, with weights that are known."""
+    work = row.work
+    if work.kind == "training" or work.model not in known:
+        known.clear()
+    prepare = partial(FastDenoiser, dtype=work.autocast or torch.float32, **WAYS[row.way])
+    side = build(work, row.side, weights=known.get(work.model), prepare=prepare)
+    if side.weights is not None:
+        known[work.model] = side.weights
+    return side
+
+
+def measure(machine: Machine, plan: Plan, row: Row, known: Known) -> Row:
+    """The row with its figures, or with the reason why there are none: no memory, no GPU, no Triton."""
+    work = row.work
     device = torch.device(work.device)
     wait = waiting(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        ready = build(work, side)
+        side = ready(row, known)
         for _ in range(2):
-            ready.warm()
-        times = interleave({side: ready.run}, plan.repeats, plan.seconds, wait)[side]
-        phases = ready.phases() if ready.phases else None
+            side.warm()
+        times = interleave({"": side.run}, plan.repeats, plan.seconds, wait)[""]
+        phases = side.phases() if side.phases else None
     except torch.OutOfMemoryError:
-        return Row(part, work, side, "does not fit")
+        return replace(row, note="does not fit")
+    except UserError as error:
+        return replace(row, note=str(error))
     finally:
         torch.compiler.reset()
         gc.collect()
     seconds = spread(times).median
     ceiling = machine.matmul.get(work.precision, machine.matmul["fp32"])
-    return Row(
-        part,
-        work,
-        side,
-        "",
-        seconds,
-        work.batch_size / seconds,
-        work.flops / seconds / ceiling,
-        torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
-        phases,
+    return replace(
+        row,
+        seconds=seconds,
+        images_per_second=work.batch_size / seconds,
+        share_of_ceiling=work.flops / seconds / ceiling,
+        peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
+        phases=phases,
     )
 
 
@@ -166,7 +196,7 @@ def write(out: Path, machine: Machine, results: list[Row], dry: bool) -> None:
 
 def _cells(row: Row) -> list[Any]:
     work = row.work
-    side = f"{row.side}, {'compiled' if work.compile else 'eager'}"
+    side = f"{row.side}, {row.way}"
     goal = GOALS.get((row.part, work.model), "") if row.side == OURS else ""
     cells: list[Any] = [row.part, work.model, work.batch_size, side]
     if not row.done:
@@ -183,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="OUT.json and OUT.md are written")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=8.5, help="no row begins after this time")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no row begins after this time")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args(arguments)
     begun = time.monotonic()
@@ -195,12 +225,15 @@ def main(arguments: list[str] | None = None) -> int:
     machine = measure_machine(torch.device(device), plan.largest_matrix)
     memory = torch.cuda.mem_get_info()[1] if cuda else 2**30
     results: list[Row] = []
-    for part, work, side in rows(plan, options.parts, device, memory):
-        late = time.monotonic() - begun > 60 * options.minutes
-        row = Row(part, work, side, "no time left") if late else measure(machine, plan, part, work, side)
-        results.append(row)
-        print(" | ".join(map(str, _cells(row))), flush=True)
-        write(options.out, machine, results, options.dry_run)
+    known: Known = {}
+    # A CPU takes minutes to compile even tiny models, which shows nothing.
+    with torch.compiler.set_stance("default" if cuda else "force_eager"):
+        for row in rows(plan, options.parts, device, memory):
+            late = time.monotonic() - begun > 60 * options.minutes
+            row = replace(row, note="no time left") if late else measure(machine, plan, row, known)
+            results.append(row)
+            print(" | ".join(map(str, _cells(row))), flush=True)
+            write(options.out, machine, results, options.dry_run)
     return 0
 
 

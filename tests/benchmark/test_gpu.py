@@ -7,9 +7,13 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.fast import FastDenoiser
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
@@ -31,17 +35,19 @@ def test_the_real_plan_measures_both_models_beside_the_plain_ones(
 ) -> None:
     monkeypatch.setattr(gpu, "batches", lambda *_: [64, 512])
     planned = list(gpu.rows(gpu.REAL, list(gpu.PARTS), "cpu", 80e9))
-    assert [part for part in dict.fromkeys(part for part, _, _ in planned)] == list(gpu.PARTS)
+    assert list(dict.fromkeys(row.part for row in planned)) == list(gpu.PARTS)
     for part in gpu.PARTS:
         for model in ("dip-xl-16", "pixeldit-xl-16"):
-            sides = [side for p, work, side in planned if (p, work.model) == (part, model)]
-            assert set(sides) == {"ours", "plain"}
-    draws = {(w.model, w.steps, w.recipe) for p, w, _ in planned if p != "training"}
+            sides = [(row.side, row.way) for row in planned if (row.part, row.work.model) == (part, model)]
+            assert {side for side, _ in sides} == {"ours", "plain"}
+            if part == "latency":
+                assert sides == [("plain", "eager"), *(("ours", way) for way in gpu.WAYS)]
+    draws = {(w.model, w.steps, w.recipe) for w in (row.work for row in planned if row.part != "training")}
     assert draws == {("dip-xl-16", 100, "dip-imagenet256"), ("pixeldit-xl-16", 100, "pixeldit-xl-epoch320")}
 
 
 def test_the_largest_batch_is_one_that_fits(gpu: ModuleType) -> None:
-    work = next(work for part, work, _ in gpu.rows(gpu.DRY, ["training"], "cpu", 1e9) if part == "training")
+    work = next(gpu.rows(gpu.DRY, ["training"], "cpu", 1e9)).work
     plan = gpu.DRY._replace(batches=(8, 64, 4096))
 
     def needed(batch: int) -> int:
@@ -52,27 +58,42 @@ def test_the_largest_batch_is_one_that_fits(gpu: ModuleType) -> None:
     assert gpu.batches(plan, work, 1.0) == [8]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler, which is called and does nothing
 def test_a_dry_run_writes_every_row_and_a_table(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = []
+    ways, initialised = [], []
 
-    def build(work: object, side: str) -> object:
-        built.append((work, side))
-        return gpu_build(gpu.replace(work, compile=False), side)  # compiling takes a minute
+    def build(work: Any, side: str, weights: Any, prepare: Any) -> Any:
+        initialised.append(weights is None)
+        return gpu_build(work, side, weights=weights, prepare=prepare)
+
+    def fast(model: PixelDenoiser, dtype: torch.dtype, **way: bool) -> FastDenoiser:
+        ways.append(way)
+        return FastDenoiser(model, dtype)  # graphs and Triton need CUDA
 
     gpu_build = gpu.build
     monkeypatch.setattr(gpu, "build", build)
+    monkeypatch.setattr(gpu, "FastDenoiser", fast)
     monkeypatch.setattr(gpu, "DRY", gpu.DRY._replace(models=("dip-n-8",), batches=(2,)))
     assert gpu.main(["--out", str(tmp_path / "dry"), "--dry-run", "--parts", "latency", "training"]) == 0
     data = json.loads((tmp_path / "dry.json").read_text())
-    assert data["dry_run"] and len(data["rows"]) == len(built) == 5
+    assert data["dry_run"] and len(data["rows"]) == 7
+    assert ways == list(gpu.WAYS.values())
+    assert initialised == [True, *[False] * 4, True, True]  # one set of weights for all that is sampled
     for row in data["rows"]:
         expected = row["work"]["batch_size"] / row["seconds"]
         assert row["images_per_second"] == pytest.approx(expected)
         assert (row["phases"] is None) == (row["part"] != "training")
     table = (tmp_path / "dry.md").read_text()
-    assert table.startswith("A dry run") and table.count("\n| latency | dip-n-8 | 1 |") == 3
+    assert table.startswith("A dry run") and table.count("\n| latency | dip-n-8 | 1 |") == 5
+
+
+def test_what_a_machine_has_not_is_said_in_the_row(gpu: ModuleType) -> None:
+    machine = gpu.measure_machine(torch.device("cpu"), 64)
+    last = [row for row in gpu.rows(gpu.DRY, ["latency"], "cpu", 1e9) if row.way == gpu.GRAPHS][-1]
+    found = gpu.measure(machine, gpu.DRY, last, {})
+    assert "graphs is true, but the device is cpu" in found.note and not found.done
 
 
 def test_without_time_rows_are_named_and_not_measured(gpu: ModuleType, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -68,15 +69,27 @@ def test_mixed_dtypes_widen_as_in_the_formula() -> None:
             assert ours.dtype == theirs.dtype and difference(ours.float(), theirs.float()) < 1e-2
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 40), (2, 3, 9, 16)])
-def test_the_compiler_is_told_the_truth(shape: tuple[int, ...]) -> None:
+def test_the_compiler_is_told_the_truth() -> None:
     """Shapes, dtypes and strides without data; nothing is written into an input."""
-    x, gate, y, weight, shift, scale = arguments(shape, torch.float32)
+    x, gate, y, weight, shift, scale = arguments((2, 3, 9, 16), torch.float32)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for layout in (x, x.transpose(0, 1).contiguous().transpose(0, 1)):
         torch.library.opcheck(kernels.norm_modulate, (layout, weight, shift, scale), test_utils=tests)
         given = (layout, gate, y, weight, shift, scale)
         torch.library.opcheck(kernels.gated_norm_modulate, given, test_utils=tests)
+
+
+def counted_launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets a 1 for each launch of a kernel."""
+    calls: list[int] = []
+    launch = kernels._launch
+
+    def counted(*given: Any) -> Any:
+        calls.append(1)
+        return launch(*given)
+
+    monkeypatch.setattr(kernels, "_launch", counted)
+    return calls
 
 
 @pytest.mark.parametrize(
@@ -94,22 +107,29 @@ def test_a_model_with_the_kernels_equals_the_model(
 ) -> None:
     """Every norm with a modulation is a kernel; the interpreter is content with a CPU."""
     monkeypatch.setattr(fast, "check_triton", lambda _: None)
-    calls = 0
-    launch = kernels._launch
-
-    def counted(*given: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return launch(*given)
-
-    monkeypatch.setattr(kernels, "_launch", counted)
+    calls = counted_launches(monkeypatch)
     model = network(config)
     exact = model(*inputs(config))
     assert difference(FastDenoiser(model, torch.float32, triton=True)(*inputs(config)), exact) < 1e-5
-    assert calls == kernels_run
+    assert sum(calls) == kernels_run
     with torch.autocast("cpu", torch.bfloat16):
         errors = [
             (each(*inputs(config)) - exact).norm()
             for each in (model, FastDenoiser(model, torch.bfloat16, triton=True))
         ]
     assert errors[1] <= 2 * errors[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@torch.no_grad()
+def test_compiled_blocks_hold_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block is one graph of the compiler, with the kernels in it."""
+    monkeypatch.setattr(fast, "check_triton", lambda _: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    config = DenoiserConfig(CLASSES, PiTConfig(1, 8, 16, 2))
+    model = network(config)
+    compiled = FastDenoiser(model, torch.float32, compile_blocks=True, triton=True)
+    compiled(*inputs(config))
+    calls = counted_launches(monkeypatch)
+    assert difference(compiled(*inputs(config)), model(*inputs(config))) < 1e-5
+    assert sum(calls) == 4 + 2

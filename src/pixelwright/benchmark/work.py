@@ -160,15 +160,27 @@ class Side(NamedTuple):
 
 
 def build(
-    work: Work, side: str, peer: Peer | None = None, weights: Mapping[str, Tensor] | None = None
+    work: Work,
+    side: str,
+    peer: Peer | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    prepare: Callable[[PixelDenoiser], PixelDenoiser] | None = None,
 ) -> Side:
-    """Make one side of a work; `weights` are shared with another side so that both fit into memory."""
+    """Make one side of a work.
+
+    Args:
+        weights: of another side, shared with it so that both fit into memory.
+        prepare: what makes our model ready, once, such as `FastDenoiser`; without it each sampling run does.
+    """
     if work.kind == "training":
         return _our_training(work) if side == OURS else _other_training(work, side, peer)
     device = resolve_device(work.device)
     model = _model(work, side, peer, weights).to(device).eval()
+    weights = model.state_dict()
+    if prepare is not None and isinstance(model, PixelDenoiser):
+        model = prepare(model)
     make = _forward if work.kind == "forward" else _sampling
-    return make(work, side, model, device)
+    return make(work, side, model, device)._replace(weights=weights)
 
 
 def _model(work: Work, side: str, peer: Peer | None, weights: Mapping[str, Tensor] | None) -> nn.Module:
@@ -200,7 +212,6 @@ def _inputs(work: Work, device: torch.device, classes: int = CLASSES) -> tuple[T
 
 def _forward(work: Work, side: str, model: nn.Module, device: torch.device) -> Side:
     x, t, _, labels = _inputs(work, device)
-    weights = model.state_dict()
     if isinstance(model, PixelDenoiser):
         model = prepared(model, work.autocast, work.compile)
 
@@ -210,7 +221,7 @@ def _forward(work: Work, side: str, model: nn.Module, device: torch.device) -> S
         with torch.autocast(device.type, work.autocast, enabled=work.autocast is not None), chains:
             return model(x, t, labels)
 
-    return Side(run, run, weights=weights)
+    return Side(run, run)
 
 
 def _sampling(work: Work, side: str, model: nn.Module, device: torch.device) -> Side:
@@ -226,7 +237,7 @@ def _sampling(work: Work, side: str, model: nn.Module, device: torch.device) -> 
         return to_uint8(plain_sample(model, noise, labels, CLASSES, **work.sampler())).cpu()
 
     run = ours if side == OURS else other
-    return Side(run, lambda: run(replace(work, steps=SHORT)), weights=model.state_dict())
+    return Side(run, lambda: run(replace(work, steps=SHORT)))
 
 
 def _our_training(work: Work) -> Side:
