@@ -86,6 +86,7 @@ def test_patches_in_slices_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fast, "AT_ONCE", 5)
     sliced = FastDenoiser(model, torch.float32)
     assert sliced.detailer.at_once == 5
+    assert FastDenoiser(network(CONFIGS[0]).to("meta"), torch.float32).detailer.at_once == 64 * 256
     assert difference(sliced(*inputs(CONFIGS[0])), whole(*inputs(CONFIGS[0]))) < 1e-6
 
 

@@ -31,7 +31,9 @@ from pixelwright.models.layers import (
 )
 
 AT_ONCE = 256
-"""Patches that pass through a U-Net together: its memory does not grow with the size of the image."""
+"""Patches that pass through a U-Net together on a CPU: its memory does not grow with the image."""
+AT_ONCE_ON_GPU = 64 * AT_ONCE
+"""On a GPU, which more of them fill; a compiled U-Net holds its products once for each slice."""
 onednn: Any = torch.ops.mkldnn
 AFTER: dict[str, Callable[[Tensor], Tensor]] = {"swish": F.silu, "gelu": F.gelu, "none": lambda y: y}
 """What may follow a product in the same pass, by oneDNN's names."""
@@ -162,7 +164,7 @@ def _unet(unet: Any, dtype: torch.dtype) -> nn.Module:
         size = unet.patch_size >> i
         unet.down[i] = FastDown(down, size, dtype)
         unet.up[levels - 1 - i] = FastUp(up, size, dtype)
-    unet.at_once = AT_ONCE
+    unet.at_once = AT_ONCE if unet.out.weight.device.type == "cpu" else AT_ONCE_ON_GPU
     unet.bottleneck, unet.out = FastBottleneck(unet.bottleneck, dtype), FastBottleneck(unet.out, dtype)
     return unet
 
