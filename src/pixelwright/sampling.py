@@ -18,8 +18,9 @@ from pixelwright.errors import UserError, nearest
 from pixelwright.flow import shift_time
 from pixelwright.images import to_uint8
 from pixelwright.models.conditions import Condition, TextCondition, join
+from pixelwright.models.config import DenoiserConfig, LinearConfig
 from pixelwright.models.denoiser import PixelDenoiser, device_of
-from pixelwright.models.fast import prepared
+from pixelwright.models.fast import between, prepared
 from pixelwright.models.fused import compiled
 from pixelwright.streams import normal
 
@@ -212,9 +213,15 @@ def _check_solver(solver: str) -> None:
 
 
 def check(
-    solver: str, steps: int, guidance_scale: float, guidance_interval: tuple[float, float], time_shift: float
+    solver: str,
+    steps: int,
+    guidance_scale: float,
+    guidance_interval: tuple[float, float],
+    time_shift: float,
+    reuse: int = 1,
 ) -> None:
     """Raise UserError where `sample` would, before anything is loaded."""
+    check_reuse(reuse)
     _check_solver(solver)
     time_grid(steps, time_shift)
     _check_guidance(guidance_scale, guidance_interval)
@@ -257,24 +264,75 @@ def noise_of(indices: Sequence[int], size: tuple[int, int], seed: int) -> Tensor
     return torch.stack([normal((3, *size), seed, "sample", index) for index in indices])
 
 
+def check_reuse(reuse: int, config: DenoiserConfig | None = None) -> None:
+    """Raise UserError unless the tokens of the backbone can serve `reuse` evaluations (of this model)."""
+    if isinstance(reuse, bool) or not isinstance(reuse, int) or reuse < 1:
+        raise UserError(f"reuse is {reuse!r}; it must be a whole number of at least 1 (1 = exact)")
+    if reuse == 1 or config is None:
+        return
+    if config.placement != "post-hoc" or isinstance(config.detailer, LinearConfig):
+        raise UserError(
+            f"reuse is {reuse}, but in {config.name} the pixels of each step must pass through the backbone; "
+            "leave it at 1"
+        )
+
+
+class Reused:
+    """A model whose backbone runs in one of `reuse` evaluations. Approximate.
+
+    Between, its tokens go on in the straight line of the last two passes, or stay as they are where there was
+    but one; the detailer sees the pixels and the time of each evaluation. Where guidance begins or ends, the
+    backbone runs, and a new line begins.
+    """
+
+    def __init__(self, model: PixelDenoiser, reuse: int) -> None:
+        self.model, self.reuse = model, reuse
+        self.passes: list[tuple[Tensor, Tensor]] = []  # times [B] and tokens [B, L, D] of the last two
+        self.left = 0  # evaluations until the next one
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        if self.passes and len(self.passes[-1][0]) != len(x):
+            self.passes, self.left = [], 0
+        if self.left:
+            state = self.model.embed(x, t, condition)._replace(tokens=self._tokens(t))
+        else:
+            state, _ = self.model.global_stage(x, t, condition)
+            self.passes, self.left = [*self.passes[-1:], (t, state.tokens)], self.reuse
+        self.left -= 1
+        return self.model.local_stage(x, t, state)
+
+    def _tokens(self, t: Tensor) -> Tensor:
+        (before, older), (then, newer) = self.passes[0], self.passes[-1]
+        if len(self.passes) == 1:
+            return newer
+        weight = ((t - before) / (then - before))[:, None, None]
+        return older.float().lerp(newer.float(), weight).to(newer.dtype)
+
+
 def model_velocity(
     model: PixelDenoiser,
     labels: Condition,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
+    reuse: int = 1,
 ) -> Velocity:
-    """The guided velocity of a model for labels or captions [B]; both branches go through one call."""
+    """The guided velocity of a model for labels or captions [B]; both branches go through one call.
+
+    For `reuse` see `Reused`.
+    """
+    check_reuse(reuse, model.config)
+    network = model if reuse == 1 else Reused(model, reuse)
     both_labels = join(labels, model.backbone.null_condition(labels))
 
     def times(x: Tensor, t: Tensor) -> Tensor:
         return torch.full((len(x),), float(t), dtype=torch.float32, device=x.device)
 
     def conditional(x: Tensor, t: Tensor) -> Tensor:
-        return model(x, times(x, t), labels)
+        return network(x, times(x, t), labels)
 
     def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         doubled = torch.cat((x, x))
-        v_cond, v_null = model(doubled, times(doubled, t), both_labels).chunk(2)
+        v_cond, v_null = network(doubled, times(doubled, t), both_labels).chunk(2)
         return v_cond, v_null
 
     return guide_pair(conditional, both, guidance_scale, guidance_interval)
@@ -370,6 +428,7 @@ def sample(
     negative: str | None = None,
     compile: bool = False,
     triton: bool = False,
+    reuse: int = 1,
 ) -> Tensor:
     """Draw images with a model.
 
@@ -386,19 +445,22 @@ def sample(
         guidance_scale, guidance_interval: see `guide`; 1 switches guidance off.
         callback: called with a `Step` at every step of every batch.
         batch_size: images at a time; all at once by default.
-        autocast: run the model in this dtype (torch.bfloat16); by default in the dtype of its weights. This
-            and what follows makes a `FastDenoiser` for this call; for many calls give one as the model.
+        autocast: run the model in this dtype (torch.bfloat16; approximate, on CPUs: torch.int8); by default
+            in the dtype of its weights. This and what follows makes a `FastDenoiser` for this call; for many
+            calls give one as the model.
         negative: with prompts: what guidance leads away from, in place of the empty prompt.
         compile: one pass over memory for each chain of elementwise operations; it needs a C++ compiler, and
             some seconds the first time that a shape is met on this machine. On CUDA, evaluations are also
             replayed as graphs.
         triton: norms and modulations by our own kernels, on CUDA.
+        reuse: above 1 approximate: the backbone runs in one of so many evaluations, see `Reused`.
 
     Returns:
         uint8 [B,H,W,3] on the CPU.
 
     Raises:
-        UserError: impossible labels, size, steps, solver or guidance; `triton` where it cannot be had.
+        UserError: impossible labels, size, steps, solver, guidance or `reuse`; `triton` or int8 where it
+            cannot be had.
     """
     condition = as_condition(labels, model, negative)
     size = size or model.config.image_size
@@ -407,6 +469,7 @@ def sample(
     height, width = size
     model.config.check_size(height, width)
     grid = time_grid(steps, time_shift)
+    check_reuse(reuse, model.config)
     indices = _indices(start_index, len(condition))
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
@@ -419,8 +482,8 @@ def sample(
         for start in range(0, len(condition), batch_size or len(condition)):
             part = condition[start : start + (batch_size or len(condition))].to(device)
             noise = noise_of(indices[start : start + len(part)], (height, width), seed).to(device)
-            velocity = model_velocity(network, part, guidance_scale, guidance_interval)
-            cast = torch.autocast(device.type, autocast) if autocast else nullcontext()
+            velocity = model_velocity(network, part, guidance_scale, guidance_interval, reuse)
+            cast = torch.autocast(device.type, between(autocast)) if autocast else nullcontext()
             with cast, compiled(compile and device.type == "cpu"):
                 x = solve(velocity, noise, grid, solver, callback)
             images.append(to_uint8(x).cpu())

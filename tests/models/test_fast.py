@@ -6,7 +6,9 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 
+from pixelwright.errors import UserError
 from pixelwright.models import fast, fused
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import (
@@ -113,6 +115,60 @@ def test_samples_follow_the_weights_of_the_model() -> None:
     with torch.no_grad():
         model.detailer.out.weight.mul_(-1)
     assert not torch.equal(sample(model, [0, 1], steps=3, autocast=torch.bfloat16), first)
+
+
+VNNI = pytest.mark.skipif(
+    not torch.cpu.get_capabilities().get("avx512_vnni"), reason="no products of 8 bits on this machine"
+)
+
+
+@VNNI
+@torch.no_grad()
+def test_a_product_of_8_bits_is_the_sum_of_its_levels() -> None:
+    """Against integers in float64, to the rounding of the result; a token does not depend on the others."""
+    g = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(40, 24, generator=g), torch.randn(40, generator=g)
+    x = torch.randn(2, 7, 24, generator=g) * torch.logspace(-4, 4, 7)[:, None]
+    x[0, 3] = 0
+    product = fast.Int8Product(weight, bias)
+    found = product(x.bfloat16())
+
+    def levels(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        level = rows.double().abs().amax(-1, keepdim=True) / 127
+        return (rows.double() / level.clamp(min=1e-30)).round(), level
+
+    (x_levels, x_level), (w_levels, w_level) = levels(x.bfloat16()), levels(weight)
+    expected = (x_levels @ w_levels.T) * x_level * w_level.T
+    rounding = 2**-7 * expected.abs() + 2**-8 * bias.abs()
+    assert ((found - (expected + bias)).abs() <= rounding + 1e-9).all()
+    exact = x.double() @ weight.double().T
+    assert (expected - exact).norm() < 0.02 * exact.norm()
+    assert torch.equal(product(x[1:, 2:3].bfloat16()), found[1:, 2:3])
+
+
+@VNNI
+@pytest.mark.parametrize("config", [CONFIGS[0], *CONFIGS[6:8], CONFIGS[-1]], ids=str)
+@torch.no_grad()
+def test_int8_is_in_the_blocks_alone_and_near_the_model(config: DenoiserConfig) -> None:
+    model = network(config)
+    quick = FastDenoiser(model, torch.int8)
+    places = [name for name, part in quick.named_modules() if isinstance(part, fast.Int8Product)]
+    assert places and all(".blocks." in name and ".mlp.fc" not in name for name in places)
+    assert not any(isinstance(part, nn.Linear) for part in quick.modules())
+    exact = model(*inputs(config))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (quick(*inputs(config)) - exact).norm() < 0.05 * exact.norm()
+    condition = inputs(config)[2]
+    images = [sample(each, condition, (16, 24), steps=2, autocast=torch.int8) for each in (model, quick)]
+    assert torch.equal(*images)
+
+
+def test_int8_is_refused_where_it_would_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="int8 needs a CPU with AVX-512 VNNI, which cuda:1 is not"):
+        fast.check_int8(torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": False})
+    with pytest.raises(UserError, match="use bf16"):
+        sample(network(CONFIGS[0]), [0], (16, 16), steps=1, autocast=torch.int8)
 
 
 @pytest.mark.slow

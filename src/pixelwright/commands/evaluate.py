@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -27,8 +27,9 @@ from pixelwright.hub.remote import SCHEME
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.folder import CONFIG
 from pixelwright.page import number_text
+from pixelwright.sampling import check_reuse
 from pixelwright.training.config import ParallelConfig
-from pixelwright.training.device import resolve_device, resolve_precision
+from pixelwright.training.device import name_precision, resolve_device
 from pixelwright.training.parallel import Layout, connect, together
 
 DESCRIPTION = """Measure a model, or images that exist, against a reference: FID, sFID, Inception Score,
@@ -87,7 +88,6 @@ def parser() -> ArgumentParser:
         metavar="N",
         help="of images: crop to N x N; of a model: N or ROWS COLUMNS",
     )
-    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add("--name", type=str | None, help="what the report calls the model (default: from its path)")
     add("--num-samples", type=int | None, help="of a model: images to draw (default: 50000)")
     add(
@@ -100,8 +100,7 @@ def parser() -> ArgumentParser:
     )
     add("--seed", type=int | None, help="of the noise (default: 0)")
     sampler.add_arguments(parser)
-    add("--batch-size", type=int | None, help="images drawn together; part of the recipe (default: 64)")
-    add("--precision", type=Literal["auto", "bf16", "fp32"] | None, help="of the model (default: auto)")
+    sampler.add_machine_arguments(parser, DEFAULTS["batch_size"], images_too=True)
     add("--images", choices=list(FORMS), help="how the images of a model are kept (default: npz, as ADM's)")
     add(
         "--sweep",
@@ -225,8 +224,9 @@ def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -
     if size is None:
         raise UserError("the model's config has no image_size; give --size ROWS COLUMNS")
     config.check_size(*size)
-    bf16 = resolve_precision(settings["precision"], resolve_device(options.device)) is not None
+    precision = name_precision(settings["precision"], resolve_device(options.device))
     chosen = sampler.settings(options, sampler.choose_recipe(options, config))
+    check_reuse(chosen.get("reuse", 1), config)
     return Generation(
         model=config.name,
         weights="",
@@ -235,7 +235,7 @@ def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -
         labels=" ".join(settings["labels"]),
         seed=settings["seed"],
         batch_size=settings["batch_size"],
-        precision="bf16" if bf16 else "fp32",
+        precision=precision,
         **chosen,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
@@ -28,7 +28,8 @@ from pixelwright.evaluation.scores import as_json, markdown_table, overall
 from pixelwright.files import replacing, write_text
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import load_png
-from pixelwright.training.device import resolve_device, resolve_precision
+from pixelwright.models.fast import PRECISIONS
+from pixelwright.training.device import name_precision, resolve_device
 
 DESCRIPTION = (
     "Does a text-to-image model draw what prompts say? Draw the pictures of a benchmark, and score them."
@@ -90,14 +91,7 @@ def _drawing_parser(verb: str, description: str, example: str) -> ArgumentParser
     add("--size", type=int, nargs="+", metavar="N", help="N or ROWS COLUMNS (default: the model's own)")
     add("--seed", type=int, default=0, help="seed of the noise")
     sampler.add_arguments(parser)
-    add("--batch-size", type=int, default=16, help="images at a time")
-    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    add(
-        "--precision",
-        type=Literal["auto", "bf16", "fp32"],
-        default="auto",
-        help="auto is bf16 where the device computes in it",
-    )
+    sampler.add_machine_arguments(parser, batch_size=16)
     return parser
 
 
@@ -106,7 +100,7 @@ def _draw(options: Namespace, pictures: Sequence[Picture]) -> str:
     if options.batch_size < 1:
         raise UserError(f"--batch-size is {options.batch_size}; it must be at least 1")
     device = resolve_device(options.device)
-    autocast = resolve_precision(options.precision, device)
+    precision = name_precision(options.precision, device)
     config = load_config(options.model)
     if not config.takes_text:
         raise UserError(f"{config.name} draws from classes; give a model of captions")
@@ -114,13 +108,13 @@ def _draw(options: Namespace, pictures: Sequence[Picture]) -> str:
     chosen = sampler.settings(options, recipe)
     size = image_size(options.size) or config.image_size
     noted = {"weights": checksum(options.model), "size": size, "seed": options.seed, **chosen}
-    keep_settings(Path(options.out), {**noted, "precision": "fp32" if autocast is None else "bf16"})
+    keep_settings(Path(options.out), {**noted, "precision": precision})
     print(sampler.in_words(chosen, options, recipe))
     todo = missing(pictures)
     if todo:
         model = pw.load(options.model).to(device)
         prompts = [picture.prompt for picture in todo]
-        draw = draw_with(model, prompts, options.seed, size=size, autocast=autocast, **chosen)
+        draw = draw_with(model, prompts, options.seed, size=size, autocast=PRECISIONS[precision], **chosen)
         with tqdm(total=len(pictures), initial=len(pictures) - len(todo), unit="image", disable=None) as bar:
             draw_missing(draw, pictures, options.batch_size, bar.update)
     return f"{config.name}, {sampler.in_words(chosen, options, recipe)}"

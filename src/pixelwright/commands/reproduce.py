@@ -19,7 +19,7 @@ from pixelwright.hub.checkpoint import load_config
 from pixelwright.page import markdown_table
 from pixelwright.sampling import balanced_labels
 from pixelwright.training.config import ParallelConfig
-from pixelwright.training.device import resolve_device, resolve_precision
+from pixelwright.training.device import name_precision, resolve_device
 from pixelwright.training.parallel import connect, together
 
 DESCRIPTION = f"""Draw the images of a published result by its recipe, measure them, and set the figures
@@ -80,7 +80,6 @@ def plan(wanted: Target, weights: str, options: Namespace) -> Generation:
     """The published recipe, but for the checksum of the weights."""
     recipe = asdict(wanted.recipe)
     sampler = ("solver", "steps", "guidance_scale", "guidance_interval", "time_shift")
-    bf16 = resolve_precision("auto", resolve_device(options.device)) is not None
     return Generation(
         model=load_config(weights).name,
         weights="",
@@ -89,6 +88,6 @@ def plan(wanted: Target, weights: str, options: Namespace) -> Generation:
         labels="balanced",
         seed=options.seed,
         batch_size=options.batch_size,
-        precision="bf16" if bf16 else "fp32",
+        precision=name_precision("auto", resolve_device(options.device)),
         **{name: recipe[name] for name in sampler},
     )

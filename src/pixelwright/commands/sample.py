@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -91,14 +91,7 @@ def parser() -> ArgumentParser:
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--start-index", type=int, default=0, help="index of the first image")
     sampler.add_arguments(parser)
-    add("--batch-size", type=int, default=16, help="images at a time")
-    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    add(
-        "--precision",
-        type=Literal["auto", "bf16", "fp32"],
-        default="auto",
-        help="auto is bf16 where the device computes in it",
-    )
+    sampler.add_machine_arguments(parser, batch_size=16)
     add(
         "--compile",
         action="store_true",

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ from pixelwright.files import write_text
 from pixelwright.hub.checkpoint import open_checkpoint
 from pixelwright.hub.convert import sha256
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.fast import FastDenoiser
+from pixelwright.models.fast import PRECISIONS, FastDenoiser
 
 if TYPE_CHECKING:  # the training room draws with this one
     from pixelwright.training.parallel import Layout
@@ -60,13 +59,22 @@ class Generation:
     seed: int
     batch_size: int
     """Images drawn together. Noise does not depend on it, the rounding of sums does."""
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "int8"]
+    reuse: int = 1
+    """Above 1 approximate; see `sampling.Reused`."""
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        sampling.check(self.solver, self.steps, self.guidance_scale, self.guidance_interval, self.time_shift)
+        sampling.check(
+            self.solver,
+            self.steps,
+            self.guidance_scale,
+            self.guidance_interval,
+            self.time_shift,
+            self.reuse,
+        )
 
     @property
     def batches(self) -> int:
@@ -104,7 +112,8 @@ def draw(
         guidance_interval=generation.guidance_interval,
         time_shift=generation.time_shift,
         callback=callback,
-        autocast=torch.bfloat16 if generation.precision == "bf16" else None,
+        autocast=PRECISIONS[generation.precision],
+        reuse=generation.reuse,
     )
 
 
@@ -126,8 +135,8 @@ def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: 
     wanted = recipe(generation, labels)
     if layout.first(lambda: _claim(out, store, wanted)):
         return out
-    if generation.precision == "bf16":
-        model = FastDenoiser(model, torch.bfloat16)  # once for all batches
+    if (dtype := PRECISIONS[generation.precision]) is not None:
+        model = FastDenoiser(model, dtype)  # once for all batches
     progress = _Progress(store.work, layout.rank)
     done = layout.first(progress.gather)
     left = [k for k in range(generation.batches) if k not in done]
@@ -165,7 +174,10 @@ def read_recipe(out: Path) -> dict[str, Any] | None:
 def recipe(generation: Generation, labels: Tensor) -> dict[str, Any]:
     """What is written down of images, as JSON has it; equal recipes make equal images."""
     labelled = hashlib.sha256(labels.contiguous().numpy().tobytes()).hexdigest()
-    return {**json.loads(json.dumps(asdict(generation))), "labels_sha256": labelled}
+    found = {**json.loads(json.dumps(asdict(generation))), "labels_sha256": labelled}
+    if generation.reuse == 1:
+        del found["reuse"]  # as in recipes from before there was such a setting
+    return found
 
 
 def _claim(out: Path, store: Store, wanted: dict[str, Any]) -> bool:

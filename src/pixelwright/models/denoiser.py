@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pixelwright.errors import UserError
 from pixelwright.flow import to_velocity
-from pixelwright.models.backbones import PatchDiT
+from pixelwright.models.backbones import GlobalState, PatchDiT
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import DenoiserConfig, LinearConfig, MMDiTConfig
 from pixelwright.models.detailers import build_detailer
@@ -71,9 +71,21 @@ class PixelDenoiser(nn.Module):
                 of the other kind.
         """
         self._check(x, tap)
-        pixels = x.to(self.backbone.patch_embedder.weight.dtype)
+        state, tapped = self.global_stage(x, t, condition, tap)
+        velocity = self.local_stage(x, t, state)
+        return velocity if tapped is None else (velocity, tapped)
+
+    def embed(self, x: Tensor, t: Tensor, condition: Condition) -> GlobalState:
+        """The state before the first block."""
+        return self.backbone.embed(self._pixels(x), t, condition)
+
+    def global_stage(
+        self, x: Tensor, t: Tensor, condition: Condition, tap: int | None = None
+    ) -> tuple[GlobalState, Tensor | None]:
+        """The state after the last block, and the tokens after block `tap`; see `forward`."""
         tapped = None
-        state = self.backbone.embed(pixels, t, condition)
+        pixels = self._pixels(x)
+        state = self.embed(x, t, condition)
         for number, block in enumerate(self.backbone.blocks, start=1):
             state = block(state)
             if self.middle is not None and number == len(self.backbone.blocks) // 2:
@@ -81,14 +93,20 @@ class PixelDenoiser(nn.Module):
                 state = state._replace(tokens=state.tokens + self.middle_to_tokens(patches))
             if number == tap:
                 tapped = state.tokens
-        output = self.detailer(pixels, state).to(x.dtype)
-        velocity = to_velocity(output, x, t, self.config.prediction)
-        return velocity if tapped is None else (velocity, tapped)
+        return state, tapped
+
+    def local_stage(self, x: Tensor, t: Tensor, state: GlobalState) -> Tensor:
+        """The velocity [B,3,H,W] from the state after the last block."""
+        output = self.detailer(self._pixels(x), state).to(x.dtype)
+        return to_velocity(output, x, t, self.config.prediction)
 
     def units(self) -> list[nn.Module]:
         """What is compiled, recomputed and sharded as one: blocks, and detailers that have none."""
         stages = [stage for stage in (self.backbone, self.middle, self.detailer) if stage is not None]
         return [unit for stage in stages for unit in getattr(stage, "blocks", [stage])]
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        return x.to(self.backbone.patch_embedder.weight.dtype)
 
     def _check(self, x: Tensor, tap: int | None) -> None:
         if x.ndim != 4 or x.shape[1] != 3:

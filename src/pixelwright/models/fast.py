@@ -35,8 +35,11 @@ AT_ONCE = 256
 AT_ONCE_ON_GPU = 64 * AT_ONCE
 """On a GPU, which more of them fill; a compiled U-Net holds its products once for each slice."""
 onednn: Any = torch.ops.mkldnn
+onednn_int8: Any = torch.ops.onednn
 AFTER: dict[str, Callable[[Tensor], Tensor]] = {"swish": F.silu, "gelu": F.gelu, "none": lambda y: y}
 """What may follow a product in the same pass, by oneDNN's names."""
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}
+"""What models are sampled in; the first two are those of training."""
 
 
 def packs(weight: Tensor, dtype: torch.dtype) -> bool:
@@ -64,13 +67,51 @@ class Product(nn.Module):
         return AFTER[self.then](F.linear(x, self.weight, self.bias))
 
 
+class Int8Product(nn.Module):
+    """A linear layer in 8 bits, approximate: [.., C] -> [.., O] in bfloat16.
+
+    Each row of the weight has its scale, and each token its own as it comes, so that no token depends on
+    another; sums are exact.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        levels, scale = fused.quantise(weight)
+        self.weight = onednn_int8.qlinear_prepack((levels.short() - fused.ZERO).to(torch.int8), None)
+        self.scale, self.zero = scale.flatten(), torch.zeros(len(weight), dtype=torch.int32)
+        self.bias = None if bias is None else bias.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels, scale = fused.quantise(x)
+        weight = (self.weight, self.scale, self.zero)
+        plain: tuple[Any, ...] = (None, 1.0, 0, torch.bfloat16, "none", [], "")  # no bias, nothing after it
+        y = onednn_int8.qlinear_pointwise(levels, 1.0, fused.ZERO, *weight, *plain)
+        return fused.rescale(y, scale, self.bias)
+
+
+def product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
+    """A linear layer whose products are of this dtype."""
+    return Int8Product(weight, bias) if dtype == torch.int8 else Product(weight, bias, dtype)
+
+
+def check_int8(device: torch.device) -> None:
+    """Raise UserError if there are no fast products of 8 bits."""
+    if device.type != "cpu" or not torch.cpu.get_capabilities().get("avx512_vnni"):
+        raise UserError(f"int8 needs a CPU with AVX-512 VNNI, which {device} is not; use bf16")
+
+
+def between(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what lies between products of `dtype`."""
+    return torch.bfloat16 if dtype == torch.int8 else dtype
+
+
 class Heads(nn.Module):
     """Queries, keys and values of attention; see `layers.rotated_heads`."""
 
     def __init__(self, qkv: nn.Linear, q_norm: RMSNorm, k_norm: RMSNorm, dtype: torch.dtype) -> None:
         super().__init__()
         rows, self.q_weight, self.k_weight = head_weights(qkv, q_norm, k_norm)
-        self.product = Product(rows, None, dtype)
+        self.product = product(rows, None, dtype)
 
     def forward(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         return fused.heads(self.product(x), self.q_weight, self.k_weight, rope, len(self.q_weight) ** -0.5)
@@ -81,8 +122,8 @@ class FastSwiGLU(nn.Module):
 
     def __init__(self, mlp: SwiGLU, dtype: torch.dtype) -> None:
         super().__init__()
-        self.w13 = Product(torch.cat((mlp.w1.weight, mlp.w3.weight)), None, dtype)
-        self.w2 = Product(mlp.w2.weight, None, dtype)
+        self.w13 = product(torch.cat((mlp.w1.weight, mlp.w3.weight)), None, dtype)
+        self.w2 = product(mlp.w2.weight, None, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(fused.silu_product(self.w13(x)))
@@ -172,16 +213,16 @@ def _unet(unet: Any, dtype: torch.dtype) -> nn.Module:
 Faster = dict[type[nn.Module], Callable[[Any, torch.dtype], nn.Module]]
 """How a part is made from the one that it equals."""
 FASTER: Faster = {
-    nn.Linear: lambda layer, dtype: Product(layer.weight, layer.bias, dtype),
+    nn.Linear: lambda layer, dtype: product(layer.weight, layer.bias, dtype),
     SwiGLU: FastSwiGLU,
-    PixelMLP: FastPixelMLP,
+    PixelMLP: lambda mlp, dtype: FastPixelMLP(mlp, between(dtype)),  # rows too short for int8
     UNet: _unet,
 }
 
 
 def _replace(module: Any, dtype: torch.dtype, faster: Faster) -> None:
     """Put faster parts in the places of those they equal."""
-    if hasattr(module, "qkv"):
+    if isinstance(getattr(module, "qkv", None), nn.Linear):
         module.qkv = Heads(module.qkv, module.q_norm, module.k_norm, dtype)
     for name, child in module.named_children():
         if type(child) in faster:
@@ -213,8 +254,9 @@ def _check_cuda(setting: str, device: torch.device) -> None:
 class FastDenoiser(PixelDenoiser):
     """A model with its weights as they are now, in a dtype such as bfloat16; for inference alone.
 
-    The rest is for GPUs; on a CPU the products stay calls into oneDNN, and `fused.compiled` sees to what lies
-    between them.
+    With torch.int8, which is for CPUs, the products of the blocks are approximate, in 8 bits, and all else is
+    in bfloat16. The settings are for GPUs; on a CPU the products stay calls into oneDNN, and `fused.compiled`
+    sees to what lies between them.
 
     Args:
         compile_blocks: each block is compiled as a whole.
@@ -222,7 +264,7 @@ class FastDenoiser(PixelDenoiser):
         triton: norms and modulations by our own kernels instead of the compiler's, see `kernels`.
 
     Raises:
-        UserError: `graphs` or `triton` for a model that is not on a CUDA device; no Triton.
+        UserError: `graphs` or `triton` for a model that is not on a CUDA device; no Triton; no int8 there.
     """
 
     @torch.no_grad()
@@ -241,7 +283,12 @@ class FastDenoiser(PixelDenoiser):
         with torch.device("meta"):
             super().__init__(model.config)
         self.load_state_dict(model.state_dict(), assign=True)
-        _replace(self, dtype, faster)
+        if dtype == torch.int8:
+            check_int8(device)
+            for stage in (self.backbone, self.middle, self.detailer):
+                for block in getattr(stage, "blocks", ()):
+                    _replace(block, dtype, faster)
+        _replace(self, between(dtype), faster)
         self.requires_grad_(False).eval()
         for unit in self.units() if compile_blocks else ():
             unit.forward = torch.compile(unit.forward)

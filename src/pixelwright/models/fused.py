@@ -19,6 +19,9 @@ from torch.nn import functional as F
 Rope = tuple[Tensor, Tensor]  # cosines and sines of the rotary angles, two [L, d/2] in float32
 Chain = TypeVar("Chain", bound=Callable[..., Any])
 
+ZERO = 128
+"""The level that stands for zero in `quantise`."""
+
 _compiled = False
 
 
@@ -131,3 +134,18 @@ def spread(pixels: Tensor) -> Tensor:
 def spread_and_join(pixels: Tensor, skip: Tensor) -> Tensor:
     """`spread`, and the skip [N, C, 2h, 2w] behind it: [N, O + C, 2h, 2w] in channels_last."""
     return torch.cat((spread.__wrapped__(pixels), skip), dim=1)  # type: ignore[attr-defined]
+
+
+@chain
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row in 255 levels around `ZERO`: uint8 like x, and what a level is worth, float32 [.., 1]."""
+    x = x.float()
+    level = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return (x / level).round_().add_(ZERO).to(torch.uint8), level
+
+
+@chain
+def rescale(y: Tensor, level: Tensor, bias: Tensor | None) -> Tensor:
+    """y·level + bias, computed in float32."""
+    scaled = y.float() * level
+    return (scaled if bias is None else scaled.add_(bias)).to(y.dtype)

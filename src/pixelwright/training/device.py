@@ -6,10 +6,12 @@ import ctypes
 import os
 import shutil
 import sys
+from typing import Literal
 
 import torch
 
 from pixelwright.errors import UserError
+from pixelwright.models.fast import PRECISIONS, check_int8
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of malloc.h
 
@@ -33,17 +35,27 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast, None for plain float32; auto is bf16 where the device computes in it."""
-    if name == "fp32":
-        return None
-    if name == "bf16":
-        return torch.bfloat16
+    """The dtype of autocast, None for plain float32; see `name_precision`."""
+    return PRECISIONS[name_precision(name, device)]
+
+
+def name_precision(name: str, device: torch.device) -> Literal["fp32", "bf16", "int8"]:
+    """What a precision means on a device: auto is bf16 where that computes in it, else fp32.
+
+    Raises:
+        UserError: int8 where there is none.
+    """
+    if name == "int8":
+        check_int8(device)
+    if name != "auto":
+        return name  # type: ignore[return-value]
+    has_bf16 = False
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         has = torch.cpu.get_capabilities()
-        return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else None
-    return None
+        has_bf16 = bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+    return "bf16" if has_bf16 else "fp32"
 
 
 def check_compiler() -> None:

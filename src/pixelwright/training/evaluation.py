@@ -21,7 +21,7 @@ from pixelwright.evaluation.opening import open_extractor
 from pixelwright.evaluation.reference import read_reference
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.config import EvaluationConfig, TrainConfig
-from pixelwright.training.device import resolve_precision
+from pixelwright.training.device import name_precision
 from pixelwright.training.parallel import Layout
 
 
@@ -39,7 +39,6 @@ class Evaluator:
         self._reference = read_reference(settings.reference)
         check_comparable(self._extractor, self._reference)
         sample, side = settings.sample, config.data.size
-        bf16 = resolve_precision(config.precision, layout.device) is not None
         self._generation = Generation(
             model=config.model.preset,
             weights="",
@@ -53,7 +52,7 @@ class Evaluator:
             time_shift=sample.time_shift,
             seed=sample.seed,
             batch_size=max(1, min(config.batch_size, sample.count // layout.world)),
-            precision="bf16" if bf16 else "fp32",
+            precision=name_precision(config.precision, layout.device),
         )
 
     def __call__(self, model: PixelDenoiser, callback: sampling.Callback | None = None) -> dict[str, float]:
