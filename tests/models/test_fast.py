@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from pixelwright.errors import UserError
 from pixelwright.models import fast, fused
@@ -169,6 +170,16 @@ def test_int8_is_refused_where_it_would_be_slow(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": False})
     with pytest.raises(UserError, match="use bf16"):
         sample(network(CONFIGS[0]), [0], (16, 16), steps=1, autocast=torch.int8)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_chain_is_compiled_for_more_shapes_than_eight() -> None:
+    counters.clear()
+    with fused.compiled():
+        for width in range(2, 24, 2):
+            fused.silu_product(torch.ones(3, width))
+    assert counters["stats"]["unique_graphs"] == 11
 
 
 @pytest.mark.slow

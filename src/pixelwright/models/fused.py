@@ -22,6 +22,10 @@ Chain = TypeVar("Chain", bound=Callable[..., Any])
 ZERO = 128
 """The level that stands for zero in `quantise`."""
 
+SHAPES = 64
+"""Shapes that a chain is compiled for in one process. By PyTorch's own 8, the ninth would stay eager: widths
+of two stages, with and without guidance, and a smaller last batch are more."""
+
 _compiled = False
 
 
@@ -48,6 +52,9 @@ def chain(function: Chain) -> Chain:
 
 @cache
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    from torch._dynamo import config  # seconds, which only compiling needs
+
+    config.recompile_limit = max(config.recompile_limit, SHAPES)
     return torch.compile(function, dynamic=False)
 
 
