@@ -14,6 +14,7 @@ from pixelwright.errors import UserError
 from pixelwright.evaluation import sweep
 from pixelwright.evaluation.extractors import Extractor
 from pixelwright.evaluation.generate import (
+    UNSAID,
     Generation,
     generate,
     progress_bar,
@@ -135,7 +136,7 @@ class Subject:
         assert self.judge is not None
         found, info = read_report(folder), self.judge.extractor.info
         wanted = {
-            "recipe": (found.generation, recipe(generation, self.labels)),
+            "recipe": ({**UNSAID, **(found.generation or {})}, recipe(generation, self.labels)),
             "reference": (found.reference["checksum"], self.judge.reference.checksum),
             "features": (found.extractor["checksum"], info.checksum),
         }

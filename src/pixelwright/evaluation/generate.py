@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # the training room draws with this one
 UNFINISHED = ".generate"
 """At the end of the name of the folder that the work is in."""
 RECIPE = "recipe.json"
+UNSAID: dict[str, Any] = {"reuse": 1}
+"""Settings that older recipes lack, as they were."""
 PLAIN_SECONDS = 30.0  # between two signs of life where there is no terminal
 
 
@@ -174,10 +176,7 @@ def read_recipe(out: Path) -> dict[str, Any] | None:
 def recipe(generation: Generation, labels: Tensor) -> dict[str, Any]:
     """What is written down of images, as JSON has it; equal recipes make equal images."""
     labelled = hashlib.sha256(labels.contiguous().numpy().tobytes()).hexdigest()
-    found = {**json.loads(json.dumps(asdict(generation))), "labels_sha256": labelled}
-    if generation.reuse == 1:
-        del found["reuse"]  # as in recipes from before there was such a setting
-    return found
+    return {**json.loads(json.dumps(asdict(generation))), "labels_sha256": labelled}
 
 
 def _claim(out: Path, store: Store, wanted: dict[str, Any]) -> bool:
@@ -207,6 +206,7 @@ def _existing(folder: Path) -> Path:
 def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], place: Path) -> None:
     if found is None:
         raise UserError(f"{place} exists and has no recipe beside it: give another --out, or remove it")
+    found = {**UNSAID, **found}
     changed = [
         f"{key}: {found.get(key)!r} -> {value!r}" for key, value in wanted.items() if found.get(key) != value
     ]

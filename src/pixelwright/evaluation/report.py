@@ -216,6 +216,8 @@ def _generation_rows(generation: Mapping[str, Any] | None) -> Iterator[tuple[str
     low, high = generation["guidance_interval"]
     guided = f"guidance {generation['guidance_scale']:g} where {low:g} < t < {high:g}"
     solver = f"{generation['solver']}, {generation['steps']} steps, time shift {generation['time_shift']:g}"
+    if (reuse := generation.get("reuse", 1)) > 1:
+        solver += f", backbone in 1 of {reuse} evaluations"
     yield "model", generation["model"]
     yield "SHA-256 of its weights", generation["weights"]
     yield "recipe", f"{solver}, {guided}, {generation['precision']}, batches of {generation['batch_size']}"
