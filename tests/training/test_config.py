@@ -13,7 +13,8 @@ from pixelwright.data import DataConfig
 from pixelwright.errors import UserError
 from pixelwright.flow import FlowConfig
 from pixelwright.training import ModelConfig, OptimConfig, SampleConfig, TrainConfig, load_config, save_config
-from pixelwright.training.config import HealthConfig, differences, from_dict, to_dict
+from pixelwright.training.config import HealthConfig
+from pixelwright.training.config_file import differences, from_dict, to_dict
 
 NAN, INF = math.nan, math.inf
 

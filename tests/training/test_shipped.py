@@ -13,7 +13,7 @@ from pixelwright.commands.config_file import read_yaml
 from pixelwright.commands.parsing import parse
 from pixelwright.commands.train import parser
 from pixelwright.training import TrainConfig, load_config
-from pixelwright.training.config import to_dict
+from pixelwright.training.config_file import to_dict
 
 from .conftest import log_of, weights_of
 

@@ -13,7 +13,8 @@ from pixelwright.data import DataConfig
 from pixelwright.dinov2 import positions
 from pixelwright.errors import UserError
 from pixelwright.training import Trainer, load_config, train
-from pixelwright.training.config import RepaConfig, save_config
+from pixelwright.training.config import RepaConfig
+from pixelwright.training.config_file import save_config
 from pixelwright.training.report import read_log
 from pixelwright.training.teacher import Cache, Teacher, teacher_grid
 

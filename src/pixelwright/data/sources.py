@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ class Source(Protocol):
         ...
 
 
-class _Files:
+class _Files(ABC):
     """Named image files with labels; folders and zips differ only in how a file is listed and read."""
 
     def __init__(self, path: Path, names: Sequence[str], label_file: bytes | None):
@@ -91,8 +92,9 @@ class _Files:
         image, said = read_image(self._data(name)), self._said(name)
         return Sample(image, self._labels[index], said and said.texts[0], name, said)
 
+    @abstractmethod
     def _read(self, name: str) -> bytes:
-        raise NotImplementedError
+        """The content of a file."""
 
     def _said(self, name: str) -> Captions | None:
         """The captions of an image."""

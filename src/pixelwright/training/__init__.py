@@ -5,9 +5,8 @@ from pixelwright.training.config import (
     OptimConfig,
     SampleConfig,
     TrainConfig,
-    load_config,
-    save_config,
 )
+from pixelwright.training.config_file import load_config, save_config
 from pixelwright.training.trainer import Interrupted, Trainer, train
 
 __all__ = [

@@ -10,7 +10,8 @@ from typing import Any
 
 from pixelwright.errors import UserError
 from pixelwright.page import Page, line_chart
-from pixelwright.training.config import TrainConfig, load_config
+from pixelwright.training.config import TrainConfig
+from pixelwright.training.config_file import load_config
 from pixelwright.training.health import in_words
 from pixelwright.training.report import read_log, smooth
 from pixelwright.training.rollback import in_words as rollback_in_words

@@ -13,7 +13,8 @@ from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.config import to_dict as model_dict
 from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training.checkpoint import Checkpoint
-from pixelwright.training.config import TrainConfig, differences, load_config, to_dict
+from pixelwright.training.config import TrainConfig
+from pixelwright.training.config_file import differences, load_config, to_dict
 
 ORIGIN = "resumed-from.txt"  # in a run folder: what --resume named when the run began
 MOST_NAMED = 3  # differing settings in an error message

@@ -28,7 +28,8 @@ from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training import parallel
 from pixelwright.training.averages import group
 from pixelwright.training.checkpoint import Saver, State
-from pixelwright.training.config import EvaluationConfig, TrainConfig, save_config, to_dict
+from pixelwright.training.config import EvaluationConfig, TrainConfig
+from pixelwright.training.config_file import save_config, to_dict
 from pixelwright.training.control import Clock, Meter, Silent, ahead, stop_signals
 from pixelwright.training.device import check_compiler, resolve_precision
 from pixelwright.training.ema import EMA
