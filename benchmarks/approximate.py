@@ -27,14 +27,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pixelwright as pw
+from pixelwright.acceleration.fast import PRECISIONS, FastDenoiser
 from pixelwright.benchmark.measure import interleave, ratio, spread
+from pixelwright.device import keep_memory
 from pixelwright.evaluation.images import ImageBatch
 from pixelwright.evaluation.measure import measure
 from pixelwright.evaluation.opening import open_extractor
 from pixelwright.evaluation.reference import read_reference
 from pixelwright.images import save_grid
-from pixelwright.models.fast import PRECISIONS, FastDenoiser
-from pixelwright.training.device import keep_memory
 
 
 class Way(NamedTuple):

@@ -21,13 +21,13 @@ import torch
 from tqdm import tqdm
 
 import pixelwright as pw
+from pixelwright.device import resolve_precision
+from pixelwright.distributed.checkpoint import inspect, load
 from pixelwright.evaluation.images import ImageBatch
 from pixelwright.evaluation.measure import LABELS, METRICS, measure, to_dict
 from pixelwright.evaluation.opening import open_extractor
 from pixelwright.evaluation.reference import read_reference
 from pixelwright.models.folder import read_config, skeleton, with_weights
-from pixelwright.training.checkpoint import inspect, load
-from pixelwright.training.device import resolve_precision
 
 BATCH = 250
 

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import pixelwright as pw
+from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.distributed.parallel import Layout
 from pixelwright.evaluation import generate
 from pixelwright.evaluation.building import build_reference
 from pixelwright.evaluation.evaluate import FORMS, Judge, Subject
@@ -31,10 +33,8 @@ from pixelwright.evaluation.generate import Generation, checksum
 from pixelwright.evaluation.images import open_images
 from pixelwright.evaluation.reference import read_reference
 from pixelwright.images import to_uint8
-from pixelwright.sampling import balanced_labels
-from pixelwright.streams import normal
+from pixelwright.rng import normal
 from pixelwright.training.config import ParallelConfig
-from pixelwright.training.parallel import Layout
 
 REFERENCE_IMAGES = 10_000
 

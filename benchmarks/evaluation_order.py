@@ -28,7 +28,7 @@ from pixelwright.evaluation.images import ImageBatch, open_images
 from pixelwright.evaluation.measure import LABELS, METRICS, Measurement, measure
 from pixelwright.evaluation.opening import open_extractor
 from pixelwright.evaluation.reference import read_reference
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 Change = Callable[[Image.Image, int], Image.Image]
 

@@ -35,14 +35,14 @@ import torch
 from torch import Tensor
 
 import pixelwright as pw
+from pixelwright.acceleration.fast import FastDenoiser
 from pixelwright.benchmark.machine import Machine, measure_machine, waiting
 from pixelwright.benchmark.measure import interleave, spread
 from pixelwright.benchmark.work import OURS, PLAIN, Side, Work, build, usual_recipe
 from pixelwright.errors import UserError
 from pixelwright.files import write_text
-from pixelwright.info import describe
-from pixelwright.models.fast import FastDenoiser
-from pixelwright.page import markdown_table
+from pixelwright.html import markdown_table
+from pixelwright.training.summary import describe
 
 PARTS = ("latency", "training", "throughput")
 EAGER, COMPILED, GRAPHS, TRITON = "eager", "compiled", "compiled, graphs", "compiled, Triton, graphs"

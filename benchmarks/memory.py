@@ -13,8 +13,8 @@ import argparse
 
 from pixelwright.benchmark.peak import measure_peak
 from pixelwright.benchmark.work import OURS, Work, usual_recipe
-from pixelwright.info import describe, human
 from pixelwright.models.presets import preset
+from pixelwright.training.summary import describe, human
 
 BATCHES = {"ti-4": 64, "s-8": 8, "b-16": 1}
 

@@ -29,6 +29,7 @@ import torch
 from tqdm import tqdm
 
 from pixelwright.data import DataConfig
+from pixelwright.distributed.checkpoint import checkpoint_folders, inspect, newest
 from pixelwright.errors import UserError
 from pixelwright.training import (
     ModelConfig,
@@ -40,7 +41,6 @@ from pixelwright.training import (
     save_config,
     train,
 )
-from pixelwright.training.checkpoint import checkpoint_folders, inspect, newest
 from pixelwright.training.report import read_log
 
 MEASURED = ("loss", "grad_norm", "lr", "skipped")  # of a log line: all but times

@@ -18,9 +18,9 @@ from itertools import pairwise
 import torch
 
 import pixelwright as pw
-from pixelwright.info import describe
 from pixelwright.models.config import MMDiTConfig
 from pixelwright.models.presets import preset
+from pixelwright.training.summary import describe
 
 
 def main() -> None:

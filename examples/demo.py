@@ -33,7 +33,7 @@ def config_file(name: str) -> Path:
 
 def start(name: str) -> subprocess.Popen[bytes]:
     """`pixelwright train` in a process of its own, on its share of the cores."""
-    command = [sys.executable, "-m", "pixelwright.cli", "train", "--config", str(config_file(name))]
+    command = [sys.executable, "-m", "pixelwright", "train", "--config", str(config_file(name))]
     command += ["--run", str(RUNS / name)]
     threads = str(max(1, (os.cpu_count() or 1) // len(MODELS)))
     with (RUNS / f"{name}.log").open("ab") as log:

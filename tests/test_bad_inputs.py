@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pixelwright as pw
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 
 NAMES = ("red circle", "blue circle", "red square", "blue square")
 CONFIG: dict[str, Any] = {
@@ -533,7 +533,7 @@ def test_as_a_process(name: str, place: Path) -> None:
     case = next(case for case in CASES if case.name == name)
     case.prepare()
     before = snapshot(place)
-    command = [sys.executable, "-m", "pixelwright.cli", *case.arguments]
+    command = [sys.executable, "-m", "pixelwright.cli.main", *case.arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(pw.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 2

@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pixelwright import flow, hub, models, sampling, text
+    from pixelwright import diffusion, hub, models, text
+    from pixelwright.diffusion.sample import sample
     from pixelwright.errors import UserError
     from pixelwright.hub.checkpoint import load
     from pixelwright.models.conditions import TextCondition
     from pixelwright.models.denoiser import PixelDenoiser
     from pixelwright.models.folder import create, save
-    from pixelwright.sampling import sample
 
 __version__ = "0.1.0"
 
@@ -21,25 +21,24 @@ __all__ = [
     "TextCondition",
     "UserError",
     "create",
-    "flow",
+    "diffusion",
     "hub",
     "load",
     "models",
     "sample",
-    "sampling",
     "save",
     "text",
 ]
 
 # Where the public names live; imported when first used, so that `pixelwright --help` need not wait for torch.
-_ROOMS = ("flow", "hub", "models", "sampling", "text")
+_ROOMS = ("diffusion", "hub", "models", "text")
 _HOMES = {
     "PixelDenoiser": "models.denoiser",
     "TextCondition": "models.conditions",
     "UserError": "errors",
     "create": "models.folder",
     "load": "hub.checkpoint",
-    "sample": "sampling",
+    "sample": "diffusion.sample",
     "save": "models.folder",
 }
 

@@ -26,9 +26,9 @@ from pixelwright.benchmark.rows import Measured, Report, Row, read_report
 from pixelwright.benchmark.running import Effort, measure
 from pixelwright.benchmark.suites import GOALS, SUITES, goal, suite
 from pixelwright.benchmark.work import OURS, PEER, PLAIN, Side, Stopwatch, Work, build
-from pixelwright.cli import main
-from pixelwright.info import describe
+from pixelwright.cli.main import main
 from pixelwright.models.presets import preset
+from pixelwright.training.summary import describe
 
 FORWARD = Work("forward", "dip-n-4", 2, 8, "fp32")
 TRAINING = Work("training", "pixeldit-n-4", 2, 8, "fp32")
@@ -350,8 +350,8 @@ def test_what_is_wrong_with_a_peer_is_said_in_one_line(checkout: Path, spec: str
 
 @pytest.fixture
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixelwright.commands.bench.measure_machine", lambda device: MACHINE)
-    monkeypatch.setattr("pixelwright.commands.bench.machine_name", lambda device: MACHINE.name)
+    monkeypatch.setattr("pixelwright.cli.bench.measure_machine", lambda device: MACHINE)
+    monkeypatch.setattr("pixelwright.cli.bench.machine_name", lambda device: MACHINE.name)
 
 
 ARGUMENTS = ["bench", "dip-n-4", "--size", "8", "--repeats", "2", "--warm-up", "1", "--memory", "false"]

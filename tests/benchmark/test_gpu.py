@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from pixelwright.acceleration.fast import FastDenoiser
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.fast import FastDenoiser
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 

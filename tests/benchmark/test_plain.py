@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 import pixelwright as pw
-from pixelwright import flow
 from pixelwright.benchmark.plain import PlainDenoiser, PlainTraining, plain_sample
+from pixelwright.diffusion import flow
+from pixelwright.diffusion.sample import model_velocity, solve, time_grid
 from pixelwright.models.config import PiTConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.presets import preset
-from pixelwright.sampling import model_velocity, solve, time_grid
 
 NAMES = ["dip-ti-4", "dip-ti-8", "pixeldit-ti-4", "pixeldit-ti-8-postmod", "dit-ti-4"]
 TINY = {"depth": 2, "hidden_size": 24, "num_heads": 2, "num_classes": 5}

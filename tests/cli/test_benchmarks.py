@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pixelwright as pw
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from pixelwright.evaluation import shapesbench
 from pixelwright.evaluation.drawing import noise_index
 from pixelwright.images import load_png

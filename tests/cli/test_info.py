@@ -11,12 +11,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import pixelwright as pw
-from pixelwright import flow
+from pixelwright.diffusion import flow
+from pixelwright.diffusion.sample import model_velocity
 from pixelwright.errors import UserError
-from pixelwright.info import PeakMemory, describe, flops_by_part, human
 from pixelwright.models.folder import skeleton
 from pixelwright.models.presets import preset
-from pixelwright.sampling import model_velocity
+from pixelwright.training.summary import PeakMemory, describe, flops_by_part, human
 
 TINY = {"depth": 3, "hidden_size": 24, "num_heads": 2, "image_size": (16, 8)}
 

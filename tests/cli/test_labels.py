@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelwright.commands.labels import parse_labels
+from pixelwright.cli.labels import parse_labels
 from pixelwright.errors import UserError
 
 NAMES = ("tench, Tinca tinca", "goldfish", "7", "Great White Shark")

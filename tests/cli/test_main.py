@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 import pixelwright as pw
-from pixelwright import cli
-from pixelwright.cli import main
+from pixelwright.cli.main import COMMANDS, main
 from pixelwright.errors import UserError
 
 TINY = {"depth": 1, "hidden_size": 16, "num_heads": 1, "image_size": (8, 8)}
@@ -38,7 +37,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def process(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
-    start = ["-c", code] if code else ["-m", "pixelwright.cli"]
+    start = ["-c", code] if code else ["-m", "pixelwright"]
     environment = {**os.environ, "PYTHONPATH": str(Path(pw.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *start, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
@@ -48,7 +47,7 @@ def process(*arguments: str, code: str | None = None) -> subprocess.CompletedPro
 def test_help_and_version_do_not_import_torch() -> None:
     code = """
 import sys
-from pixelwright.cli import main
+from pixelwright.cli.main import COMMANDS, main
 for word in ("--help", "--version"):
     try:
         main([word])
@@ -59,7 +58,7 @@ sys.exit("torch" in sys.modules)
     done = process(code=code)
     assert done.returncode == 0, done.stderr
     assert pw.__version__ in done.stdout
-    for command in cli.COMMANDS:
+    for command in COMMANDS:
         assert command in done.stdout
 
 
@@ -68,7 +67,7 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
     assert "examples:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -92,7 +91,7 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch, *flags: str) 
     def fail(_: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "_dispatch", fail)
+    monkeypatch.setattr("pixelwright.cli.main._dispatch", fail)
     return main(["info", *flags])
 
 
@@ -134,7 +133,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(pw.__file__).parents[1])}
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "pixelwright.cli", "--help"]
+    command = [sys.executable, "-m", "pixelwright", "--help"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, env=environment)
     os.close(writing)
     assert done.stderr == b""
@@ -224,7 +223,7 @@ def test_settings_come_from_the_file_and_flags_go_before_it(tmp_path: Path) -> N
 
 
 def test_ctrl_c_in_training_exits_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixelwright.commands import train as command
+    from pixelwright.cli import train as command
     from pixelwright.training import Interrupted
 
     def stopped(*_: object, **__: object) -> Path:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import pixelwright as pw
-from pixelwright.cli import main
-from pixelwright.commands.parsing import image_size
+from pixelwright.cli.main import main
+from pixelwright.cli.parsing import image_size
 from pixelwright.models.config import TextNote
 from tests.encoders import tiny_bert
 

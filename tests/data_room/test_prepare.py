@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from pixelwright.data import DataConfig, Sample, centre_crop, open_source
 from pixelwright.data.check import aspect, check, contact_sheet
 from pixelwright.data.opening import find_source

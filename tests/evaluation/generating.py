@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 import pixelwright as pw
+from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.distributed.parallel import connect, together
 from pixelwright.evaluation import generate as room
-from pixelwright.sampling import balanced_labels
 from pixelwright.training.config import ParallelConfig
-from pixelwright.training.parallel import connect, together
 
 
 def generation(model: str, count: int, batch: int, **changes: Any) -> room.Generation:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from pixelwright.errors import UserError
 from pixelwright.evaluation import generate as generating
 from pixelwright.evaluation import sweep

@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from pixelwright.errors import UserError
 from pixelwright.evaluation import classifier, fitting
 from pixelwright.evaluation.classifier import ClassifierConfig, InDomain
 from pixelwright.evaluation.inception import PREFIX, resized
 from pixelwright.evaluation.opening import EXTRACTORS, open_extractor
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 CPU = torch.device("cpu")
 

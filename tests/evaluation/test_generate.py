@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 
 import pixelwright as pw
-from pixelwright.commands.labels import labels_for
+from pixelwright.cli.labels import labels_for
 from pixelwright.data.sources import FolderSource, ZipSource
+from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.distributed import parallel
 from pixelwright.errors import UserError
 from pixelwright.evaluation import generate as room
 from pixelwright.evaluation.generate import generate, recipe_file, work_folder
 from pixelwright.evaluation.stores import store_for
-from pixelwright.sampling import balanced_labels
-from pixelwright.training import parallel
 from pixelwright.training.config import ParallelConfig
 from tests.training.test_parallel import torchrun
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from pixelwright.errors import UserError
 from pixelwright.evaluation import building, classifier, metrics
 from pixelwright.evaluation.arrays import ArrayFile
@@ -29,7 +29,7 @@ from pixelwright.evaluation.measure import PixelDigest, collect, measure
 from pixelwright.evaluation.opening import open_extractor
 from pixelwright.evaluation.reference import read_reference
 from pixelwright.evaluation.statistics import Moments
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 SIDE = 8
 

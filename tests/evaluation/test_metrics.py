@@ -18,7 +18,7 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.evaluation import metrics
 from pixelwright.evaluation.statistics import Gaussian, Moments
-from pixelwright.streams import generator, normal
+from pixelwright.rng import generator, normal
 
 WIDTH = 12
 

@@ -21,7 +21,7 @@ from pixelwright.evaluation.report import (
     write_report,
 )
 from pixelwright.images import save_png
-from tests.test_page import read
+from tests.test_html import read
 
 
 # --- memorisation ------------------------------------------------------------------------------------------

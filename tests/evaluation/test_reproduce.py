@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from pixelwright.evaluation import reproduce
 from pixelwright.evaluation.report import read_report
 from pixelwright.evaluation.reproduce import TARGETS, Target, rows

@@ -23,7 +23,7 @@ from pixelwright.evaluation.shapesbench import (
     prompts,
     sheet,
 )
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 
 def truth(scene: Scene) -> tuple[Seen, ...]:

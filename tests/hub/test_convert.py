@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pixelwright as pw
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from pixelwright.hub import recipes
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.models.folder import read_config
@@ -144,7 +144,7 @@ def test_the_published_settings() -> None:
         "pixeldit-t2i-1024": ("dpmpp-2m", 30, 3.0, (0.0, 1.0), 4.0),
         "pixeldit-t2i-512": ("dpmpp-2m", 30, 3.0, (0.0, 1.0), 3.0),
     }
-    assert {r.solver for r in pw.hub.RECIPES.values()} <= set(pw.sampling.SOLVERS)
+    assert {r.solver for r in pw.hub.RECIPES.values()} <= set(pw.diffusion.sample.SOLVERS)
 
 
 def test_sample_uses_the_recipe_unless_told_otherwise(

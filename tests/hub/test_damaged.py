@@ -20,7 +20,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 import pixelwright as pw
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from tests.hub.published import T2I, lightning, prefixed, shards
 from tests.recordings import weights
 
@@ -414,8 +414,8 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path, monkeypatch: p
 
 MEASURE = """
 import resource, sys, torch
-import pixelwright.commands.convert
-from pixelwright.cli import main
+import pixelwright.cli.convert
+from pixelwright.cli.main import main
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 torch.zeros(8, 8) @ torch.zeros(8, 8)

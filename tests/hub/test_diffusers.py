@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pixelwright as pw
-from pixelwright import sampling
+from pixelwright.diffusion import sample as sampling
 from pixelwright.models.config import Provenance
 from pixelwright.models.denoiser import PixelDenoiser
 

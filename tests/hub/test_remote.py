@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pixelwright as pw
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from pixelwright.hub.checkpoint import load_config
 from tests.hub.published import write
 from tests.hub.test_convert import reproduces
@@ -191,7 +191,7 @@ def test_offline_the_real_client_reads_its_cache(cache: Path, address: str, code
         "HF_HOME": str(cache),
         "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, "-m", "pixelwright.cli", "info", address, "--size", "8"]
+    command = [sys.executable, "-m", "pixelwright.cli.main", "info", address, "--size", "8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == code, done.stderr
     assert said in (done.stderr if code else done.stdout)

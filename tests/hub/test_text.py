@@ -84,7 +84,7 @@ def test_a_pipeline_draws_prompts(tmp_path: Path) -> None:
         torch.nn.init.normal_(parameter, std=0.1)
     pipe = PixelDenoiserPipeline.from_model(model)
     pipe.set_progress_bar_config(disable=True)
-    noise = pw.sampling.initial_noise((8, 8), 2, seed=3)
+    noise = pw.diffusion.sample.initial_noise((8, 8), 2, seed=3)
     settings = {"num_inference_steps": 3, "guidance_scale": 2.0, "latents": noise, "output_type": "np"}
     drawn = pipe(prompt=["a red star", "two circle"], negative_prompt="blue", **settings).images
     expected = pw.sample(

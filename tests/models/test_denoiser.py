@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pixelwright as pw
+from pixelwright.acceleration.fused import rotate
 from pixelwright.models.config import (
     DenoiserConfig,
     LinearConfig,
@@ -20,7 +21,6 @@ from pixelwright.models.config import (
     UNetConfig,
 )
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.fused import rotate
 from pixelwright.models.layers import conv3x3, double, patchify, rope_2d, unpatchify
 
 BACKBONE = PatchDiTConfig(hidden_size=16, depth=2, num_heads=2, patch_size=4, num_classes=3)

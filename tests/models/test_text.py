@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
 import pixelwright as pw
-from pixelwright import flow
+from pixelwright.diffusion import flow
 from pixelwright.models.conditions import drop, join
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton

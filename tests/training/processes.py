@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pixelwright import cli
+from pixelwright.cli import main as cli
 from pixelwright.errors import UserError
 from pixelwright.training import Trainer, load_config
 from pixelwright.training.trainer import Inputs

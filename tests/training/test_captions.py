@@ -15,8 +15,8 @@ from PIL import Image
 
 import pixelwright as pw
 from pixelwright.data import DataConfig
+from pixelwright.diffusion.flow import FlowConfig
 from pixelwright.errors import UserError
-from pixelwright.flow import FlowConfig
 from pixelwright.models.conditions import TextCondition
 from pixelwright.models.config import TextNote
 from pixelwright.text import TextConfig, open_encoder

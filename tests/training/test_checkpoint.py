@@ -11,11 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pixelwright.distributed import checkpoint as checkpoints
+from pixelwright.distributed.parallel import Layout
 from pixelwright.errors import UserError
 from pixelwright.training import Trainer, train
-from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training.config import ParallelConfig
-from pixelwright.training.parallel import Layout
 
 from .conftest import Tiny, same_state
 

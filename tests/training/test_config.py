@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelwright.data import DataConfig
+from pixelwright.diffusion.flow import FlowConfig
 from pixelwright.errors import UserError
-from pixelwright.flow import FlowConfig
 from pixelwright.training import ModelConfig, OptimConfig, SampleConfig, TrainConfig, load_config, save_config
 from pixelwright.training.config import HealthConfig
 from pixelwright.training.config_file import differences, from_dict, to_dict

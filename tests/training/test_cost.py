@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from pixelwright.data import Batches
 from pixelwright.errors import UserError
-from pixelwright.info import PeakMemory
 from pixelwright.models import layers
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, Trainer, save_config
 from pixelwright.training.config import ParallelConfig, RepaConfig
 from pixelwright.training.cost import FORWARD_AND_BACKWARD, cost, gpu_hours, teacher_of
+from pixelwright.training.summary import PeakMemory
 
 from .conftest import Tiny
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pixelwright.cli import main
+from pixelwright.cli.main import main
+from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.errors import UserError
 from pixelwright.training import Trainer, train
-from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training.averages import load_average
 from pixelwright.training.ema import EMA, WIDEST, power_exponent, read_rule
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pixelwright.data import DataConfig
+from pixelwright.diffusion.sample import balanced_labels
 from pixelwright.errors import UserError
 from pixelwright.evaluation.classifier import Classifier, ClassifierConfig, save
 from pixelwright.evaluation.generate import Generation, draw
@@ -17,7 +18,6 @@ from pixelwright.evaluation.opening import open_extractor
 from pixelwright.evaluation.reference import Reference, write_reference
 from pixelwright.evaluation.statistics import Moments
 from pixelwright.hub import load
-from pixelwright.sampling import balanced_labels
 from pixelwright.training import SampleConfig, TrainConfig, Trainer, save_config, train
 from pixelwright.training.config import EvaluationConfig, ParallelConfig
 from pixelwright.training.trainer import Interrupted

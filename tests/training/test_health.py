@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelwright.data import Batches
+from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.training import ModelConfig, Trainer, train
-from pixelwright.training import checkpoint as checkpoints
 from pixelwright.training.config import HealthConfig
 from pixelwright.training.health import BUCKETS, Detector, by_time
 from pixelwright.training.trainer import Inputs

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import pixelwright as pw
+from pixelwright.distributed.checkpoint import checkpoint_folders
 from pixelwright.errors import UserError
 from pixelwright.models.folder import save
 from pixelwright.training import ModelConfig, Trainer, train
-from pixelwright.training.checkpoint import checkpoint_folders
 
 from .conftest import Tiny, log_of, same_state
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelwright.commands import train as command
-from pixelwright.commands.parsing import parse
+from pixelwright.cli import train as command
+from pixelwright.cli.parsing import parse
 from pixelwright.errors import UserError
 from pixelwright.training import OptimConfig, Trainer, train
 from pixelwright.training.optim import build_optimizer, learning_rate, update

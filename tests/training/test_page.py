@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from pixelwright.training import train
 from pixelwright.training.health import in_words
 from pixelwright.training.page import _series, write_report
 from pixelwright.training.verdict import judge
-from tests.test_page import read
+from tests.test_html import read
 
 from .conftest import Tiny
 

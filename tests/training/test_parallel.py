@@ -17,8 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pixelwright import flow
 from pixelwright.data import Batches, DataConfig
+from pixelwright.diffusion import flow
+from pixelwright.distributed import checkpoint as checkpoints
+from pixelwright.distributed import parallel
+from pixelwright.distributed.checkpoint import State, checkpoint_folders
 from pixelwright.errors import UserError
 from pixelwright.text import TextConfig
 from pixelwright.training import (
@@ -27,12 +30,9 @@ from pixelwright.training import (
     SampleConfig,
     TrainConfig,
     Trainer,
-    parallel,
     save_config,
     train,
 )
-from pixelwright.training import checkpoint as checkpoints
-from pixelwright.training.checkpoint import State, checkpoint_folders
 from pixelwright.training.config import HealthConfig, ParallelConfig, RepaConfig
 
 from .conftest import log_of, same_state, weights_of

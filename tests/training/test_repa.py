@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pixelwright import flow, hub
+from pixelwright import hub
+from pixelwright.diffusion import flow
 from pixelwright.errors import UserError
 from pixelwright.training.repa import Projector, Student, alignment_loss, match_grid, objective
 

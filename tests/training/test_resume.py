@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pixelwright import cli
+from pixelwright.cli import main as cli
+from pixelwright.distributed.checkpoint import checkpoint_folders
 from pixelwright.errors import UserError
 from pixelwright.training import (
     Interrupted,
@@ -22,7 +23,6 @@ from pixelwright.training import (
     save_config,
     train,
 )
-from pixelwright.training.checkpoint import checkpoint_folders
 
 from .conftest import Tiny, log_of, same_state
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pixelwright.data import Batches
+from pixelwright.distributed.checkpoint import checkpoint_folders, superseded
 from pixelwright.errors import UserError
 from pixelwright.training import OptimConfig, TrainConfig, Trainer
-from pixelwright.training.checkpoint import checkpoint_folders, superseded
 from pixelwright.training.config import HealthConfig
 from pixelwright.training.health import Detector
 from pixelwright.training.trainer import Inputs

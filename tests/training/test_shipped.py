@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from pixelwright import cli
-from pixelwright.commands.config_file import read_yaml
-from pixelwright.commands.parsing import parse
-from pixelwright.commands.train import parser
+from pixelwright.cli import main as cli
+from pixelwright.cli.config_file import read_yaml
+from pixelwright.cli.parsing import parse
+from pixelwright.cli.train import parser
 from pixelwright.training import TrainConfig, load_config
 from pixelwright.training.config_file import to_dict
 

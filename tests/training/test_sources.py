@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pixelwright import cli
+from pixelwright.cli import main as cli
 from pixelwright.data import DataConfig, Shapes
 from pixelwright.training import TrainConfig, train
 

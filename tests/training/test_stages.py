@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import pixelwright as pw
-from pixelwright import cli
+from pixelwright.cli import main as cli
 from pixelwright.training import load_config
 from tests.encoders import tiny_gemma
 

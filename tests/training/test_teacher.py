@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pixelwright.cli import main
+from pixelwright.cli.main import main
 from pixelwright.data import DataConfig
-from pixelwright.dinov2 import positions
 from pixelwright.errors import UserError
+from pixelwright.models.vision import positions
 from pixelwright.training import Trainer, load_config, train
 from pixelwright.training.config import RepaConfig
 from pixelwright.training.config_file import save_config

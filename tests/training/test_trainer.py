@@ -14,11 +14,11 @@ from PIL import Image
 
 import pixelwright as pw
 from pixelwright.data import Batches, open_source
+from pixelwright.device import check_compiler, resolve_device, resolve_precision
 from pixelwright.errors import UserError
 from pixelwright.training import OptimConfig, Trainer, train
 from pixelwright.training import trainer as trainer_module
 from pixelwright.training.control import ahead
-from pixelwright.training.device import check_compiler, resolve_device, resolve_precision
 from pixelwright.training.ema import EMA
 from pixelwright.training.optim import build_optimizer, learning_rate
 from pixelwright.training.report import Report, plot_losses, smooth
@@ -321,7 +321,7 @@ def test_freed_memory_is_used_again_without_asking_the_system() -> None:
     """64 MiB that are taken, filled and freed again and again come from the system in the beginning only."""
     script = """
 import resource, torch
-from pixelwright.training.device import keep_memory
+from pixelwright.device import keep_memory
 keep_memory()
 faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
 for _ in range(8):

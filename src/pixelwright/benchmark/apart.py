@@ -21,8 +21,8 @@ import torch
 
 from pixelwright.benchmark.peer import Peer
 from pixelwright.benchmark.work import OURS, Side, Work, build
+from pixelwright.device import keep_memory
 from pixelwright.errors import UserError
-from pixelwright.training.device import keep_memory
 
 
 @contextmanager

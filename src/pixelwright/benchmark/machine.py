@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from pixelwright.benchmark.measure import Wait, interleave
-from pixelwright.training.device import resolve_precision
+from pixelwright.device import resolve_precision
 
 CPU_INFO = Path("/proc/cpuinfo")
 CALLS = 10

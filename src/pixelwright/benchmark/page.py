@@ -11,8 +11,8 @@ from pixelwright.benchmark.rows import Measured, Report, Row
 from pixelwright.benchmark.suites import goal
 from pixelwright.benchmark.work import PLAIN
 from pixelwright.files import replacing, write_text
-from pixelwright.info import human
-from pixelwright.page import bar_chart, markdown_table
+from pixelwright.html import bar_chart, markdown_table
+from pixelwright.training.summary import human
 
 TIMES, ROOFLINE = "ratios.svg", "ceiling.svg"
 

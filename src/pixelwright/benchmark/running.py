@@ -16,8 +16,8 @@ from pixelwright.benchmark.peak import measure_peak
 from pixelwright.benchmark.peer import Peer
 from pixelwright.benchmark.rows import Measured, Row
 from pixelwright.benchmark.work import OURS, PEER, PLAIN, Side, Work, build
+from pixelwright.device import resolve_device
 from pixelwright.errors import UserError
-from pixelwright.training.device import resolve_device
 
 PHASE_REPEATS = 5
 

@@ -15,23 +15,23 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from pixelwright.acceleration.fast import prepared
+from pixelwright.acceleration.fused import compiled
 from pixelwright.benchmark.machine import waiting
 from pixelwright.benchmark.measure import Wait
 from pixelwright.benchmark.peer import Peer
 from pixelwright.benchmark.plain import PlainDenoiser, PlainTraining, plain_sample
 from pixelwright.data import DataConfig
+from pixelwright.device import check_compiler, resolve_device
+from pixelwright.diffusion.sample import initial_noise, sample
 from pixelwright.errors import UserError, nearest
 from pixelwright.hub.recipes import RECIPES
 from pixelwright.images import to_uint8
-from pixelwright.info import describe
 from pixelwright.models.config import DenoiserConfig, Recipe, UNetConfig
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.fast import prepared
-from pixelwright.models.fused import compiled
 from pixelwright.models.presets import preset
-from pixelwright.sampling import initial_noise, sample
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, Trainer
-from pixelwright.training.device import check_compiler, resolve_device
+from pixelwright.training.summary import describe
 from pixelwright.training.trainer import Inputs
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from pixelwright.data.shards import cache_folder
 from pixelwright.data.sources import Source
 from pixelwright.data.transforms import UnreadableImage
 from pixelwright.errors import UserError
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 Bucket = tuple[int, int]
 STEP, LONGEST = 32, 4.0

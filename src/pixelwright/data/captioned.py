@@ -30,7 +30,7 @@ from pixelwright.data.shapes import (
 )
 from pixelwright.data.sources import Sample
 from pixelwright.errors import UserError
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 CATEGORIES = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # (x, y) of the first

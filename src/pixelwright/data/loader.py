@@ -21,7 +21,7 @@ from pixelwright.data.transforms import UnreadableImage, cover
 from pixelwright.data.workers import Feed
 from pixelwright.errors import UserError
 from pixelwright.images import from_uint8
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 CACHE_LIMIT = 1 << 30  # bytes of decoded images that cache "auto" keeps
 logger = logging.getLogger(__name__)

@@ -58,7 +58,7 @@ def _procedural(config: DataConfig) -> Source:
 def _files(path: str) -> list[Path]:
     """The folder or the files that `path` names; those behind addresses are fetched."""
     if "://" in path:
-        from pixelwright.data.remote import fetch
+        from pixelwright.remote import fetch
 
         return fetch(list(expand_braces(path)))
     plain = Path(path).expanduser()

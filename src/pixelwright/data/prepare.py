@@ -31,10 +31,10 @@ from tqdm import tqdm
 
 from pixelwright.data.config import DataConfig
 from pixelwright.data.opening import UNFINISHED, open_source
-from pixelwright.data.remote import CHECKSUMS
 from pixelwright.data.sources import LABEL_FILE, Sample, Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
 from pixelwright.errors import UserError
+from pixelwright.remote import CHECKSUMS
 
 Format = Literal["shards", "zip"]
 REPORT = "report.json"

@@ -20,7 +20,7 @@ from PIL import Image
 from pixelwright.data.config import SHAPES_COUNT
 from pixelwright.data.sources import Sample
 from pixelwright.errors import UserError, nearest
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 Array = np.ndarray
 RGB = tuple[int, int, int]

@@ -22,7 +22,7 @@ from pixelwright.evaluation.measure import BATCH, PixelDigest, checked
 from pixelwright.evaluation.reference import Reference, Source, write_reference
 from pixelwright.evaluation.statistics import Moments
 from pixelwright.files import replacing
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 KEEP = 10_000
 """Images whose features are kept, for precision, recall and KID: ADM's protocol has 10,000 of them."""

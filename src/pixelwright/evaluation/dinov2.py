@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pixelwright.dinov2 import load_dinov2, normalised, weights_digest
 from pixelwright.evaluation.extractors import Activations, ExtractorInfo, exactly
+from pixelwright.models.vision import load_dinov2, normalised, weights_digest
 
 NAME = "facebook/dinov2-large"
 SIDE = 224

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixelwright.diffusion.sample import sample
 from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.images import save_png
 from pixelwright.models.denoiser import PixelDenoiser, device_of
-from pixelwright.sampling import sample
 from pixelwright.text import encode_for
 
 MOST_IMAGES = 1000

@@ -30,7 +30,7 @@ from pixelwright.files import write_text
 from pixelwright.models.denoiser import PixelDenoiser
 
 if TYPE_CHECKING:
-    from pixelwright.training.parallel import Layout
+    from pixelwright.distributed.parallel import Layout
 
 FORMS = {"npz": "samples.npz", "zip": "samples.zip", "folder": "samples"}
 """How generated images are kept, and under which name in the folder of an evaluation."""

@@ -26,7 +26,7 @@ from pixelwright.evaluation.classifier import Classifier, ClassifierConfig, save
 from pixelwright.evaluation.metrics import Estimate
 from pixelwright.files import replacing
 from pixelwright.images import from_uint8
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 UNFINISHED = "unfinished.safetensors"
 MEMORY_LIMIT = 4 << 30  # bytes of decoded images

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 from tqdm import tqdm
 
-from pixelwright import sampling
+from pixelwright.acceleration.fast import PRECISIONS, FastDenoiser
+from pixelwright.diffusion import sample as sampling
 from pixelwright.errors import UserError
 from pixelwright.evaluation.stores import Store, store_for
 from pixelwright.files import write_text
 from pixelwright.hub.checkpoint import open_checkpoint
 from pixelwright.hub.convert import sha256
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.fast import PRECISIONS, FastDenoiser
 
 if TYPE_CHECKING:  # the training room draws with this one
-    from pixelwright.training.parallel import Layout
+    from pixelwright.distributed.parallel import Layout
 
 UNFINISHED = ".generate"
 """At the end of the name of the folder that the work is in."""

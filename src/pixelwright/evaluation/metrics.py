@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pixelwright.errors import UserError
 from pixelwright.evaluation.statistics import Gaussian, Moments
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 NEIGHBOURS = 3
 """k of precision and recall, in ADM's protocol."""

@@ -22,8 +22,8 @@ from pixelwright.evaluation.measure import LABELS, METRICS, Collected, Measureme
 from pixelwright.evaluation.neighbours import PAIRS, Memorisation, Pair, memorisation
 from pixelwright.evaluation.reference import Reference
 from pixelwright.files import write_text
+from pixelwright.html import Page, bar_chart, image_data, line_chart, markdown_table, number_text
 from pixelwright.images import save_grid
-from pixelwright.page import Page, bar_chart, image_data, line_chart, markdown_table, number_text
 
 FORMAT = 1
 JSON, HTML, MARKDOWN, SHEET, NEIGHBOURS = (

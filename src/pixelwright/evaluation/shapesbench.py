@@ -32,7 +32,7 @@ from pixelwright.evaluation.boxes import relations
 from pixelwright.evaluation.drawing import Picture, noise_index
 from pixelwright.evaluation.reading import Seen, read
 from pixelwright.evaluation.scores import Score, as_json, markdown_table, overall, tally
-from pixelwright.streams import generator
+from pixelwright.rng import generator
 
 VERSION = 1
 """Of the list of prompts; scores of different versions must not be compared."""

@@ -14,7 +14,7 @@ from typing import Any
 from pixelwright.errors import UserError, nearest
 from pixelwright.evaluation.generate import Generation
 from pixelwright.evaluation.report import Report, comparison_rows, incomparable
-from pixelwright.page import Page, line_chart, markdown_table, scatter_chart
+from pixelwright.html import Page, line_chart, markdown_table, scatter_chart
 
 MOST_POINTS = 1000
 FORMS = "give LOW:HIGH:STEP, or values with commas between (times of an interval as LOW:HIGH)"

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pixelwright.diffusion.sample import as_condition, model_velocity, time_grid
 from pixelwright.errors import UserError, nearest
 from pixelwright.hub.checkpoint import announce
 from pixelwright.images import to_uint8
@@ -25,7 +26,6 @@ from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import from_dict, to_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import listing
-from pixelwright.sampling import as_condition, model_velocity, time_grid
 
 try:
     from diffusers import (
@@ -151,7 +151,7 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def lay_grid(scheduler: Any, steps: int, device: torch.device | str = "cpu") -> Tensor:
-    """Put a scheduler on `pixelwright.sampling.time_grid`, in place of the grid it would make itself.
+    """Put a scheduler on `pixelwright.diffusion.sample.time_grid`, in place of the grid it would make itself.
 
     Their own grids differ from it: Euler and Heun spend the last step on the σ from about 1/1000 (shifted
     twice) to 0, the other two are a little off and round their timesteps to whole numbers. The shift, `shift`
@@ -258,7 +258,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
             prompt, negative_prompt: for models of captions: what to draw, and what guidance leads away from.
                 The text encoder that the model names is read, used and freed at each call.
             height, width: in pixels, multiples of the patch size; by default those of `latents` or the model.
-            num_inference_steps: steps of the scheduler on `pixelwright.sampling.time_grid`.
+            num_inference_steps: steps of the scheduler on `pixelwright.diffusion.sample.time_grid`.
             guidance_scale, guidance_interval: classifier-free guidance and where in t ∈ [0,1] (0 = noise) it
                 acts; 1 switches it off. The null branch runs inside the interval only.
             generator: of the noise; a list of one per image makes an image independent of its batch. Without

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.acceleration.fused import Rope, gated_add
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import Condition, null_like
 from pixelwright.models.config import PatchDiTConfig
-from pixelwright.models.fused import Rope, gated_add
 from pixelwright.models.layers import (
     Attention,
     ClassEmbedder,

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pixelwright.errors import UserError
-from pixelwright.flow import to_velocity
 from pixelwright.models.backbones import GlobalState, PatchDiT
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import DenoiserConfig, LinearConfig, MMDiTConfig
 from pixelwright.models.detailers import build_detailer
 from pixelwright.models.layers import patchify
 from pixelwright.models.mmdit import MMDiT
+from pixelwright.models.prediction import to_velocity
 
 
 class PixelDenoiser(nn.Module):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.acceleration.fused import Rope, gated_add, modulate
 from pixelwright.models.backbones import GlobalState
 from pixelwright.models.config import DetailerConfig, LinearConfig, PiTConfig, UNetConfig
-from pixelwright.models.fused import Rope, gated_add, modulate
 from pixelwright.models.layers import (
     Attention,
     RMSNorm,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwright.models import fused
-from pixelwright.models.fused import Rope
+from pixelwright.acceleration import fused
+from pixelwright.acceleration.fused import Rope
 
 Grid = tuple[int, int]  # (rows, columns) of the patch grid
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.acceleration.fused import Rope, gated_add
 from pixelwright.errors import UserError
 from pixelwright.models.backbones import GlobalState
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import MMDiTConfig
-from pixelwright.models.fused import Rope, gated_add
 from pixelwright.models.layers import (
     RMSNorm,
     SwiGLU,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import read_config, skeleton
-from pixelwright.training import checkpoint as checkpoints
 
 
 def group(name: str) -> str:

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from pixelwright.data.buckets import buckets_of
 from pixelwright.data.config import DataConfig
+from pixelwright.diffusion.flow import FlowConfig
+from pixelwright.diffusion.sample import SOLVERS
 from pixelwright.errors import UserError, nearest
-from pixelwright.flow import FlowConfig
 from pixelwright.models.config import DenoiserConfig, Placement, Prediction
 from pixelwright.models.presets import preset
-from pixelwright.sampling import SOLVERS
 from pixelwright.text.config import TextConfig
 from pixelwright.text.prompts import read_prompts
 from pixelwright.training.ema import read_rule

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pixelwright import flow
+from pixelwright.diffusion import flow
+from pixelwright.distributed import parallel
 from pixelwright.errors import UserError, nearest
-from pixelwright.info import AsOnDevice, PeakMemory, example_inputs, flops_by_part
 from pixelwright.models.conditions import Condition
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
-from pixelwright.training import parallel
 from pixelwright.training.config import RepaConfig, TrainConfig
 from pixelwright.training.optim import build_optimizer
 from pixelwright.training.repa import Projector, Student, alignment_loss, objective
+from pixelwright.training.summary import AsOnDevice, PeakMemory, example_inputs, flops_by_part
 from pixelwright.training.teacher import teacher_grid
 
 T = TypeVar("T")

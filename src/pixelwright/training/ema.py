@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pixelwright.distributed.parallel import local
 from pixelwright.errors import UserError
-from pixelwright.training.parallel import local
 
 POWER = "power-"
 WIDEST = 12**-0.5  # sigma_rel of gamma = 0, the mean of all steps; wider ones would favour the oldest weights

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pixelwright import sampling
+from pixelwright.device import name_precision
+from pixelwright.diffusion import sample as sampling
+from pixelwright.distributed.parallel import Layout
 from pixelwright.evaluation.extractors import Activations
 from pixelwright.evaluation.generate import Generation, draw
 from pixelwright.evaluation.images import ImageBatch
@@ -21,8 +23,6 @@ from pixelwright.evaluation.opening import open_extractor
 from pixelwright.evaluation.reference import read_reference
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.config import EvaluationConfig, TrainConfig
-from pixelwright.training.device import name_precision
-from pixelwright.training.parallel import Layout
 
 
 class Evaluator:

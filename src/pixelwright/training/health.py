@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.distributed import parallel
 from pixelwright.models.backbones import GlobalState
-from pixelwright.training import parallel
 from pixelwright.training.config import HealthConfig
 
 BUCKETS = 10  # of t in [0,1]

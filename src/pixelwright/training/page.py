@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelwright.errors import UserError
-from pixelwright.page import Page, line_chart
+from pixelwright.html import Page, line_chart
 from pixelwright.training.config import TrainConfig
 from pixelwright.training.config_file import load_config
 from pixelwright.training.health import in_words

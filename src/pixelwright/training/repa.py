@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelwright import flow
+from pixelwright.diffusion import flow
+from pixelwright.distributed.parallel import Layout
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import Condition
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.config import RepaConfig
-from pixelwright.training.parallel import Layout
 from pixelwright.training.teacher import Cache, Teacher, teacher_grid
 
 

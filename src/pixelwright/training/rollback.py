@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pixelwright.distributed.checkpoint import Checkpoint, checkpoint_folders, newest, remove_after, step_of
 from pixelwright.errors import UserError
-from pixelwright.training.checkpoint import Checkpoint, checkpoint_folders, newest, remove_after, step_of
 from pixelwright.training.config import MOST_ROLLBACKS, HealthConfig, TrainConfig
 
 

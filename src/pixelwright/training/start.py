@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pixelwright.distributed import checkpoint as checkpoints
+from pixelwright.distributed.checkpoint import Checkpoint
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load as load_model
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.config import to_dict as model_dict
-from pixelwright.training import checkpoint as checkpoints
-from pixelwright.training.checkpoint import Checkpoint
 from pixelwright.training.config import TrainConfig
 from pixelwright.training.config_file import differences, load_config, to_dict
 

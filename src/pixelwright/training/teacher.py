@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwright.dinov2 import load_dinov2, normalised, weights_digest
 from pixelwright.errors import UserError
 from pixelwright.files import raw_bytes
+from pixelwright.models.vision import load_dinov2, normalised, weights_digest
 
 STRIDE = 16  # pixels of the image for each patch of the teacher, which has 14: 256² is shown as 224²
 

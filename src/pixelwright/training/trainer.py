@@ -15,8 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pixelwright import flow, sampling
 from pixelwright.data import Batch, Batches, Source, UnreadableImage, open_source
+from pixelwright.device import check_compiler, resolve_precision
+from pixelwright.diffusion import flow
+from pixelwright.diffusion import sample as sampling
+from pixelwright.distributed import checkpoint as checkpoints
+from pixelwright.distributed import parallel
+from pixelwright.distributed.checkpoint import Saver, State
 from pixelwright.errors import UserError
 from pixelwright.images import save_grid
 from pixelwright.models.conditions import Condition
@@ -24,14 +29,10 @@ from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import save as save_model
 from pixelwright.models.folder import skeleton
 from pixelwright.text import FeatureCache, note_of, open_encoder
-from pixelwright.training import checkpoint as checkpoints
-from pixelwright.training import parallel
 from pixelwright.training.averages import group
-from pixelwright.training.checkpoint import Saver, State
 from pixelwright.training.config import EvaluationConfig, TrainConfig
 from pixelwright.training.config_file import save_config, to_dict
 from pixelwright.training.control import Clock, Meter, Silent, ahead, stop_signals
-from pixelwright.training.device import check_compiler, resolve_precision
 from pixelwright.training.ema import EMA
 from pixelwright.training.files import write_text
 from pixelwright.training.health import Detector, Health, by_time, in_words

@@ -1,0 +1,1 @@
+"""What makes a plain model fast, applied from outside."""

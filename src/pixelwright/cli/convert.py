@@ -1,0 +1,103 @@
+"""`pixelwright convert`: weights from one layout to another."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from pixelwright.cli.parsing import new_parser
+from pixelwright.hub.convert import convert
+from pixelwright.hub.recipes import RECIPES
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.folder import save
+from pixelwright.training.averages import load_average
+
+DESCRIPTION = f"""Read a model in any layout and write it as a folder, or in the published layout.
+
+Sources: a model folder, a run, a published checkpoint (.ckpt, .pth), a safetensors file (plain or with the
+prefixes of repacks), the index of a sharded one, or hf://OWNER/NAME[/FILE]. The architecture is found out
+from names and shapes; nothing in a file is executed, and the model is never held in memory as a whole.
+
+recipes: {", ".join(RECIPES)}"""
+
+EXAMPLES = """  pixelwright convert imagenet256_pixeldit_xl_epoch320.ckpt models/pixeldit-xl --dtype bf16
+  pixelwright convert models/pixeldit-xl back.ckpt --to public
+  pixelwright convert a.ckpt models/mean --average b.ckpt c.ckpt
+  pixelwright convert runs/mine models/mine --ema power-0.05"""
+
+
+def parser() -> ArgumentParser:
+    """Source, target, and what changes on the way."""
+    parser = new_parser("convert", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="the model to read")
+    add("out", metavar="OUT", help="the folder, or with --to public the .ckpt or .safetensors file, to make")
+    add(
+        "--weights",
+        type=Literal["ema", "raw"] | None,
+        help="insist on one of a Lightning file's sets (default: EMA where it is there)",
+    )
+    add(
+        "--ema",
+        type=str | None,
+        metavar="NAME",
+        help="of a run: another of its averages than the main one, such as 0.999 or power-0.05",
+    )
+    add(
+        "--to",
+        type=Literal["folder", "public"],
+        default="folder",
+        help="a folder, or a file with the published key names",
+    )
+    add(
+        "--dtype",
+        type=Literal["bf16", "fp16", "fp32"] | None,
+        help="convert the weights (default: as they are)",
+    )
+    add(
+        "--average",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="further models; the mean of SOURCE and these is written",
+    )
+    add(
+        "--recipe",
+        type=str | None,
+        metavar="NAME|none",
+        help="settings to record (default: known ones)",
+    )
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """Convert the source, or the average of a run that was asked for."""
+    if options.ema is None:
+        report(options, convert_as_told(options, options.source))
+        return
+    with tempfile.TemporaryDirectory(prefix="average-") as folder:
+        save(load_average(options.source, options.ema), folder)
+        report(options, convert_as_told(options, folder))
+
+
+def convert_as_told(options: Namespace, source: str) -> DenoiserConfig:
+    """Convert `source` with the settings of the command line."""
+    return convert(
+        source,
+        options.out,
+        weights=options.weights,
+        to=options.to,
+        dtype=options.dtype,
+        average=options.average,
+        recipe=options.recipe,
+    )
+
+
+def report(options: Namespace, config: DenoiserConfig) -> None:
+    """Say what was read and written."""
+    provenance, recipe = config.provenance, config.recipe
+    print(f"{options.out}: {config.name}" + (f", read from {provenance.read}" if provenance else ""))
+    print(f"recipe: {recipe.name} ({recipe.origin})" if recipe else "recipe: none is known")

@@ -1,0 +1,109 @@
+"""`pixelwright data prepare` and `pixelwright data check`: data sets cut to size, and looked through."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+
+from pixelwright.cli.parsing import Verb, choose_verb, new_parser
+from pixelwright.data.check import check, contact_sheet, describe
+from pixelwright.data.config import DataConfig
+from pixelwright.data.opening import find_source
+from pixelwright.data.prepare import REPORT, Format, Job, Report, prepare
+from pixelwright.errors import UserError
+from pixelwright.images import save_grid
+
+DESCRIPTION = "Prepare a data set for training, or check one."
+
+EXAMPLES = """  pixelwright data prepare imagenet/train imagenet-256 --size 256 --workers 16
+  pixelwright data prepare photos.zip photos-64.zip --size 64
+  pixelwright data check imagenet-256 --sheet sheet.png
+
+`pixelwright data prepare --help` and `pixelwright data check --help` tell the settings."""
+
+PREPARE = """Crop (by the rule of ADM) and resize all images to squares and write them as shards or as a zip.
+
+SRC is what data.path can be: a folder, a zip, shards, parquet files, an address. OUT appears when it is
+whole; until then the work is in OUT.prepare, and the same command goes on where it was interrupted. The
+outcome does not depend on the number of workers."""
+
+CHECK = """Read every image of a data set; tell what is broken, count classes, sizes and aspect ratios, and
+draw a contact sheet.
+
+Exit code 0 if all is whole, 1 if something is broken, 2 if the data set cannot be opened."""
+
+SHOWN = 20  # skipped images that are named on the screen
+
+
+def choose(words: list[str]) -> tuple[Verb, list[str]]:
+    """The verb that `words` begin with, and the other words. Raises UserError on an unknown one."""
+    verbs = {"prepare": Verb(_prepare_parser, _prepare), "check": Verb(_check_parser, _check)}
+    return choose_verb("data", verbs, parser, words)
+
+
+def parser() -> ArgumentParser:
+    """That of `pixelwright data` alone."""
+    return new_parser("data", DESCRIPTION, EXAMPLES)
+
+
+def _prepare_parser() -> ArgumentParser:
+    parser = new_parser("data prepare", PREPARE, "  pixelwright data prepare photos photos-256 --size 256")
+    parser.add_argument("source", metavar="SRC", help="the images: what data.path can be")
+    parser.add_argument("out", metavar="OUT", help="a new folder for shards, or a new .zip")
+    parser.add_argument("--size", type=int, required=True, metavar="N", help="side of the images in pixels")
+    parser.add_argument("--format", choices=["shards", "zip"], help="default: zip if OUT ends in .zip")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read, crop and write")
+    parser.add_argument("--shard-size", type=int, default=1000, help="images to a shard")
+    parser.add_argument("--jpeg-quality", type=int, help="write JPEG of this quality instead of PNG")
+    return parser
+
+
+def _check_parser() -> ArgumentParser:
+    parser = new_parser("data check", CHECK, "  pixelwright data check photos --sheet sheet.png")
+    parser.add_argument("path", metavar="PATH", help="the images: what data.path can be")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read")
+    parser.add_argument("--sheet", default="contact-sheet.png", help="where the contact sheet goes")
+    parser.add_argument("--images", type=int, default=64, help="images on the sheet; 0: no sheet")
+    parser.add_argument("--side", type=int, default=96, help="their side in pixels")
+    return parser
+
+
+def _prepare(options: Namespace) -> int:
+    out = Path(options.out).expanduser()
+    kind: Format = options.format or ("zip" if out.suffix.lower() == ".zip" else "shards")
+    job = Job(options.source, options.size, kind, options.shard_size, options.jpeg_quality)
+    print(_tell(prepare(job, out, options.workers), out))
+    return 0
+
+
+def _tell(report: Report, out: Path) -> str:
+    files = "a zip" if out.suffix.lower() == ".zip" else f"{report.files} shards"
+    lines = [f"{out}: {report.images} images of {report.classes} classes in {files}"]
+    if report.resumed:
+        lines.append(f"{report.resumed} parts were there from an earlier run")
+    if report.captions_dropped:
+        lines.append(
+            f"a zip holds no captions: {report.captions_dropped} left out (--format shards keeps them)"
+        )
+    if report.skipped:
+        lines.append(f"skipped {len(report.skipped)}, all named in its {REPORT}:")
+        lines += [f"  {name}: {reason}" for name, reason in list(report.skipped.items())[:SHOWN]]
+    return "\n".join(lines)
+
+
+def _check(options: Namespace) -> int:
+    for name, lowest in (("workers", 1), ("images", 0), ("side", 1)):
+        if options[name] < lowest:
+            raise UserError(f"--{name} is {options[name]}: give a whole number of at least {lowest}")
+    source = find_source(DataConfig(path=options.path, size=options.side))
+    with tqdm(total=len(source), unit="image", desc="checking", disable=None) as bar:
+        found = check(source, options.workers, bar.update)
+    print(describe(found, source))
+    if options.images and len(found.broken) < found.images:
+        sheet = Path(options.sheet).expanduser()
+        save_grid(contact_sheet(source, options.images, options.side), sheet)
+        print(f"contact sheet: {sheet}", file=sys.stderr)
+    return 0 if found.whole else 1

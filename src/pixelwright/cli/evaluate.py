@@ -1,0 +1,273 @@
+"""`pixelwright evaluate`: FID and its kin of a model or of images, against a reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+import pixelwright as pw
+from pixelwright.cli import sampler
+from pixelwright.cli.labels import labels_for
+from pixelwright.cli.parsing import image_size, new_parser
+from pixelwright.device import name_precision, resolve_device
+from pixelwright.diffusion.sample import check_reuse
+from pixelwright.distributed.parallel import Layout, connect, together
+from pixelwright.errors import UserError
+from pixelwright.evaluation import sweep
+from pixelwright.evaluation.evaluate import FORMS, Judge, Subject, measure_images, write_sweep
+from pixelwright.evaluation.generate import Generation, checksum
+from pixelwright.evaluation.images import ImageSet, open_images
+from pixelwright.evaluation.opening import FORMS as FEATURES
+from pixelwright.evaluation.report import FORMAT, HTML, JSON, Report, metric_rows, write_report
+from pixelwright.files import write_text
+from pixelwright.html import number_text
+from pixelwright.hub.checkpoint import load_config
+from pixelwright.hub.remote import SCHEME
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.folder import CONFIG
+from pixelwright.training.config import ParallelConfig
+
+DESCRIPTION = """Measure a model, or images that exist, against a reference: FID, sFID, Inception Score,
+precision, recall and KID, each with its noise: other images of the same source would differ by about so much.
+
+A MODEL draws its images first, under torchrun with any number of processes: image i depends on the seed and
+on i alone. They are written batch by batch, and the same command goes on where it was stopped."""
+
+EXAMPLES = """  pixelwright evaluate samples --reference cifar10.npz --out evaluations/samples
+  pixelwright evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --features inception
+  pixelwright evaluate runs/first --reference cifar10.npz --num-samples 10000 --out evaluations/first
+  torchrun --standalone --nproc-per-node gpu --no-python \\
+      pixelwright evaluate models/dip-xl-16 --reference VIRTUAL_imagenet256_labeled.npz --out evaluations/dip
+  pixelwright evaluate runs/first --reference cifar10.npz --num-samples 5000 --out sweeps/first \\
+      --sweep guidance_scale=1:4:0.25 guidance_interval=0:1,0.1:0.9"""
+
+SHOWN = 20  # skipped images that are named on the screen
+TIMEOUT = 6 * 3600.0  # seconds that processes wait for the main one, which measures
+SUFFIXES = (".ckpt", ".pth", ".safetensors", ".json")
+DEFAULTS: dict[str, Any] = {
+    "num_samples": 50_000,
+    "labels": ["balanced"],
+    "seed": 0,
+    "batch_size": 64,
+    "precision": "auto",
+    "images": "npz",
+    "keep_images": False,
+    "sweep": [],
+    "name": None,
+}
+"""Of the settings that only a model has a use for; on the command line they are None unless given."""
+
+
+def parser() -> ArgumentParser:
+    """Model or images, reference, features, and how the images of a model are drawn."""
+    parser = new_parser("evaluate", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument
+    add(
+        "subject",
+        metavar="MODEL|IMAGES",
+        help="a saved model, a run, a published file, hf://OWNER/NAME; or a folder of images, a .zip, "
+        "shards, or an .npz with arr_0",
+    )
+    add("--reference", type=str, required=True, metavar="REF", help="an .npz: ours or one of ADM's")
+    add("--features", type=str | None, metavar="KIND[:PLACE]", help=f"{FEATURES} (default: the reference's)")
+    add(
+        "--out",
+        type=str | None,
+        metavar="DIR",
+        help="folder for report.html, .md and .json, and for the images of a model, which needs it",
+    )
+    add(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="of images: crop to N x N; of a model: N or ROWS COLUMNS",
+    )
+    add("--name", type=str | None, help="what the report calls the model (default: from its path)")
+    add("--num-samples", type=int | None, help="of a model: images to draw (default: 50000)")
+    add(
+        "--labels",
+        nargs="+",
+        type=str,
+        metavar="LABEL",
+        help='of a model: "balanced" (the default; each class in turn), "random", a file with one label a '
+        "line, or numbers, ranges (0-9) and names, gone through again and again",
+    )
+    add("--seed", type=int | None, help="of the noise (default: 0)")
+    sampler.add_arguments(parser)
+    sampler.add_machine_arguments(parser, DEFAULTS["batch_size"], images_too=True)
+    add("--images", choices=list(FORMS), help="how the images of a model are kept (default: npz, as ADM's)")
+    add(
+        "--sweep",
+        type=str,
+        nargs="+",
+        metavar="SETTING=VALUES",
+        help="of a model: evaluate every combination, such as guidance_scale=1:4:0.25 "
+        f"guidance_interval=0:1,0.1:0.9; settings: {', '.join(sweep.SWEPT)}",
+    )
+    add("--keep-images", action="store_true", help="of a sweep: keep the images of every point")
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """Measure and tell."""
+    if is_model(options.subject):
+        _evaluate_model(options)
+    else:
+        _evaluate_images(options)
+
+
+def is_model(subject: str) -> bool:
+    """Whether this names a model; if not, it must be images."""
+    path = Path(subject).expanduser()
+    inside = (path / CONFIG).is_file() or (path / "model" / CONFIG).is_file()
+    return subject.startswith(SCHEME) or inside or path.suffix.lower() in SUFFIXES
+
+
+# ---------------------------------------------------------------- images that exist
+def _evaluate_images(options: Namespace) -> None:
+    for name in (*DEFAULTS, *sampler.DEFAULTS, "recipe"):
+        if options[name]:
+            raise UserError(
+                f"--{name.replace('_', '-')} is for a model, and {options.subject} is none: leave it out"
+            )
+    if options.size is not None and len(options.size) != 1:
+        raise UserError(f"--size is {' '.join(map(str, options.size))}: give one number for images")
+    judge = Judge.open(options.reference, options.features, resolve_device(options.device))
+    images = open_images(options.subject, options.size[0] if options.size else None)
+    report = measure_images(Path(options.subject).name, images, judge)
+    print(describe(report))
+    if options.out is None:
+        return
+    out = Path(options.out).expanduser()
+    if out.suffix == ".json":
+        write_text(out, json.dumps({"format": FORMAT, **asdict(report)}, indent=1))
+    else:
+        _write(report, out, images)
+        print(f"report: {out / HTML}")
+
+
+def _write(report: Report, out: Path, images: ImageSet) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder, or a name that ends in .json")
+    write_report(report, out, images)
+
+
+def describe(report: Report) -> str:
+    """The numbers, and what they rest on, in a few lines."""
+    extractor, images = report.extractor, report.images
+    lines = [
+        f"{report.count} images of {images['place']} against {report.reference['place']}, "
+        f"features: {extractor['kind']} {extractor['checksum'][:12]}"
+    ]
+    for title, value, error, beyond in metric_rows(report):
+        noise = f" ± {error:.2g}" if error != "" else ""
+        bias = f"   (without the bias of {report.count} images about {beyond:.4g})" if beyond != "" else ""
+        lines.append(f"  {title:<18} {value if isinstance(value, str) else f'{value:.5g}'}{noise}{bias}")
+    converted = ", ".join(f"{count} {mode}" for mode, count in images["converted"].items())
+    lines += [f"converted to RGB: {converted}"] if converted else []
+    if skipped := images["skipped"]:
+        lines.append(f"skipped {len(skipped)}:")
+        lines += [f"  {name}: {why}" for name, why in list(skipped.items())[:SHOWN]]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- a model
+def _evaluate_model(options: Namespace) -> None:
+    settings = {
+        name: default if options[name] in (None, []) else options[name] for name, default in DEFAULTS.items()
+    }
+    if options.out is None:
+        raise UserError("a model needs --out DIR, where its images and the report go")
+    out = Path(options.out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder")
+    axes = [sweep.parse_axis(text) for text in settings["sweep"]]
+    if settings["keep_images"] and not axes:
+        raise UserError("--keep-images is for a --sweep; the images of one evaluation are kept anyway")
+    config = load_config(options.subject)
+    generation = plan(config, options, settings)
+    points = sweep.plan(generation, axes)
+    labels = labels_for(
+        settings["labels"], generation.num_samples, config.num_classes, config.class_names, generation.seed
+    )
+    name = settings["name"] or name_of(options.subject)
+    with together(lambda: connect(options.device, ParallelConfig(timeout=TIMEOUT))) as layout:
+        judge = open_judge(layout, options.reference, options.features)
+        recipes = with_weights(points, options.subject, layout)
+        model = pw.load(options.subject).to(layout.device)
+        subject = Subject(name, model, labels, layout, judge, settings["images"])
+        if layout.main and not axes:
+            recipe = sampler.choose_recipe(options, config)
+            print(sampler.in_words(asdict(generation), options, recipe))
+        if not axes:
+            report = subject.evaluate(next(iter(recipes.values())), out)
+            if report is not None:
+                print(describe(report))
+                print(f"report: {out / HTML}")
+            return
+        reports = subject.sweep(recipes, out, settings["keep_images"], lambda report: print(_line(report)))
+        if layout.main:
+            _finish_sweep(f"Sweep of {name}", reports, out)
+
+
+def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -> Generation:
+    """The recipe, but for the checksum of the weights. Raises UserError for settings that cannot be."""
+    if config.takes_text:
+        raise UserError(f"{config.name} draws from captions; `pixelwright evaluate` draws from classes")
+    size = image_size(options.size) or config.image_size
+    if size is None:
+        raise UserError("the model's config has no image_size; give --size ROWS COLUMNS")
+    config.check_size(*size)
+    precision = name_precision(settings["precision"], resolve_device(options.device))
+    chosen = sampler.settings(options, sampler.choose_recipe(options, config))
+    check_reuse(chosen.get("reuse", 1), config)
+    return Generation(
+        model=config.name,
+        weights="",
+        num_samples=settings["num_samples"],
+        size=size,
+        labels=" ".join(settings["labels"]),
+        seed=settings["seed"],
+        batch_size=settings["batch_size"],
+        precision=precision,
+        **chosen,
+    )
+
+
+def with_weights(points: dict[str, Generation], source: str, layout: Layout) -> dict[str, Generation]:
+    """The same recipes with the checksum of the weights, which one process computes."""
+    weights = layout.first(lambda: checksum(source))
+    return {name: replace(generation, weights=weights) for name, generation in points.items()}
+
+
+def open_judge(layout: Layout, reference: str, features: str | None) -> Judge | None:
+    """Reference and features in the main process, which alone needs them; what is wrong is told in all."""
+    opened: list[Judge] = []
+    layout.first(lambda: opened.append(Judge.open(reference, features, layout.device)))
+    return opened[0] if opened else None
+
+
+def name_of(subject: str) -> str:
+    """What a report calls a model: the run, the folder or the file."""
+    path = Path(subject)
+    return path.resolve().parent.name if path.name == "model" else path.stem or subject
+
+
+def _line(report: Report) -> str:
+    values = ", ".join(f"{report.title(name)} {number_text(value)}" for name, value in report.values.items())
+    return f"{report.name}: {values}"
+
+
+def _finish_sweep(title: str, reports: Sequence[Report], out: Path) -> None:
+    try:
+        write_sweep(title, reports, out)
+    except ImportError:
+        raise UserError('the page of a sweep needs matplotlib: pip install "pixelwright[train]"') from None
+    print(f"best: {_line(sweep.best(reports))}")
+    print(f"page: {out / 'sweep.html'}; every point has its {JSON} below {out}")

@@ -1,0 +1,127 @@
+"""`pixelwright evaluation train-features`: the in-domain classifier whose features `evaluate` compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+
+from pixelwright.cli.parsing import Verb, choose_verb, new_parser
+from pixelwright.data.config import DataConfig
+from pixelwright.data.opening import open_source
+from pixelwright.data.sources import Source
+from pixelwright.device import resolve_device, resolve_precision
+from pixelwright.errors import UserError
+from pixelwright.evaluation.classifier import CONFIG, ClassifierConfig
+from pixelwright.evaluation.fitting import Labelled, Training, held_out, read_labelled, train
+from pixelwright.rng import generator
+
+DESCRIPTION = "Features to evaluate with."
+
+EXAMPLES = """  pixelwright evaluation train-features cifar/train.zip features/cifar --test cifar/test.zip
+  pixelwright evaluation train-features shapes features/shapes --epochs 2
+
+`pixelwright evaluation train-features --help` tells its settings."""
+
+TRAIN = """Train a small classifier on labelled images, in minutes on a CPU: its features, class probabilities
+and a feature map are what `pixelwright evaluate --features OUT` compares.
+
+Interrupted, the same command goes on from the last whole epoch. Numbers are comparable where the classifier
+is the same file: keep it."""
+
+
+def choose(words: list[str]) -> tuple[Verb, list[str]]:
+    """The verb that `words` begin with, and the other words. Raises UserError on an unknown one."""
+    verbs = {"train-features": Verb(train_parser, train_features)}
+    return choose_verb("evaluation", verbs, parser, words)
+
+
+def parser() -> ArgumentParser:
+    """That of `pixelwright evaluation` alone."""
+    return new_parser("evaluation", DESCRIPTION, EXAMPLES)
+
+
+def train_parser() -> ArgumentParser:
+    """Images, folder and the settings of the training."""
+    parser = new_parser("evaluation train-features", TRAIN, EXAMPLES.rpartition("\n\n")[0])
+    parser.add_argument("source", metavar="SRC", help="labelled images: what data.path can be")
+    parser.add_argument("out", metavar="OUT", help="folder for the classifier; made if it does not exist")
+    parser.add_argument(
+        "--test", type=str | None, metavar="PATH", help="images to test on (default: a tenth of SRC)"
+    )
+    parser.add_argument("--images", type=int | None, metavar="N", help="use N images of SRC (default: all)")
+    parser.add_argument("--size", type=int, default=32, metavar="N", help="side of the images in pixels")
+    parser.add_argument("--epochs", type=int, default=8, help="passes over the images")
+    parser.add_argument("--batch-size", type=int, default=256, help="images to a step")
+    parser.add_argument("--lr", type=float, default=0.2, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    parser.add_argument("--no-flip", action="store_true", help="do not mirror images left to right")
+    parser.add_argument("--overwrite", action="store_true", help="replace a classifier that is in OUT")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--precision", type=str, default="auto", help="auto, bf16 or fp32")
+    return parser
+
+
+def train_features(options: Namespace) -> int:
+    """Read, train, test, save."""
+    out = Path(options.out).expanduser()
+    if (out / CONFIG).exists() and not options.overwrite:
+        raise UserError(f"{out} holds a classifier already: give another folder, or --overwrite")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give a folder")
+    settings = Training(
+        size=options.size,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        flip=not options.no_flip,
+        seed=options.seed,
+    )
+    device = resolve_device(options.device)
+    source = _open(options.source, settings.size)
+    test_source = None if options.test is None else _open(options.test, settings.size)
+    config = ClassifierConfig(
+        source.num_classes, settings.size, source=options.source, tested_on=options.test or "a tenth of it"
+    )
+    if test_source is not None and test_source.num_classes > source.num_classes:
+        raise UserError(
+            f'"{options.test}" has {test_source.num_classes} classes, "{options.source}" {source.num_classes}'
+        )
+    whole = _read(source, settings.size, options.images)
+    train_set, test_set = (
+        held_out(whole) if test_source is None else (whole, _read(test_source, settings.size))
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    total = settings.epochs * len(train_set.labels)
+    with tqdm(total=total, unit="image", desc="training", disable=None) as bar:
+
+        def advance(images: int, loss: float) -> None:
+            bar.update(images)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+        autocast = resolve_precision(options.precision, device)
+        done = train(config, settings, train_set, test_set, out, device, autocast, advance)
+    assert done.accuracy is not None
+    print(f"{out}: {100 * done.accuracy:.2f} % of {len(test_set.labels)} test images are named rightly")
+    return 0
+
+
+def _open(path: str, size: int) -> Source:
+    source = open_source(DataConfig(path=path, size=size))
+    if source.num_classes < 2:
+        raise UserError(f'"{path}" has no classes: give images in a folder for each, or with labels')
+    return source
+
+
+def _read(source: Source, size: int, count: int | None = None) -> Labelled:
+    """All images, or `count` of them, drawn evenly at random and in their order."""
+    picks: Sequence[int] = range(len(source))
+    if count is not None:
+        if not 2 <= count <= len(source):
+            raise UserError(f"--images is {count}; there are {len(source)}, of which at least two are needed")
+        picks = torch.randperm(len(source), generator=generator(0, "images"))[:count].sort().values.tolist()
+    with tqdm(total=len(picks), unit="image", desc="reading", disable=None) as bar:
+        return read_labelled(source, picks, size, bar.update)

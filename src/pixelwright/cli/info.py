@@ -1,0 +1,195 @@
+"""`pixelwright info`: what a model is made of and what it costs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from pixelwright.cli import train
+from pixelwright.cli.parsing import image_size, new_parser, parse
+from pixelwright.errors import UserError
+from pixelwright.hub.checkpoint import load_config
+from pixelwright.hub.convert import DTYPES
+from pixelwright.hub.remote import SCHEME
+from pixelwright.models.config import DenoiserConfig, MMDiTConfig
+from pixelwright.models.presets import PRESETS, preset
+from pixelwright.training import TrainConfig
+from pixelwright.training.cost import PEAK_TFLOPS, cost, gpu_hours, peak_tflops
+from pixelwright.training.summary import Info, describe, human
+
+DESCRIPTION = """Parts of a model, their parameters and FLOPs, and the memory to sample and to train.
+
+Nothing is allocated: the largest preset takes a few seconds. FLOPs count a multiply and an add as two.
+The memory is that of tensors, on top of what PyTorch itself takes; see --batch-size, --dtype, --autocast.
+
+With --config: what a training run takes, before it is started, on --gpus GPUs. Activations are those of the
+run's own micro-batch; "again" is with parallel.checkpointing, which computes them again.
+
+models:
+"""
+
+EXAMPLES = """  pixelwright info pixeldit-xl-16
+  pixelwright info dip-xl-16 --size 512 --batch-size 8
+  pixelwright info runs/first
+  pixelwright info --config configs/imagenet256-pixeldit-xl-16.yaml --gpus 8 --gpu h100 --mfu 0.4"""
+
+
+def parser() -> ArgumentParser:
+    """One model, the image size and the batch size."""
+    parser = new_parser("info", DESCRIPTION + _names(), EXAMPLES)
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="NAME|MODEL",
+        help="a preset, a model, a run, a published file or hf://OWNER/NAME; without it, presets are listed",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="image size, N or ROWS COLUMNS (default: the model's own)",
+    )
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default="fp32", help="dtype of the weights, for the memory to sample"
+    )
+    parser.add_argument(
+        "--autocast",
+        choices=["none", "bf16"],
+        default="none",
+        help="dtype of the products, where that is not the weights', as in `train`; for the memory",
+    )
+    parser.add_argument(
+        "--device",
+        choices=["cuda", "cpu"],
+        default="cuda",
+        help="for the memory: a CPU keeps all scores of attention up to 512 tokens",
+    )
+    parser.add_argument("--batch-size", type=int, default=1, help="images at a time, for the memory")
+    parser.add_argument(
+        "--config", type=str, nargs="+", metavar="FILE", help="configuration of a run; later files override"
+    )
+    parser.add_argument("--gpus", type=int, default=1, help="with --config: how many")
+    parser.add_argument(
+        "--gpu", type=str | None, metavar="NAME", help=f"with --config: {', '.join(PEAK_TFLOPS)} (h100)"
+    )
+    parser.add_argument(
+        "--peak-tflops", type=float | None, help="with --config: of another GPU, dense bf16 products"
+    )
+    parser.add_argument(
+        "--mfu", type=float, default=0.4, help="with --config: share of the peak that the run makes use of"
+    )
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """Print the table of a model, or the names of all presets."""
+    if options.config is not None:
+        print(_run_report(options))
+        return
+    if options.model is None:
+        print(_names())
+        return
+    size, dtype = image_size(options.size), DTYPES[options.dtype]
+    autocast = torch.bfloat16 if options.autocast == "bf16" else None
+    config = _config(options.model)
+    print(report(describe(config, size, options.batch_size, dtype, autocast, options.device)))
+
+
+def _run_report(options: Namespace) -> str:
+    if options.model is not None:
+        raise UserError(f"give a model ({options.model}) or --config, not both")
+    if options.device == "cpu":
+        raise UserError("--device cpu goes with a model; --config counts the memory of GPUs")
+    if options.gpu is not None and options.peak_tflops is not None:
+        raise UserError("give --gpu or --peak-tflops, not both")
+    if not 0 < options.mfu <= 1:
+        raise UserError(f"--mfu is {options.mfu}: give a share above 0 and at most 1")
+    tflops = peak_tflops(options.gpu or "h100") if options.peak_tflops is None else options.peak_tflops
+    if not 0 < tflops < math.inf:
+        raise UserError(f"--peak-tflops is {tflops}: give a number above 0")
+    files = [word for file in options.config for word in ("--config", file)]
+    config = train.config_of(parse(train.parser(), files))
+    return run_report(config, options.gpus, tflops, options.mfu)
+
+
+def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str:
+    """The costs of a run as text."""
+    found = cost(config, gpus)
+    hours = gpu_hours(config, found, tflops, mfu)
+    speed = tflops * 1e12 * mfu * gpus / found.image_flops
+    names = {"weights": "", "averages": "", "optimizer": config.optim.name, "gradients": "", "gathered": ""}
+    rows = {**names, "teacher": "", "activations": f"{found.batch} images", "total": ""}
+    columns = [f"{mode}{', again' if again else ''}" for mode, again in found.memory]
+    lines = [
+        f"{config.model.preset} at {config.data.size}²: {config.steps:,} steps of {config.batch_size} images",
+        "",
+        f"parameters {found.parameters:>18,}" + (f" and {found.projector:,} of REPA" if config.repa else ""),
+        f"FLOPs of an image {human(found.image_flops, ''):>11}  (one pass {human(found.forward_flops, '')}"
+        + (f", teacher {human(found.teacher_flops, '')})" if config.repa else ")"),
+        f"FLOPs of a step {human(found.image_flops * config.batch_size, ''):>13}",
+        "",
+        f"{'GiB on each GPU':<26}" + "".join(f"{column:>15}" for column in columns),
+    ]
+    for name, note in rows.items():
+        sizes = [getattr(memory, name) for memory in found.memory.values()]
+        if any(sizes):
+            label = f"{name} ({note})" if note else name
+            lines.append(f"  {label:<24}" + "".join(f"{size / 2**30:>15.2f}" for size in sizes))
+    plural = "s" if gpus > 1 else ""
+    lines += [
+        "",
+        f"at {mfu:.0%} of {tflops:g} TFLOPs on {gpus} GPU{plural}: {speed:,.0f} images/s, "
+        f"{config.batch_size / speed:.3g} s a step, {hours:,.0f} GPU-hours, {hours / gpus / 24:.3g} days",
+        "an estimate; not counted: CUDA's own memory, NCCL's, fragments, time for data and between GPUs",
+    ]
+    return "\n".join(lines)
+
+
+def _config(name: str) -> DenoiserConfig:
+    """A file or folder that exists, or a hub address, is a model; anything else must be a preset's name."""
+    if name in PRESETS or not (Path(name).exists() or name.startswith(SCHEME)):
+        return preset(name)
+    return load_config(name)
+
+
+def _names() -> str:
+    rows = [name for name in PRESETS if not name.endswith("-postmod")]
+    lines = [
+        "  " + "  ".join(f"{name:<16}" for name in rows[i : i + 5]).rstrip() for i in range(0, len(rows), 5)
+    ]
+    return "\n".join([*lines, "  and pixeldit-…-postmod, the post-modulation variant of each pixeldit"])
+
+
+def report(info: Info) -> str:
+    """The table as text."""
+    config, (rows, columns) = info.config, info.size
+    named = " with names" if config.class_names else ""
+    condition = f"{config.num_classes} classes{named}"
+    if isinstance(config.backbone, MMDiTConfig):
+        condition = f"captions of up to {config.backbone.text_length} tokens of {config.backbone.text_size}"
+    dtypes = (
+        "float32" if info.dtype == torch.float32 else f"{str(info.dtype)[6:]} to sample, float32 to train"
+    )
+    lines = [
+        f"{config.name}: {config.placement} detailer, predicts {config.prediction}",
+        f"{rows}x{columns} pixels, {info.tokens} patches of {config.patch_size}x{config.patch_size}; "
+        f"{condition}",
+        "",
+        f"{'part':<16} {'':<10} {'parameters':>15} {'FLOPs per image':>16}",
+    ]
+    for part in info.parts:
+        flops = human(part.flops, "")
+        lines.append(f"{part.name:<16} {part.kind:<10} {part.parameters:>15,} {flops:>16}")
+    lines += [
+        f"{'total':<16} {'':<10} {info.parameters:>15,} {human(info.flops, ''):>16}",
+        "",
+        f"memory at batch size {info.batch_size}, {dtypes}{', bf16 autocast' if info.autocast else ''}:",
+        f"  weights    {human(info.weight_bytes, 'B', 1024):>9}",
+        f"  to sample  {human(info.sampling_bytes, 'B', 1024):>9}  (weights, activations of a guided step)",
+        f"  to train   {human(info.training_bytes, 'B', 1024):>9}  (and EMA, gradients, AdamW)",
+    ]
+    return "\n".join(lines)

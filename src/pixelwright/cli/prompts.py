@@ -1,0 +1,269 @@
+"""`pixelwright prompts`: does a text-to-image model draw what prompts say?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+
+import pixelwright as pw
+from pixelwright.acceleration.fast import PRECISIONS
+from pixelwright.cli import sampler
+from pixelwright.cli.parsing import Verb, choose_verb, image_size, new_parser
+from pixelwright.device import name_precision, resolve_device
+from pixelwright.errors import UserError
+from pixelwright.evaluation import dpg, geneval, shapesbench
+from pixelwright.evaluation.drawing import (
+    Picture,
+    check_images,
+    draw_missing,
+    draw_with,
+    keep_settings,
+    missing,
+)
+from pixelwright.evaluation.generate import checksum
+from pixelwright.evaluation.scores import as_json, markdown_table, overall
+from pixelwright.files import replacing, write_text
+from pixelwright.hub.checkpoint import load_config
+from pixelwright.images import load_png
+
+DESCRIPTION = (
+    "Does a text-to-image model draw what prompts say? Draw the pictures of a benchmark, and score them."
+)
+
+EXAMPLES = """  pixelwright prompts shapes runs/shapes-t2i --out bench/shapes --guidance-scale 3
+  pixelwright prompts geneval models/pixeldit-t2i --metadata evaluation_metadata.jsonl --out bench/geneval
+  pixelwright prompts geneval-score bench/geneval/results.jsonl --out bench
+  pixelwright prompts dpg models/pixeldit-t2i --prompts dpg_bench/prompts --out bench/dpg
+  pixelwright prompts dpg-score dpg-bench_results.txt --out bench
+
+`pixelwright prompts shapes --help` and so on tell the settings."""
+
+RESUME = """
+
+The noise of a picture depends on the seed, the prompt and the number of the picture alone. Interrupted, the
+same command goes on where it stopped."""
+
+SHAPES = f"""ShapesBench: prompts in GenEval's six categories for models of Captioned Shapes, judged without a
+network. OUT gets the pictures, results.json, report.md and sheet.png.{RESUME}"""
+
+GENEVAL = f"""Draw the pictures of GenEval in its own layout (OUT/00000/samples/0000.png), which the official
+scorer reads.{RESUME}"""
+
+GENEVAL_SCORE = """Report the scores of GenEval: those in the result file of the official scorer (PATH is a
+.jsonl), or, where PATH is a folder of pictures, by its rules over Mask2Former and CLIP from transformers. The
+latter are not the official networks, and the report says so. Interrupted, the same command goes on."""
+
+DPG = f"""Draw the pictures of DPG-Bench: OUT/grids/KEY.png, four pictures each, for its own judge.{RESUME}"""
+
+DPG_SCORE = "Report the scores of DPG-Bench from the text file that its judge wrote."
+
+
+def choose(words: list[str]) -> tuple[Verb, list[str]]:
+    """The verb that `words` begin with, and the other words. Raises UserError on an unknown one."""
+    verbs = {
+        "shapes": Verb(_shapes_parser, _shapes),
+        "geneval": Verb(_geneval_parser, _geneval),
+        "geneval-score": Verb(_geneval_score_parser, _geneval_score),
+        "dpg": Verb(_dpg_parser, _dpg),
+        "dpg-score": Verb(_dpg_score_parser, _dpg_score),
+    }
+    return choose_verb("prompts", verbs, parser, words)
+
+
+def parser() -> ArgumentParser:
+    """That of `pixelwright prompts` alone."""
+    return new_parser("prompts", DESCRIPTION, EXAMPLES)
+
+
+def _drawing_parser(verb: str, description: str, example: str) -> ArgumentParser:
+    """A parser with what drawing takes."""
+    parser = new_parser(f"prompts {verb}", description, f"  pixelwright prompts {verb} {example}")
+    add = parser.add_argument
+    add(
+        "model", metavar="MODEL", help="a saved model of captions, a run, a published file or hf://OWNER/NAME"
+    )
+    add("--out", type=str, required=True, metavar="DIR", help="folder for the pictures and the report")
+    add("--size", type=int, nargs="+", metavar="N", help="N or ROWS COLUMNS (default: the model's own)")
+    add("--seed", type=int, default=0, help="seed of the noise")
+    sampler.add_arguments(parser)
+    sampler.add_machine_arguments(parser, batch_size=16)
+    return parser
+
+
+def _draw(options: Namespace, pictures: Sequence[Picture]) -> str:
+    """Draw what is missing; the title of the report."""
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size is {options.batch_size}; it must be at least 1")
+    device = resolve_device(options.device)
+    precision = name_precision(options.precision, device)
+    config = load_config(options.model)
+    if not config.takes_text:
+        raise UserError(f"{config.name} draws from classes; give a model of captions")
+    recipe = sampler.choose_recipe(options, config)
+    chosen = sampler.settings(options, recipe)
+    size = image_size(options.size) or config.image_size
+    noted = {"weights": checksum(options.model), "size": size, "seed": options.seed, **chosen}
+    keep_settings(Path(options.out), {**noted, "precision": precision})
+    print(sampler.in_words(chosen, options, recipe))
+    todo = missing(pictures)
+    if todo:
+        model = pw.load(options.model).to(device)
+        prompts = [picture.prompt for picture in todo]
+        draw = draw_with(model, prompts, options.seed, size=size, autocast=PRECISIONS[precision], **chosen)
+        with tqdm(total=len(pictures), initial=len(pictures) - len(todo), unit="image", disable=None) as bar:
+            draw_missing(draw, pictures, options.batch_size, bar.update)
+    return f"{config.name}, {sampler.in_words(chosen, options, recipe)}"
+
+
+def _write(out: Path, report: Mapping[str, Any], text: str) -> None:
+    """The report for programs and for people."""
+    write_text(out / "results.json", json.dumps(report, indent=2) + "\n")
+    write_text(out / "report.md", text)
+    print(text)
+
+
+# --- ShapesBench -----------------------------------------------------------------------------------------
+
+
+def _shapes_parser() -> ArgumentParser:
+    parser = _drawing_parser("shapes", SHAPES, "runs/shapes-t2i --out bench/shapes --guidance-scale 3")
+    parser.add_argument("--images", type=int, default=4, help="pictures of each prompt")
+    return parser
+
+
+def _shapes(options: Namespace) -> None:
+    out = Path(options.out)
+    check_images(options.images)
+    pictures = shapesbench.pictures(out / "images", options.images)
+    title = _draw(options, pictures)
+    images = [load_png(picture.path).numpy() for picture in pictures]
+    bar = tqdm(images, desc="judging", unit="image", disable=None, delay=1)
+    result = shapesbench.Result(shapesbench.judge_pictures(bar, options.images), options.images)
+    with replacing(out / "sheet.png") as part:
+        shapesbench.sheet(result, images).save(part, format="PNG")
+    _write(out, {"model": title, **result.as_json()}, result.markdown(title))
+
+
+# --- GenEval ---------------------------------------------------------------------------------------------
+
+
+def _geneval_parser() -> ArgumentParser:
+    example = "models/pixeldit-t2i --metadata evaluation_metadata.jsonl --out bench/geneval"
+    parser = _drawing_parser("geneval", GENEVAL, example)
+    parser.add_argument(
+        "--metadata", required=True, metavar="FILE", help="GenEval's prompts/evaluation_metadata.jsonl"
+    )
+    parser.add_argument("--images", type=int, default=4, help="pictures of each prompt")
+    return parser
+
+
+def _geneval(options: Namespace) -> None:
+    out = Path(options.out)
+    check_images(options.images)
+    tasks = geneval.read_metadata(Path(options.metadata))
+    pictures = geneval.pictures(out, tasks, options.images)
+    _draw(options, pictures)
+    geneval.write_metadata(out, tasks)
+    geneval.write_grids(pictures)
+    print(f"{len(pictures)} pictures of {len(tasks)} prompts are in {out}, as GenEval's scorer reads them")
+
+
+def _geneval_score_parser() -> ArgumentParser:
+    example = "  pixelwright prompts geneval-score bench/geneval --out bench/geneval-score --device cuda"
+    parser = new_parser("prompts geneval-score", GENEVAL_SCORE, example)
+    add = parser.add_argument
+    add("path", metavar="PATH", help="a result file (.jsonl), or a folder of pictures")
+    add("--out", type=str, required=True, metavar="DIR", help="folder for the report")
+    add("--detector", type=str | None, metavar="PATH", help="folder or hub name of a Mask2Former on COCO")
+    add("--clip", type=str | None, metavar="PATH", help="folder or hub name of a CLIP")
+    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    return parser
+
+
+def _geneval_score(options: Namespace) -> None:
+    out, path = Path(options.out), Path(options.path)
+    if path.is_dir():
+        file, scorer = out / "results.jsonl", _score_pictures(path, out / "results.jsonl", options)
+    else:
+        file, scorer = path, f"the result file {path.name}"
+    result = geneval.read_results(file)
+    rows = [[tag, str(score), str(score.images)] for tag, score in result.tasks.items()]
+    rows.append(["**overall**", f"**{overall(result.tasks):.3f}**", str(result.pictures.images)])
+    table = markdown_table(["task", "score", "images"], rows)
+    text = (
+        f"# GenEval: {path.name}\n\nScored by {scorer}.\n\n{table}\n"
+        f"Overall is the mean of the tasks. Correct pictures: {result.pictures}; prompts with at least one:\n"
+        f"{result.prompts}.\n"
+    )
+    report = {
+        "benchmark": "GenEval",
+        "scorer": scorer,
+        "overall": overall(result.tasks),
+        "scores": as_json(result.tasks),
+        **as_json({"pictures": result.pictures, "prompts": result.prompts}),
+    }
+    _write(out, report, text)
+
+
+def _score_pictures(folder: Path, file: Path, options: Namespace) -> str:
+    """Write the result file of a folder of pictures, going on with one that is there; who scored it."""
+    from pixelwright.evaluation.detection import CLIP, DETECTOR, ClipColours, Mask2Former
+
+    pictures = geneval.find_pictures(folder)
+    device = resolve_device(options.device)
+    detector = Mask2Former(options.detector or DETECTOR, device)
+    detector.check(clause["class"] for _, task in pictures for clause in task["include"])
+    colours = ClipColours(options.clip or CLIP, device)
+    scorer = f"{detector.path} and {colours.path} in transformers, which is not the official detector"
+    keep_settings(file.parent, {"pictures": str(folder), "scorer": scorer})
+    done = geneval.whole_lines(file)
+    with file.open("a", encoding="utf-8") as lines:
+        for path, task in tqdm(pictures, initial=len(done), unit="image", disable=None):
+            if str(path) not in done:
+                line = geneval.score_picture(path, task, detector, colours)
+                lines.write(json.dumps(line) + "\n")
+                lines.flush()
+    return scorer
+
+
+# --- DPG-Bench -------------------------------------------------------------------------------------------
+
+
+def _dpg_parser() -> ArgumentParser:
+    parser = _drawing_parser("dpg", DPG, "models/pixeldit-t2i --prompts dpg_bench/prompts --out bench/dpg")
+    parser.add_argument("--prompts", required=True, metavar="DIR", help="the folder of its KEY.txt files")
+    return parser
+
+
+def _dpg(options: Namespace) -> None:
+    out = Path(options.out)
+    prompts = dpg.read_prompts(Path(options.prompts))
+    pictures = dpg.pictures(out / "samples", prompts)
+    _draw(options, pictures)
+    dpg.write_grids(pictures, out / "grids")
+    side = load_png(pictures[0].path).shape[0]
+    print(f"{len(prompts)} grids are in {out / 'grids'}; the judge wants --pic-num 4 --resolution {side}")
+
+
+def _dpg_score_parser() -> ArgumentParser:
+    example = "  pixelwright prompts dpg-score dpg-bench_results.txt --out bench/dpg-score"
+    parser = new_parser("prompts dpg-score", DPG_SCORE, example)
+    parser.add_argument("path", metavar="FILE", help="the text file that the judge of DPG-Bench wrote")
+    parser.add_argument("--out", type=str, required=True, metavar="DIR", help="folder for the report")
+    return parser
+
+
+def _dpg_score(options: Namespace) -> None:
+    path = Path(options.path)
+    result = dpg.read_results(path)
+    rows = [[name, f"{score:.2f}"] for name, score in result.categories.items()]
+    rows.append(["**overall**", f"**{result.score:.2f}**"])
+    table = markdown_table(["category", "score"], rows)
+    text = f"# DPG-Bench: {path.name}\n\n{table}\n{result.prompts} prompts.\n"
+    report = {"benchmark": "DPG-Bench", "overall": result.score, "prompts": result.prompts}
+    _write(Path(options.out), {**report, "scores": result.categories}, text)

@@ -1,0 +1,51 @@
+"""`pixelwright report`: the page of a run, or of several evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from pixelwright.cli.parsing import new_parser
+from pixelwright.errors import UserError
+from pixelwright.evaluation.report import JSON, comparison, read_report
+from pixelwright.training.page import write_report
+
+DESCRIPTION = """Write report.html of a run: a verdict, samples over time, curves, events, settings.
+
+A run does so itself whenever it draws samples; this does it at any other time, also of a run that died.
+
+Of folders that `pixelwright evaluate` made: one page with a table of all, what they do not share, and curves
+over the checkpoints (the numbers at the end of their names)."""
+
+EXAMPLES = """  pixelwright report runs/mine
+  pixelwright report evaluations/dip-1000 evaluations/dip-2000 --out comparison.html"""
+
+
+def parser() -> ArgumentParser:
+    """The run folder, or those of evaluations."""
+    parser = new_parser("report", DESCRIPTION, EXAMPLES)
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a run, or evaluations")
+    parser.add_argument("--out", type=str | None, metavar="FILE", help="of evaluations: the page to write")
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """Write the page and tell where."""
+    try:
+        print(_write([Path(folder) for folder in options.folders], options.out))
+    except ImportError:
+        raise UserError('the report needs matplotlib: pip install "pixelwright[train]"') from None
+
+
+def _write(folders: Sequence[Path], out: str | None) -> Path:
+    if len(folders) == 1 and not (folders[0] / JSON).exists():
+        if out is not None:
+            raise UserError(f"--out {out} is for evaluations; the page of a run stands in its folder")
+        return write_report(folders[0])
+    if out is None:
+        raise UserError("several evaluations need --out FILE.html, where their page goes")
+    page = Path(out).expanduser()
+    comparison([read_report(folder) for folder in folders]).write(page)
+    return page

@@ -1,0 +1,93 @@
+"""`pixelwright reproduce`: a published figure measured again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+import pixelwright as pw
+from pixelwright.cli.evaluate import TIMEOUT, open_judge, with_weights
+from pixelwright.cli.parsing import new_parser
+from pixelwright.device import name_precision, resolve_device
+from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.distributed.parallel import connect, together
+from pixelwright.evaluation.evaluate import Subject
+from pixelwright.evaluation.generate import Generation
+from pixelwright.evaluation.report import HTML
+from pixelwright.evaluation.reproduce import HEADER, TARGETS, Target, find_files, reproduced, rows, target
+from pixelwright.files import write_text
+from pixelwright.html import markdown_table
+from pixelwright.hub.checkpoint import load_config
+from pixelwright.training.config import ParallelConfig
+
+DESCRIPTION = f"""Draw the images of a published result by its recipe, measure them, and set the figures
+beside those of the paper. Interrupted, the same command goes on; under torchrun, all processes draw.
+
+The weights, the reference and the Inception network are looked for in FOLDER; what is missing is named, with
+the place to get it from. Exit code 0 if every figure is within its tolerance, 1 if not.
+
+results: {", ".join(TARGETS)}"""
+
+EXAMPLES = """  pixelwright reproduce pixeldit-xl-epoch320
+  torchrun --standalone --nproc-per-node gpu --no-python pixelwright reproduce pixeldit-xl-epoch320
+  pixelwright reproduce dip-xl-epoch600 --weights dip-xl.ckpt --batch-size 128"""
+
+
+def parser() -> ArgumentParser:
+    """The result, and where its files are."""
+    parser = new_parser("reproduce", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument
+    add("target", metavar="NAME", help="a published result")
+    add("--folder", type=str, default="reproduce", help="where the files are, and the images go")
+    add("--weights", type=str | None, help="the weights (default: by the published name, in the folder)")
+    add("--reference", type=str | None, help="the reference (default: ADM's file, in the folder)")
+    add(
+        "--features",
+        type=str | None,
+        metavar="KIND:PLACE",
+        help="(default: the Inception network in the folder)",
+    )
+    add("--seed", type=int, default=0, help="of the noise; the published runs name none")
+    add("--batch-size", type=int, default=64, help="images drawn together")
+    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    return parser
+
+
+def run(options: Namespace) -> int:
+    """Generate or go on, measure, compare. 0 if the published figures were met, else 1."""
+    wanted, folder = target(options.target), Path(options.folder).expanduser()
+    given = {name: options[name] for name in ("weights", "reference", "features")}
+    files = find_files(wanted, folder, given)
+    generation = plan(wanted, files.weights, options)
+    labels = balanced_labels(wanted.num_samples, load_config(files.weights).num_classes)
+    out = folder / options.target
+    with together(lambda: connect(options.device, ParallelConfig(timeout=TIMEOUT))) as layout:
+        judge = open_judge(layout, files.reference, files.features)
+        recipe = with_weights({"": generation}, files.weights, layout)[""]
+        model = pw.load(files.weights).to(layout.device)
+        report = Subject(options.target, model, labels, layout, judge).evaluate(recipe, out)
+    if report is None:
+        return 0
+    table = markdown_table(HEADER, rows(wanted, report.values))
+    write_text(out / "comparison.md", f"# {options.target}\n\n{table}")
+    print(f"{table}report: {out / HTML}")
+    return 0 if reproduced(wanted, report.values) else 1
+
+
+def plan(wanted: Target, weights: str, options: Namespace) -> Generation:
+    """The published recipe, but for the checksum of the weights."""
+    recipe = asdict(wanted.recipe)
+    sampler = ("solver", "steps", "guidance_scale", "guidance_interval", "time_shift")
+    return Generation(
+        model=load_config(weights).name,
+        weights="",
+        num_samples=wanted.num_samples,
+        size=(wanted.size, wanted.size),
+        labels="balanced",
+        seed=options.seed,
+        batch_size=options.batch_size,
+        precision=name_precision("auto", resolve_device(options.device)),
+        **{name: recipe[name] for name in sampler},
+    )

@@ -1,0 +1,193 @@
+"""`pixelwright sample`: draw images from a trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
+from tqdm import tqdm
+
+import pixelwright as pw
+from pixelwright.acceleration.fast import check_triton, prepared
+from pixelwright.cli import sampler
+from pixelwright.cli.labels import parse_labels
+from pixelwright.cli.parsing import image_size, new_parser
+from pixelwright.device import check_compiler, keep_memory, resolve_device, resolve_precision
+from pixelwright.errors import UserError
+from pixelwright.hub.checkpoint import load_config
+from pixelwright.images import save_grid, save_png
+from pixelwright.models.conditions import Condition
+from pixelwright.models.config import DenoiserConfig, TextNote
+from pixelwright.text import encode_for
+from pixelwright.text.prompts import read_prompts
+
+GRID = 100
+"""Most images in grid.png."""
+
+DESCRIPTION = f"""Draw images from a trained model: PNG files by index, and grid.png of the first {GRID}.
+
+A model of classes is given --labels, one of captions --prompt or --prompts. Image i depends on
+the seed and on i alone, not on the batch size; --start-index draws a set in pieces. A model that knows the
+recipe of its published result is drawn from with it; what is used is printed."""
+
+EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
+  pixelwright sample runs/first --labels "golden retriever" 7,7,7 --out dogs --guidance-scale 2.5 --seed 3
+  pixelwright sample models/dip-xl-16 --labels all --out all --steps 100 --solver euler \\
+      --guidance-scale 2.9 --guidance-interval 0.11 0.97 --batch-size 32
+  pixelwright sample models/pixeldit-t2i --prompt "a fox in the snow" --size 1024x768 --out fox"""
+
+
+def parser() -> ArgumentParser:
+    """Model, labels, folder, and the settings of the sampler."""
+    parser = new_parser("sample", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODEL",
+        help="a saved model, a run (its averaged weights are used), a published file or hf://OWNER/NAME",
+    )
+    add(
+        "--labels",
+        nargs="+",
+        type=str,
+        default=[],
+        metavar="LABEL",
+        help='numbers, ranges (0-9), "all", or class names where the model has them; one image per label',
+    )
+    add("--prompt", nargs="+", type=str, default=[], metavar="TEXT", help="one image per prompt")
+    add("--prompts", type=str | None, metavar="FILE", help="a text file with one prompt a line")
+    add(
+        "--negative", type=str | None, metavar="TEXT", help="what guidance leads away from (default: nothing)"
+    )
+    add(
+        "--text-encoder",
+        type=str | None,
+        metavar="PATH",
+        help="folder or hub name of the text encoder (default: where the model says it was)",
+    )
+    add(
+        "--out",
+        type=str,
+        required=True,
+        metavar="DIR",
+        help="folder for the images; made if it does not exist",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="write into a folder that holds files; the same names are replaced",
+    )
+    add(
+        "--size",
+        type=str,
+        nargs="+",
+        metavar="N",
+        help="N, ROWS COLUMNS or WIDTHxHEIGHT (default: the model's own)",
+    )
+    add("--seed", type=int, default=0, help="seed of the noise")
+    add("--start-index", type=int, default=0, help="index of the first image")
+    sampler.add_arguments(parser)
+    sampler.add_machine_arguments(parser, batch_size=16)
+    add(
+        "--compile",
+        action="store_true",
+        help="fewer passes over memory, with a C++ compiler; the first time takes a minute",
+    )
+    add(
+        "--triton",
+        action="store_true",
+        help="norms and modulations by our own kernels, on CUDA; not yet known to be faster",
+    )
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """Draw and write the images batch by batch; nothing is written before the first batch is drawn."""
+    out = Path(options.out)
+    _check(options, out)
+    keep_memory()
+    if options.compile:
+        check_compiler()
+    device = resolve_device(options.device)
+    dtype = resolve_precision(options.precision, device)
+    if options.triton:
+        check_triton(device)
+    config = load_config(options.model)  # so that a wrong label is found before the weights are read
+    recipe = sampler.choose_recipe(options, config)
+    settings = sampler.settings(options, recipe)
+    condition = _condition(options, config, device)
+    model = pw.load(options.model).to(device)
+    model = prepared(model, dtype, options.compile, options.triton)
+    print(sampler.in_words(settings, options, recipe))
+    starts = range(0, len(condition), options.batch_size)
+    shown: list[Tensor] = []
+    with tqdm(total=len(starts) * settings["steps"], unit="step", disable=None, delay=0.5) as bar:
+        for start in starts:
+            part = condition[start : start + options.batch_size]
+            images = _draw(model, part, start, options, settings, dtype, bar)
+            for index, image in enumerate(images, options.start_index + start):
+                save_png(image, out / f"{index:06d}.png")
+            shown += list(images[: max(0, GRID - start)])
+    save_grid(torch.stack(shown), out / "grid.png", scale=max(1, 64 // shown[0].shape[0]))
+    print(f"{len(condition)} images are in {out}; {out / 'grid.png'} shows {len(shown)} of them together")
+
+
+def _condition(options: Namespace, config: DenoiserConfig, device: torch.device) -> Condition:
+    """The labels, or the features of the prompts, of which the encoder's memory is free again."""
+    prompts = list(options.prompt)
+    if options.prompts is not None:
+        prompts += read_prompts(Path(options.prompts), "--prompts")
+    if not config.takes_text:
+        for name in ("prompt", "prompts", "negative", "text_encoder"):
+            if options[name]:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} is given, but {config.name} draws from classes; give --labels")
+        return torch.tensor(parse_labels(options.labels, config.num_classes, config.class_names))
+    if options.labels or not prompts:
+        raise UserError(f"{config.name} draws from captions; give --prompt or --prompts instead of --labels")
+    if options.text_encoder is not None:
+        note = config.text or TextNote("gemma")
+        config = dataclasses.replace(config, text=dataclasses.replace(note, path=options.text_encoder))
+    return encode_for(config, prompts, options.negative or "", device).to("cpu")
+
+
+def _check(options: Namespace, out: Path) -> None:
+    """What would otherwise be found out after the model is read."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
+        raise UserError(f"--out {out} holds files already; give another folder, or --overwrite")
+    for name, least in (("batch_size", 1), ("start_index", 0)):
+        if options[name] < least:
+            raise UserError(f"--{name.replace('_', '-')} is {options[name]}; it must be at least {least}")
+
+
+def _draw(
+    model: pw.PixelDenoiser,
+    condition: Condition,
+    start: int,
+    options: Namespace,
+    settings: dict[str, Any],
+    dtype: torch.dtype | None,
+    bar: tqdm[NoReturn],
+) -> Tensor:
+    """One batch, uint8 [B,H,W,3]; the bar moves with every step of the solver."""
+
+    def advance(_: pw.diffusion.sample.Step) -> None:
+        bar.update()
+
+    return pw.sample(
+        model,
+        condition,
+        size=image_size(options.size),
+        seed=options.seed,
+        start_index=options.start_index + start,
+        **settings,
+        callback=advance,
+        autocast=dtype,
+        compile=options.compile,
+    )

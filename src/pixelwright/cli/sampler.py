@@ -1,0 +1,110 @@
+"""The settings of the sampler on the command line, alike for every command that draws images."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from pixelwright.diffusion.sample import SOLVERS, sample
+from pixelwright.hub.recipes import RECIPES, named
+from pixelwright.models.config import DenoiserConfig, Recipe
+
+Precision = Literal["auto", "bf16", "fp32", "int8"]
+DEFAULTS: dict[str, Any] = {
+    name: inspect.signature(sample).parameters[name].default
+    for name in ("solver", "steps", "guidance_scale", "guidance_interval", "time_shift", "reuse")
+}
+"""Where neither the command line nor a recipe says otherwise: the defaults of `pixelwright.sample`."""
+
+
+def _otherwise(name: str) -> str:
+    return f" (default: the recipe's, else {DEFAULTS[name]})"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """`--recipe` and the settings it may give, each without a default of its own."""
+    add = parser.add_argument
+    add(
+        "--recipe",
+        type=str | None,
+        metavar="NAME|none",
+        help=f"the sampler settings to start from: {', '.join(RECIPES)} (default: the model's own)",
+    )
+    add("--steps", type=int, help=f"steps of the solver{_otherwise('steps')}")
+    add("--solver", type=str, help=f"one of {', '.join(SOLVERS)}{_otherwise('solver')}")
+    add(
+        "--guidance-scale",
+        type=float,
+        help=f"classifier-free guidance; 1 is without{_otherwise('guidance_scale')}",
+    )
+    add(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help=f"times between which guidance is on; 0 is noise, 1 data{_otherwise('guidance_interval')}",
+    )
+    add(
+        "--time-shift",
+        type=float,
+        help=f"above 1 spends more steps near the noise{_otherwise('time_shift')}",
+    )
+    add(
+        "--reuse",
+        type=int,
+        metavar="N",
+        help="approximate: the backbone runs in one of N evaluations only (default: 1, exact)",
+    )
+
+
+def add_machine_arguments(parser: ArgumentParser, batch_size: int, images_too: bool = False) -> None:
+    """`--batch-size`, `--device` and `--precision`.
+
+    A command that takes images in place of a model must know what was given: there, that is None otherwise.
+    """
+    add = parser.add_argument
+    add(
+        "--batch-size",
+        type=int | None if images_too else int,
+        default=None if images_too else batch_size,
+        help="images drawn together" + (f" (default: {batch_size})" if images_too else ""),
+    )
+    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    add(
+        "--precision",
+        type=Precision | None if images_too else Precision,
+        default=None if images_too else "auto",
+        help="auto is bf16 where the device computes in it; int8 is approximate, and for CPUs",
+    )
+
+
+def choose_recipe(options: Namespace, config: DenoiserConfig) -> Recipe | None:
+    """The recipe that `--recipe` names, else the model's own. Raises UserError for an unknown name."""
+    return config.recipe if options.recipe is None else named(options.recipe)
+
+
+def settings(options: Namespace, recipe: Recipe | None) -> dict[str, Any]:
+    """Arguments for `pixelwright.sample`: the command line's before the recipe's before the defaults."""
+    start = {name: getattr(recipe, name, default) for name, default in DEFAULTS.items()}
+    given = {name: options[name] for name in DEFAULTS if options[name] is not None}
+    chosen = {**start, **given}
+    if chosen["reuse"] == 1:
+        del chosen["reuse"]  # folders from before there was this setting can be gone on with
+    return {**chosen, "guidance_interval": tuple(chosen["guidance_interval"])}
+
+
+def in_words(chosen: dict[str, Any], options: Namespace, recipe: Recipe | None) -> str:
+    """What is used, and where it comes from, in one line."""
+    low, high = chosen["guidance_interval"]
+    given = [name for name in DEFAULTS if options[name] is not None]
+    source = f"recipe {recipe.name}: {recipe.origin}" if recipe is not None else "no recipe"
+    changed = f"; given: {', '.join(given)}" if given else ""
+    reuse = chosen.get("reuse", 1)
+    reused = f", backbone in 1 of {reuse} evaluations" if reuse > 1 else ""
+    return (
+        f"{chosen['solver']}, {chosen['steps']} steps, guidance {chosen['guidance_scale']:g} where "
+        f"{low:g} < t < {high:g}, time shift {chosen['time_shift']:g}{reused}, seed {options.seed or 0} "
+        f"({source}{changed})"
+    )

@@ -1,0 +1,91 @@
+"""Flow matching (rectified flow), as both papers train it: t in [0,1], 0 = noise, 1 = data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelwright.errors import UserError
+from pixelwright.models.conditions import C, Condition, drop
+from pixelwright.models.prediction import column
+from pixelwright.rng import generator
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """How training draws times and drops labels."""
+
+    time_mean: float = 0.0
+    """Mean of the normal whose sigmoid is t."""
+    time_std: float = 1.0
+    """Standard deviation of that normal."""
+    time_shift: float = 1.0
+    """Time shift, t <- t / (t + (1-t)·shift); 1 = none, above 1 = more noise (512² uses 3)."""
+    null_probability: float = 0.1
+    """Share of labels replaced by the null class, for guidance."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "time_mean": math.isfinite(self.time_mean),
+            "time_std": math.isfinite(self.time_std) and self.time_std > 0,
+            "time_shift": math.isfinite(self.time_shift) and self.time_shift > 0,
+            "null_probability": 0 <= self.null_probability <= 1,
+        }
+        for name, good in checks.items():
+            if not good:
+                hint = "a probability between 0 and 1" if name == "null_probability" else "a finite number"
+                hint += "" if name in ("time_mean", "null_probability") else " above 0"
+                raise UserError(f"flow.{name} is {getattr(self, name)}; it must be {hint}")
+
+
+def shift_time(t: Tensor, shift: float) -> Tensor:
+    """t / (t + (1−t)·shift): shift > 1 moves times towards the noise. 0 and 1 stay where they are."""
+    return t / (t + (1 - t) * shift)
+
+
+def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """The path x_t = t·x + (1−t)·ε. x, noise [B,3,H,W], t [B]."""
+    return column(t) * x + (1 - column(t)) * noise
+
+
+def draw(
+    flow: FlowConfig,
+    images: Tensor,
+    labels: C,
+    num_classes: int,
+    seed: int,
+    step: int,
+    start: int = 0,
+) -> tuple[Tensor, Tensor, C]:
+    """The random part of a training step: times [B], noise, and labels (or captions) with some made null.
+
+    Sample j draws from the stream (seed, step, start + j) alone, so the numbers are the same however the
+    global batch is divided among processes and micro-batches.
+    """
+    times, keeps, noises = [], [], []
+    for j in range(images.shape[0]):
+        g = generator(seed, "flow", step, start + j)
+        times.append(torch.randn((), generator=g))
+        keeps.append(torch.rand((), generator=g) >= flow.null_probability)
+        noises.append(torch.randn(images.shape[1:], generator=g))
+    t = shift_time(torch.sigmoid(torch.stack(times) * flow.time_std + flow.time_mean), flow.time_shift)
+    labels = drop(labels, ~torch.stack(keeps).to(labels.device), num_classes)
+    return t.to(images.device), torch.stack(noises).to(images.device), labels
+
+
+def loss(
+    model: Callable[..., Any], x: Tensor, t: Tensor, noise: Tensor, labels: Condition, tap: int | None = None
+) -> Any:
+    """Flow-matching loss of each sample, mean over its pixels of (v̂ − v)², v = x − ε; float32 [B].
+
+    With `tap`, (loss, tokens after that global block): the model's tokens for REPA.
+    """
+    output = model(interpolate(x, noise, t), t, labels, **({} if tap is None else {"tap": tap}))
+    velocity, tokens = output if tap is not None else (output, None)
+    error = (velocity.float() - (x - noise).float()).square().mean(dim=(1, 2, 3))
+    return error if tap is None else (error, tokens)

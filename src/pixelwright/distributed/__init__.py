@@ -1,0 +1,1 @@
+"""Several processes: who computes what, how weights are sharded, checkpoints that all of them write."""

@@ -1,0 +1,313 @@
+"""Many processes, one run: everything that knows of ranks, DDP and FSDP2.
+
+The same command runs in one process or, under `torchrun`, in many. Each process computes the share
+[rank · b, (rank + 1) · b) of every global batch; gradients are averaged, so that the result is that of one
+process to rounding. The model code knows nothing of it: DDP wraps the model from outside, FSDP2
+(`fully_shard`) turns its weights into DTensors in place, and names stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from pixelwright.device import resolve_device
+from pixelwright.errors import UserError
+
+if TYPE_CHECKING:
+    from pixelwright.training.config import ParallelConfig, TrainConfig
+
+T = TypeVar("T")
+POLL = 0.02  # seconds between two looks at who has come
+
+
+@dataclass(frozen=True)
+class Layout:
+    """This process among all processes of the run. With one process every method is the identity."""
+
+    config: ParallelConfig
+    device: torch.device
+    """Where this process computes."""
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files and talks."""
+        return self.rank == 0
+
+    # ------------------------------------------------------------ agreeing
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the processes."""
+        if self.world > 1:
+            dist.all_reduce(value)  # gloo has sums only
+            value = value / self.world
+        return value
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag, true if it is so in any process. It goes over the CPU: no accelerator waits for it."""
+        if self.world == 1:
+            return flags
+        counts = torch.tensor([int(flag) for flag in flags])
+        dist.all_reduce(counts)
+        return tuple(bool(count) for count in counts)
+
+    def first(self, function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """What `function` returns on rank 0, where alone it is called. A UserError of it is raised on all."""
+        if self.world == 1:
+            return function()
+        answer: list[Any] = [None]
+        if self.main:
+            try:
+                answer = [function()]
+            except UserError as error:
+                answer = [error]
+        dist.broadcast_object_list(answer, src=0, group=group, device=torch.device("cpu"))
+        if isinstance(answer[0], UserError):
+            raise answer[0]
+        return answer[0]
+
+    def new_group(self) -> dist.ProcessGroup | None:
+        """All processes once more, over the CPU, for a thread that talks beside the training loop."""
+        if self.world == 1:
+            return None
+        return dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeout))
+
+    # ------------------------------------------------------------ models
+    def wrap(self, module: nn.Module, units: Sequence[nn.Module], compute: torch.dtype | None) -> nn.Module:
+        """Ready a module on this device for training; call the result instead of the module.
+
+        Args:
+            units: sub-modules whose weights are gathered and freed together under FSDP2.
+            compute: dtype of autocast, in which FSDP2 gathers weights; gradients are summed in float32.
+        """
+        if self.config.mode == "fsdp":
+            self._shard(module, units, compute)
+            return module
+        if self.world == 1:
+            return module
+        index = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=index, gradient_as_bucket_view=True)
+
+    def _shard(self, module: nn.Module, units: Sequence[nn.Module], compute: torch.dtype | None) -> None:
+        # Blocks hand a NamedTuple on that holds views; nothing is changed in place, which this is about.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+        copies = self.config.replicas
+        shape = (self.world,) if copies is None else (copies, self.world // copies)
+        names = ("replicate", "shard")[-len(shape) :]
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        # Inputs stay as they are (times in bf16 would be too coarse); autocast sees to the products.
+        policy = MixedPrecisionPolicy(
+            param_dtype=compute, reduce_dtype=torch.float32 if compute else None, cast_forward_inputs=False
+        )
+        for unit in units:
+            fully_shard(unit, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+
+    def summing(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch: DDP exchanges gradients after the last one only.
+
+        FSDP2 does after each, so that no process ever holds the gradients of all weights.
+        """
+        if isinstance(module, DistributedDataParallel) and not last:
+            return module.no_sync()
+        return nullcontext()
+
+    def gather(
+        self, tensors: Mapping[str, Tensor], copy_to: str | None = None, everywhere: bool = False
+    ) -> dict[str, Tensor]:
+        """The whole tensors on rank 0 (or everywhere), as copies on a device if one is named; nothing on
+        other ranks.
+
+        All processes must call it.
+        """
+        whole = {}
+        for name, tensor in tensors.items():
+            tensor = full(tensor.detach())
+            if self.main or everywhere:
+                whole[name] = tensor if copy_to is None else tensor.to(copy_to, copy=True)
+        return whole
+
+
+# ---------------------------------------------------------------- starting and ending
+def joined(config: TrainConfig) -> AbstractContextManager[Layout]:
+    """The layout of this process in a training run; see `together` and `join`."""
+    return together(partial(join, config))
+
+
+@contextmanager
+def together(start: Callable[[], Layout]) -> Iterator[Layout]:
+    """The layout that `start` finds, in the process group that `torchrun` describes, until the end.
+
+    A group that is there already is used and left. After an error the group is not taken down in order, since
+    that could wait for processes that wait for this one: the process ends, and with it the connections.
+    """
+    own = not dist.is_initialized()
+    layout = start()
+    try:
+        yield layout
+    except RuntimeError as error:
+        if layout.world > 1 and "gloo" in str(error):
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"another process of the run ended or hangs; look for its reason ({reason})"
+            ) from error
+        raise
+    if own and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def join(config: TrainConfig) -> Layout:
+    """Find out which process of a training run this is and join the others.
+
+    Raises:
+        UserError: a setting that needs `torchrun` without it, a batch or a number of replicas that does not
+            divide, and what `connect` raises.
+    """
+    parallel = config.parallel
+    if (world := _world()) is not None:
+        check(config, world)
+    elif parallel.mode != "auto":
+        raise UserError(
+            f"parallel.mode is {parallel.mode}, which needs torchrun: "
+            f"torchrun --standalone --nproc-per-node gpu --no-python pixelwright train ..."
+        )
+    return connect(config.device, parallel)
+
+
+def connect(device: str, config: ParallelConfig) -> Layout:
+    """Find out which process this is and join the others, each on its own device.
+
+    Raises:
+        UserError: more processes than devices, or a device that several processes cannot share.
+    """
+    world = _world()
+    if world is None:
+        return Layout(config, resolve_device(device))
+    own = _own_device(device, world)
+    if not dist.is_initialized():
+        _start(own, config.timeout)
+    return Layout(config, own, dist.get_rank(), world)
+
+
+def _world() -> int | None:
+    """The number of processes, None where there is but this one and no `torchrun`."""
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else None
+
+
+def check(config: TrainConfig, world: int) -> None:
+    """Raise UserError unless the batch and the copies of the weights divide among `world` processes."""
+    parts, replicas = world * config.accumulate, config.parallel.replicas
+    if config.batch_size % parts:
+        raise UserError(
+            f"batch_size is {config.batch_size}: with {world} processes and accumulate {config.accumulate} "
+            f"it must be a multiple of {parts}, such as {-(-config.batch_size // parts) * parts}"
+        )
+    if replicas is not None and world % replicas:
+        raise UserError(f"parallel.replicas is {replicas}: it must divide the {world} processes")
+
+
+def _own_device(name: str, world: int) -> torch.device:
+    """The device of this process: with several, each has its own GPU."""
+    device = resolve_device(name)
+    if world == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise UserError(f"device is {str(device)!r}, but there are {world} processes: give cuda or cpu")
+    here, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", 0))
+    if (wanted := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > here:
+        raise UserError(f"{wanted} processes on this machine, which has {here} GPUs: one each is needed")
+    return torch.device("cuda", local)
+
+
+def _start(device: torch.device, timeout: float) -> None:
+    cuda, limit = device.type == "cuda", timedelta(seconds=timeout)
+    if cuda:
+        torch.cuda.set_device(device)
+    store, rank, world = next(rendezvous("env://", timeout=limit))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        timeout=limit,
+        store=_own_part(store, rank, world, timeout),
+        rank=rank,
+        world_size=world,
+        device_id=device if cuda and device.index is not None else None,
+    )
+
+
+def _own_part(store: Store, rank: int, world: int, timeout: float) -> Store:
+    """A part of the store that these very processes have to themselves.
+
+    After a restart torchrun hands out the same store, and the addresses of dead processes are still in it.
+    So rank 0 makes up a name and tells it to those who ask, each through a key that nobody used before; a
+    question left by a dead process is answered too, and not heard.
+    """
+    if rank > 0:
+        question = uuid.uuid4().hex
+        store.set(f"question/{rank}", question)
+        name = store.get(question).decode()  # waits for it
+        store.add(f"{name}/heard", 1)
+        return PrefixStore(name, store)
+    name, answered, end = uuid.uuid4().hex, set(), time.monotonic() + timeout
+    while (heard := store.add(f"{name}/heard", 0)) < world - 1:
+        if time.monotonic() > end:
+            raise UserError(f"{world - 1 - heard} of {world} processes did not come within {timeout} s")
+        for other in range(1, world):
+            key = f"question/{other}"
+            if store.check([key]) and (question := store.get(key).decode()) not in answered:
+                store.set(question, name)
+                answered.add(question)
+        time.sleep(POLL)
+    return PrefixStore(name, store)
+
+
+# ---------------------------------------------------------------- units of a model
+def prepare(module: nn.Module, recompute: bool, compile: bool) -> None:
+    """Change how a unit computes, in place and without new names; both are no-ops where not asked for.
+
+    Args:
+        recompute: activation checkpointing: keep the inputs, compute the rest again in the backward pass.
+        compile: torch.compile; blocks of one class share one compilation.
+    """
+    if recompute:
+        # Nothing in the models is random, so there is no generator state to put back.
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
+    if compile:
+        module.forward = torch.compile(module.forward)
+
+
+# ---------------------------------------------------------------- shards
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, by reference; elementwise work needs no more."""
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, in every process; all must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of all tensors as one vector, [], in every process; all must call it."""
+    return full(nn.utils.get_total_norm(tensors))

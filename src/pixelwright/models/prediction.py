@@ -1,0 +1,34 @@
+"""What a network's output means: velocity, the clean image or the noise."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pixelwright.errors import UserError, nearest
+
+SMALLEST_DENOMINATOR = 0.05
+"""x- and noise-prediction divide by 1−t or t; nearer to 0 the network's error would grow without bound."""
+
+
+def column(t: Tensor) -> Tensor:
+    """[B] -> [B,1,1,1], to multiply images."""
+    return t[:, None, None, None]
+
+
+def to_velocity(output: Tensor, x_t: Tensor, t: Tensor, prediction: str) -> Tensor:
+    """The velocity that a network's output means. output, x_t [B,3,H,W], t [B].
+
+    `velocity`: v itself. `reverse-velocity`: −v = ε − x, as in the published text-to-image network.
+    `x`: v = (x̂ − x_t)/(1−t). `noise`: v = (x_t − ε̂)/t. Denominators stay above 0.05.
+    """
+    match prediction:
+        case "velocity":
+            return output
+        case "x":
+            return (output - x_t) / column((1 - t).clamp(min=SMALLEST_DENOMINATOR)).to(x_t.dtype)
+        case "reverse-velocity":
+            return -output
+        case "noise":
+            return (x_t - output) / column(t.clamp(min=SMALLEST_DENOMINATOR)).to(x_t.dtype)
+    known = ("velocity", "x", "noise", "reverse-velocity")
+    raise UserError(f'unknown prediction "{prediction}"{nearest(prediction, known)}')

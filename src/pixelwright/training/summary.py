@@ -1,0 +1,264 @@
+"""What a model costs, known before it is built: parameters, FLOPs and memory, part by part.
+
+The model is made and run on PyTorch's `meta` device, where tensors have shapes and no contents: exact for
+every backbone and detailer, without formulas to keep in step with the architectures, at any size in seconds.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from pixelwright.diffusion import flow
+from pixelwright.errors import UserError, nearest
+from pixelwright.models.conditions import Condition, TextCondition
+from pixelwright.models.config import DenoiserConfig, MMDiTConfig
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.folder import skeleton
+from pixelwright.models.layers import SHORT, attend_at_once
+
+Autocast = torch.dtype | None
+"""The dtype of autocast; None: without."""
+Attention = Literal["cuda", "cpu"]
+"""Whose attention: a fused kernel's, or that of a CPU, which keeps all scores of short sequences."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the network, such as the backbone."""
+
+    name: str
+    kind: str
+    """The class of the part, such as PatchDiT."""
+    parameters: int
+    flops: int
+    """Of one forward pass of one image; a multiply and an add count as two."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `describe` finds out."""
+
+    config: DenoiserConfig
+    size: tuple[int, int]
+    """Rows and columns of the image."""
+    batch_size: int
+    parts: tuple[Part, ...]
+    dtype: torch.dtype
+    """Of the weights, to sample."""
+    weight_bytes: int
+    """Memory of the weights in that dtype."""
+    sampling_bytes: int
+    """Most memory in use at once while sampling a batch in that dtype with guidance: weights, activations."""
+    training_bytes: int
+    """Most memory in use at once in a training step of a batch in float32: weights, EMA, gradients, AdamW's
+    two moments and the activations kept for the backward pass."""
+    autocast: Autocast = None
+    """What products are computed in, where not in the dtype of the weights; for both memory figures."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one forward pass of one image."""
+        return sum(part.flops for part in self.parts)
+
+    @property
+    def tokens(self) -> int:
+        """L, patches of an image."""
+        return self.size[0] * self.size[1] // self.config.patch_size**2
+
+
+def describe(
+    config: DenoiserConfig,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 1,
+    dtype: torch.dtype = torch.float32,
+    autocast: Autocast = None,
+    device: Attention = "cuda",
+) -> Info:
+    """Parameters, FLOPs and memory of the model a config describes.
+
+    Args:
+        size: (rows, columns) of the image; the config's own where none is given.
+        batch_size: images at a time, for the two memory figures.
+        dtype: of the weights, to sample; training is counted in float32.
+        autocast: torch.bfloat16 for the memory under autocast.
+        device: where, for the two memory figures: on a CPU attention keeps all scores up to 512 tokens.
+
+    Raises:
+        UserError: no size known, a size that does not divide into patches, a batch size below 1, or another
+            device.
+    """
+    if device not in get_args(Attention):
+        raise UserError(f'device is "{device}"{nearest(str(device), get_args(Attention))}')
+    size = size or config.image_size
+    if size is None:
+        raise UserError(
+            f"model {config.name} has no image_size of its own; give a size, such as {config.patch_size * 16}"
+        )
+    config.check_size(*size)
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size} is not a number of images; give at least 1")
+    model = skeleton(config)
+    flops = flops_by_part(model, size)
+    parts = tuple(
+        Part(name, type(part).__name__, sum(p.numel() for p in part.parameters()), flops.get(name, 0))
+        for name, part in model.named_children()
+    )
+    training = _training(model, size, batch_size, AsOnDevice(autocast, device))
+    model.to(dtype)
+    sampling = _sampling(model, size, batch_size, AsOnDevice(autocast, device))
+    return Info(config, size, batch_size, parts, dtype, _bytes(model), sampling, training, autocast)
+
+
+def example_inputs(
+    model: PixelDenoiser, size: tuple[int, int], batch_size: int
+) -> tuple[Tensor, Tensor, Condition]:
+    """x [B,3,H,W], t [B] and labels [B], or captions of full length, without contents."""
+    x = torch.empty(batch_size, 3, *size, device="meta")
+    labels: Condition = torch.zeros(batch_size, dtype=torch.long, device="meta")
+    backbone = model.config.backbone
+    if isinstance(backbone, MMDiTConfig):
+        labels = TextCondition(
+            torch.empty(batch_size, backbone.text_length, backbone.text_size, device="meta")
+        )
+    return x, torch.empty(batch_size, device="meta"), labels
+
+
+def flops_by_part(model: PixelDenoiser, size: tuple[int, int]) -> dict[str, int]:
+    """FLOPs of matrix products, convolutions and attention by part, one image.
+
+    The denoiser runs the backbone's sub-modules itself, so a part's FLOPs are those of the outermost of its
+    modules that were called.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*example_inputs(model, size, 1))
+    by_module = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    root = type(model).__name__
+    total: Counter[str] = Counter()
+    counted: list[str] = []
+    for name in sorted(by_module):  # a module comes before its own sub-modules
+        path = name.removeprefix(f"{root}.")
+        if name in (root, "Global") or any(name.startswith(f"{outer}.") for outer in counted):
+            continue
+        counted.append(name)
+        total[path.split(".")[0]] += by_module[name]
+    return dict(total)
+
+
+class PeakMemory(TorchDispatchMode):
+    """Follows every tensor made inside it and records the most bytes alive at one time, beside weights and
+    the gradients that are there before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        known = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata  # one number per storage, whatever the number of views of it
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+_PRODUCTS = (
+    *(F.linear, F.conv2d, F.conv_transpose2d, torch.matmul, torch.bmm),
+    *(Tensor.matmul, Tensor.__matmul__, Tensor.bmm, F.scaled_dot_product_attention),
+)
+"""What autocast computes in its dtype."""
+
+
+class AsOnDevice(TorchFunctionMode):
+    """What devices do and `meta` does not: their attention, and autocast.
+
+    On `meta`, attention would be counted with its L×L matrix, which no fused kernel makes; and there is no
+    autocast, which keeps a copy of each weight it has cast until it ends.
+    """
+
+    def __init__(self, autocast: torch.dtype | None = None, device: Attention = "cuda") -> None:
+        super().__init__()
+        self._autocast, self._device = autocast, device
+        self._casts: dict[int, Tensor] = {}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._autocast is not None and function in _PRODUCTS:
+            args, kwargs = tree_map_only(Tensor, self._cast, (args, kwargs))
+        if function is F.scaled_dot_product_attention:
+            if self._device == "cpu" and args[1].shape[2] <= SHORT:
+                with self:
+                    q, k, v = args[:3]
+                    return attend_at_once(q, k, v, kwargs.get("attn_mask"))
+            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            return fused(*args[:3], attn_mask=kwargs.get("attn_mask"))[0]
+        return function(*args, **kwargs)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        if tensor.dtype != torch.float32:
+            return tensor
+        if not isinstance(tensor, nn.Parameter):
+            return tensor.to(self._autocast)
+        if id(tensor) not in self._casts:
+            self._casts[id(tensor)] = tensor.to(self._autocast)
+        return self._casts[id(tensor)]
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _sampling(model: PixelDenoiser, size: tuple[int, int], batch_size: int, device: AsOnDevice) -> int:
+    """Guidance evaluates the class and the null class in one call of twice the batch."""
+    with PeakMemory(model) as memory, device, torch.no_grad():
+        model(*example_inputs(model, size, 2 * batch_size))
+    return _bytes(model) + memory.peak
+
+
+def _training(model: PixelDenoiser, size: tuple[int, int], batch_size: int, device: AsOnDevice) -> int:
+    weights = _bytes(model)
+    x, t, labels = example_inputs(model, size, batch_size)
+    with PeakMemory(model) as memory:
+        with device:
+            loss = flow.loss(model, x, t, torch.empty_like(x), labels).mean()
+        loss.backward()
+    model.zero_grad(set_to_none=True)
+    return 4 * weights + memory.peak  # weights, EMA and two moments; the gradients are in the peak
+
+
+def human(number: float, unit: str, base: int = 1000) -> str:
+    """Three digits and a prefix: human(311.2e9, "FLOPs") is "311 GFLOPs"."""
+    prefixes = ["", "k", "M", "G", "T", "P"] if base == 1000 else ["", "Ki", "Mi", "Gi", "Ti", "Pi"]
+    power = 0
+    while number >= 999.5 and power < len(prefixes) - 1:
+        number, power = number / base, power + 1
+    digits = 0 if number >= 99.95 or power == 0 else 1 if number >= 9.995 else 2
+    return f"{number:.{digits}f} {prefixes[power]}{unit}"

@@ -1,0 +1,87 @@
+"""Flow matching: path, times, prediction types, and the recorded training step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pixelwright import UserError
+from pixelwright.diffusion import flow
+from pixelwright.diffusion.flow import FlowConfig
+from pixelwright.models.prediction import to_velocity
+
+TIMES = st.floats(0, 1)
+SHIFTS = st.floats(0.1, 10)
+
+
+@given(TIMES, TIMES, SHIFTS)
+def test_the_shift_keeps_ends_and_order_and_undoes_itself(a: float, b: float, shift: float) -> None:
+    t = torch.tensor([0.0, min(a, b), max(a, b), 1.0], dtype=torch.float64)
+    shifted = flow.shift_time(t, shift)
+    assert shifted[0] == 0 and shifted[-1] == 1
+    assert (shifted.diff() >= 0).all()
+    torch.testing.assert_close(flow.shift_time(shifted, 1 / shift), t)
+
+
+def test_the_path_runs_from_noise_to_data() -> None:
+    x, noise = torch.full((3, 3, 2, 2), 5.0), torch.full((3, 3, 2, 2), -1.0)
+    path = flow.interpolate(x, noise, torch.tensor([0.0, 0.5, 1.0]))
+    assert path[:, 0, 0, 0].tolist() == [-1.0, 2.0, 5.0]
+
+
+@given(st.floats(0.06, 0.94))
+def test_the_three_predictions_mean_the_same_velocity(time: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 2, 3, 4, 4, generator=g, dtype=torch.float64)
+    t = torch.full((2,), time, dtype=torch.float64)
+    x_t, v = flow.interpolate(x, noise, t), x - noise
+    for prediction, output in (("velocity", v), ("x", x), ("noise", noise)):
+        torch.testing.assert_close(to_velocity(output, x_t, t, prediction), v)
+
+
+@pytest.mark.parametrize("prediction", ["x", "noise"])
+def test_predictions_stay_finite_at_both_ends(prediction: str) -> None:
+    x = torch.ones(2, 3, 2, 2)
+    assert to_velocity(x, 2 * x, torch.tensor([0.0, 1.0]), prediction).isfinite().all()
+
+
+def test_the_loss_of_a_perfect_model_is_zero_and_of_none_the_targets_square() -> None:
+    x, noise = torch.randn(2, 2, 3, 4, 4)
+    t = torch.rand(2)
+    assert flow.loss(lambda *_: x - noise, x, t, noise, torch.zeros(2)).abs().max() == 0
+    none = flow.loss(lambda *_: torch.zeros_like(x), x, t, noise, torch.zeros(2))
+    torch.testing.assert_close(none, (x - noise).square().mean(dim=(1, 2, 3)))
+
+
+@given(st.integers(1, 7))
+def test_a_samples_draw_does_not_depend_on_its_batch(start: int) -> None:
+    config, images, labels = FlowConfig(time_shift=3.0), torch.zeros(8, 3, 4, 4), torch.arange(8)
+    whole = flow.draw(config, images, labels, 10, seed=1, step=5)
+    part = flow.draw(config, images[start:], labels[start:], 10, seed=1, step=5, start=start)
+    assert all(torch.equal(a[start:], b) for a, b in zip(whole, part, strict=True))
+
+
+def test_times_are_logit_normal_and_a_tenth_of_the_labels_is_dropped() -> None:
+    labels = torch.zeros(8000, dtype=torch.long)
+    t, noise, dropped = flow.draw(FlowConfig(), torch.zeros(8000, 1, 1, 1), labels, 10, seed=0, step=0)
+    logit = torch.logit(t)
+    assert abs(logit.mean()) < 0.05 and abs(logit.std() - 1) < 0.05
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+    assert set(dropped.tolist()) == {0, 10}
+    assert abs((dropped == 10).float().mean() - 0.1) < 0.015
+    shifted, _, _ = flow.draw(
+        FlowConfig(time_shift=3.0), torch.zeros(8000, 1, 1, 1), labels, 10, seed=0, step=0
+    )
+    torch.testing.assert_close(shifted, flow.shift_time(t, 3.0))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"time_shift": 0.0}, {"time_std": float("nan")}, {"null_probability": 1.5}, {"time_mean": float("inf")}],
+)
+def test_impossible_settings_are_named(wrong: dict[str, float]) -> None:
+    (name, value), *_ = wrong.items()
+    with pytest.raises(UserError, match=f"flow.{name} is {value}"):
+        FlowConfig(**wrong)

@@ -1,0 +1,350 @@
+"""Solvers against the public trajectories and known orders; guidance; sampling a model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import pixelwright as pw
+from pixelwright.diffusion import sample as sampling
+from pixelwright.models.backbones import GlobalState
+from pixelwright.models.conditions import TextCondition
+from pixelwright.models.config import (
+    DenoiserConfig,
+    DetailerConfig,
+    LinearConfig,
+    MMDiTConfig,
+    PatchDiTConfig,
+    Placement,
+    UNetConfig,
+)
+from pixelwright.models.denoiser import PixelDenoiser
+from tests.recordings import recording
+
+PUBLIC_NAMES = {"euler": "euler", "heun_exact": "heun", "ab2": "ab2-fixed"}
+CASES = [case for case in recording("samplers")[1]["cases"] if case["sampler"] in PUBLIC_NAMES]
+
+
+def field(label: Tensor) -> sampling.Velocity:
+    tensors, _ = recording("samplers")
+    w, b = (tensors[f"net.{name}"][label].view(-1, 1, 1, 1) for name in "wb")
+    return lambda x, t: (w * x + b) * torch.cos(3 * t) - 0.5 * x * t
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["key"])
+def test_trajectories_end_where_the_public_ones_do(case: dict) -> None:
+    tensors, _ = recording("samplers")
+    labels = tensors["labels"]
+    null = torch.full_like(labels, len(tensors["net.w"]) - 1)
+    velocity = sampling.guide(field(labels), field(null), case["guidance"], tuple(case["interval"]))
+    grid = tensors[f"{case['key']}.timesteps"]
+    x = sampling.solve(velocity, tensors["noise"], grid, PUBLIC_NAMES[case["sampler"]])
+    assert (x - tensors[f"{case['key']}.x"]).abs().max() < 1e-10
+    assert (grid - sampling.time_grid(case["num_steps"], case["timeshift"])).abs().max() < 1e-6
+
+
+def test_the_public_inexact_heun_is_ab2_on_a_uniform_grid() -> None:
+    tensors, metadata = recording("samplers")
+    case = metadata["cases"][3]
+    assert (case["sampler"], case["timeshift"]) == ("heun", 1.0)
+    x = sampling.solve(field(tensors["labels"]), tensors["noise"], tensors["case3.timesteps"], "ab2")
+    assert (x - tensors["case3.x"]).abs().max() < 1e-10
+
+
+def uneven_grid(steps: int) -> Tensor:
+    """Every other step three times as long."""
+    times = torch.tensor([1.0, 3.0], dtype=torch.float64).repeat(steps // 2).cumsum(0)
+    return torch.cat((torch.zeros(1, dtype=torch.float64), times / times[-1]))
+
+
+def error(solver: str, grid: Tensor) -> float:
+    """Distance to the true end of dx/dt = cos(3t)·x − x/2, which starts at 1."""
+    truth = math.exp(math.sin(3.0) / 3 - 0.5)
+    start = torch.ones(1, dtype=torch.float64)
+    return abs(float(sampling.solve(lambda x, t: (torch.cos(3 * t) - 0.5) * x, start, grid, solver)) - truth)
+
+
+GRIDS = {
+    "uniform": sampling.time_grid,
+    "shifted": lambda steps: sampling.time_grid(steps, 3.0),
+    "uneven": uneven_grid,
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(
+    ("solver", "order"), [("euler", 1), ("heun", 2), ("ab2", 2), ("ab2-fixed", 2), ("dpmpp-2m", 2)]
+)
+def test_halving_the_steps_shows_each_solvers_order(solver: str, grid: str, order: int) -> None:
+    if (solver, grid) == ("ab2-fixed", "uneven"):
+        order = 1  # its weights are those of equal steps
+    many = 1600 if solver == "dpmpp-2m" else 400  # its error goes like h²·log h, so it shows later
+    measured = math.log2(error(solver, GRIDS[grid](many)) / error(solver, GRIDS[grid](2 * many)))
+    assert measured == pytest.approx(order, abs=0.6 if solver == "dpmpp-2m" else 0.1)
+
+
+@pytest.mark.parametrize("solver", sampling.SOLVERS)
+def test_a_straight_path_is_followed_exactly(solver: str) -> None:
+    start = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    x = sampling.solve(lambda x, t: torch.full_like(x, 3.0), start, sampling.time_grid(7, 2.0), solver)
+    torch.testing.assert_close(x, start + 3.0, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("solver", sampling.SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_state_keeps_its_dtype(solver: str, dtype: torch.dtype) -> None:
+    x = sampling.solve(lambda x, t: -x, torch.ones(2, dtype=dtype), sampling.time_grid(4), solver)
+    assert x.dtype == dtype
+
+
+def test_the_null_branch_is_evaluated_only_strictly_inside_the_interval() -> None:
+    seen: list[float] = []
+
+    def null(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t))
+        return 0 * x
+
+    velocity = sampling.guide(lambda x, t: x, null, 3.0, (0.25, 0.75))
+    sampling.solve(velocity, torch.ones(1), sampling.time_grid(8), "euler")
+    assert seen == [0.375, 0.5, 0.625]
+    at = {t: float(velocity(torch.ones(1), torch.tensor(t))) for t in (0.25, 0.5, 0.75)}
+    assert at == {0.25: 1.0, 0.5: 3.0, 0.75: 1.0}
+
+
+def test_guidance_of_one_never_evaluates_the_null_branch() -> None:
+    def null(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("evaluated")
+
+    assert sampling.guide(lambda x, t: x, null, 1.0)(torch.ones(1), torch.tensor(0.5)) == 1
+
+
+@given(st.integers(1, 200), st.floats(0.2, 5))
+def test_the_grid_rises_from_0_to_1(steps: int, time_shift: float) -> None:
+    grid = sampling.time_grid(steps, time_shift)
+    assert grid.dtype == torch.float64 and len(grid) == steps + 1
+    assert (grid[0], grid[-1]) == (0, 1) and (grid.diff() > 0).all()
+
+
+@given(st.integers(0, 10), st.integers(0, 50), st.integers(1, 4))
+def test_noise_is_a_function_of_seed_and_index(seed: int, start: int, count: int) -> None:
+    noise = sampling.initial_noise((4, 6), count, seed, start)
+    assert torch.equal(noise[-1:], sampling.initial_noise((4, 6), 1, seed, start + count - 1))
+    other = sampling.initial_noise((4, 6), 1, seed + 1, start + count - 1)
+    assert not torch.equal(noise[-1:], other)
+
+
+# --- A model -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> PixelDenoiser:
+    more = {"image_size": (8, 12), "class_names": ("a", "b", "c", "b")}
+    return with_weights(pw.create("pixeldit-n-4", num_classes=4, **more))
+
+
+def with_weights(model: PixelDenoiser, std: float = 0.05) -> PixelDenoiser:
+    """The model without a weight that is zero."""
+    torch.manual_seed(0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=std)
+    return model
+
+
+SETTINGS = {"steps": 4, "guidance_scale": 2.0, "guidance_interval": (0.1, 0.9)}
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 3))
+def test_batches_of_1_3_and_8_draw_the_same_images(model: PixelDenoiser, seed: int) -> None:
+    labels = [0, 1, 2, 3, 0, 1, 2, 3]
+    whole = pw.sample(model, labels, seed=seed, **SETTINGS)
+    assert whole.shape == (8, 8, 12, 3) and whole.dtype == torch.uint8
+    for batch_size in (1, 3):
+        parts = pw.sample(model, labels, seed=seed, batch_size=batch_size, **SETTINGS)
+        apart = (whole.int() - parts.int()).abs()
+        assert apart.max() <= 1 and (apart > 0).float().mean() < 1e-3
+    last = pw.sample(model, labels[5:], seed=seed, start_index=5, **SETTINGS)
+    assert (whole[5:].int() - last.int()).abs().max() <= 1
+    some = pw.sample(model, [labels[4], labels[1]], seed=seed, start_index=[4, 1], **SETTINGS)
+    assert (whole[[4, 1]].int() - some.int()).abs().max() <= 1
+
+
+def test_one_batched_call_equals_two_functions(model: PixelDenoiser) -> None:
+    labels = torch.tensor([0, 3])
+    null = torch.tensor([4, 4])
+    noise = sampling.initial_noise((8, 12), 2, seed=1)
+
+    def branch(y: Tensor) -> sampling.Velocity:
+        return lambda x, t: model(x, t.float().expand(len(x)), y)
+
+    calls = []
+    hook = model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    grid = sampling.time_grid(4)
+    with torch.no_grad():
+        batched = sampling.solve(sampling.model_velocity(model, labels, 2.0, (0.3, 0.8)), noise, grid)
+        assert calls == [2, 2, 4, 4]  # t = 0, 1/4 outside the interval; 1/2, 3/4 inside
+        hook.remove()
+        apart = sampling.solve(sampling.guide(branch(labels), branch(null), 2.0, (0.3, 0.8)), noise, grid)
+    torch.testing.assert_close(batched, apart, rtol=1e-5, atol=1e-5)
+
+
+# --- Tokens that serve several evaluations (approximate) ---------------------------------------------------
+
+
+def evaluations(model: PixelDenoiser, **changes: object) -> tuple[list[int], list[int]]:
+    """Images in each pass of the backbone and of the detailer, of a run of four images."""
+    passes: tuple[list[int], list[int]] = ([], [])
+    parts = (model.backbone.blocks[0], model.detailer)
+    hooks = [
+        part.register_forward_pre_hook(
+            lambda _, inputs, seen=seen: seen.append(len(getattr(inputs[0], "tokens", inputs[0])))
+        )
+        for part, seen in zip(parts, passes, strict=True)
+    ]
+    pw.sample(model, [0, 1, 2, 3], (8, 8), **{"steps": 8, **changes})
+    for hook in hooks:
+        hook.remove()
+    return passes
+
+
+def test_the_backbone_runs_in_one_of_so_many_evaluations(model: PixelDenoiser) -> None:
+    assert evaluations(model) == (8 * [4], 8 * [4])
+    assert evaluations(model, reuse=3) == (3 * [4], 8 * [4])  # evaluations 0, 3 and 6
+    assert evaluations(model, reuse=100) == ([4], 8 * [4])
+    assert evaluations(model, reuse=2, batch_size=3) == (4 * [3] + 4 * [1], 8 * [3] + 8 * [1])
+    # heun: 15 evaluations, of which 0, 4, 8 and 12
+    assert evaluations(model, reuse=4, solver="heun") == (4 * [4], 15 * [4])
+    # guidance in steps 2 to 5: a pass where it begins, and where it ends
+    guided = {"guidance_scale": 2.0, "guidance_interval": (0.2, 0.7)}
+    assert evaluations(model, reuse=3, **guided) == ([4, 8, 8, 4], [4, 4, 8, 8, 8, 8, 4, 4])
+
+
+@torch.no_grad()
+def test_between_two_passes_tokens_go_on_in_a_line(model: PixelDenoiser) -> None:
+    """By hand, at times that are not evenly spaced; pixels, time and label are those of each evaluation."""
+    labels = torch.tensor([2, 0])
+    x = sampling.initial_noise((8, 8), 2, seed=1)
+    times = torch.tensor([0.1, 0.15, 0.3, 0.55])
+    velocity = sampling.model_velocity(model, labels, reuse=2)
+    found = [velocity(x + t, t) for t in times]
+    t0, t1, t2, t3 = (t.expand(2) for t in times)
+
+    def state(t: Tensor) -> GlobalState:
+        return model.global_stage(x + t[0], t, labels)[0]
+
+    def detail(t: Tensor, tokens: Tensor) -> Tensor:
+        return model.detailer(x + t[0], state(t)._replace(tokens=tokens))
+
+    first, second = state(t0).tokens, state(t2).tokens
+    expected = [
+        model(x + t0[0], t0, labels),
+        detail(t1, first),
+        model(x + t2[0], t2, labels),
+        detail(t3, first + (second - first) * (0.55 - 0.1) / (0.3 - 0.1)),
+    ]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[2], expected[2])
+
+
+def test_an_image_does_not_depend_on_its_batch_when_tokens_are_kept() -> None:
+    model = with_weights(pw.create("pixeldit-n-4", num_classes=4), std=0.2)
+    changes = {"steps": 7, "guidance_scale": 2.0, "guidance_interval": (0.2, 0.7), "reuse": 3}
+    whole = pw.sample(model, [0, 1, 2, 3], (8, 8), **changes)
+    parts = pw.sample(model, [0, 1, 2, 3], (8, 8), batch_size=1, **changes)
+    assert (whole.int() - parts.int()).abs().max() <= 1
+    exact = pw.sample(model, [0, 1, 2, 3], (8, 8), **{**changes, "reuse": 1})
+    assert not torch.equal(whole, exact)
+
+
+def test_tokens_of_captions_are_kept_too() -> None:
+    backbone = MMDiTConfig(24, 2, 2, 8, text_size=16, text_length=5)
+    model = with_weights(PixelDenoiser(DenoiserConfig(backbone, UNetConfig((8,)))), std=0.2)
+    condition = TextCondition(torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)))
+    settings = {"size": (16, 16), "steps": 6, "guidance_scale": 2.0}
+    exact, kept, far = (pw.sample(model, condition, reuse=n, **settings).float() for n in (1, 2, 6))
+    assert 0 < (exact - kept).abs().mean() < (exact - far).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("detailer", "placement"),
+    [(LinearConfig(), "post-hoc"), (UNetConfig((8,)), "intermediate"), (UNetConfig((8,)), "hybrid")],
+)
+def test_tokens_are_not_kept_where_the_pixels_pass_through_the_backbone(
+    detailer: DetailerConfig, placement: Placement
+) -> None:
+    config = DenoiserConfig(PatchDiTConfig(24, 2, 2, 8, num_classes=3), detailer, placement=placement)
+    with pytest.raises(pw.UserError, match="reuse is 2, but in custom the pixels of each step"):
+        pw.sample(PixelDenoiser(config), [0], (16, 16), reuse=2)
+    with pytest.raises(pw.UserError, match="reuse is 0; it must be a whole number"):
+        pw.sample(PixelDenoiser(config), [0], (16, 16), reuse=0)
+
+
+def test_the_callback_sees_every_step_and_the_model_keeps_its_mode(model: PixelDenoiser) -> None:
+    seen: list[sampling.Step] = []
+    model.train()
+    images = pw.sample(model, ["a"], steps=5, solver="euler", callback=seen.append)
+    assert model.training
+    assert [step.index for step in seen] == [0, 1, 2, 3, 4]
+    assert [step.t for step in seen] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    # The last Euler step goes all the way along the last velocity: its preview is the image.
+    assert torch.equal(pw.images.to_uint8(seen[-1].preview), images)
+
+
+def test_labels_are_indices_or_names(model: PixelDenoiser) -> None:
+    assert sampling.as_labels(["c", "b"], model).tolist() == [2, 1]
+    assert sampling.as_labels(torch.tensor([4]), model).tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [5]}, "label 5 is outside 0 to 3"),
+        ({"labels": [-1]}, "-1"),
+        ({"labels": []}, "at least one"),
+        ({"labels": ["z"]}, 'unknown class "z"'),
+        ({"size": (9, 8)}, "9x8"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"solver": "eular"}, r'"eular".*euler'),
+        ({"time_shift": -1.0}, "time_shift is -1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_interval": (0.9, 0.1)}, r"\(0.9, 0.1\)"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"start_index": -1}, "start_index is -1"),
+        ({"start_index": [0, 1, 2, 3, 4, 5, 6]}, "start_index gives 7 indices"),
+    ],
+)
+def test_mistakes_are_named(model: PixelDenoiser, change: dict, message: str) -> None:
+    with pytest.raises(pw.UserError, match=message):
+        pw.sample(model, **{"labels": [0], **change})
+
+
+FLOW_CASES = [case for case in recording("samplers")[1]["cases"] if case["sampler"] == "dpmpp_2m_flow_t2i"]
+
+
+@pytest.mark.parametrize("case", FLOW_CASES, ids=lambda case: case["key"])
+def test_dpmpp_2m_ends_where_the_public_text_to_image_sampler_does(case: dict) -> None:
+    """Recorded in σ = 1−t and v = ε−x; its grid is 0.999 … 0 before the shift.
+
+    The public code has times and weights of the steps in float32, so 1e-6 is what can be asked for.
+    """
+    tensors, _ = recording("samplers")
+    labels = tensors["labels"]
+    null = torch.full_like(labels, len(tensors["net.w"]) - 1)
+
+    def ours(label: Tensor) -> sampling.Velocity:
+        theirs = field(label)
+        return lambda x, t: -theirs(x, 1 - t)
+
+    sigma = 1 - torch.linspace(1, 0.001, case["num_steps"] + 1)
+    shift = case["timeshift"]
+    grid = 1 - (shift * sigma / (1 + (shift - 1) * sigma)).flip(0).double()
+    velocity = sampling.guide(ours(labels), ours(null), case["guidance"])
+    x = sampling.solve(velocity, tensors["noise"], grid, "dpmpp-2m")
+    assert (x - tensors[f"{case['key']}.x"]).abs().max() < 1e-6
