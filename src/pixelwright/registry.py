@@ -29,11 +29,11 @@ class Registry(Generic[Built]):
         return iter(self._configs)
 
     def register(self, name: str, config: type) -> Callable[[Class], Class]:
-        """A decorator: the class is built from `config`, a frozen dataclass, wherever `type: name` is asked for.
+        """A decorator: the class is built from `config`, a frozen dataclass, where `type: name` is asked for.
 
         Raises:
-            UserError: `config` is no dataclass, or another class has the name. Registering a class of the same
-                qualified name again replaces it, as notebooks do.
+            UserError: `config` is no dataclass, or another class has the name. A class of the same qualified
+                name may be registered again, as notebooks do.
         """
         if not dataclasses.is_dataclass(config):
             raise UserError(f"{self.kind} {name!r}: {config!r} is not a dataclass")
