@@ -124,8 +124,16 @@ def test_memory_grows_with_the_batch_and_training_needs_more() -> None:
     assert one.sampling_bytes > weights
 
 
-def allocated(function: Callable[[], object]) -> int:
-    """Bytes that PyTorch allocates in a call at the highest, as its profiler saw it."""
+def allocated(function: Callable[[], object], model: nn.Module, autocast: torch.dtype | None) -> int:
+    """Bytes that PyTorch allocates in a call at the highest.
+
+    In float32 as its profiler saw it. In bf16 the tensors of the real call are followed: a processor without
+    bf16 instructions computes these products on float32 copies inside its kernels, which no other one makes.
+    """
+    if autocast is not None:
+        with PeakMemory(model) as memory:
+            function()
+        return memory.peak
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         function()
     assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
@@ -159,7 +167,7 @@ def test_memory_is_within_15_percent_of_what_is_allocated(name: str, autocast: t
     }
     for function, predicted in expected.items():
         model.zero_grad()
-        assert predicted == pytest.approx(allocated(function), rel=0.15), function.__name__
+        assert predicted == pytest.approx(allocated(function, model, autocast), rel=0.15), function.__name__
 
 
 def test_a_cpu_keeps_the_scores_of_short_sequences() -> None:
