@@ -24,7 +24,7 @@ import pixelwright as pw
 from pixelwright.data.captioned import CATEGORIES
 from pixelwright.evaluation import shapesbench
 from pixelwright.evaluation.drawing import draw_with
-from pixelwright.evaluation.scores import markdown_table
+from pixelwright.html import markdown_table
 from pixelwright.models.folder import read_config
 
 BATCH = 32
@@ -75,7 +75,7 @@ def table(entries: list[dict[str, Any]]) -> str:
     for entry in entries:
         held = np.mean([score["score"] for score in entry["held_out"].values()])
         each = [f"{entry['scores'][name]['score']:.2f}" for name in CATEGORIES]
-        rows.append([entry["run"], str(entry["step"]), *each, f"**{entry['overall']:.3f}**", f"{held:.3f}"])
+        rows.append([entry["run"], str(entry["step"]), *each, f"{entry['overall']:.3f}", f"{held:.3f}"])
     return markdown_table(["run", "step", *CATEGORIES, "overall", "held out"], rows)
 
 

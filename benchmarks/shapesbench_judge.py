@@ -20,8 +20,8 @@ from pixelwright.data import CaptionedShapes
 from pixelwright.data.captioned import CATEGORIES
 from pixelwright.data.shapes import Scene, render
 from pixelwright.evaluation.reading import Seen, read
-from pixelwright.evaluation.scores import markdown_table
 from pixelwright.evaluation.shapesbench import judge
+from pixelwright.html import markdown_table
 
 SEED = 2  # of the set; that of training is 0
 

@@ -101,6 +101,13 @@ def test_the_page_holds_numbers_provenance_and_pictures(made: Report, samples: P
     assert f"| {made.title('fid')} | {made.values['fid']:.4g} |" in markdown and made.checksum in markdown
 
 
+def test_names_are_escaped_on_the_page_and_in_markdown(made: Report, samples: Path, tmp_path: Path) -> None:
+    write_report(replace(made, name="a|b<script>"), tmp_path, open_images(str(samples)))
+    page = read((tmp_path / "report.html").read_text())
+    assert page.texts("h1") == ["Evaluation of a|b<script>"] and not page.texts("script")
+    assert (tmp_path / "report.md").read_text().startswith("# Evaluation of a\\|b&lt;script&gt;\n")
+
+
 def test_the_copy_is_told(made: Report) -> None:
     assert made.memorisation is not None
     first = made.memorisation["pairs"][0]
@@ -108,7 +115,7 @@ def test_the_copy_is_told(made: Report) -> None:
     copy, original = next(source.batches(1, first["sample"])), next(reference.batches(1, first["image"]))
     assert torch.equal(copy.images, original.images)
     assert made.memorisation["identical"] == 1
-    assert any("very features of a training image" in note for note in room._notes(made))
+    assert any("very features of a training image" in note for note in room._warnings(made))
 
 
 def test_without_matplotlib_there_are_no_bars(
@@ -142,7 +149,7 @@ def test_numbers_that_must_not_be_compared(made: Report) -> None:
         made, name="other", metrics={**made.metrics, "fid": {**made.metrics["fid"], "value": 7.5}}
     )
     assert incomparable([made, other]) == []
-    assert "not comparable" not in comparison([made, other]).html()
+    assert "not comparable" not in comparison([made, other])
     changes = {
         "features": {"extractor": {**made.extractor, "checksum": "another"}},
         "reference": {"reference": {**made.reference, "checksum": "another"}},
@@ -153,7 +160,7 @@ def test_numbers_that_must_not_be_compared(made: Report) -> None:
     for what, change in changes.items():
         differs = replace(other, **change)  # type: ignore[arg-type]
         assert [line.partition(" differ")[0] for line in incomparable([made, differs])] == [what]
-        assert "not comparable" in comparison([made, differs]).html()
+        assert "not comparable" in comparison([made, differs])
     assert incomparable([made, replace(other, extractor={**made.extractor, "place": "elsewhere"})]) == []
 
 

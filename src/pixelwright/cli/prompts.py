@@ -26,8 +26,9 @@ from pixelwright.evaluation.drawing import (
     missing,
 )
 from pixelwright.evaluation.generate import checksum
-from pixelwright.evaluation.scores import as_json, markdown_table, overall
+from pixelwright.evaluation.scores import as_json, overall
 from pixelwright.files import replacing, write_text
+from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import load_png
 
@@ -193,10 +194,10 @@ def _geneval_score(options: Namespace) -> None:
         file, scorer = path, f"the result file {path.name}"
     result = geneval.read_results(file)
     rows = [[tag, str(score), str(score.images)] for tag, score in result.tasks.items()]
-    rows.append(["**overall**", f"**{overall(result.tasks):.3f}**", str(result.pictures.images)])
+    rows.append(["overall", f"{overall(result.tasks):.3f}", str(result.pictures.images)])
     table = markdown_table(["task", "score", "images"], rows)
     text = (
-        f"# GenEval: {path.name}\n\nScored by {scorer}.\n\n{table}\n"
+        f"# GenEval: {escape_markdown(path.name)}\n\nScored by {escape_markdown(scorer)}.\n\n{table}\n"
         f"Overall is the mean of the tasks. Correct pictures: {result.pictures}; prompts with at least one:\n"
         f"{result.prompts}.\n"
     )
@@ -262,8 +263,8 @@ def _dpg_score(options: Namespace) -> None:
     path = Path(options.path)
     result = dpg.read_results(path)
     rows = [[name, f"{score:.2f}"] for name, score in result.categories.items()]
-    rows.append(["**overall**", f"**{result.score:.2f}**"])
+    rows.append(["overall", f"{result.score:.2f}"])
     table = markdown_table(["category", "score"], rows)
-    text = f"# DPG-Bench: {path.name}\n\n{table}\n{result.prompts} prompts.\n"
+    text = f"# DPG-Bench: {escape_markdown(path.name)}\n\n{table}\n{result.prompts} prompts.\n"
     report = {"benchmark": "DPG-Bench", "overall": result.score, "prompts": result.prompts}
     _write(Path(options.out), {**report, "scores": result.categories}, text)

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from pixelwright.cli.parsing import new_parser
 from pixelwright.errors import UserError
 from pixelwright.evaluation.report import JSON, comparison, read_report
+from pixelwright.files import write_text
 from pixelwright.training.page import write_report
 
 DESCRIPTION = """Write report.html of a run: a verdict, samples over time, curves, events, settings.
@@ -47,5 +48,5 @@ def _write(folders: Sequence[Path], out: str | None) -> Path:
     if out is None:
         raise UserError("several evaluations need --out FILE.html, where their page goes")
     page = Path(out).expanduser()
-    comparison([read_report(folder) for folder in folders]).write(page)
+    write_text(page, comparison([read_report(folder) for folder in folders]))
     return page

@@ -157,4 +157,4 @@ def _remove(images: Path) -> None:
 def write_sweep(title: str, reports: Sequence[Report], folder: Path) -> None:
     """sweep.html (with matplotlib, of the extra `train`) and sweep.md."""
     write_text(folder / "sweep.md", sweep.markdown(title, reports))
-    sweep.page(title, reports).write(folder / "sweep.html")
+    write_text(folder / "sweep.html", sweep.page(title, reports))

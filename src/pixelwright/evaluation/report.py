@@ -22,7 +22,15 @@ from pixelwright.evaluation.measure import LABELS, METRICS, Collected, Measureme
 from pixelwright.evaluation.neighbours import PAIRS, Memorisation, Pair, memorisation
 from pixelwright.evaluation.reference import Reference
 from pixelwright.files import write_text
-from pixelwright.html import Page, bar_chart, image_data, line_chart, markdown_table, number_text
+from pixelwright.html import (
+    bar_chart,
+    escape_markdown,
+    image_data,
+    line_chart,
+    markdown_table,
+    number_text,
+    render,
+)
 from pixelwright.images import save_grid
 
 FORMAT = 1
@@ -132,7 +140,7 @@ def write_report(report: Report, folder: Path, images: ImageSet) -> None:
     scale = max(1, SHEET_PIXELS // 8 // sheet.shape[1])
     save_grid(sheet, folder / SHEET, columns=8, scale=scale)
     drawn = _draw_neighbours(report, images, folder / NEIGHBOURS)
-    page(report, folder / SHEET, folder / NEIGHBOURS if drawn else None).write(folder / HTML)
+    write_text(folder / HTML, page(report, folder / SHEET, folder / NEIGHBOURS if drawn else None))
     write_text(folder / MARKDOWN, markdown(report))
     write_text(folder / JSON, json.dumps({"format": FORMAT, **asdict(report)}, indent=1))
 
@@ -189,7 +197,7 @@ def metric_rows(report: Report) -> list[tuple[Any, ...]]:
     return rows
 
 
-def comparable(report: Report) -> list[tuple[str, Any]]:
+def provenance(report: Report) -> list[tuple[str, Any]]:
     """What another report must share to be compared with this one, and how the images were made."""
     extractor, reference, settings = report.extractor, report.reference, report.settings
     rows: list[tuple[str, Any]] = [
@@ -225,39 +233,55 @@ def _generation_rows(generation: Mapping[str, Any] | None) -> Iterator[tuple[str
     yield "labels", generation["labels"]
 
 
-def _notes(report: Report) -> list[str]:
+def _warnings(report: Report) -> list[str]:
     """What a reader should know before he trusts the numbers."""
-    notes = []
+    warnings = []
     if report.count < 50_000 and "fid" in report.metrics:
-        notes.append(
+        warnings.append(
             f"{report.count:,} images: published figures are of 50,000; fewer make {report.distance} higher"
         )
     if skipped := report.images["skipped"]:
-        notes.append(f"{len(skipped)} images skipped, such as {next(iter(skipped.items()))}")
+        warnings.append(f"{len(skipped)} images skipped, such as {next(iter(skipped.items()))}")
     if converted := report.images["converted"]:
-        notes.append("converted to RGB: " + ", ".join(f"{n} of mode {mode}" for mode, n in converted.items()))
+        warnings.append(
+            "converted to RGB: " + ", ".join(f"{n} of mode {mode}" for mode, n in converted.items())
+        )
     memorised = report.memorisation
     if memorised is not None and memorised["identical"]:
-        notes.append(f"{memorised['identical']} samples have the very features of a training image")
-    return notes
+        warnings.append(f"{memorised['identical']} samples have the very features of a training image")
+    return warnings
 
 
-def page(report: Report, sheet: Path | None = None, neighbours: Path | None = None) -> Page:
+def page(report: Report, sheet: Path | None = None, neighbours: Path | None = None) -> str:
     """The page of a report, its pictures inside."""
-    made = Page(f"Evaluation of {report.name}", _summary(report))
-    notes = _notes(report)
-    if notes:
-        made.box("look", "Before you compare", notes)
-    made.heading("Numbers")
-    made.table(HEADER, metric_rows(report))
-    made.heading("What makes them comparable")
-    made.table(("what", "value"), comparable(report))
-    if sheet is not None:
-        made.heading("Samples")
-        made.figures([(image_data(sheet), "the first images, in order; not chosen")], kind="pixels")
-    _add_memorisation(made, report, neighbours)
-    _add_classes(made, report)
-    return made
+    worst = sorted(report.per_class.items(), key=lambda item: sum(item[1].values()))[:MOST_BARS]
+    per_class = [(label, *found.values()) for label, found in sorted(worst, key=lambda item: int(item[0]))]
+    memorised = report.memorisation
+    pairs = [] if memorised is None else [Pair(**pair) for pair in memorised["pairs"]]
+    return render(
+        "evaluation",
+        title=f"Evaluation of {report.name}",
+        note=_summary(report),
+        warnings=_warnings(report),
+        metrics=(HEADER, metric_rows(report)),
+        provenance=provenance(report),
+        samples=None if sheet is None else image_data(sheet),
+        memorisation=memorised,
+        neighbours=None if neighbours is None else image_data(neighbours),
+        pairs=[(pair.sample, pair.image, pair.distance, pair.own, pair.ratio) for pair in pairs],
+        classes=len(report.per_class),
+        per_class=per_class,
+        bars=_bars(per_class),
+    )
+
+
+def _bars(per_class: Sequence[tuple[Any, ...]]) -> str | None:
+    """The chart of precision and recall by class; None without matplotlib."""
+    labels, *values = zip(*per_class, strict=True) if per_class else ((), (), ())
+    try:
+        return bar_chart(labels, dict(zip(("precision", "recall"), values, strict=True)), "share")
+    except ImportError:
+        return None
 
 
 def _summary(report: Report) -> str:
@@ -265,57 +289,16 @@ def _summary(report: Report) -> str:
     return f"{', '.join(best)} of {report.count:,} images."
 
 
-def _add_memorisation(made: Page, report: Report, neighbours: Path | None) -> None:
-    found = report.memorisation
-    if found is None:
-        return
-    made.heading("Nearest training images")
-    made.paragraph(
-        f"Compared with the {found['images']:,} training images whose features the reference keeps: "
-        f"{100 * found['share']:.1f} % of the samples are nearer to one of them than any other of them is. "
-        "New images of the same kind have about 50 %, copies 100 %. "
-        f"{found['identical']} samples have the very features of a training image."
-    )
-    if neighbours is not None:
-        made.figures(
-            [
-                (
-                    image_data(neighbours),
-                    "above: the samples most like copies; below: the training images nearest to them",
-                )
-            ],
-            kind="pixels",
-        )
-    pairs = [Pair(**pair) for pair in found["pairs"]]
-    rows = [(pair.sample, pair.image, pair.distance, pair.own, pair.ratio) for pair in pairs]
-    made.table(("sample", "training image", "distance", "its own nearest neighbour", "ratio"), rows)
-
-
-def _add_classes(made: Page, report: Report) -> None:
-    if not report.per_class:
-        return
-    made.heading("Precision and recall by class")
-    classes = sorted(report.per_class.items(), key=lambda item: int(item[0]))
-    if len(classes) > MOST_BARS:
-        classes = sorted(classes, key=lambda item: sum(item[1].values()))[:MOST_BARS]
-        made.paragraph(f"The {MOST_BARS} worst of {len(report.per_class)} classes.", "note")
-    values = {name: [found[name] for _, found in classes] for name in ("precision", "recall")}
-    try:
-        made.figures([(bar_chart([label for label, _ in classes], values, "share"), "")], kind="chart")
-    except ImportError:
-        made.paragraph('The chart needs matplotlib: pip install "pixelwright[train]"', "note")
-        made.table(("class", *values), [(label, *found.values()) for label, found in classes])
-
-
 def markdown(report: Report) -> str:
     """The numbers and what makes them comparable, in Markdown."""
-    notes = "".join(f"- {note}\n" for note in _notes(report))
-    return (
-        f"# Evaluation of {report.name}\n\n{_summary(report)}\n\n"
-        + (f"{notes}\n" if notes else "")
-        + markdown_table(HEADER, metric_rows(report))
-        + f"\n{markdown_table(('what', 'value'), comparable(report))}"
+    lines = [f"# Evaluation of {escape_markdown(report.name)}", "", escape_markdown(_summary(report)), ""]
+    if warnings := _warnings(report):
+        lines += [*(f"- {escape_markdown(warning)}" for warning in warnings), ""]
+    tables = (
+        markdown_table(HEADER, metric_rows(report)),
+        markdown_table(("what", "value"), provenance(report)),
     )
+    return "\n".join([*lines, *tables])
 
 
 # ---------------------------------------------------------------- several reports
@@ -348,18 +331,18 @@ def _short(value: Any) -> str:
     return " ".join(part[:12] if isinstance(part, str) else str(part) for part in parts)
 
 
-def comparison(reports: Sequence[Report]) -> Page:
-    """A table of several reports, what they do not share, and curves over the checkpoints."""
+def comparison(reports: Sequence[Report]) -> str:
+    """The page of several reports: a table, what they do not share, and curves over the checkpoints."""
     names = [metric for metric in METRICS if any(metric in report.metrics for report in reports)]
-    titles = [reports[0].title(name) for name in names]
-    made = Page("Evaluations compared", ", ".join(report.name for report in reports))
-    if differences := incomparable(reports):
-        made.box("bad", "These numbers are not comparable", differences)
-    made.heading("Numbers")
-    made.table(("", *titles, "images"), comparison_rows(reports, names))
-    made.heading("Curves")
-    made.figures(_curves(reports, names), kind="chart")
-    return made
+    return render(
+        "comparison",
+        title="Evaluations compared",
+        note=", ".join(report.name for report in reports),
+        differences=incomparable(reports),
+        header=("", *(reports[0].title(name) for name in names), "images"),
+        rows=comparison_rows(reports, names),
+        charts=list(_curves(reports, names)),
+    )
 
 
 def comparison_rows(reports: Iterable[Report], names: Sequence[str]) -> list[tuple[Any, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -47,9 +47,3 @@ def as_json(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
         task: {"score": s.share, "error": s.error, "correct": s.correct, "images": s.images}
         for task, s in scores.items()
     }
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for people."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

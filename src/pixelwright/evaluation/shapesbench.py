@@ -31,7 +31,8 @@ from pixelwright.data.shapes import COLOURS, SHAPES, Array, Dice
 from pixelwright.evaluation.boxes import relations
 from pixelwright.evaluation.drawing import Picture, noise_index
 from pixelwright.evaluation.reading import Seen, read
-from pixelwright.evaluation.scores import Score, as_json, markdown_table, overall, tally
+from pixelwright.evaluation.scores import Score, as_json, overall, tally
+from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.rng import generator
 
 VERSION = 1
@@ -206,10 +207,10 @@ class Result:
             [name, str(scores[name]), str(exact[name]), str(held.get(name, "")), str(scores[name].images)]
             for name in CATEGORIES
         ]
-        rows.append(["**overall**", f"**{overall(scores):.3f}**", f"{overall(exact):.3f}",
-                     f"{overall(held):.3f}", str(len(self.verdicts))])  # fmt: skip
+        totals = [f"{overall(each):.3f}" for each in (scores, exact, held)]
+        rows.append(["overall", *totals, str(len(self.verdicts))])
         return (
-            f"# ShapesBench {VERSION}: {title}\n\n"
+            f"# ShapesBench {VERSION}: {escape_markdown(title)}\n\n"
             f"{markdown_table(['category', 'score', 'and nothing else', 'held out', 'images'], rows)}\n"
             "Score: share of pictures that show what the prompt says, ± its standard error; overall is the\n"
             "mean of the categories. Held out: prompts for compositions that Captioned Shapes never show;\n"

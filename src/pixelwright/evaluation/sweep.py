@@ -14,7 +14,7 @@ from typing import Any
 from pixelwright.errors import UserError, nearest
 from pixelwright.evaluation.generate import Generation
 from pixelwright.evaluation.report import Report, comparison_rows, incomparable
-from pixelwright.html import Page, line_chart, markdown_table, scatter_chart
+from pixelwright.html import escape_markdown, line_chart, markdown_table, render
 
 MOST_POINTS = 1000
 FORMS = "give LOW:HIGH:STEP, or values with commas between (times of an interval as LOW:HIGH)"
@@ -109,33 +109,30 @@ def best(reports: Sequence[Report]) -> Report:
     return min(reports, key=lambda report: report.values["fid"])
 
 
-def page(title: str, reports: Sequence[Report]) -> Page:
+def page(title: str, reports: Sequence[Report]) -> str:
     """FID against Inception Score and recall, and over each setting; all points in a table."""
     winner, names = best(reports), [name for name in METRICS if name in reports[0].values]
-    distance = reports[0].title("fid")
-    made = Page(
-        title, f"Smallest {distance}: {winner.values['fid']:.4g} at {winner.name}; {len(reports)} points."
-    )
-    if differences := incomparable(reports):
-        made.box("bad", "These numbers are not comparable", differences)
+    distance, along = reports[0].title("fid"), _along(reports)
     against = [
-        (
-            _trade(reports, other),
-            f"{distance} against {reports[0].title(other)}; at the points: {_along(reports)}",
-        )
-        for other in names[1:]
+        (_trade(reports, name), f"{distance} against {reports[0].title(name)}; at the points: {along}")
+        for name in names[1:]
     ]
-    made.figures([*against, (_over_first(reports), f"{distance} over {_along(reports)}")], kind="chart")
-    made.heading("All points")
-    made.table(("", *map(reports[0].title, names), "images"), comparison_rows(reports, names))
-    return made
+    return render(
+        "sweep",
+        title=title,
+        note=f"Smallest {distance}: {winner.values['fid']:.4g} at {winner.name}; {len(reports)} points.",
+        differences=incomparable(reports),
+        charts=[*against, (_over_first(reports), f"{distance} over {along}")],
+        header=("", *map(reports[0].title, names), "images"),
+        rows=comparison_rows(reports, names),
+    )
 
 
 def markdown(title: str, reports: Sequence[Report]) -> str:
     """The same table in Markdown."""
     names = [name for name in METRICS if name in reports[0].values]
     header = ("point", *map(reports[0].title, names), "images")
-    return f"# {title}\n\n{markdown_table(header, comparison_rows(reports, names))}"
+    return f"# {escape_markdown(title)}\n\n{markdown_table(header, comparison_rows(reports, names))}"
 
 
 def _along(reports: Sequence[Report]) -> str:
@@ -159,7 +156,7 @@ def _trade(reports: Sequence[Report], other: str) -> str:
         for line, points in lines
     }
     labels = {line: [text for text, _ in points] for line, points in lines}
-    return scatter_chart(series, reports[0].title(other), reports[0].title("fid"), labels)
+    return line_chart(series, reports[0].title(other), reports[0].title("fid"), labels=labels)
 
 
 def _over_first(reports: Sequence[Report]) -> str:

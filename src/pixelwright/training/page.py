@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pixelwright.errors import UserError
-from pixelwright.html import Page, line_chart
+from pixelwright.files import write_text
+from pixelwright.html import line_chart, render
 from pixelwright.training.config import TrainConfig
 from pixelwright.training.config_file import load_config
 from pixelwright.training.health import in_words
@@ -56,18 +57,23 @@ def write_report(run: Path) -> Path:
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is no run folder: it has no config.yaml")
     config, lines = load_config(run / "config.yaml"), read_log(run / "log.jsonl")
-    page = Page(f"Run {run.resolve().name}", _summary(config, lines))
     findings = judge(lines, config.optim.clip)
-    page.box(findings[0].kind, WORDS[findings[0].kind], [finding.text for finding in findings])
-    _add_samples(page, run)
-    if lines:
-        page.heading("Curves")
-        page.figures(_charts(lines, config), kind="chart")
-    _add_evaluations(page, lines, config)
-    _add_events(page, lines)
-    page.heading("Settings that are not the defaults")
-    page.table(("setting", "value"), _changed(config))
-    page.write(run / NAME)
+    metrics_note, metrics = _evaluations(lines, config)
+    page = render(
+        "run",
+        title=f"Run {run.resolve().name}",
+        note=_summary(config, lines),
+        state=findings[0].kind,
+        headline=WORDS[findings[0].kind],
+        findings=[finding.text for finding in findings],
+        samples=_samples(run),
+        charts=list(_charts(lines, config)),
+        metrics=metrics,
+        metrics_note=metrics_note,
+        events=list(_events(lines)),
+        settings=list(_changed(config)),
+    )
+    write_text(run / NAME, page)
     return run / NAME
 
 
@@ -101,22 +107,17 @@ def _charts(lines: Sequence[dict[str, Any]], config: TrainConfig) -> Iterator[tu
             yield line_chart(series, "step", title, log=name in LOGARITHMIC, marks=marks), title
 
 
-def _add_evaluations(page: Page, lines: Sequence[dict[str, Any]], config: TrainConfig) -> None:
-    """A curve of each metric that was measured on the way."""
-    series = _series(lines, "evaluation")
-    if not series or config.evaluation is None:
-        return
-    page.heading("Metrics")
+def _evaluations(lines: Sequence[dict[str, Any]], config: TrainConfig) -> tuple[str, list[tuple[str, str]]]:
+    """A note, and (chart, caption) of each metric that was measured on the way."""
+    if config.evaluation is None:
+        return "", []
     sample = config.evaluation.sample
-    page.paragraph(
+    note = (
         f"{sample.count:,} samples of the averaged weights, guidance {sample.guidance_scale:g}, against "
-        f"{config.evaluation.reference}. Numbers of few samples are comparable with one another alone.",
-        "note",
+        f"{config.evaluation.reference}. Numbers of few samples are comparable with one another alone."
     )
-    names = [(name, METRICS.get(name, name)) for name in series]
-    page.figures(
-        [(line_chart({title: series[name]}, "step", title), title) for name, title in names], kind="chart"
-    )
+    titled = [(METRICS.get(name, name), points) for name, points in _series(lines, "evaluation").items()]
+    return note, [(line_chart({title: points}, "step", title), title) for title, points in titled]
 
 
 def _series(lines: Sequence[dict[str, Any]], name: str) -> dict[str, tuple[list[float], list[float]]]:
@@ -144,39 +145,27 @@ def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 # ---------------------------------------------------------------- the rest
-def _add_samples(page: Page, run: Path) -> None:
-    grids = sorted((run / "samples").glob("step-*.png"))
-    if not grids:
-        return
-    page.heading("Samples")
-    page.paragraph("Averaged weights; the same noise and labels each time.", "note")
-
-    def figure(grid: Path) -> tuple[str, str]:
-        return f"samples/{grid.name}", f"step {int(grid.stem.removeprefix('step-')):,}"
-
-    page.figures([figure(grids[-1])], kind="pixels")
-    older = grids[-2::-1]
-    if len(older) > OLDER:  # spread over the run
-        older = [older[round(i * (len(older) - 1) / (OLDER - 1))] for i in range(OLDER)]
-    if older:
-        page.figures(map(figure, older), small=True)
+def _samples(run: Path) -> list[tuple[str, str]]:
+    """(address, caption) of the sample grids, the newest first; of many older ones, some over the run."""
+    grids = sorted((run / "samples").glob("step-*.png"), reverse=True)
+    if len(grids) > OLDER + 1:
+        grids = [grids[0], *(grids[1 + round(i * (len(grids) - 2) / (OLDER - 1))] for i in range(OLDER))]
+    return [(f"samples/{grid.name}", f"step {int(grid.stem.removeprefix('step-')):,}") for grid in grids]
 
 
-def _add_events(page: Page, lines: Sequence[dict[str, Any]]) -> None:
-    rows: list[tuple[int, str]] = []
+def _events(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+    """(step, what happened)."""
     skipped = 0
     for line in lines:
         if line.get("skipped", 0) > skipped:
             more = line["skipped"] - skipped
             steps = "step" if more == 1 else "steps"
-            rows.append((line["step"], f"{more} {steps} skipped, whose loss or gradient was not finite"))
+            yield line["step"], f"{more} {steps} skipped, whose loss or gradient was not finite"
             skipped = line["skipped"]
         if event := line.get("event"):
-            rows.append((line["step"], in_words(event)))
-        rows += [(line["step"], rollback_in_words(*rollback)) for rollback in line.get("rollbacks", ())]
-    if rows:
-        page.heading("Events")
-        page.table(("logged at step", "what"), rows)
+            yield line["step"], in_words(event)
+        for rollback in line.get("rollbacks", ()):
+            yield line["step"], rollback_in_words(*rollback)
 
 
 def _changed(config: Any, where: str = "") -> Iterator[tuple[str, str]]:
