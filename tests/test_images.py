@@ -29,4 +29,4 @@ def test_a_grid_places_every_image(tmp_path: Path) -> None:
     save_png(images[1], tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as one:
         assert one.size == (4, 4) and one.getpixel((0, 0)) == (40, 40, 40)
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.tmp"))

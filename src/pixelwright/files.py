@@ -1,20 +1,29 @@
-"""Files that are either whole or not there: written under another name, flushed to the disk, then renamed.
+"""Files that are whole or not there, text that others wrote, digests.
 
-Weights are written tensor by tensor, so that a model need not fit into memory twice, or at all.
+A file is written under another name, flushed to the disk, then renamed. Weights are written tensor by tensor,
+so that a model need not fit into memory twice, or at all.
 """
 
 from __future__ import annotations
 
+import codecs
+import errno
+import hashlib
 import json
 import os
 import shutil
+import time
+import uuid
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+from pixelwright.errors import UserError
 
 SAFETENSORS_DTYPES = {
     torch.float64: "F64",
@@ -23,6 +32,25 @@ SAFETENSORS_DTYPES = {
     torch.bfloat16: "BF16",
 }
 """The dtypes weights are kept in, and what a safetensors header calls them."""
+LIMIT = 1 << 30  # bytes of a text, JSON or picture that is read at once
+DENSE = 1 << 24, 100  # a larger member of a zip that is packed to less than 1/100 is a bomb, not data
+ABANDONED = 86_400  # seconds after which an unfinished file is taken for that of a killed process
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class WriteError(UserError, OSError):
+    """A file that cannot be written because the disk is full or writing there is not allowed."""
+
+
+def cache_folder() -> Path:
+    """Where downloads and indices are kept: $PIXELWRIGHT_CACHE, else pixelwright in the user's cache."""
+    if given := os.environ.get("PIXELWRIGHT_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pixelwright"
+
+
+# --- writing ---
 
 
 def sync(path: Path) -> None:
@@ -38,23 +66,45 @@ def sync(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write a file (or fill a folder) under; it becomes `path` at the end, or goes on an error.
 
+    The name is unique: where threads, processes or machines write the same file at once, the last one stays.
     Folders above it are made, and removed again on an error. A folder replaces nothing but an empty folder.
+
+    Raises:
+        WriteError: the disk is full, or writing there is not allowed.
     """
     missing = [folder for folder in path.parents if not folder.exists()]  # the innermost comes first
-    part = path.with_name(path.name + ".tmp")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(part)  # of an earlier, interrupted run
         yield part
         sync(part)
         os.replace(part, path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         _remove(part)
         for folder in missing:
-            if folder.exists():
+            with suppress(OSError):  # never made, or another process has put something into it
                 folder.rmdir()
+        if isinstance(error, OSError):
+            raise_write_error(error, path)
         raise
+
+
+def raise_write_error(error: OSError, path: Path) -> None:
+    """Raise WriteError if `error` says that `path` cannot be written; return if it says something else."""
+    ours = error.errno == errno.EROFS or str(error.filename).startswith(str(path.parent))
+    if error.errno in FULL:
+        raise WriteError(f'"{path}" cannot be written ({error.strerror}): make room there') from error
+    if error.errno in FORBIDDEN and ours:
+        raise WriteError(f'"{path}" cannot be written ({error.strerror}): name another folder') from error
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove from a folder what killed processes have left of `replacing`, a day later."""
+    for part in folder.glob("*.tmp"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                _remove(part)
 
 
 def _remove(path: Path) -> None:
@@ -68,6 +118,105 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file in one step."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+# --- reading ---
+
+
+def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+    """The content of a file. Raises UserError if it cannot be read or is longer than `limit` bytes."""
+    try:
+        with path.open("rb") as file:
+            return read_stream(file, limit, f'"{path}"')
+    except OSError as error:
+        raise UserError(f'"{path}" cannot be read ({error.strerror or error})') from error
+
+
+def read_stream(file: Any, limit: int, place: str) -> bytes:
+    """The rest of an open file, in pieces. Raises UserError if it is longer than `limit` bytes."""
+    pieces, left = [], limit + 1
+    while left and (piece := file.read(min(left, 1 << 20))):
+        pieces.append(piece)
+        left -= len(piece)
+    if not left:
+        raise UserError(f"{place} is longer than {limit} bytes, the most that is read: split or mend it")
+    return b"".join(pieces)
+
+
+def read_member(archive: zipfile.ZipFile, name: str, limit: int = LIMIT) -> bytes:
+    """A member of a zip. Raises UserError if it is longer than `limit` bytes, or packed as only bombs are."""
+    info = archive.getinfo(name)
+    place = f'"{name}" in "{archive.filename}"'
+    size, (least, ratio) = info.file_size, DENSE
+    if size > least and size > ratio * info.compress_size:
+        raise UserError(
+            f"{place} unpacks from {info.compress_size} to {size} bytes, as no data does: refused"
+        )
+    with archive.open(info) as file:
+        return read_stream(file, limit, place)
+
+
+def decode_text(data: bytes, place: str) -> str:
+    """Text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Raises:
+        UserError: it is neither; the message names `place` and the line.
+    """
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+        stop = text.find("\0")
+        before = text[:stop]
+    except UnicodeDecodeError as error:
+        stop, before = error.start, data[: error.start].decode("utf-16" if utf16 else "utf-8", "ignore")
+    if stop >= 0:
+        number = before.count("\n") + 1
+        raise UserError(f"line {number} of {place} is not UTF-8 text: save it as UTF-8")
+    return text
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, which end in LF or CRLF and in nothing else that Unicode may call a line's end."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def read_text(path: Path, limit: int = LIMIT) -> str:
+    """The text of a file, as `decode_text` reads it."""
+    return decode_text(read_bytes(path, limit), f'"{path}"')
+
+
+def parse_json(data: bytes | str, place: str) -> Any:
+    """A JSON value. Raises UserError, naming `place` and the line, if it is none."""
+    text = data if isinstance(data, str) else decode_text(data, place)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        reason = f"line {error.lineno}: {error.msg}"
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, lists too deep
+        reason = str(error)
+    raise UserError(f"{place} is malformed JSON ({reason})")
+
+
+def read_json(path: Path, limit: int = LIMIT) -> Any:
+    """The JSON value in a file. Raises UserError as `read_bytes` and `parse_json` do."""
+    return parse_json(read_bytes(path, limit), f'"{path}"')
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal. Raises UserError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f'"{path}" cannot be read ({error.strerror or error})') from error
+
+
+def digest(*parts: object) -> str:
+    """A name for what is made of `parts`, in 32 hexadecimal digits."""
+    return hashlib.blake2b(json.dumps(list(map(str, parts))).encode(), digest_size=16).hexdigest()
+
+
+# --- weights ---
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

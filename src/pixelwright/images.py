@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from pixelwright.files import replacing
+
 
 def to_uint8(x: Tensor) -> Tensor:
     """[B,3,H,W] in [-1,1] -> uint8 [B,H,W,3], rounded to the nearest level, clipped; NaN becomes 0."""
@@ -67,7 +69,5 @@ def save_grid(
 
 
 def _write(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    image.save(part, format="PNG")
-    os.replace(part, path)
+    with replacing(path) as part:
+        image.save(part, format="PNG")

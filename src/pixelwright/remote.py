@@ -16,8 +16,8 @@ from urllib.parse import urljoin, urlsplit
 from filelock import FileLock
 from tqdm import tqdm
 
-from pixelwright.data.shards import cache_folder
 from pixelwright.errors import UserError
+from pixelwright.files import cache_folder
 
 CHECKSUMS = "SHA256SUMS"  # in the format of the tool sha256sum, beside the files
 ATTEMPTS = 4

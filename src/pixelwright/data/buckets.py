@@ -19,10 +19,10 @@ import torch
 from tqdm import tqdm
 
 from pixelwright.data.config import DataConfig
-from pixelwright.data.shards import cache_folder
 from pixelwright.data.sources import Source
 from pixelwright.data.transforms import UnreadableImage
 from pixelwright.errors import UserError
+from pixelwright.files import cache_folder
 from pixelwright.rng import generator
 
 Bucket = tuple[int, int]

@@ -23,18 +23,12 @@ from pixelwright.data.captions import Captions, from_meta, from_text
 from pixelwright.data.sources import MEMBER_LIMIT, SUFFIXES, Sample
 from pixelwright.data.transforms import UnreadableImage, read_image, read_size
 from pixelwright.errors import UserError
+from pixelwright.files import cache_folder
 
 INDEX_VERSION = 2
 BLOCK = 512  # bytes; a tar is made of such blocks
 Span = tuple[int, int]  # first byte and number of bytes
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where indices and downloads are kept: $PIXELWRIGHT_CACHE, else pixelwright in the user's cache."""
-    if given := os.environ.get("PIXELWRIGHT_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pixelwright"
 
 
 class ShardSource:

@@ -24,9 +24,8 @@ from pixelwright.acceleration.fast import PRECISIONS, FastDenoiser
 from pixelwright.diffusion import sample as sampling
 from pixelwright.errors import UserError
 from pixelwright.evaluation.stores import Store, store_for
-from pixelwright.files import write_text
+from pixelwright.files import sha256, write_text
 from pixelwright.hub.checkpoint import open_checkpoint
-from pixelwright.hub.convert import sha256
 from pixelwright.models.denoiser import PixelDenoiser
 
 if TYPE_CHECKING:  # the training room draws with this one

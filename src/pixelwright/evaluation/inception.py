@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pixelwright.data.shards import cache_folder
 from pixelwright.errors import UserError
 from pixelwright.evaluation.extractors import Activations, ExtractorInfo, exactly, file_checksum
-from pixelwright.files import replacing
+from pixelwright.files import cache_folder, replacing
 
 URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 SIDE = 299

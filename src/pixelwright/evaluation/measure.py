@@ -15,7 +15,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pixelwright import __version__
-from pixelwright.data.shards import cache_folder
 from pixelwright.errors import UserError
 from pixelwright.evaluation import metrics
 from pixelwright.evaluation.arrays import ArrayFile
@@ -23,7 +22,7 @@ from pixelwright.evaluation.extractors import Activations, Extractor, ExtractorI
 from pixelwright.evaluation.images import ArrayImages, ImageBatch
 from pixelwright.evaluation.metrics import Coverage, Estimate
 from pixelwright.evaluation.reference import Reference
-from pixelwright.files import replacing
+from pixelwright.files import cache_folder, replacing
 
 BATCH = 64
 """Images that the extractor sees at a time, however they come."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError, nearest
-from pixelwright.files import replacing, write_safetensors, write_tensor
+from pixelwright.files import replacing, sha256, write_safetensors, write_tensor
 from pixelwright.hub.checkpoint import Checkpoint, announce, check_one_dtype, open_checkpoint
 from pixelwright.hub.public import SETS, Which, public_names
 from pixelwright.models.config import DenoiserConfig, Provenance
@@ -156,12 +155,6 @@ def _provenance(checkpoints: Sequence[Checkpoint]) -> Provenance:
         f"mean of {len(checkpoints)} models: {read}" if len(checkpoints) > 1 else read,
         "; ".join(licences) or None,
     )
-
-
-def sha256(path: Path) -> str:
-    """Digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- The published layout ---------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def _check_folder(run: Path, config: TrainConfig) -> None:
         raise UserError(f"{run} is a file: give another folder with --run")
     stored = run / "config.yaml"
     if not stored.exists():
-        if run.is_dir() and any(path.name != "config.yaml.tmp" for path in run.iterdir()):
+        if run.is_dir() and any(path.suffix != ".tmp" for path in run.iterdir()):
             raise UserError(
                 f"{run} is not empty and not a run (no config.yaml): give another folder with --run"
             )
