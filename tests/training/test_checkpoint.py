@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .conftest import Tiny, same_state
 
 pytestmark = pytest.mark.usefixtures("no_extras")
 
+TENSORS = "shard-00001-model-00001-of-00001.safetensors"
 STATE = {"a": {"x": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3.0)}, "b": {"x": torch.ones(1)}}
 
 
@@ -82,17 +84,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    place=st.floats(0, 1, exclude_max=True),
-    name=st.sampled_from([".metadata", "__0_0.distcp"]),
-    cut=st.booleans(),
-)
+@given(place=st.floats(0, 1, exclude_max=True), cut=st.booleans())
 def test_any_changed_byte_or_cut_is_noticed(
-    saved: Path, tmp_path_factory: pytest.TempPathFactory, place: float, name: str, cut: bool
+    saved: Path, tmp_path_factory: pytest.TempPathFactory, place: float, cut: bool
 ) -> None:
     run = tmp_path_factory.mktemp("damaged") / "run"
     shutil.copytree(saved, run)
-    file = run / "checkpoints" / "step-0000010" / name
+    file = run / "checkpoints" / "step-0000010" / TENSORS
     content = bytearray(file.read_bytes())
     at = int(place * len(content))
     content[at] ^= 0x40
@@ -100,7 +98,7 @@ def test_any_changed_byte_or_cut_is_noticed(
     assert load(run)[0] == 5
 
 
-@pytest.mark.parametrize("name", ["checkpoint.json", ".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("name", ["checkpoint.json", TENSORS])
 @pytest.mark.parametrize("damage", ["missing", "empty", "zeros"])
 def test_the_one_before_is_used_and_the_damaged_one_named(
     tiny: Tiny, caplog: pytest.LogCaptureFixture, name: str, damage: str
@@ -127,7 +125,7 @@ def test_if_all_are_damaged_training_does_not_start_over(tiny: Tiny) -> None:
     config = tiny(steps=8)
     folder = train(config)
     for path in checkpoints.checkpoint_folders(folder):
-        (path / ".metadata").write_bytes(b"x")
+        (path / TENSORS).write_bytes(b"x")
     with pytest.raises(UserError, match=r"no checkpoint of .* can be read") as error:
         train(config)
     assert "step-0000005" in str(error.value)
@@ -179,7 +177,7 @@ def test_tensors_of_other_shapes_are_told(tmp_path: Path) -> None:
 def test_the_index_is_readable(tmp_path: Path) -> None:
     index = json.loads((save(tmp_path, 3) / checkpoints.INDEX).read_text())
     assert set(index) == {"step", "seconds", "config", "files"}
-    assert set(index["files"]) == {".metadata", "__0_0.distcp"}
+    assert set(index["files"]) == {TENSORS}
 
 
 def test_a_kill_while_an_old_one_is_removed_leaves_no_half(
@@ -201,3 +199,38 @@ def test_a_kill_while_an_old_one_is_removed_leaves_no_half(
     assert [checkpoints.inspect(path).step for path in left] == [5]
     save(tmp_path, 7, keep=1)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-0000007"]
+
+
+class Harmful:
+    """Unpickling it leaves a folder behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.folder,)
+
+
+def test_no_pickle_of_a_checkpoint_is_read(tmp_path: Path) -> None:
+    """An index as PyTorch would write it, and tensors, that run a command when they are unpickled."""
+    path = save(tmp_path, 3)
+    harm = tmp_path / "harm-was-done"
+    index = json.loads((path / checkpoints.INDEX).read_text())
+    for name in (".metadata", "__0_0.distcp"):
+        (path / name).write_bytes(pickle.dumps(Harmful(harm)))
+        index["files"][name] = [(path / name).stat().st_size, checkpoints.checksum(path / name)]
+    (path / checkpoints.INDEX).write_text(json.dumps(index))
+    assert load(tmp_path)[0] == 3
+    (path / TENSORS).unlink()
+    del index["files"][TENSORS]
+    (path / checkpoints.INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match="written by an earlier version"):
+        load(tmp_path)
+    assert not harm.exists()
+
+
+def test_large_states_are_divided_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "FILE_BYTES", 20)
+    path = save(tmp_path, 4)
+    assert len(list(path.glob("*.safetensors"))) == 2
+    same_state(load(tmp_path)[1], {g: {k: v + 4 for k, v in t.items()} for g, t in STATE.items()})

@@ -283,8 +283,8 @@ def test_fsdp_divides_the_weights(pair: Pair) -> None:
     assert first["held"] + second["held"] == first["weights"]
     assert max(first["held"], second["held"]) < 0.6 * first["weights"]
     files = checkpoint_folders(pair.folder / "fsdp")[-1].iterdir()
-    sizes = {path.name: path.stat().st_size for path in files if path.suffix == ".distcp"}
-    assert set(sizes) == {"__0_0.distcp", "__1_0.distcp"}
+    sizes = {path.name: path.stat().st_size for path in files if path.suffix == ".safetensors"}
+    assert set(sizes) == {f"shard-0000{i}-model-00001-of-00001.safetensors" for i in (1, 2)}
     assert min(sizes.values()) > 0.3 * max(sizes.values())
 
 
@@ -300,7 +300,8 @@ def test_one_process_writes_what_a_run_of_one_writes(pair: Pair, name: str) -> N
     report(pair, name)
     alone, other = pair.folder / "alone", pair.folder / name
     names = [{str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (alone, other)]
-    assert names[1] - names[0] == {f"checkpoints/step-{step:07d}/__1_0.distcp" for step in (HALF, STEPS)}
+    second = "shard-00002-model-00001-of-00001.safetensors"
+    assert names[1] - names[0] == {f"checkpoints/step-{step:07d}/{second}" for step in (HALF, STEPS)}
     assert names[0] <= names[1]
     assert [line["step"] for line in log_of(other)] == list(range(1, STEPS + 1))
     expected, found = weights_of(alone), weights_of(other)

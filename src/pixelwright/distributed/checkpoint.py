@@ -1,12 +1,11 @@
 """Checkpoints for resuming: PyTorch's distributed checkpoints, each in a folder that is whole or not there.
 
-    RUN/checkpoints/step-0001000/  the tensors as torch.distributed.checkpoint writes them
+    RUN/checkpoints/step-0001000/  the tensors as torch.distributed.checkpoint writes them, in safetensors
                                    checkpoint.json: step, config, and size and checksum of every other file
 
 A folder is written under another name, flushed to the disk and renamed, so a process may be killed at any
 moment. Each process writes its own part of the tensors; their names do not depend on how many there were, so
-that any number can read them. The tensors' index is a pickle (PyTorch's format): resume only runs that you
-trust. RUN/model/, which holds none, is safe to share.
+that any number can read them. Nothing in a checkpoint is a pickle, so one from elsewhere is safe to read.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ from pixelwright.errors import UserError
 from pixelwright.training.files import checksum, sync
 
 INDEX = "checkpoint.json"
+FILE_BYTES = 1 << 29
+"""About how much of the tensors of all processes goes into one file, which is held in memory twice."""
 T = TypeVar("T")
 State = dict[str, dict[str, Tensor]]
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Saver:
         Raises:
             UserError: the disk refuses this one or refused the one before; what was there already stays.
         """
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import async_save  # late: it takes a while
 
         self.wait()
@@ -101,7 +103,12 @@ class Saver:
         written = cast(
             "Future[object]",  # with the stager that there is by default
             async_save(
-                dict(state), checkpoint_id=part, process_group=self._group, no_dist=self._group is None
+                dict(state),
+                storage_writer=HuggingFaceStorageWriter(
+                    str(part), _file_numbers(state), save_distributed=True
+                ),
+                process_group=self._group,
+                no_dist=self._group is None,
             ),
         )
 
@@ -152,6 +159,16 @@ def remove_after(run: Path, step: int) -> None:
     for folder in reversed(checkpoint_folders(run)):
         if step_of(folder) > step:
             _remove(folder)
+
+
+def _file_numbers(state: State) -> dict[str, int]:
+    """Tensor -> the number of its file, from 1, the same in all processes."""
+    numbers, size = {}, 0
+    for group, tensors in state.items():
+        for name, tensor in tensors.items():
+            numbers[f"{group}.{name}"] = 1 + size // FILE_BYTES
+            size += tensor.numel() * tensor.element_size()
+    return numbers
 
 
 def _make_room(part: Path) -> None:
@@ -241,10 +258,14 @@ def load(checkpoint: Checkpoint, state: State, optional: Collection[str] = ()) -
     saved others.
     """
     from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
-    reader = FileSystemReader(checkpoint.path)
+    if not any(checkpoint.path.glob("*.safetensors")):
+        raise UserError(
+            f"{checkpoint.path} was written by an earlier version; start anew from RUN/model (--init)"
+        )
+    reader = HuggingFaceStorageReader(str(checkpoint.path))
     saved = reader.read_metadata().state_dict_metadata
     sizes = {name: getattr(entry, "size", None) for name, entry in saved.items()}
 
