@@ -64,10 +64,10 @@ format: $(VENV)/.dev
 	$(BIN)/python -m ruff format .
 
 bench: $(VENV)/.train
-	$(BIN)/pixelwright bench --suite performance --compile yes --out docs/results/performance --overwrite
+	$(BIN)/python benchmarks/bench.py --suite performance --compile yes --out docs/results/performance --overwrite
 
 bench-check: $(VENV)/.train
-	$(BIN)/pixelwright bench --suite check --compile yes --seconds 20 --memory false --check benchmarks/ratios.json
+	$(BIN)/python benchmarks/bench.py --suite check --compile yes --seconds 20 --no-memory --check benchmarks/ratios.json
 
 clean:
 	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 
 import torch
 from checkpoints import averaged
+from timing import interleave, ratio, spread
 from torch import Tensor
 from tqdm import tqdm
 
 import pixelwright as pw
 from pixelwright.acceleration.fast import PRECISIONS, FastDenoiser
-from pixelwright.benchmark.measure import interleave, ratio, spread
 from pixelwright.device import keep_memory
 from pixelwright.evaluation.images import ImageBatch
 from pixelwright.evaluation.measure import measure

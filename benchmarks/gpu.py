@@ -5,12 +5,12 @@
     python benchmarks/gpu.py --out dry --dry-run        # the same code with tiny models, on any machine;
                                                         # on a CPU without compiling
 
-Parts, for DiP-XL/16 and PixelDiT-XL/16, each beside the plain eager baseline (`pixelwright.benchmark.plain`):
+Parts, for DiP-XL/16 and PixelDiT-XL/16, each beside the eager baseline (baseline.py):
 
 - latency: one image, 100 steps, guidance in its interval as published; eager, compiled per block, with CUDA
   graphs, and with our Triton kernels (`WAYS`). The model is prepared and recorded before the clock starts;
 - training: whole steps (forward, backward, clipping, AdamW, EMA) at batch 64 and at the largest power of two
-  that `pixelwright info` expects to fit, compiled per block; the plain one at batch 32. MFU is three forward
+  that `pixelwright info` expects to fit, compiled per block; the baseline at batch 32. MFU is three forward
   passes of the model's arithmetic over the time, against the fastest bf16 matrix product of the same run;
 - throughput: the same sampling at growing batches, at the largest with our Triton kernels too.
 
@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from machine import Machine, measure_machine
+from timing import interleave, spread, waiting
 from torch import Tensor
+from work import BASELINE, OURS, Side, Work, build, random_weights
 
 import pixelwright as pw
 from pixelwright.acceleration.fast import FastDenoiser
-from pixelwright.benchmark.machine import Machine, measure_machine, waiting
-from pixelwright.benchmark.measure import interleave, spread
-from pixelwright.benchmark.work import OURS, PLAIN, Side, Work, build, usual_recipe
 from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.html import markdown_table
@@ -106,18 +106,17 @@ def rows(plan: Plan, parts: list[str], device: str, memory: float) -> Iterator[R
     precision = "fp32" if device == "cpu" else "bf16"  # a dry run needs no autocast
     for part in parts:
         for model in plan.models:
-            drawing = {"recipe": usual_recipe(model), "steps": plan.steps}
-            draw = Work("sampling", model, 1, plan.size, precision, device, **drawing)
+            draw = Work("sampling", model, 1, plan.size, precision, device, steps=plan.steps)
             train = Work("training", model, plan.plain_batch, plan.size, precision, device)
             if part == "latency":
-                yield Row(part, draw, PLAIN, EAGER)
+                yield Row(part, draw, BASELINE, EAGER)
                 yield from [Row(part, draw, OURS, way) for way in WAYS]
             elif part == "training":
-                yield Row(part, train, PLAIN, EAGER)
+                yield Row(part, train, BASELINE, EAGER)
                 for batch in batches(plan, train, memory):
                     yield Row(part, replace(train, batch_size=batch, compile=True), OURS, COMPILED)
             else:
-                yield Row(part, replace(draw, batch_size=plan.drawn[0]), PLAIN, EAGER)
+                yield Row(part, replace(draw, batch_size=plan.drawn[0]), BASELINE, EAGER)
                 yield from [Row(part, replace(draw, batch_size=n), OURS, GRAPHS) for n in plan.drawn]
                 yield Row(part, replace(draw, batch_size=plan.drawn[-1]), OURS, TRITON)
 
@@ -138,13 +137,13 @@ Known = dict[str, Mapping[str, Tensor]]
 def ready(row: Row, known: Known) -> Side:
     """The side of a row, with weights that are known."""
     work = row.work
-    if work.kind == "training" or work.model not in known:
-        known.clear()
     prepare = partial(FastDenoiser, dtype=work.autocast or torch.float32, **WAYS[row.way])
-    side = build(work, row.side, weights=known.get(work.model), prepare=prepare)
-    if side.weights is not None:
-        known[work.model] = side.weights
-    return side
+    if work.kind == "training":
+        known.clear()
+    elif work.model not in known:
+        known.clear()
+        known[work.model] = {k: w.to(work.device) for k, w in random_weights(work).items()}
+    return build(work, row.side, weights=known.get(work.model), prepare=prepare)
 
 
 def measure(machine: Machine, plan: Plan, row: Row, known: Known) -> Row:
@@ -169,7 +168,7 @@ def measure(machine: Machine, plan: Plan, row: Row, known: Known) -> Row:
         torch.compiler.reset()
         gc.collect()
     seconds = spread(times).median
-    ceiling = machine.matmul.get(work.precision, machine.matmul["fp32"])
+    ceiling = machine.ceiling(work.precision)
     return replace(
         row,
         seconds=seconds,
@@ -185,11 +184,9 @@ def write(out: Path, machine: Machine, results: list[Row], dry: bool) -> None:
     data = {"pixelwright": pw.__version__, "dry_run": dry, **asdict(machine), "rows": [*map(asdict, results)]}
     write_text(out.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
     header = ["part", "model", "batch", "side", "seconds", "images/s", "of the ceiling", "peak, GiB", "goal"]
-    ceilings = ", ".join(f"{name} {flops / 1e12:.4g} TFLOP/s" for name, flops in machine.matmul.items())
     text = (
-        f"{'A dry run with tiny models: its figures mean nothing. ' if dry else ''}{machine.name}; "
-        f"torch {machine.torch}, pixelwright {pw.__version__}. Fastest matrix product: {ceilings}; fastest "
-        f"copy: {machine.copy / 1e12:.3g} TB/s.\n\n{markdown_table(header, map(_cells, results))}"
+        f"{'A dry run with tiny models: its figures mean nothing. ' if dry else ''}{machine}. "
+        f"pixelwright {pw.__version__}.\n\n{markdown_table(header, map(_cells, results))}"
     )
     write_text(out.with_suffix(".md"), text)
 

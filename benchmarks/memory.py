@@ -4,15 +4,16 @@
     python benchmarks/memory.py --models dip-ti-4 --batch-size 8
 
 Measured is what PyTorch allocates for tensors, each figure in a process of its own (see
-`pixelwright.benchmark.peak`).
+process.py).
 """
 
 from __future__ import annotations
 
 import argparse
 
-from pixelwright.benchmark.peak import measure_peak
-from pixelwright.benchmark.work import OURS, Work, usual_recipe
+from process import measure_peak
+from work import OURS, Work
+
 from pixelwright.models.presets import preset
 from pixelwright.training.summary import describe, human
 
@@ -37,8 +38,7 @@ def main() -> None:
         side = (preset(name).image_size or (256, 256))[0]
         for kind in options.kinds:
             for precision in options.precisions:
-                more = {"recipe": usual_recipe(name), "steps": 2} if kind == "sampling" else {}
-                work = Work(kind, name, batch, side, precision, **more)
+                work = Work(kind, name, batch, side, precision, steps=2)
                 measured = measure_peak(work, OURS, resident=False)
                 info = describe(work.config(), (side, side), batch, autocast=work.autocast, device="cpu")
                 predicted = info.sampling_bytes if kind == "sampling" else info.training_bytes

@@ -27,7 +27,6 @@ COMMANDS = {
     "report": "the page of a run: is it healthy, what does it draw; or of evaluations, compared",
     "data": "prepare a data set for training, or check one",
     "convert": "weights from one layout to another: published checkpoints in and out",
-    "bench": "time forward, training and sampling beside the plain baseline or another checkout",
     "info": "parts, parameters, FLOPs and memory of a preset or a saved model",
 }
 
@@ -38,7 +37,7 @@ EXAMPLES = """examples:
   pixelwright data prepare photos photos-256 --size 256
 
 `pixelwright COMMAND --help` tells the settings of a command.
-Exit codes: 0 done, 1 `data check` found damage or `bench --check` something slower, 2 something to put right
+Exit codes: 0 done, 1 `data check` found damage, 2 something to put right
 (one line on stderr says what), 130 interrupted."""
 
 

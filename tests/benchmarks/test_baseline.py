@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from baseline import BaselineDenoiser, BaselineTraining, baseline_sample, stored_as_here
 from torch import Tensor, nn
 
-import pixelwright as pw
-from pixelwright.benchmark.plain import PlainDenoiser, PlainTraining, plain_sample
 from pixelwright.diffusion import flow
 from pixelwright.diffusion.sample import model_velocity, solve, time_grid
 from pixelwright.models.config import PiTConfig
@@ -18,14 +17,14 @@ NAMES = ["dip-ti-4", "dip-ti-8", "pixeldit-ti-4", "pixeldit-ti-8-postmod", "dit-
 TINY = {"depth": 2, "hidden_size": 24, "num_heads": 2, "num_classes": 5}
 
 
-def pair(name: str) -> tuple[PixelDenoiser, PlainDenoiser]:
+def pair(name: str) -> tuple[PixelDenoiser, BaselineDenoiser]:
     """Ours and the plain model with the same random weights, none of them zero."""
     config = preset(name, **TINY)
-    ours, plain = PixelDenoiser(config), PlainDenoiser(config)
+    ours, plain = PixelDenoiser(config), BaselineDenoiser(config)
     g = torch.Generator().manual_seed(0)
     for p in ours.parameters():
         torch.nn.init.normal_(p, std=0.1, generator=g)
-    plain.load_state_dict(ours.state_dict())
+    plain.load_from({name: weight.clone() for name, weight in ours.state_dict().items()})
     return ours, plain
 
 
@@ -48,24 +47,32 @@ def test_velocity_and_gradients_equal_ours(name: str) -> None:
     for model in pair(name):
         image = x.clone().requires_grad_()
         velocity = model(image, t, labels)
-        gradients = torch.autograd.grad((velocity * noise).sum(), [image, *model.parameters()])
-        results.append((velocity.detach(), *gradients))
-    for ours, plain in zip(*results, strict=True):
-        assert_equal_to_rounding(ours, plain)
+        (velocity * noise).sum().backward()
+        gradients = stored_as_here(
+            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        )
+        results.append({"velocity": velocity.detach(), "image": image.grad, **gradients})
+    ours, plain = results
+    assert ours.keys() == plain.keys()
+    for key, value in ours.items():
+        assert_equal_to_rounding(value, plain[key])
 
 
 @pytest.mark.parametrize(
     "name", ["dip-xl-16", "dip-xl-32", "pixeldit-b-16", "pixeldit-l-16-postmod", "dit-s-8"]
 )
-def test_the_weights_of_every_size_have_the_same_names_and_shapes(name: str) -> None:
+def test_the_weights_of_every_size_fit(name: str) -> None:
     config = preset(name)
     with torch.device("meta"):
-        ours, plain = PixelDenoiser(config), PlainDenoiser(config)
+        ours, plain = (
+            stored_as_here(PixelDenoiser(config).state_dict()),
+            BaselineDenoiser(config).state_dict(),
+        )
 
-    def shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
-        return [(key, value.shape) for key, value in model.state_dict().items()]
+    def shapes(weights: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
+        return sorted((key, value.shape) for key, value in weights.items())
 
-    assert sorted(shapes(ours)) == sorted(shapes(plain))
+    assert shapes(stored_as_here(ours)) == shapes(plain)
 
 
 def test_a_training_step_is_the_textbook_one() -> None:
@@ -75,11 +82,12 @@ def test_a_training_step_is_the_textbook_one() -> None:
     loss = flow.loss(ours, x, t, noise, labels).mean()
     loss.backward()
     clip = 0.5 * torch.nn.utils.get_total_norm([p.grad for p in ours.parameters()])
-    training = PlainTraining(plain, lr=0.1, clip=float(clip), decay=0.75)
+    training = BaselineTraining(plain, lr=0.1, clip=float(clip), decay=0.75)
     assert_equal_to_rounding(training.step(x, t, noise, labels), loss.detach())
-    for (name, before), after in zip(ours.named_parameters(), plain.parameters(), strict=True):
-        assert before.grad is not None
-        clipped = before.grad / 2
+    before_all = stored_as_here({name: p.detach() for name, p in ours.named_parameters()})
+    gradients = stored_as_here({name: p.grad for name, p in ours.named_parameters() if p.grad is not None})
+    for name, after in plain.named_parameters():
+        before, clipped = before_all[name], gradients[name] / 2
         step = -0.1 * clipped / (clipped.abs() + 1e-8)
         large = clipped.abs() > 1e-5  # where rounding does not decide the sign
         torch.testing.assert_close((after - before)[large], step[large], atol=1e-4, rtol=0)
@@ -94,7 +102,7 @@ def test_samples_equal_ours_though_guidance_is_evaluated_at_every_step(solver: s
     with torch.no_grad():
         velocity = model_velocity(ours, labels, 2.5, (0.2, 0.7))
         expected = solve(velocity, noise, time_grid(8), solver)
-    drawn = plain_sample(plain, noise, labels, 5, 8, solver, 2.5, (0.2, 0.7))
+    drawn = baseline_sample(plain, noise, labels, 5, 8, solver, 2.5, (0.2, 0.7))
     assert_equal_to_rounding(expected, drawn, 1e-4)
 
 
@@ -104,8 +112,8 @@ def test_what_has_no_plain_counterpart_is_refused() -> None:
         preset("dip-ti-4", placement="hybrid"),
         preset("dip-ti-4", prediction="x"),
     ):
-        with pytest.raises(pw.UserError, match="plain baseline"):
-            PlainDenoiser(config)
+        with pytest.raises(ValueError, match="baseline"):
+            BaselineDenoiser(config)
     assert isinstance(preset("pixeldit-ti-4").detailer, PiTConfig)
-    with pytest.raises(pw.UserError, match='"heun"'):
-        plain_sample(nn.Identity(), torch.zeros(1), torch.zeros(1), 0, 1, solver="heun")
+    with pytest.raises(ValueError, match='"heun"'):
+        baseline_sample(nn.Identity(), torch.zeros(1), torch.zeros(1), 0, 1, solver="heun")

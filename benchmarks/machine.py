@@ -6,15 +6,10 @@ import platform
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from timing import interleave, waiting
 
-from pixelwright.benchmark.measure import Wait, interleave
 from pixelwright.device import resolve_precision
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -34,12 +29,16 @@ class Machine:
     copy: float
     """Bytes a second, read and written, of a copy far larger than the caches."""
 
+    def ceiling(self, precision: str) -> float:
+        """FLOP/s of the fastest matrix product in a precision."""
+        return self.matmul.get(precision, self.matmul["fp32"])
 
-def waiting(device: torch.device) -> Wait:
-    """What makes the clock wait for a device."""
-    if device.type == "cuda":
-        return torch.cuda.synchronize
-    return torch.mps.synchronize if device.type == "mps" else lambda: None
+    def __str__(self) -> str:
+        products = ", ".join(f"{name} {flops / 1e12:.4g} TFLOP/s" for name, flops in self.matmul.items())
+        return (
+            f"{self.name}; torch {self.torch}. Fastest matrix product: {products}; "
+            f"fastest copy: {self.copy / 1e9:.4g} GB/s (read and written)"
+        )
 
 
 def measure_machine(device: torch.device, largest: int | None = None) -> Machine:
@@ -56,12 +55,8 @@ def machine_name(device: torch.device) -> str:
     """The class of the machine: processor with family and model, or GPU; and threads, for a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    fields = {}
-    if CPU_INFO.exists():
-        first = CPU_INFO.read_text().split("\n\n")[0]
-        fields = {
-            key.strip(): value.strip() for key, _, value in (x.partition(":") for x in first.split("\n"))
-        }
+    lines = CPU_INFO.read_text().split("\n\n")[0].split("\n") if CPU_INFO.exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = fields.get("model name") or platform.processor() or platform.machine()
     family = f" family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else ""
     return f"{name}{family}, {torch.get_num_threads()} threads"
@@ -82,29 +77,3 @@ def _copy(device: torch.device, size: int) -> float:
     target = torch.empty_like(source)
     times = interleave({"copy": lambda: target.copy_(source)}, CALLS, wait=waiting(device))["copy"]
     return 2 * source.nbytes / min(times)
-
-
-class ElementwiseTraffic(TorchDispatchMode):
-    """Counts the bytes that operations other than matrix products, convolutions and attention read and write.
-
-    At the speed of a copy they are the time that only fusing operations can save.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if getattr(function, "overloadpacket", function) not in flop_registry:
-            before = _tensors((args, kwargs))
-            known = {tensor.untyped_storage()._cdata for tensor in before}
-            after = _tensors(result)
-            inplace = function._schema.is_mutable
-            if inplace or any(tensor.untyped_storage()._cdata not in known for tensor in after):  # no view
-                self.bytes += sum(tensor.nbytes for tensor in before + after)
-        return result
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,21 +1,22 @@
 """The plain reading of both papers: what a careful person writes from the text, with nothing done for speed.
 
-The standing baseline of every speed figure. Eager modules, one operation after the other, PyTorch's own
-convolutions, position tables made anew in each pass, guidance evaluated at every step, an optimiser with its
-default settings and an average kept weight by weight. The names of the weights are those of `PixelDenoiser`,
-so either loads the other's, and a test holds the two equal. Sections are those of the papers.
+The standing baseline of every speed figure, frozen: figures over the months compare with one thing. Eager
+modules, one operation after the other, PyTorch's own convolutions, position tables made anew in each pass,
+guidance evaluated at every step, an optimiser with its default settings and an average kept weight by weight.
+Of the package it knows the configuration alone. `load_from` takes the weights of a `PixelDenoiser`, and a
+test holds the two equal. Sections are those of the papers.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwright.errors import UserError
 from pixelwright.models.config import DenoiserConfig, LinearConfig, PatchDiTConfig, PiTConfig, UNetConfig
 
 
@@ -314,23 +315,23 @@ class Linear(nn.Module):
         return to_image(patches, x.shape[2], x.shape[3], self.patch_size)
 
 
-class PlainDenoiser(nn.Module):
+class BaselineDenoiser(nn.Module):
     """Global stage, then local stage: the velocity [B,3,H,W] of noisy images.
 
     Raises:
-        UserError: a model of captions, of another placement than post-hoc, or of another prediction than
-            velocity; those have no plain counterpart here.
+        ValueError: a model of captions, of another placement than post-hoc, or of another prediction than
+            velocity; those have no counterpart here.
     """
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         backbone, detailer = config.backbone, config.detailer
         if not isinstance(backbone, PatchDiTConfig):
-            raise UserError(f"{config.name} draws from captions; there is a plain baseline for classes alone")
+            raise ValueError(f"{config.name} draws from captions; the baseline is for classes alone")
         if (config.placement, config.prediction) != ("post-hoc", "velocity"):
-            raise UserError(
+            raise ValueError(
                 f"{config.name} is {config.placement} and predicts {config.prediction}; "
-                "the plain baseline is post-hoc and predicts velocity"
+                "the baseline is post-hoc and predicts velocity"
             )
         size, patch_size = backbone.hidden_size, backbone.patch_size
         self.config = config
@@ -343,13 +344,46 @@ class PlainDenoiser(nn.Module):
             case LinearConfig():
                 self.detailer = Linear(size, patch_size)
 
+    def load_from(self, weights: Mapping[str, Tensor]) -> BaselineDenoiser:
+        """Take the weights of a `PixelDenoiser`, its `state_dict()`; those stored alike are shared."""
+        self.load_state_dict(stored_as_here(weights), assign=True)
+        return self
+
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x [B,3,H,W], t [B], labels [B] -> velocity [B,3,H,W] in the dtype of x."""
         return self.detailer(x, *self.backbone(x, t, labels)).to(x.dtype)
 
 
+def stored_as_here(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a `PixelDenoiser` in the layout of these modules.
+
+    There, w1 and w3 are one `w13`, and each head's query and key channels are stored in halves (channels
+    0, 2, 4, …, then 1, 3, 5, …) instead of adjacent pairs.
+    """
+    if not any(name.endswith("w13.weight") for name in weights):
+        return dict(weights)
+    result = {}
+    for name, value in weights.items():
+        owner, _, last = name.removesuffix(".weight").rpartition(".")
+        if last == "w13":
+            result[f"{owner}.w1.weight"], result[f"{owner}.w3.weight"] = value.chunk(2)
+        elif last == "qkv":
+            rows = value.unflatten(0, (3, -1, len(weights[f"{owner}.q_norm.weight"])))  # [3, heads, d, D]
+            result[name] = torch.cat((in_pairs(rows[:2], 2), rows[2:])).flatten(0, 2)
+        elif last in ("q_norm", "k_norm"):
+            result[name] = in_pairs(value, 0)
+        else:
+            result[name] = value
+    return result
+
+
+def in_pairs(x: Tensor, dim: int) -> Tensor:
+    """Channels 0, d/2, 1, d/2 + 1, … of an axis of d channels."""
+    return x.unflatten(dim, (2, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+
 # --- training and sampling ---------------------------------------------------------------------------------
-class PlainTraining:
+class BaselineTraining:
     """A training step as papers state it: flow-matching loss, clipping, AdamW, an average of the weights.
 
     Takes any module called as `model(x, t, labels)`, so that other implementations are measured alike.
@@ -397,7 +431,7 @@ class PlainTraining:
 
 
 @torch.no_grad()
-def plain_sample(
+def baseline_sample(
     model: nn.Module,
     noise: Tensor,
     labels: Tensor,
@@ -414,10 +448,10 @@ def plain_sample(
     conditional branch alone counts outside the interval, where the other is computed all the same.
 
     Raises:
-        UserError: another solver.
+        ValueError: another solver.
     """
     if solver not in ("euler", "ab2-fixed"):
-        raise UserError(f'the plain baseline has the solvers euler and ab2-fixed, not "{solver}"')
+        raise ValueError(f'the baseline has the solvers euler and ab2-fixed, not "{solver}"')
     x, previous = noise, None
     both = torch.cat((labels, torch.full_like(labels, null)))
     with torch.autocast(noise.device.type, autocast, enabled=autocast is not None):
