@@ -1,34 +1,87 @@
-"""Files behind http(s) addresses: fetched once into the cache folder, checked, then read as local files."""
+"""Files behind addresses, by fsspec: http(s), s3, gs, hf and others alike, fetched once, checked, kept.
+
+An address is PROTOCOL://PLACE. What can pass (lost connections, busy servers) is tried again; all that goes
+wrong in the end is a `UserError` with the address and the reason.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
 import re
+import shutil
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from typing import IO, Any, TypeVar
 
+import fsspec
 from filelock import FileLock
 from tqdm import tqdm
 
 from pixelwright.errors import UserError
-from pixelwright.files import cache_folder
+from pixelwright.files import FULL, cache_folder, decode_text, digest, raise_write_error, sha256, split_lines
 
 CHECKSUMS = "SHA256SUMS"  # in the format of the tool sha256sum, beside the files
 ATTEMPTS = 4
 PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
-TIMEOUT = 60.0  # seconds without a byte
+TIMEOUT = 60.0  # seconds without a byte, over http
 CONNECTIONS = 4
-TRANSIENT = (408, 429, 500, 502, 503, 504)  # HTTP answers worth another attempt
+BLOCK = 1 << 24  # bytes of one request; an interrupted transfer goes on at a multiple of it
+VERSION = (
+    "size",
+    "ETag",
+    "Last-Modified",
+    "LastModified",
+    "mtime",
+)  # what tells versions apart
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses worth another attempt
+NOT_FOUND = (404, 410)
+PACKAGES = {
+    **dict.fromkeys(("http", "https"), "pixelwright[data]"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
+    "s3": "s3fs",
+    "hf": "pixelwright[hub]",
+}
+"""What to install for an address."""
+NETWORK = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "huggingface_hub", "requests", "httpx", "fsspec")
+"""Packages whose exceptions are those of a network, not of a program."""
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
-def fetch(urls: Sequence[str]) -> list[Path]:
-    """Local copies of `urls`, in order; those in the cache already are not fetched again.
+def is_address(path: str) -> bool:
+    """Whether a path is an address rather than a local file."""
+    return re.match(r"[a-z][a-z0-9+.]*://", path, re.I) is not None
+
+
+def exists(address: str) -> bool:
+    """Whether there is a file or a folder behind an address."""
+    fs, path = _filesystem(address)
+    try:
+        _try(address, lambda: fs.info(path))
+    except _NotFoundError:
+        return False
+    return True
+
+
+def glob(pattern: str) -> list[str]:
+    """The addresses of the files that fit an address with `*` in it, sorted."""
+    fs, path = _filesystem(pattern)
+    return sorted(map(fs.unstrip_protocol, _try(pattern, lambda: fs.glob(path))))
+
+
+def open_file(address: str) -> IO[bytes]:
+    """A file behind an address, open for reading in any place."""
+    fs, path = _filesystem(address)
+    file: IO[bytes] = _try(address, lambda: fs.open(path, "rb"))
+    return file
+
+
+def fetch(addresses: Sequence[str]) -> list[Path]:
+    """Local copies of files, in order; those in the cache already are not fetched again.
 
     A file appears under its name only when it is whole: as long as the server said and, where a `SHA256SUMS`
     lies beside it, with that checksum. An interrupted transfer goes on where it stopped. Processes that ask
@@ -36,17 +89,12 @@ def fetch(urls: Sequence[str]) -> list[Path]:
 
     Raises UserError, with the address and the reason, for what cannot be fetched or is not as it should be.
     """
-    for url in urls:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise UserError(
-                f'"{url}" is not an http(s) address: download or mount it and give the local path'
-            )
-    places = [_place(url) for url in urls]
-    missing = [pair for pair in zip(urls, places, strict=True) if not pair[1].is_file()]
+    places = [_place(address) for address in addresses]
+    missing = [pair for pair in zip(addresses, places, strict=True) if not pair[1].is_file()]
     if missing:
-        sums = {folder: _checksums(folder) for folder in {urljoin(url, ".") for url, _ in missing}}
+        sums = {folder: _checksums(folder) for folder in {_folder(address) for address, _ in missing}}
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            jobs = [pool.submit(_fetch, url, place, sums[urljoin(url, ".")]) for url, place in missing]
+            jobs = [pool.submit(_fetch, name, place, sums[_folder(name)]) for name, place in missing]
             try:
                 for job in tqdm(jobs, desc="fetching", unit="file", disable=None):
                     job.result()
@@ -55,93 +103,173 @@ def fetch(urls: Sequence[str]) -> list[Path]:
     return places
 
 
-def _place(url: str) -> Path:
-    """A folder of its own for each folder of the server, so that names stay as they are."""
-    parts = urlsplit(url)
-    folder = hashlib.blake2b((urljoin(url, ".") + "?" + parts.query).encode(), digest_size=8).hexdigest()
-    name = parts.path.rpartition("/")[2]
-    if not name or name.startswith("."):
-        raise UserError(f'"{url}" names no file: give the address of .tar, .parquet or .zip files')
-    return cache_folder() / "downloads" / folder / name
+def download(address: str) -> Path:
+    """The local copy of one file; see `fetch`."""
+    return fetch([address])[0]
+
+
+def _place(address: str) -> Path:
+    """A folder of its own for each address, so that names stay as they are."""
+    name = address.partition("?")[0].rpartition("/")[2]
+    if not is_address(address) or not name or name.startswith("."):
+        raise UserError(f'"{address}" names no file: give the address of one, such as https://host/set.tar')
+    return cache_folder() / "downloads" / digest(address) / name
+
+
+def _folder(address: str) -> str:
+    """The address of the folder of a file; of none if there is a query, which may be a key to this file."""
+    return "" if "?" in address else address.rpartition("/")[0]
 
 
 def _checksums(folder: str) -> dict[str, str]:
-    """File name -> SHA-256, as far as the server tells."""
-    url = urljoin(folder, CHECKSUMS)
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-            text = answer.read(1 << 24).decode("utf-8", "replace")
-    except urllib.error.HTTPError as error:  # the server has none
-        error.close()
+    """File name -> SHA-256, empty if there is no such list in the folder.
+
+    Raises UserError if there may be one that cannot be read.
+    """
+    address = f"{folder}/{CHECKSUMS}"
+    if not folder or not exists(address):
         return {}
-    except OSError as error:
-        raise UserError(f'"{url}" cannot be fetched ({_reason(error)}): try again later') from error
-    return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64}) [ *](\S+)$", text, re.M)}
+    fs, path = _filesystem(address)
+    text = decode_text(_try(address, lambda: fs.cat_file(path)), address)
+    found = {}
+    for number, line in enumerate(split_lines(text), start=1):
+        match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)", line)
+        if match is None:
+            raise UserError(f"line {number} of {address} is no SHA-256 and name: mend or remove that file")
+        found[match[2]] = match[1].lower()
+    return found
 
 
-def _reason(error: OSError) -> object:
-    return getattr(error, "reason", None) or error
-
-
-def _fetch(url: str, place: Path, sums: dict[str, str]) -> None:
+def _fetch(address: str, place: Path, sums: dict[str, str]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(place.name + ".part")
     with FileLock(str(place) + ".lock"):
         if place.is_file():  # another process was faster
             return
-        for attempt in range(ATTEMPTS):
-            try:
-                _transfer(url, part)
-                break
-            except urllib.error.HTTPError as error:
-                error.close()
-                if error.code not in TRANSIENT or attempt + 1 == ATTEMPTS:
-                    raise UserError(
-                        f'"{url}" answers {error.code} {error.reason}: check the address'
-                    ) from None
-            except OSError as error:  # includes URLError, time-outs and short transfers
-                if attempt + 1 == ATTEMPTS:
-                    raise UserError(
-                        f'"{url}" cannot be fetched ({_reason(error)}): try again later'
-                    ) from error
-            time.sleep(PAUSE * 2**attempt)
-        _verify(url, part, sums.get(place.name))
+        fs, path = _filesystem(address)
+        info = _try(address, lambda: fs.info(path))
+        version = digest(
+            *(info.get(key) for key in ("size", "ETag", "Last-Modified", "mtime", "LastModified"))
+        )
+        part = place.with_name(f"{place.name}.{version}.part")  # of another version, nothing can be used
+        try:
+            _try(address, lambda: _transfer(fs, path, info.get("size"), part))
+        except OSError as error:  # not of the network
+            raise_write_error(error, place)
+            raise
+        _verify(address, part, place.name, sums)
         os.replace(part, place)
 
 
-def _transfer(url: str, part: Path) -> None:
-    """Fetch what is still missing of `part`. Raises OSError if the server stops short."""
+def _transfer(fs: Any, path: str, size: int | None, part: Path) -> None:
+    """Fetch what is still missing of `part`. Raises an error of the network if the server stops short."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code != 416:  # nothing after the last byte we have: it was whole, or is not what it was
-            raise
-        total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-        if total != str(have):
-            part.unlink()
-            raise OSError("the file on the server has changed") from None
-        return
-    with answer, part.open("ab" if answer.status == 206 else "wb") as file:
-        expected = answer.headers.get("Content-Length")
-        start = file.tell()
-        while chunk := answer.read(1 << 20):
-            file.write(chunk)
-        got = file.tell() - start
-    if expected is not None and got != int(expected):
-        raise OSError(f"{got} of {expected} bytes arrived")
+    whole = size is None  # of which no piece can be asked for
+    if size is not None and have != size:
+        try:
+            with fs.open(path, "rb", block_size=BLOCK, cache_type="none") as source, part.open("ab") as file:
+                source.seek(have)
+                shutil.copyfileobj(source, file, BLOCK)
+        except ValueError:  # what fsspec raises where the server gives no ranges
+            whole = True
+    if whole:
+        with fs.open(path, "rb", block_size=0) as source, part.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+    if size is not None and (got := part.stat().st_size) != size:
+        part.unlink()
+        raise ConnectionError(f"{got} of {size} bytes arrived")
 
 
-def _verify(url: str, part: Path, wanted: str | None) -> None:
-    if wanted is None:
+def _verify(address: str, part: Path, name: str, sums: dict[str, str]) -> None:
+    if name not in sums:
+        if sums:
+            logger.warning('"%s" is not in the %s beside it: it is not checked', address, CHECKSUMS)
         return
-    with part.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != wanted:
+    if (found := sha256(part)) != sums[name]:
         part.unlink()
         raise UserError(
-            f'"{url}" has the SHA-256 {digest[:12]}… where {CHECKSUMS} says {wanted[:12]}…: '
+            f'"{address}" has the SHA-256 {found[:12]}… where {CHECKSUMS} says {sums[name][:12]}…: '
             "try again, or tell whoever keeps the server"
         )
+
+
+# --- fsspec ---
+
+
+def _filesystem(address: str) -> tuple[Any, str]:
+    """The file system of an address and the path in it.
+
+    Raises UserError for an unknown protocol, or one whose package is not installed.
+    """
+    protocol = address.partition("://")[0].lower()
+    if protocol in ("file", "local"):
+        raise UserError(f'"{address}" is a local file: give its path without {protocol}://')
+    try:
+        fsspec.get_filesystem_class(protocol)
+        return fsspec.core.url_to_fs(address, **(_http_settings() if protocol in ("http", "https") else {}))
+    except ImportError as error:
+        package = PACKAGES.get(protocol)
+        remedy = f'pip install "{package}"' if package else str(error)
+        raise UserError(f'"{address}" needs a package that is not installed: {remedy}') from None
+    except ValueError:
+        known = ", ".join(sorted(PACKAGES))
+        raise UserError(f'"{address}" is of no known protocol: use one of {known}, or a local path') from None
+
+
+def _http_settings() -> dict[str, Any]:
+    import aiohttp
+
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
+    return {"client_kwargs": {"timeout": limits, "trust_env": True}}  # proxies as the environment says
+
+
+class _NotFoundError(UserError):
+    """There is nothing behind an address."""
+
+
+def _try(address: str, action: Callable[[], Result]) -> Result:
+    """What `action` gives, with further attempts after errors that pass by themselves.
+
+    Raises _NotFoundError, or UserError for all else that a network or a server refuses.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as raised:
+            error = _origin(raised)
+            status = _status(error)
+            if status in NOT_FOUND or (status is None and isinstance(error, FileNotFoundError)):
+                raise _NotFoundError(
+                    f'"{address}" is not there ({_reason(error)}): check the address'
+                ) from raised
+            if not _of_network(error):
+                raise
+            refused = isinstance(error, PermissionError) if status is None else status not in TRANSIENT
+            if refused or attempt == ATTEMPTS:
+                remedy = "check the address and your access" if refused else "try again later"
+                raise UserError(f'"{address}" cannot be fetched ({_reason(error)}): {remedy}') from raised
+        time.sleep(PAUSE * 2 ** (attempt - 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What is behind an error; fsspec calls a file not found whatever the server has against it."""
+    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error tells of."""
+    told = (getattr(error, "status", None), getattr(getattr(error, "response", None), "status_code", None))
+    return next((status for status in told if isinstance(status, int)), None)
+
+
+def _of_network(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in FULL
+    named = type(error).__module__.partition(".")[0] in NETWORK
+    return named or (isinstance(error, (OSError, EOFError)) and not full)
+
+
+def _reason(error: BaseException) -> str:
+    status, message = _status(error), getattr(error, "message", None) or str(error)
+    return " ".join(f"{status or ''} {message or type(error).__name__}".split())[:200]

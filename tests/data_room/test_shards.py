@@ -251,8 +251,8 @@ def test_braces(pattern: str, names: list[str]) -> None:
         ("mixed", "keep one kind"),
         ("nested", "keep one kind"),
         ("out.prepare", "not finished"),
-        ("s3://bucket/a.tar", "not an http"),
-        ("file:///etc/passwd", "not an http"),
+        ("gopher://host/a.tar", "of no known protocol"),
+        ("file:///etc/passwd", "give its path without file://"),
         ("http://127.0.0.1/", "names no file"),
     ],
 )

@@ -58,15 +58,19 @@ def _procedural(config: DataConfig) -> Source:
 def _files(path: str) -> list[Path]:
     """The folder or the files that `path` names; those behind addresses are fetched."""
     if "://" in path:
-        from pixelwright.remote import fetch
+        from pixelwright import remote  # late: not everyone has fsspec's extras
 
-        return fetch(list(expand_braces(path)))
+        words = list(expand_braces(path))
+        found = [name for word in words for name in (remote.glob(word) if "*" in word else [word])]
+        if not found:
+            raise UserError(f'data.path "{path}": no file matches; check the pattern')
+        return remote.fetch(found)
     plain = Path(path).expanduser()
     if plain.is_dir() or plain.is_file():
         return [plain]
     if not re.search(r"[*?[{]", path):
         raise UserError(f'data.path "{path}" does not exist: {FORMS}')
-    found: list[str] = []
+    found = []
     for pattern in expand_braces(str(plain)):
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
