@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.hub.public import SETS, Which, choose_prefix, recognise, strip_prefix
-from pixelwright.hub.reading import INDEX_SUFFIX, SUFFIXES, open_file
+from pixelwright.hub.files import INDEX_SUFFIX, LARGEST_HEADER, WeightFile, only_weights, open_file
+from pixelwright.hub.prefixes import Which, network_tensors
+from pixelwright.hub.public import recognise
 from pixelwright.hub.recipes import licence_of, with_notes
 from pixelwright.hub.remote import SCHEME, fetch
-from pixelwright.models.config import DenoiserConfig, Provenance
+from pixelwright.models.config import DenoiserConfig, Provenance, from_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import (
     CONFIG,
@@ -28,6 +31,9 @@ from pixelwright.models.folder import (
     with_weights,
 )
 from pixelwright.models.folder import load as load_folder
+
+PIPELINE, TRANSFORMER = "model_index.json", "transformer"  # of a diffusers pipeline
+COMPONENT = "PixelDenoiserModel"  # what diffusers calls ours
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,23 @@ def local(source: str | os.PathLike[str]) -> Path:
         )
     if path.is_dir() and not (path / CONFIG).exists() and (path / "model" / CONFIG).is_file():
         return path / "model"
-    if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
+    if path.name == WEIGHTS and is_model_folder(path.parent):
         return path.parent
     return path
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder's config is ours; those of repacks and other libraries are passed over."""
+    return (folder / CONFIG).is_file() and bool({"format", "backbone"} & _foreign(folder / CONFIG).keys())
+
+
+def _foreign(config: Path) -> dict[str, Any]:
+    """A config of any kind. One that cannot be read counts as ours, whose reader says what is wrong."""
+    try:
+        data = json.loads(config.read_bytes()[:LARGEST_HEADER]) if config.is_file() else {}
+    except (ValueError, RecursionError):
+        data = None
+    return data if isinstance(data, dict) else {"format": None}
 
 
 def open_checkpoint(
@@ -80,73 +100,75 @@ def open_checkpoint(
 
     Args:
         source: a model folder, a run folder, a published file (.ckpt, .pth, .safetensors, the index of a
-            sharded one), or hf://OWNER/NAME[/FILE].
-        weights: "ema" or "raw" to insist on one of a Lightning file's sets; by default EMA where it is there.
+            sharded one), a folder of a diffusers pipeline or of accelerate, or hf://OWNER/NAME[/FILE].
+        weights: "ema" or "raw" to insist on one of a file's sets; by default EMA where it is there.
         recipe: a key of `RECIPES` or "none", in place of what is known of the file.
 
     Raises:
         UserError: nothing that can be read as a model, or not the weights that are asked for.
     """
     path = local(source)
-    if path.is_dir() and (path / CONFIG).is_file():
-        return _open_folder(path, weights, recipe)
-    place = str(path)
-    if path.is_dir():
-        place, path = f"{path} (which has no {CONFIG})", _only_file(path)
+    if (path / PIPELINE).is_file() and (path / TRANSFORMER).is_dir():
+        path = path / TRANSFORMER
+    place, config = str(path), None
+    if is_model_folder(path):
+        if weights is not None:
+            raise UserError(f"{path} is a model folder, which has one set of weights; leave the choice out")
+        path, config = path / WEIGHTS, read_config(path)
+    elif path.is_dir():
+        config = _component_config(path / CONFIG)
+        place, path = f"{path} (which has no {CONFIG} of ours)", _only_file(path)
     file = open_file(path)
+    address = str(source) if str(source).startswith(SCHEME) else path.name
+    if config is None:
+        return _open_published(file, place, address, weights, recipe)
+    network = network_tensors(file.specs)
+    specs = {name: file.specs[theirs] for name, theirs in network.names.items()}
+    check_weights(
+        {key: value.shape for key, value in skeleton(config).state_dict().items()}, specs, str(path)
+    )
+    config = config if recipe is None else with_notes(config, "", recipe)
+    return Checkpoint(
+        config, place, file.files, network.description, specs, lambda name: file.read(network.names[name])
+    )
+
+
+def _component_config(path: Path) -> DenoiserConfig | None:
+    """The config of our own component of a diffusers pipeline, None of anything else."""
+    data = _foreign(path)
+    if data.get("_class_name") != COMPONENT:
+        return None
+    return from_dict(data.get("architecture", {}), f"{path}: architecture")
+
+
+def _open_published(
+    file: WeightFile, place: str, address: str, weights: Which | None, recipe: str | None
+) -> Checkpoint:
+    """A file whose config is read from its tensors' names and shapes."""
     try:
-        prefix = choose_prefix(file.specs, weights)
-        config, names = recognise(strip_prefix(file.specs, weights))
+        network = network_tensors(file.specs, weights)
+        config, names = recognise({name: file.specs[theirs] for name, theirs in network.names.items()})
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
-    specs = {ours: file.specs[prefix + theirs] for ours, theirs in names.items()}
+    specs = {ours: file.specs[network.names[theirs]] for ours, theirs in names.items()}
     _check_size(specs, file.files)
-    address = str(source) if str(source).startswith(SCHEME) else path.name
-    config = with_notes(config, path.name.removesuffix(INDEX_SUFFIX).rsplit(".", 1)[0], recipe)
-    read_as = f'"{prefix}"' if prefix else "all tensors"
-    read_as += {SETS["ema"]: " (EMA weights)", SETS["raw"]: " (raw weights)"}.get(prefix, "")
-    provenance = Provenance(
-        (address, *(f.name for f in file.files[1:])),
-        (),
-        read_as,
-        licence_of(config, f"{address}/{path.name}"),
-    )
+    config = with_notes(config, file.path.name.removesuffix(INDEX_SUFFIX).rsplit(".", 1)[0], recipe)
+    files = (address, *(f.name for f in file.files[1:]))
+    licence = licence_of(config, f"{address}/{file.path.name}")
+    provenance = Provenance(files, (), network.description, licence)
     return Checkpoint(
         dataclasses.replace(config, provenance=provenance),
-        str(path),
+        str(file.path),
         file.files,
-        read_as,
+        network.description,
         specs,
-        lambda ours: file.read(prefix + names[ours]),
+        lambda ours: file.read(network.names[names[ours]]),
     )
-
-
-def _open_folder(folder: Path, weights: Which | None, recipe: str | None) -> Checkpoint:
-    if weights is not None:
-        raise UserError(f"{folder} is a model folder, which has one set of weights; leave the choice out")
-    config = read_config(folder)
-    if recipe is not None:
-        config = with_notes(config, "", recipe)
-    file = open_file(folder / WEIGHTS)
-    expected = {key: value.shape for key, value in skeleton(config).state_dict().items()}
-    check_weights(expected, file.specs, str(file.path))
-    return Checkpoint(config, str(folder), file.files, "all tensors", file.specs, file.read)
 
 
 def _only_file(folder: Path) -> Path:
     """The one file of weights in a folder that is no model folder of ours."""
-    path = only_weights([file.name for file in folder.iterdir() if file.is_file()], str(folder))
-    return folder / path
-
-
-def only_weights(names: list[str], place: str) -> str:
-    """The one set of weights among file names: an index, or else the only file of weights."""
-    found = sorted(name for name in names if name.endswith(INDEX_SUFFIX))
-    found = found or sorted(name for name in names if name.endswith(SUFFIXES))
-    if len(found) != 1:
-        what = f"holds {', '.join(found[:10])}; name one of them" if found else "holds no weights"
-        raise UserError(f"{place} {what} (a model folder has {CONFIG} and {WEIGHTS})")
-    return found[0]
+    return folder / only_weights([file.name for file in folder.iterdir() if file.is_file()], str(folder))
 
 
 def _check_size(specs: Mapping[str, Tensor], files: tuple[Path, ...]) -> None:
@@ -160,9 +182,7 @@ def _check_size(specs: Mapping[str, Tensor], files: tuple[Path, ...]) -> None:
 def load_config(source: str | os.PathLike[str]) -> DenoiserConfig:
     """The config of anything that `load` reads, without its weights."""
     path = local(source)
-    if path.is_dir() and (path / CONFIG).is_file():
-        return read_config(path)
-    return open_checkpoint(source).config
+    return read_config(path) if is_model_folder(path) else open_checkpoint(source).config
 
 
 def load(source: str | os.PathLike[str], weights: Which | None = None) -> PixelDenoiser:
@@ -172,15 +192,14 @@ def load(source: str | os.PathLike[str], weights: Which | None = None) -> PixelD
     `pixelwright.sample` does not use them by itself. A licence notice of the source goes to stderr, once.
 
     Args:
-        source: a model folder, a run folder, a published file (.ckpt, .pth, .safetensors, the index of a
-            sharded one), or hf://OWNER/NAME[/FILE].
-        weights: "ema" or "raw" to insist on one of a Lightning file's sets; by default EMA where it is there.
+        source: as for `open_checkpoint`.
+        weights: "ema" or "raw" to insist on one of a file's sets; by default EMA where it is there.
 
     Raises:
         UserError: anything missing, unknown, mis-shaped, unsafe or cut short, naming file and key.
     """
     path = local(source)
-    if path.is_dir() and (path / CONFIG).is_file() and weights is None:
+    if is_model_folder(path) and weights is None:
         model = load_folder(path)
     else:
         checkpoint = open_checkpoint(source, weights)

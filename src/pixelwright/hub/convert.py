@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch import Tensor
 from pixelwright.errors import UserError, nearest
 from pixelwright.files import replacing, sha256, write_safetensors, write_tensor
 from pixelwright.hub.checkpoint import Checkpoint, announce, check_one_dtype, open_checkpoint
-from pixelwright.hub.public import SETS, Which, public_names
+from pixelwright.hub.pickles import part_start
+from pixelwright.hub.prefixes import SETS, Which
+from pixelwright.hub.public import public_names
 from pixelwright.models.config import DenoiserConfig, Provenance
 from pixelwright.models.folder import check_finite, write_weights
 
@@ -169,7 +172,7 @@ def _write_public(
             out, {n: specs[ours] for n, ours in names.items()}, lambda n: read(names[n]), {"format": "pt"}
         )
         return
-    raw = config.provenance is not None and f'"{SETS["raw"]}"' in config.provenance.read
+    raw = config.provenance is not None and "raw weights" in config.provenance.read
     prefix = SETS["raw" if raw else "ema"]
     write_ckpt(
         out,
@@ -190,9 +193,9 @@ def write_ckpt(path: Path, specs: Mapping[str, Tensor], read: Callable[[str], Te
         with torch.serialization.skip_data():
             torch.save({"state_dict": empty}, part)
         # Storages are numbered in the order in which the pickle meets them, which is that of the dict.
-        reader: Any = torch._C.PyTorchFileReader(str(part))
-        offsets = [reader.get_record_offset(f"data/{i}") for i in range(len(specs))]
         with part.open("r+b") as file:
-            for (name, spec), offset in zip(specs.items(), offsets, strict=True):
-                file.seek(offset)
+            parts = {member.filename: member for member in zipfile.ZipFile(file).infolist()}
+            folder = next(iter(parts)).partition("/")[0]
+            for i, (name, spec) in enumerate(specs.items()):
+                file.seek(part_start(file, parts[f"{folder}/data/{i}"]))
                 write_tensor(file, read(name), spec)

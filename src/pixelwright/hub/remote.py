@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelwright.errors import UserError
-from pixelwright.hub.reading import INDEX_SUFFIX, SUFFIXES, shard_names
+from pixelwright.hub.files import INDEX_SUFFIX, SUFFIXES, only_weights, shard_names
 from pixelwright.models.folder import CONFIG, WEIGHTS
 
 SCHEME = "hf://"
@@ -41,8 +41,6 @@ def fetch(address: str) -> Path:
     if CONFIG in names and WEIGHTS in names:
         download(WEIGHTS)
         return download(CONFIG).parent
-    from pixelwright.hub.checkpoint import only_weights
-
     return _with_shards(only_weights(names, address), download)
 
 

@@ -1,0 +1,171 @@
+"""Files of weights, opened without reading the weights: names, shapes and dtypes at once, values on demand.
+
+Nothing here knows what the tensors mean. Everything is refused that could run code or take memory out of
+proportion to the file: foreign classes in a pickle, compressed archives, endless headers, tensors larger than
+their bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pixelwright.errors import UserError
+from pixelwright.files import SAFETENSORS_DTYPES
+from pixelwright.models.folder import CONFIG, WEIGHTS, listing, shorten
+
+INDEX_SUFFIX = ".safetensors.index.json"
+PICKLES = (".ckpt", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", INDEX_SUFFIX, *PICKLES)
+"""The endings of files that can be opened."""
+
+LARGEST_HEADER = 16 << 20
+"""Most bytes of a safetensors header, an index, or the pickle in a checkpoint; real ones have below 1 MB."""
+
+_DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+# What training tools leave beside the weights.
+_STATE_OF_TRAINING = re.compile(
+    r"(optimizer|scheduler|sampler|scaler|rng_state|random_states|training_args)\b.*"
+)
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The tensors of one file, or of one set of shards."""
+
+    path: Path
+    files: tuple[Path, ...]
+    """Every file that belongs to it, `path` first."""
+    specs: Mapping[str, Tensor]
+    """Name -> a tensor on the meta device, with shape and dtype alone."""
+    read: Callable[[str], Tensor]
+    """The tensor of a name. It may share memory with the file, so write nothing into it."""
+
+
+def open_file(path: Path) -> WeightFile:
+    """Open a safetensors file, the index of a sharded one, or a pickled checkpoint, by its suffix.
+
+    Raises:
+        UserError: an unknown suffix, a damaged file, or one that could do harm.
+    """
+    from pixelwright.hub.pickles import open_pickle
+
+    if not path.is_file():
+        raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise UserError(
+                f"{path} is a git-lfs pointer, not the weights themselves; run `git lfs pull` there"
+            )
+    try:
+        if path.name.endswith(INDEX_SUFFIX):
+            return _open_shards(path)
+        if path.suffix == ".safetensors":
+            return _open_safetensors(path)
+        if path.suffix.lower() in PICKLES:
+            return open_pickle(path)
+    except RecursionError:
+        raise UserError(f"{path} is damaged: it is nested too deeply") from None
+    raise UserError(f"{path} is no file of weights; their names end in {', '.join(SUFFIXES)}")
+
+
+def only_weights(names: Iterable[str], place: str) -> str:
+    """The one set of weights among file names: an index, or else the only file of weights.
+
+    What training tools leave beside it (an optimizer's state and the like) is passed over, and shards of an
+    index count as one.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    names = [name for name in names if not _STATE_OF_TRAINING.fullmatch(name.rpartition("/")[2])]
+    found = sorted(name for name in names if name.endswith(INDEX_SUFFIX))
+    found = found or sorted(name for name in names if name.endswith(SUFFIXES))
+    if len(found) != 1:
+        what = f"holds {', '.join(found[:10])}; name one of them" if found else "holds no weights"
+        raise UserError(f"{place} {what} (a model folder has {CONFIG} and {WEIGHTS})")
+    return found[0]
+
+
+# --- safetensors -------------------------------------------------------------------------------------------
+
+
+def _open_safetensors(path: Path) -> WeightFile:
+    with path.open("rb") as file:
+        start = file.read(8)
+    size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= size <= min(LARGEST_HEADER, path.stat().st_size - 8):
+        raise UserError(
+            f"{path} is damaged or no safetensors file: its header claims {size} bytes of "
+            f"{path.stat().st_size} (at most {LARGEST_HEADER} are read)"
+        )
+    try:
+        tensors = safe_open(path, "pt")
+        specs = {name: _spec(tensors.get_slice(name)) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"{path} is damaged or no safetensors file: {shorten(str(error).splitlines()[0])}"
+        ) from None
+    return WeightFile(path, (path,), specs, tensors.get_tensor)
+
+
+def _spec(part: Any) -> Tensor:
+    # Other dtypes are shown as uint8; whether they are wanted is for others to say.
+    return torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
+
+
+def _open_shards(index: Path) -> WeightFile:
+    """An index is JSON: weight_map says for every name which file beside the index holds it."""
+    if index.stat().st_size > LARGEST_HEADER:
+        raise UserError(f"{index} has {index.stat().st_size} bytes; an index has at most {LARGEST_HEADER}")
+    names = shard_names(index)
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(f"{index} names shards that are not beside it: {listing(map(shorten, missing))}")
+    weight_map = _weight_map(index)
+    shards = {name: _open_safetensors(index.parent / name) for name in names}
+    wrong = [f'"{shorten(key)}"' for key, name in weight_map.items() if key not in shards[name].specs]
+    wrong += [
+        f'"{shorten(key)}"' for name, s in shards.items() for key in s.specs if weight_map.get(key) != name
+    ]
+    if wrong:
+        raise UserError(f"{index} and its shards disagree on {listing(wrong)}")
+    return WeightFile(
+        index,
+        (index, *(shard.path for shard in shards.values())),
+        {key: shards[name].specs[key] for key, name in weight_map.items()},
+        lambda key: shards[weight_map[key]].read(key),
+    )
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index names, each once. Raises UserError for a broken index or a foreign folder."""
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        if not re.fullmatch(r"[\w.\-]+\.safetensors", name):
+            raise UserError(f'{index}: "{shorten(name)}" is not the name of a safetensors file beside it')
+    return names
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        data = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{index} is not readable JSON: {error}") from None
+    found = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
+        raise UserError(f'{index} holds no "weight_map" of names and files')
+    return found

@@ -1,0 +1,353 @@
+"""Pickled checkpoints (.ckpt, .pth, .pt, .bin), read without running anything of them.
+
+`torch.save` writes a zip archive: a pickle that describes the tensors, and one uncompressed part for the
+values of each. The pickle is looked through first; only if it names nothing but what `MEANINGS` lists is it
+read, with a stand-in in the place of every name, so that no class or function of it is ever imported.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixelwright.errors import UserError
+from pixelwright.hub.files import LARGEST_HEADER, WeightFile
+from pixelwright.hub.prefixes import is_container
+from pixelwright.models.folder import listing, shorten
+
+DEEPEST, MOST = 4, 100_000
+"""Most dicts within one another that are looked through for tensors, and most tensors in them."""
+
+
+class Inert:
+    """Stands for an object of no interest (a path, a setting): takes what it is given and keeps nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+class Dict(dict[Any, Any]):
+    """Stands for every kind of dict; a maker of default values, and attributes, are left out."""
+
+    def __init__(self, items: object = (), *_: object) -> None:
+        super().__init__(items if isinstance(items, (list, dict)) else ())
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+class Storage(NamedTuple):
+    """A part of the archive, and the dtype its pickle gives it."""
+
+    key: str
+    dtype: torch.dtype
+    size: int
+    """Bytes."""
+
+
+class Described(NamedTuple):
+    """A tensor as a pickle describes it."""
+
+    storage: Storage
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def _tensor(
+    storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
+) -> Described:
+    return Described(storage, storage.dtype, offset, shape, stride)
+
+
+def _tensor_of_bytes(
+    storage: Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    requires_grad: bool,
+    hooks: object,
+    dtype: torch.dtype,
+    *_: object,
+) -> Described:
+    return Described(storage, dtype, offset, shape, stride)
+
+
+def _parameter(data: Described, *_: object) -> Described:
+    return data
+
+
+_STORAGES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
+_DTYPES = {
+    name: getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+        *("int64", "int32", "int16", "int8", "uint8", "bool"),
+    )
+}
+# What training tools leave beside the weights: settings, paths, counters, the state of random numbers.
+_DICTS = (
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    *(
+        f"{module}.AttributeDict"
+        for module in (
+            "lightning.fabric.utilities.data",
+            "lightning_fabric.utilities.data",
+            "pytorch_lightning.utilities.parsing",
+            "lightning.pytorch.utilities.parsing",
+        )
+    ),
+    "builtins.dict",
+    "__builtin__.dict",  # what protocol 2 calls it
+)
+_HARMLESS = (
+    "torch.device",
+    "_codecs.encode",
+    "argparse.Namespace",
+    "jsonargparse._namespace.Namespace",
+    "jsonargparse.namespace.Namespace",
+    *(
+        f"pathlib{inner}.{kind}{system}Path"
+        for inner in ("", "._local")
+        for kind in ("", "Pure")
+        for system in ("Posix", "Windows")
+    ),
+    "pathlib.Path",
+    "typing.Any",
+    *(
+        f"{module}.{kind}"
+        for module in ("builtins", "__builtin__")
+        for kind in ("list", "int", "float", "str", "bool", "tuple")
+    ),
+    *(f"numpy.{core}.multiarray.{what}" for core in ("core", "_core") for what in ("_reconstruct", "scalar")),
+    *("numpy.ndarray", "numpy.dtype"),
+    *(f"omegaconf.base.{kind}" for kind in ("ContainerMetadata", "Metadata")),
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
+    *(
+        f"omegaconf.nodes.{kind}Node"
+        for kind in ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String")
+    ),
+    *(
+        f"{package}.trainer.states.{kind}"
+        for package in ("pytorch_lightning", "lightning.pytorch")
+        for kind in ("TrainerFn", "TrainerStatus", "RunningStage")
+    ),
+)
+MEANINGS: dict[str, Any] = {
+    **dict.fromkeys(_HARMLESS, Inert),
+    **dict.fromkeys(_DICTS, Dict),
+    "torch.Size": tuple,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_bytes,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.storage.UntypedStorage": torch.uint8,
+    **{f"torch.{kind}Storage": dtype for kind, dtype in _STORAGES.items()},
+    **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
+}
+"""Every class and function that a pickle may name, and what stands in its place."""
+
+# What reading a damaged archive or pickle can raise.
+_BROKEN = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    OSError,
+)
+
+
+def open_pickle(path: Path) -> WeightFile:
+    """Open a checkpoint that `torch.save` wrote.
+
+    Raises:
+        UserError: a damaged file, or one that could do harm.
+    """
+    with path.open("rb") as file:
+        program, parts = _open_archive(path, file)
+        _check_program(program, path)
+        try:
+            content = _Unpickler(program, parts, path).load()
+            tensors = _tensors(content, path)
+            starts = {t.storage.key: part_start(file, parts[t.storage.key]) for t in tensors.values()}
+        except UserError:
+            raise
+        except _BROKEN as error:
+            raise UserError(f"{path} is damaged or no checkpoint: {_first_line(error)}") from None
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, path)
+    specs = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
+    mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+
+    def read(name: str) -> Tensor:
+        tensor = tensors[name]
+        start = starts[tensor.storage.key]
+        data = mapped[start : start + tensor.storage.size]
+        if start % tensor.dtype.itemsize:  # torch.save aligns its parts, other writers may not
+            data = data.clone()
+        values = data.view(tensor.dtype)
+        return values.as_strided(tensor.shape, tensor.stride, values.storage_offset() + tensor.offset)
+
+    return WeightFile(path, (path,), specs, read)
+
+
+def part_start(file: BinaryIO, part: zipfile.ZipInfo) -> int:
+    """Where in a zip archive the bytes of an uncompressed part begin."""
+    file.seek(part.header_offset + 26)
+    name, extra = struct.unpack("<HH", file.read(4))  # the lengths of what follows the 30 bytes of the header
+    return part.header_offset + 30 + int(name) + int(extra)
+
+
+def _first_line(error: Exception) -> str:
+    return shorten((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def _open_archive(path: Path, file: BinaryIO) -> tuple[bytes, dict[str, zipfile.ZipInfo]]:
+    """The pickle and, by their keys, the parts with values. The archive is no larger inside than outside."""
+    try:
+        archive = zipfile.ZipFile(file)
+        members = archive.infolist()
+    except _BROKEN as error:
+        raise UserError(
+            f"{path} is damaged, or written by a PyTorch before 1.6 ({_first_line(error)}); "
+            f"get it again, or save its tensors as safetensors where you trust it"
+        ) from None
+    size, inside = path.stat().st_size, sum(member.file_size for member in members)
+    if inside > size or any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        raise UserError(
+            f"{path} holds compressed or overlapping parts ({inside} bytes in a file of {size}), "
+            f"which no checkpoint has; it is refused"
+        )
+    programs = [m for m in members if m.filename.endswith("data.pkl")]
+    if len(programs) != 1 or programs[0].file_size > LARGEST_HEADER:
+        raise UserError(f"{path} is no PyTorch checkpoint: it needs one data.pkl of reasonable size")
+    try:
+        program = archive.read(programs[0])
+    except _BROKEN as error:
+        raise UserError(f"{path} is damaged: {_first_line(error)}") from None
+    folder = programs[0].filename.removesuffix("data.pkl") + "data/"
+    return program, {m.filename.removeprefix(folder): m for m in members}
+
+
+def _check_program(program: bytes, path: Path) -> None:
+    """Refuse a pickle that names anything but `MEANINGS`, or is not of torch.save's kind."""
+    foreign: dict[str, None] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(program):
+            if opcode.name == "GLOBAL":
+                name = str(argument).replace(" ", ".", 1)
+                if name not in MEANINGS:
+                    foreign[f'"{shorten(name)}"'] = None
+            elif opcode.name == "PROTO" and int(argument or 0) > 2:
+                raise UserError(
+                    f"{path}: its pickle has protocol {argument} (with STACK_GLOBAL); torch.save writes 2"
+                )
+            elif opcode.proto > 2 or opcode.name in ("INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID"):
+                raise UserError(f"{path}: its pickle uses {opcode.name}, which torch.save does not write")
+            elif opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(program):
+                raise UserError(f"{path} is damaged: its pickle numbers more objects than it has")
+    except (ValueError, struct.error) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged: its pickle is broken ({_first_line(error)})") from None
+    if foreign:
+        raise UserError(
+            f"{path} asks for {listing(foreign)}: a pickle can run code through them, so it is refused. "
+            f"If you trust the file, load it where that code is installed and save its tensors as safetensors"
+        )
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds what a pickle describes out of `MEANINGS` alone."""
+
+    def __init__(self, program: bytes, parts: Mapping[str, zipfile.ZipInfo], path: Path) -> None:
+        super().__init__(io.BytesIO(program))
+        self._parts, self._path = parts, path
+
+    def find_class(self, module: str, name: str) -> Any:
+        return MEANINGS[f"{module}.{name}"]
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """A storage: "storage", its type, its key, a device and the number of elements."""
+        _, dtype, key, _, count = pid
+        there = self._parts[key].file_size if key in self._parts else None
+        if (
+            not isinstance(dtype, torch.dtype)
+            or not isinstance(count, int)
+            or there != count * dtype.itemsize
+        ):
+            raise UserError(
+                f"{self._path} is damaged: part {key} should hold {count} values ({dtype}), but has "
+                f"{'no' if there is None else there} bytes"
+            )
+        return Storage(key, dtype, there)
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Described]:
+    """The tensors of a checkpoint: those of its "state_dict", "model", "ema" and so on, or of itself.
+
+    Names begin with those of the dicts that they are in; only "state_dict" adds nothing.
+    """
+    found: dict[str, Described] = {}
+
+    def look(value: object, prefix: str, depth: int) -> None:
+        if not isinstance(value, dict) or not value or depth > DEEPEST:
+            raise UserError(f"{path} holds no state_dict" + (f' under "{prefix[:-1]}"' if prefix else ""))
+        inner = {key: part for key, part in value.items() if isinstance(part, dict) and is_container(key)}
+        for key, part in inner.items():
+            look(part, prefix if key == "state_dict" else f"{prefix}{key}.", depth + 1)
+        for key, part in {} if inner else value.items():
+            if not isinstance(key, str) or not isinstance(part, Described):
+                name, kind = shorten(prefix + str(key)), type(part).__name__
+                raise UserError(f'{path}: "{name}" in its state_dict is {kind}, not a tensor')
+            found[prefix + key] = part
+            if len(found) > MOST:
+                raise UserError(f"{path} holds more than {MOST} tensors, which no checkpoint does")
+
+    look(content, "", 0)
+    return found
+
+
+def _check_tensor(name: str, tensor: Described, path: Path) -> None:
+    """A small storage can pose as an endless tensor (stride 0); a weight has its own bytes."""
+    storage, dtype, offset, shape, stride = tensor
+    numbers = (offset, *shape, *stride)
+    fits = len(shape) == len(stride) and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
+    if fits:
+        count, last = 1, offset
+        for n, step in zip(shape, stride, strict=True):
+            count, last = count * n, last + max(n - 1, 0) * step
+        fits = count * dtype.itemsize <= storage.size and (
+            count == 0 or (last + 1) * dtype.itemsize <= storage.size
+        )
+    if not fits:
+        raise UserError(f'{path}: "{shorten(name)}" claims the shape {list(shape)} without the bytes for it')

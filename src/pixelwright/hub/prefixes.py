@@ -1,0 +1,116 @@
+"""Which tensors of a file are the network's: the prefixes that training tools and repacks put before them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pixelwright.errors import UserError
+from pixelwright.models.folder import shorten
+
+Which = Literal["ema", "raw"]
+SETS: dict[Which, str] = {"ema": "ema_denoiser.", "raw": "denoiser."}
+"""The prefixes of the two sets of weights in a published Lightning file."""
+
+# Words before a network's names, in any order and nesting: of Lightning modules, torch.compile, data-parallel
+# wrappers and repacks, and of the dicts that trainers save. Of averages, the best known comes first.
+_EMA = (
+    *(
+        "ema_denoiser",
+        "ema",
+        "net_ema",
+        "model_ema",
+        "ema_model",
+        "ema_net",
+        "state_dict_ema",
+        "ema_state_dict",
+    ),
+    *("model_ema1", "ema1", "ema_params1", "model_ema2", "ema2", "ema_params2"),
+)
+_RAW = (
+    *("denoiser", "core", "model", "diffusion_model", "net", "network", "module", "transformer", "student"),
+    *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "state_dict", "model_state_dict"),
+)
+_WORDS = frozenset(_EMA + _RAW)
+# Wrappers of a network's parts stand in the middle of names, too.
+_INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# What stands beside the network: the REPA projector, an embedding of the empty caption, text encoders, a VAE.
+_BESIDE = re.compile(
+    r"(diffusion_trainer|_repa_projector|text_encoders?|cond_stage_model|first_stage_model|vae)\..*"
+    r"|y_embedder\.y_embedding"
+)
+
+
+@dataclass(frozen=True)
+class NetworkTensors:
+    """One network's tensors among all that a file holds."""
+
+    prefix: str
+    kind: Which | None
+    """None where the file holds one set and does not say which."""
+    names: dict[str, str]
+    """Bare name -> the name in the file."""
+
+    @property
+    def description(self) -> str:
+        """Which tensors these are, in words."""
+        kinds = {"ema": " (EMA weights)", "raw": " (raw weights)", None: ""}
+        return (f'"{self.prefix}"' if self.prefix else "all tensors") + kinds[self.kind]
+
+
+def is_container(key: object) -> bool:
+    """Whether a checkpoint keeps a network's tensors in a dict of this name."""
+    return isinstance(key, str) and all(word in _WORDS for word in key.split("."))
+
+
+def split(name: str) -> tuple[str, str]:
+    """The prefix of a name, and the name without it and without the wrappers of parts."""
+    words = name.split(".")
+    count = next((i for i, word in enumerate(words) if word not in _WORDS), len(words))
+    bare = ".".join(words[count:])
+    return name.removesuffix(bare), _INNER.sub("", bare)
+
+
+def network_tensors(names: Iterable[str], which: Which | None = None) -> NetworkTensors:
+    """The network's tensors among the names of a file; its EMA where it has one and none is asked for.
+
+    Raises:
+        UserError: tensors that belong to no known part of a published file, or a set that is not there.
+    """
+    sets: dict[str, dict[str, str]] = {}
+    for name in names:
+        prefix, bare = split(name)
+        if not _BESIDE.fullmatch(bare):
+            sets.setdefault(prefix, {})[bare] = name
+    averages = [prefix for prefix in sets if _rank(prefix) < len(_EMA)]
+    plain = [prefix for prefix in sets if prefix not in averages]
+    raw = [p for p in plain if averages or "denoiser" in p.split(".")]
+    choices = {"ema": sorted(averages, key=_rank), "raw": raw, None: sorted(sets, key=_rank)}[which]
+    if which is not None and not choices:
+        raise UserError(
+            f"{which.upper() if which == 'ema' else which} weights are asked for, but no key begins with "
+            f'"{SETS[which]}" or the like; leave the choice out to take what is there'
+        )
+    if len(plain) > 1:
+        known = choices[0] if choices[0] in averages else _largest(sets, plain)
+        strange = max(
+            (prefix for prefix in plain if prefix != known), key=lambda prefix: prefix != SETS["raw"]
+        )
+        raise UserError(
+            f'"{shorten(next(iter(sets[strange].values())))}" stands beside keys with the prefix "{known}"; '
+            f"it is not known"
+        )
+    prefix = choices[0] if choices else ""
+    kind: Which | None = "ema" if prefix in averages else "raw" if prefix in raw else None
+    return NetworkTensors(prefix, kind, sets.get(prefix, {}))
+
+
+def _rank(prefix: str) -> int:
+    """The place of a prefix among those of averages; beyond them all where it is none."""
+    return min((_EMA.index(word) for word in prefix.split(".") if word in _EMA), default=len(_EMA))
+
+
+def _largest(sets: dict[str, dict[str, str]], prefixes: list[str]) -> str:
+    return max(prefixes, key=lambda prefix: len(sets[prefix]))
