@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,8 @@ from pixelwright.errors import UserError
 from pixelwright.models.config import TextNote
 from pixelwright.models.presets import preset
 from pixelwright.text import FeatureCache, TextConfig, TextEncoder, encode_for, open_encoder
-from pixelwright.text.config import read_prefix
-from pixelwright.text.encoders import Gemma, MiniLM
+from pixelwright.text.config import read_prefix, read_prompts
+from pixelwright.text.encoders import Features, Gemma, MiniLM
 from tests.encoders import WORDS, tiny_bert, tiny_gemma
 
 PREFIX = "two red circle and "  # 4 tokens, and the first makes 5
@@ -290,3 +293,66 @@ def test_the_note_travels_with_the_model(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "m" / "config.json").read_text())["text"]["prefix"] == "one\ntwo: "
     with pytest.raises(UserError, match="draws from classes"):
         pw.create("dip-ti-4", text=note)
+
+
+def in_threads(number: int, work: Callable[[int], None]) -> None:
+    failures: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            work(index)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+
+
+def test_threads_share_a_cache_and_lose_nothing(
+    gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixelwright.text.cache.FILE_SIZE", 20_000)  # many files
+    cache = FeatureCache(Gemma(str(gemma), 8), tmp_path)
+    values = torch.ones(3, 24, dtype=torch.bfloat16)
+    monkeypatch.setattr(cache.encoder, "features", lambda caption: Features(values, 3))
+    texts = [f"caption {i}" for i in range(3000)]
+    in_threads(4, lambda n: [cache.features(text) for text in texts[n::4]] and cache.flush())
+    kept = FeatureCache(Gemma(str(gemma), 8), tmp_path)
+    assert sum(kept._read(text) is None for text in texts) == 0
+
+
+def test_threads_share_an_encoder_and_read_its_weights_once(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [" ".join(WORDS[i % 5 : i % 5 + 1 + i % 3]) for i in range(20)]
+    expected = {text: MiniLM(str(bert), 8).features(text).values for text in texts}
+    encoder, own, read = MiniLM(str(bert), 8), MiniLM._load, []
+
+    def load(self: MiniLM) -> object:
+        read.append(self)
+        time.sleep(0.1)  # the others come meanwhile
+        return own(self)
+
+    monkeypatch.setattr(MiniLM, "_load", load)
+
+    def work(_: int) -> None:
+        for text in texts:
+            assert torch.equal(encoder.features(text).values, expected[text])
+
+    in_threads(4, work)
+    assert len(read) == 1
+
+
+def test_prompts_in_a_file_of_any_editor(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa red\u2028star\r\n\r\na blue\x85circle\n".encode())
+    assert read_prompts(file, "--prompts") == ("a red\u2028star", "a blue\x85circle")
+    file.write_bytes("a star\n".encode("utf-16"))
+    assert read_prompts(file, "--prompts") == ("a star",)
+    file.write_bytes(b"a star\na caf\xe9\n")
+    with pytest.raises(UserError, match=r"--prompts: line 2 of .*prompts\.txt. is not UTF-8 text"):
+        read_prompts(file, "--prompts")

@@ -23,7 +23,7 @@ from pixelwright.images import save_grid, save_png
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import DenoiserConfig, TextNote
 from pixelwright.text import encode_for
-from pixelwright.text.prompts import read_prompts
+from pixelwright.text.config import read_prompts
 
 GRID = 100
 """Most images in grid.png."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,6 @@ def fetch(address: str) -> Path:
         download(WEIGHTS)
         return download(CONFIG).parent
     return _with_shards(only_weights(names, address), download)
-
-
-def fetch_repository(name: str, patterns: Sequence[str]) -> Path:
-    """The folder with those files of the repository OWNER/NAME that fit one of the patterns.
-
-    Raises:
-        UserError: as for `fetch`.
-    """
-    return Path(_ask(name, "snapshot_download", name, allow_patterns=list(patterns)))
 
 
 def _with_shards(file: str, download: Callable[[str], Path]) -> Path:

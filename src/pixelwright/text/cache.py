@@ -9,7 +9,7 @@ processes and machines may share a cache without locks; at worst they encode a c
 
 from __future__ import annotations
 
-import hashlib
+import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.files import write_safetensors
+from pixelwright.files import digest, remove_abandoned, write_safetensors
 from pixelwright.models.conditions import TextCondition
 from pixelwright.text.encoders import Features, TextEncoder
 
@@ -29,7 +29,7 @@ FILE_SIZE = 1 << 26  # bytes of new features after which a file is written
 
 
 class FeatureCache:
-    """An encoder that encodes no caption twice.
+    """An encoder that encodes no caption twice. Any number of threads may use it.
 
     Args:
         folder: where features are kept for other runs; None: in memory alone.
@@ -41,22 +41,22 @@ class FeatureCache:
     def __init__(self, encoder: TextEncoder, folder: str | Path | None = None) -> None:
         self.encoder = encoder
         self.folder: Path | None = None
+        self._lock = threading.RLock()
         self._held: OrderedDict[str, Features] = OrderedDict()
         self._held_bytes = self._new_bytes = 0
         self._new: dict[str, Tensor] = {}
         self._places: dict[str, tuple[str, Any]] = {}  # digest of a caption -> name in a file, file
         self._seen: set[Path] = set()
         if folder is not None:
-            self._way = "/".join(
-                map(str, (encoder.checksum(), encoder.prefix, encoder.length, encoder.padded, encoder.dtype))
-            )
-            self.folder = Path(folder).expanduser() / _digest(self._way)
+            way = digest(encoder.checksum(), encoder.prefix, encoder.length, encoder.padded, encoder.dtype)
+            self.folder = Path(folder).expanduser() / way
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(
                     f"text.cache {folder} cannot be made ({error}); name another folder"
                 ) from None
+            remove_abandoned(self.folder)
             self._look()
 
     def encode(self, captions: Sequence[str]) -> TextCondition:
@@ -65,32 +65,33 @@ class FeatureCache:
 
     def features(self, caption: str) -> Features:
         """As `TextEncoder.features`, from memory or the disk where it is there."""
-        if caption in self._held:
-            self._held.move_to_end(caption)
-            return self._held[caption]
-        found = self._read(caption)
-        if found is None:
-            found = self.encoder.features(caption)
-            self._keep(caption, found)
-        self._held[caption] = found
-        self._held_bytes += found.values.nbytes
-        while self._held_bytes > IN_MEMORY and len(self._held) > 1:
-            self._held_bytes -= self._held.popitem(last=False)[1].values.nbytes
-        return found
+        with self._lock:
+            if caption in self._held:
+                self._held.move_to_end(caption)
+                return self._held[caption]
+            found = self._read(caption)
+            if found is None:
+                found = self.encoder.features(caption)
+                self._keep(caption, found)
+            self._held[caption] = found
+            self._held_bytes += found.values.nbytes
+            while self._held_bytes > IN_MEMORY and len(self._held) > 1:
+                self._held_bytes -= self._held.popitem(last=False)[1].values.nbytes
+            return found
 
     def flush(self) -> None:
-        """Write what is new as a file of its own, and see what other processes have written."""
-        if self.folder is None or not self._new:
-            return
-        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        try:
-            write_safetensors(path, self._new, self._new.__getitem__, {"way": self._way})
-        except OSError as error:
-            raise UserError(
-                f"{path} could not be written ({error}); make room or leave out text.cache"
-            ) from None
-        self._new, self._new_bytes = {}, 0
-        self._look()
+        """Write what is new as a file of its own, and see what other processes have written.
+
+        Raises:
+            UserError: it cannot be written; the features stay in memory.
+        """
+        with self._lock:
+            if self.folder is None or not self._new:
+                return
+            path = self.folder / f"{uuid.uuid4().hex}.safetensors"
+            write_safetensors(path, self._new, self._new.__getitem__, {})
+            self._new, self._new_bytes = {}, 0
+            self._look()
 
     def _look(self) -> None:
         """Note the content of files that were not there before; damaged ones are as good as not there."""
@@ -104,7 +105,7 @@ class FeatureCache:
                 continue
 
     def _read(self, caption: str) -> Features | None:
-        if (place := self._places.get(_digest(caption))) is None:
+        if (place := self._places.get(digest(caption))) is None:
             return None
         name, file = place
         return Features(file.get_tensor(name), int(name.partition("-")[2]))
@@ -112,11 +113,7 @@ class FeatureCache:
     def _keep(self, caption: str, features: Features) -> None:
         if self.folder is None:
             return
-        self._new[f"{_digest(caption)}-{features.used}"] = features.values
+        self._new[f"{digest(caption)}-{features.used}"] = features.values
         self._new_bytes += features.values.nbytes
         if self._new_bytes >= FILE_SIZE:
             self.flush()
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,14 +1,16 @@
-"""The settings of the text encoder of a training run."""
+"""The settings of the text encoder of a training run, and files of prompts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 
-from pixelwright.errors import UserError, nearest
+from pixelwright.config import Config
+from pixelwright.errors import UserError
+from pixelwright.files import read_text, split_lines
 from pixelwright.models.config import LONGEST_PREFIX
 
 Kind = Literal["gemma", "minilm"]
@@ -17,7 +19,7 @@ PREFIX_KEYS = ("prefix", "prompt_prefix", "chi_prompt")
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Config, where="text"):
     """Which encoder makes features of captions, and of what text exactly."""
 
     encoder: Kind
@@ -34,17 +36,13 @@ class TextConfig:
     """Folder in which features are kept, for all runs with the same encoder and prefix; None: none."""
 
     def __post_init__(self) -> None:
-        if self.encoder not in get_args(Kind):
-            raise UserError(f"text.encoder is {self.encoder!r}{nearest(str(self.encoder), get_args(Kind))}")
-        if not isinstance(self.prefix, str) or len(self.prefix) > LONGEST_PREFIX:
-            shown = str(self.prefix)[:40]
-            raise UserError(f"text.prefix is {shown!r}: give a text of at most {LONGEST_PREFIX} characters")
-        for name in ("prefix", "prefix_file"):
-            value = getattr(self, name)
-            if value and self.encoder != "gemma":
-                raise UserError(
-                    f"text.{name} is {value[:40]!r}, which {self.encoder} has no use for: leave it out"
-                )
+        super().__post_init__()
+        if len(self.prefix) > LONGEST_PREFIX:
+            raise UserError(f"text.prefix is {self.prefix[:40]!r}: give at most {LONGEST_PREFIX} characters")
+        given = next((name for name in ("prefix", "prefix_file") if getattr(self, name)), None)
+        if given and self.encoder != "gemma":
+            shown = getattr(self, given)[:40]
+            raise UserError(f"text.{given} is {shown!r}, which {self.encoder} has no use for: leave it out")
         if self.prefix and self.prefix_file is not None:
             raise UserError("text.prefix and text.prefix_file are both given: leave one out")
 
@@ -61,10 +59,10 @@ def read_prefix(path: Path) -> str:
         UserError: no such file, not YAML, or no prefix or several in it.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise UserError(f"text.prefix_file {path} cannot be read: {' '.join(str(error).split())}") from None
-    found = list(_prefixes(content))
+    found = _prefixes(content)
     if len(found) != 1:
         keys = ", ".join(PREFIX_KEYS)
         raise UserError(f"text.prefix_file {path} holds {len(found)} texts under one of {keys}: it needs one")
@@ -85,3 +83,19 @@ def _prefixes(content: Any) -> list[str]:
         else:
             found += _prefixes(value)
     return found
+
+
+def read_prompts(path: Path, what: str) -> tuple[str, ...]:
+    """The lines of a text file that are not empty; `what` is the setting that names it.
+
+    Raises:
+        UserError: it is not there, not text, or empty.
+    """
+    try:
+        lines = split_lines(read_text(path.expanduser()))
+    except UserError as error:
+        raise UserError(f"{what}: {error}; give a text file, a prompt a line") from None
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise UserError(f"{what}: {path} holds no prompt; write one a line")
+    return prompts

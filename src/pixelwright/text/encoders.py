@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ class Features(NamedTuple):
 
 class TextEncoder(ABC):
     """A frozen encoder. Its tokenizer is read at once, its weights when a caption comes (`free` drops them).
+    Any number of threads may use it; they take turns, since tokenizers cannot be shared.
 
     Args:
         path: folder or hub name.
@@ -69,18 +71,22 @@ class TextEncoder(ABC):
         self.tokenizer, settings = _read_tokenizer(self.folder, path)
         self.width = int(settings.hidden_size)
         self.length = min(length, int(settings.max_position_embeddings))
+        self._lock = threading.RLock()
         self._model: Any = None
         self._cut: set[str] = set()
+        self._checksum: str | None = None
 
     def checksum(self) -> str:
         """Digest of the encoder's files."""
-        digest = hashlib.blake2b(digest_size=16)
-        for file in sorted({file for pattern in READ for file in self.folder.glob(pattern)}):
-            digest.update(file.name.encode())
-            with file.open("rb") as content:
-                while chunk := content.read(CHUNK):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        if self._checksum is None:
+            digest = hashlib.blake2b(digest_size=16)
+            for file in sorted({file for pattern in READ for file in self.folder.glob(pattern)}):
+                digest.update(file.name.encode())
+                with file.open("rb") as content:
+                    while chunk := content.read(CHUNK):
+                        digest.update(chunk)
+            self._checksum = digest.hexdigest()
+        return self._checksum
 
     def encode(self, captions: Sequence[str], negative: str = "") -> TextCondition:
         """The features of captions [B, L, C] on the encoder's device, with those of `negative` as null.
@@ -102,18 +108,20 @@ class TextEncoder(ABC):
     @torch.no_grad()
     def features(self, caption: str) -> Features:
         """The features of one caption, a function of the caption alone."""
-        ids, kept, count = self.tokens(caption)
-        if self._model is None:
-            self._model = self._load().to(self.device).requires_grad_(False).eval()
-        given = torch.tensor([ids], device=self.device)  # [1, T]
-        mask = torch.zeros_like(given)
-        mask[:, : len(ids) - (len(kept) - count)] = 1
-        output = self._model(input_ids=given, attention_mask=mask).last_hidden_state  # [1, T, C]
-        return Features(output[0, kept].to("cpu", self.dtype), count)
+        with self._lock:
+            ids, kept, count = self.tokens(caption)
+            if self._model is None:
+                self._model = self._load().to(self.device).requires_grad_(False).eval()
+            given = torch.tensor([ids], device=self.device)  # [1, T]
+            mask = torch.zeros_like(given)
+            mask[:, : len(ids) - (len(kept) - count)] = 1
+            output = self._model(input_ids=given, attention_mask=mask).last_hidden_state  # [1, T, C]
+            return Features(output[0, kept].to("cpu", self.dtype), count)
 
     def free(self) -> None:
         """Give the memory of the weights back; they are read again when a caption comes."""
-        self._model = None
+        with self._lock:
+            self._model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -292,9 +300,17 @@ def _folder(path: str) -> Path:
         return Path(path).expanduser()
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise UserError(f'the text encoder "{path}" is no folder: give one, or a hub name OWNER/NAME')
-    from pixelwright.hub.remote import fetch_repository
-
-    return fetch_repository(path, READ)
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError:
+        raise UserError(f'{path} comes from the hub: pip install "pixelwright[text]"') from None
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(READ)))
+    except errors.GatedRepoError:
+        reason = "is gated: accept its terms on its page, then log in with `hf auth login`"
+    except (OSError, ValueError) as error:  # of the network, the cache, or a name that the hub does not know
+        reason = f"cannot be had from the hub: {' '.join(str(error).split())[:200]}"
+    raise UserError(f"the text encoder {path} {reason}")
 
 
 def _read_tokenizer(folder: Path, path: str) -> tuple[Any, Any]:

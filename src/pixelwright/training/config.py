@@ -17,8 +17,7 @@ from pixelwright.diffusion.sample import SOLVERS
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.config import DenoiserConfig, Placement, Prediction
 from pixelwright.models.presets import preset
-from pixelwright.text.config import TextConfig
-from pixelwright.text.prompts import read_prompts
+from pixelwright.text.config import TextConfig, read_prompts
 from pixelwright.training.ema import read_rule
 
 
