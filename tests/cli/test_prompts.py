@@ -76,7 +76,7 @@ def test_the_encoder_may_be_named(encoder: Path, tmp_path: Path, capsys: pytest.
     [
         ([], "give --prompt or --prompts"),
         (["--labels", "0"], "give --prompt or --prompts instead of --labels"),
-        (["--prompts", "nothing.txt"], "nothing.txt. cannot be read"),
+        (["--prompts", "nothing.txt"], 'nothing.txt" cannot be read'),
     ],
 )
 def test_without_a_prompt(
