@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +77,34 @@ def test_a_file_of_a_repository(layout: str, online: Path) -> None:
 def test_a_repository_that_is_a_model_folder(online: Path) -> None:
     pw.save(pw.hub.from_public(weights(NAME)), online)
     reproduces(pw.load("hf://owner/name"), NAME)
+
+
+@pytest.mark.parametrize("layout", ["plain", "sharded"])
+def test_a_repository_that_is_a_pipeline_of_diffusers(layout: str, online: Path) -> None:
+    (online / "transformer").mkdir()
+    (online / "vae").mkdir()
+    (online / "model_index.json").write_text("{}")
+    (online / "transformer" / "config.json").write_text('{"_class_name": "PixelDiT"}')
+    (online / "vae" / "x.safetensors").touch()
+    write(layout, NAME, online / "transformer")
+    reproduces(pw.load("hf://owner/name"), NAME)
+
+
+def test_a_file_at_any_other_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXELWRIGHT_CACHE", str(tmp_path / "cache"))
+    content = write("plain", NAME, tmp_path).read_bytes()
+    fsspec = pytest.importorskip("fsspec")
+    for name in ("a", "b"):
+        fsspec.filesystem("memory").pipe(f"/{name}/plain.safetensors", content)
+    for name in ("a", "b"):
+        model = pw.load(f"memory://{name}/plain.safetensors")
+        reproduces(model, NAME)
+        assert model.config.provenance is not None
+        assert model.config.provenance.files == (f"memory://{name}/plain.safetensors",)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+    for address in ("memory://a/x", "memory://a/x.safetensors.index.json", "s3://bucket/model"):
+        with pytest.raises(pw.UserError, match="names no file of weights"):
+            pw.load(address)
 
 
 def test_every_command_takes_an_address(
@@ -171,6 +200,11 @@ def cache(tmp_path: Path) -> Path:
     (repo / "refs" / "main").write_text(COMMIT)
     file = write("lightning", NAME, tmp_path).rename(repo / "blobs" / "blob")
     (snapshot / "x.ckpt").symlink_to(os.path.relpath(file, snapshot))
+    deep = tmp_path / "hub" / "models--owner--deep"
+    shutil.copytree(repo, deep, symlinks=True)
+    (deep / "snapshots" / COMMIT / "weights").mkdir()
+    (deep / "snapshots" / COMMIT / "x.ckpt").unlink()
+    (deep / "snapshots" / COMMIT / "weights" / "x.ckpt").symlink_to("../../../blobs/blob")
     return tmp_path
 
 
@@ -179,6 +213,8 @@ def cache(tmp_path: Path) -> Path:
     [
         ("hf://owner/name", 0, "pixeldit"),
         ("hf://owner/name/x.ckpt", 0, "pixeldit"),
+        ("hf://owner/deep", 0, "pixeldit"),
+        ("hf://owner/deep/weights/x.ckpt", 0, "pixeldit"),
         ("hf://owner/name/y.ckpt", 2, "cannot be reached"),
         ("hf://owner/else", 2, "cannot be reached"),
     ],

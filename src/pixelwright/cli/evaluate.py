@@ -27,9 +27,9 @@ from pixelwright.evaluation.report import FORMAT, HTML, JSON, Report, metric_row
 from pixelwright.files import write_text
 from pixelwright.html import number_text
 from pixelwright.hub.checkpoint import load_config
-from pixelwright.hub.remote import SCHEME
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.folder import CONFIG
+from pixelwright.remote import is_address
 from pixelwright.training.config import ParallelConfig
 
 DESCRIPTION = """Measure a model, or images that exist, against a reference: FID, sFID, Inception Score,
@@ -126,7 +126,7 @@ def is_model(subject: str) -> bool:
     """Whether this names a model; if not, it must be images."""
     path = Path(subject).expanduser()
     inside = (path / CONFIG).is_file() or (path / "model" / CONFIG).is_file()
-    return subject.startswith(SCHEME) or inside or path.suffix.lower() in SUFFIXES
+    return is_address(subject) or inside or path.suffix.lower() in SUFFIXES
 
 
 # ---------------------------------------------------------------- images that exist

@@ -13,9 +13,9 @@ from pixelwright.cli.parsing import image_size, new_parser, parse
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.hub.convert import DTYPES
-from pixelwright.hub.remote import SCHEME
 from pixelwright.models.config import DenoiserConfig, MMDiTConfig
 from pixelwright.models.presets import PRESETS, preset
+from pixelwright.remote import is_address
 from pixelwright.training import TrainConfig
 from pixelwright.training.cost import PEAK_TFLOPS, cost, gpu_hours, peak_tflops
 from pixelwright.training.summary import Info, describe, human
@@ -151,7 +151,7 @@ def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str
 
 def _config(name: str) -> DenoiserConfig:
     """A file or folder that exists, or a hub address, is a model; anything else must be a preset's name."""
-    if name in PRESETS or not (Path(name).exists() or name.startswith(SCHEME)):
+    if name in PRESETS or not (Path(name).exists() or is_address(name)):
         return preset(name)
     return load_config(name)
 

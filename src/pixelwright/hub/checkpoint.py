@@ -18,7 +18,7 @@ from pixelwright.hub.files import INDEX_SUFFIX, LARGEST_HEADER, WeightFile, only
 from pixelwright.hub.prefixes import Which, network_tensors
 from pixelwright.hub.public import recognise
 from pixelwright.hub.recipes import licence_of, with_notes
-from pixelwright.hub.remote import SCHEME, fetch
+from pixelwright.hub.remote import PIPELINE, SCHEME, TRANSFORMER, fetch
 from pixelwright.models.config import DenoiserConfig, Provenance, from_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import (
@@ -31,8 +31,8 @@ from pixelwright.models.folder import (
     with_weights,
 )
 from pixelwright.models.folder import load as load_folder
+from pixelwright.remote import is_address
 
-PIPELINE, TRANSFORMER = "model_index.json", "transformer"  # of a diffusers pipeline
 COMPONENT = "PixelDenoiserModel"  # what diffusers calls ours
 
 
@@ -62,12 +62,12 @@ class Checkpoint:
 
 
 def local(source: str | os.PathLike[str]) -> Path:
-    """The file or folder of a model: fetched where `source` is hf://…, the averaged weights of a run.
+    """The file or folder of a model: fetched where `source` is an address, the averaged weights of a run.
 
     Raises:
         UserError: it does not exist, or the hub does not give it.
     """
-    path = fetch(str(source)) if str(source).startswith(SCHEME) else Path(source)
+    path = fetch(str(source)) if is_address(str(source)) else Path(source)
     if not path.exists():
         raise UserError(
             f"{path} does not exist; give a model folder, a run, a file of weights or {SCHEME}OWNER/NAME"
@@ -100,7 +100,8 @@ def open_checkpoint(
 
     Args:
         source: a model folder, a run folder, a published file (.ckpt, .pth, .safetensors, the index of a
-            sharded one), a folder of a diffusers pipeline or of accelerate, or hf://OWNER/NAME[/FILE].
+            sharded one), a folder of a diffusers pipeline or of accelerate, hf://OWNER/NAME[/FILE], or a
+            file's address (https://, s3://, …).
         weights: "ema" or "raw" to insist on one of a file's sets; by default EMA where it is there.
         recipe: a key of `RECIPES` or "none", in place of what is known of the file.
 
@@ -119,7 +120,7 @@ def open_checkpoint(
         config = _component_config(path / CONFIG)
         place, path = f"{path} (which has no {CONFIG} of ours)", _only_file(path)
     file = open_file(path)
-    address = str(source) if str(source).startswith(SCHEME) else path.name
+    address = str(source).partition("?")[0] if is_address(str(source)) else path.name
     if config is None:
         return _open_published(file, place, address, weights, recipe)
     network = network_tensors(file.specs)

@@ -1,4 +1,8 @@
-"""Models on the Hugging Face hub: hf://OWNER/NAME[@REVISION][/FILE], through its own client and cache."""
+"""Models at addresses.
+
+hf://OWNER/NAME[@REVISION][/FILE] goes through the hub's own client and cache, which other tools share and
+which works offline; a file at https://, s3:// and the like is fetched by `pixelwright.remote`.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +12,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pixelwright import remote
 from pixelwright.errors import UserError
-from pixelwright.hub.files import INDEX_SUFFIX, SUFFIXES, only_weights, shard_names
+from pixelwright.hub.files import INDEX_SUFFIX, PICKLES, SUFFIXES, only_weights, shard_names
 from pixelwright.models.folder import CONFIG, WEIGHTS
 
 SCHEME = "hf://"
+ONE_FILE = (".safetensors", *PICKLES)
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w.\-]+))?(/(?P<file>.+?))?/?")
 
 
-def fetch(address: str) -> Path:
-    """The local copy of a hub address: a file, or the folder of a whole model.
+PIPELINE, TRANSFORMER = "model_index.json", "transformer"
+"""Of a diffusers pipeline: the file that names its parts, and the folder of its network."""
 
-    Files come from the cache where they are there and current; with HF_HUB_OFFLINE=1 from the cache alone.
+
+def fetch(address: str) -> Path:
+    """The local copy of an address: a file or, on the hub, the folder of a whole model.
+
+    Files of the hub come from its cache where they are current; offline (HF_HUB_OFFLINE=1) from it alone.
 
     Raises:
         UserError: a malformed address, huggingface_hub is not installed, or the hub cannot be reached, has no
             such model or file, or does not give it to you.
     """
+    if not address.startswith(SCHEME):
+        if not address.partition("?")[0].endswith(ONE_FILE):
+            raise UserError(f"{address} names no file of weights; give that of a {', '.join(ONE_FILE)} file")
+        return remote.download(address)
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise UserError(f'"{address}" is no hub address; write {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME/FILE')
@@ -41,6 +55,12 @@ def fetch(address: str) -> Path:
     if CONFIG in names and WEIGHTS in names:
         download(WEIGHTS)
         return download(CONFIG).parent
+    if PIPELINE in names:
+        names = [name for name in names if name.startswith(f"{TRANSFORMER}/")]
+        for name in {f"{TRANSFORMER}/{CONFIG}"}.intersection(names):
+            download(name)
+        _with_shards(only_weights(names, address), download)
+        return download(PIPELINE).parent
     return _with_shards(only_weights(names, address), download)
 
 
@@ -59,7 +79,7 @@ def _names(address: str, repo: str, revision: str | None) -> list[str]:
         return list(_ask(address, "list_repo_files", repo, revision=revision))
     except _UnreachableError:
         cached = [
-            file.file_name
+            file.file_path.relative_to(copy.snapshot_path).as_posix()
             for cached in _ask(address, "scan_cache_dir").repos
             if cached.repo_id == repo and cached.repo_type == "model"
             for copy in cached.revisions
