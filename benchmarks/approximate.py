@@ -30,10 +30,10 @@ from tqdm import tqdm
 import pixelwright as pw
 from pixelwright.acceleration.fast import PRECISIONS, FastDenoiser
 from pixelwright.device import keep_memory
+from pixelwright.evaluation.features import open_extractor
 from pixelwright.evaluation.images import ImageBatch
 from pixelwright.evaluation.measure import measure
-from pixelwright.evaluation.opening import open_extractor
-from pixelwright.evaluation.reference import read_reference
+from pixelwright.evaluation.references import read_reference
 from pixelwright.images import save_grid
 
 

@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from tqdm import tqdm
 import pixelwright as pw
 from pixelwright.device import resolve_precision
 from pixelwright.distributed.checkpoint import inspect, load
+from pixelwright.evaluation.features import open_extractor
 from pixelwright.evaluation.images import ImageBatch
-from pixelwright.evaluation.measure import LABELS, METRICS, measure, to_dict
-from pixelwright.evaluation.opening import open_extractor
-from pixelwright.evaluation.reference import read_reference
+from pixelwright.evaluation.measure import METRICS, measure
+from pixelwright.evaluation.references import read_reference
 from pixelwright.models.folder import read_config, skeleton, with_weights
 
 BATCH = 250
@@ -105,13 +106,13 @@ def main() -> None:
             entry = {
                 **dict(zip(keys, values, strict=True)),
                 "seconds": round(time.perf_counter() - begun),
-                **to_dict(found),
+                **asdict(found),
             }
             with options.out.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
             entries.append(entry)
             print(row(entry), flush=True)
-    titles = ["run", "step", "guidance", "images", *(LABELS[name] for name in METRICS)]
+    titles = ["run", "step", "guidance", "images", *METRICS.values()]
     print(f"\n| {' | '.join(titles)} |\n" + "|---" * len(titles) + "|")
     print("\n".join(row(entry) for entry in sorted(entries, key=lambda e: (e["step"], e["run"]))))
 

@@ -26,12 +26,11 @@ import pixelwright as pw
 from pixelwright.diffusion.sample import balanced_labels
 from pixelwright.distributed.parallel import Layout
 from pixelwright.evaluation import generate
-from pixelwright.evaluation.building import build_reference
-from pixelwright.evaluation.evaluate import FORMS, Judge, Subject
-from pixelwright.evaluation.extractors import Activations, ExtractorInfo
+from pixelwright.evaluation.evaluate import FORMS, Evaluation, Scorer
+from pixelwright.evaluation.features.extractor import Activations, ExtractorInfo
 from pixelwright.evaluation.generate import Generation, checksum
 from pixelwright.evaluation.images import open_images
-from pixelwright.evaluation.reference import read_reference
+from pixelwright.evaluation.references import build_reference, read_reference
 from pixelwright.images import to_uint8
 from pixelwright.rng import normal
 from pixelwright.training.config import ParallelConfig
@@ -95,15 +94,15 @@ def main() -> None:
     reference = options.out / "reference.npz"
     if not reference.exists():
         few = min(options.count, REFERENCE_IMAGES)
-        subject = Subject("reference", model, balanced_labels(few, 1000), layout, None, "npz")
+        subject = Evaluation("reference", model, balanced_labels(few, 1000), layout, None, "npz")
         images = subject.generate(evaluation(few, 1), options.out / "reference-images")
         build_reference(open_images(str(images)), StandIn(), reference)
         images.unlink()
     result |= {"seconds_reference": round(time.perf_counter() - start), "gib_after_reference": peak()}
 
     start = time.perf_counter()
-    judge = Judge(read_reference(reference), StandIn())
-    subject = Subject("stand-in", model, balanced_labels(options.count, 1000), layout, judge, "npz")
+    judge = Scorer(read_reference(reference), StandIn())
+    subject = Evaluation("stand-in", model, balanced_labels(options.count, 1000), layout, judge, "npz")
     images = subject.generate(evaluation(options.count, 0), options.out)
     result |= {"seconds_generating": round(time.perf_counter() - start), "gib_after_generating": peak()}
     result["images_gib"] = round(images.stat().st_size / 2**30, 2)

@@ -23,11 +23,10 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from pixelwright.evaluation.building import build_reference
+from pixelwright.evaluation.features import open_extractor
 from pixelwright.evaluation.images import ImageBatch, open_images
-from pixelwright.evaluation.measure import LABELS, METRICS, Measurement, measure
-from pixelwright.evaluation.opening import open_extractor
-from pixelwright.evaluation.reference import read_reference
+from pixelwright.evaluation.measure import METRICS, Report, measure
+from pixelwright.evaluation.references import build_reference, read_reference
 from pixelwright.rng import generator
 
 Change = Callable[[Image.Image, int], Image.Image]
@@ -86,7 +85,7 @@ def read(path: str, roll: int) -> Tensor:
     return images.roll((roll, roll), dims=(1, 2))
 
 
-def line(name: str, found: Measurement) -> str:
+def line(name: str, found: Report) -> str:
     """A row of the table."""
     cells = []
     for metric in METRICS:
@@ -114,7 +113,7 @@ def main() -> None:
     train, test = (read(path, options.roll) for path in (options.train, options.test))
     order = torch.randperm(len(train), generator=generator(0, "halves"))
     first, second = order[: len(order) // 2], order[len(order) // 2 :]
-    titles = [f"{LABELS[name]}" for name in METRICS]
+    titles = list(METRICS.values())
     table = [f"| | {' | '.join(titles)} | FID without bias |", "|---" * (len(titles) + 2) + "|"]
     print("\n".join(table), flush=True)
     with tempfile.TemporaryDirectory() as folder:

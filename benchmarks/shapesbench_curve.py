@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 import pixelwright as pw
 from pixelwright.data.captioned import CATEGORIES
-from pixelwright.evaluation import shapesbench
-from pixelwright.evaluation.drawing import draw_with
+from pixelwright.evaluation.prompts import shapesbench
+from pixelwright.evaluation.prompts.common import draw_with
 from pixelwright.html import markdown_table
 from pixelwright.models.folder import read_config
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from pixelwright.data import CaptionedShapes
 from pixelwright.data.captioned import CATEGORIES
 from pixelwright.data.shapes import Scene, render
-from pixelwright.evaluation.reading import Seen, read
-from pixelwright.evaluation.shapesbench import judge
+from pixelwright.evaluation.prompts.shapes_reader import Seen, read
+from pixelwright.evaluation.prompts.shapesbench import judge
 from pixelwright.html import markdown_table
 
 SEED = 2  # of the set; that of training is 0

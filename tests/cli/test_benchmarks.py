@@ -11,8 +11,8 @@ import torch
 
 import pixelwright as pw
 from pixelwright.cli.main import main
-from pixelwright.evaluation import shapesbench
-from pixelwright.evaluation.drawing import noise_index
+from pixelwright.evaluation.prompts import shapesbench
+from pixelwright.evaluation.prompts.common import noise_index
 from pixelwright.images import load_png
 from pixelwright.models.config import TextNote
 from tests.encoders import tiny_bert
@@ -139,7 +139,7 @@ def test_geneval_score_of_an_official_file(tmp_path: Path) -> None:
 def test_geneval_score_of_pictures_goes_on_where_it_stopped(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixelwright.evaluation import detection
+    from pixelwright.evaluation.prompts import detection
 
     seen: list[bytes] = []
 

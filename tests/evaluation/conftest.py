@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import pixelwright as pw
-from pixelwright.evaluation.building import build_reference
-from pixelwright.evaluation.classifier import Classifier, ClassifierConfig, save
+from pixelwright.evaluation.features import open_extractor
+from pixelwright.evaluation.features.classifier import Classifier, ClassifierConfig, save_classifier
 from pixelwright.evaluation.images import open_images
-from pixelwright.evaluation.opening import open_extractor
+from pixelwright.evaluation.references import build_reference
 from pixelwright.images import save_png
 
 
@@ -48,7 +48,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = ClassifierConfig(num_classes=3, size=8, widths=(4, 6, 8))
-        save(config, Classifier(config), folder / "features")
+        save_classifier(config, Classifier(config), folder / "features")
         images = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8)
     for i, image in enumerate(images):
         save_png(image, folder / "images" / "abcd"[i % 4] / f"{i:02d}.png")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation import dpg
-from pixelwright.evaluation.drawing import draw_missing
+from pixelwright.evaluation.prompts import dpg
+from pixelwright.evaluation.prompts.common import draw_missing
 from pixelwright.images import load_png
 
 RESULTS = """grids/a.png, 1.0, 0.5, 0.75, 0.75, 0.75

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation.drawing import (
+from pixelwright.evaluation.prompts.common import (
     Picture,
     check_images,
     draw_missing,

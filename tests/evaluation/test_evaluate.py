@@ -42,7 +42,7 @@ def test_a_model_and_its_images_have_the_same_numbers(
     assert evaluate("images", subject=tmp_path / "model" / "samples.npz") == 0
     assert "report.html" in capsys.readouterr().out
     of_model, of_images = read_report(tmp_path / "model"), read_report(tmp_path / "images")
-    assert of_model.values == of_images.values and of_model.checksum == of_images.checksum
+    assert of_model.values == of_images.values and of_model.images.checksum == of_images.images.checksum
     assert of_images.generation is None and of_model.generation is not None
     assert (of_model.generation["seed"], of_model.generation["guidance_scale"]) == (3, 2.0)
     assert of_model.per_class.keys() == {"0", "1", "2", "3"}
@@ -70,7 +70,7 @@ def test_a_sweep_takes_over_what_is_done(
     points = sorted((tmp_path / "sweep" / "points").iterdir())
     assert len(points) == 5 and not list((tmp_path / "sweep").rglob("*.npz"))
     reports = [read_report(point) for point in points]
-    assert len({report.checksum for report in reports}) == 3  # of two steps, both intervals guide one
+    assert len({report.images.checksum for report in reports}) == 3  # of two steps, both intervals guide one
     lowest = min(report.values["fid"] for report in reports)
     text = (tmp_path / "sweep" / "sweep.html").read_text()
     assert any(f"at {report.name};" in text for report in reports if report.values["fid"] == lowest)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import warnings
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +22,10 @@ from torch.nn import functional as F
 
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
-from pixelwright.evaluation import classifier, fitting
-from pixelwright.evaluation.classifier import ClassifierConfig, InDomain
-from pixelwright.evaluation.inception import PREFIX, resized
-from pixelwright.evaluation.opening import EXTRACTORS, open_extractor
+from pixelwright.evaluation.features import EXTRACTORS, classifier, open_extractor
+from pixelwright.evaluation.features import training as fitting
+from pixelwright.evaluation.features.classifier import ClassifierConfig, ClassifierFeatures
+from pixelwright.evaluation.features.inception import PREFIX, resized
 from pixelwright.rng import generator
 
 CPU = torch.device("cpu")
@@ -147,24 +149,29 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 def test_inception_is_fetched_once(
     inception: tuple[Network, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixelwright.evaluation import inception as module
-
     monkeypatch.setenv("PIXELWRIGHT_CACHE", str(tmp_path / "cache"))
     asked: list[str] = []
-    opened = module.urllib.request.urlopen
 
-    def counting(place: str, **options: Any) -> Any:
-        asked.append(place)
-        return opened(place, **options)
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
 
-    monkeypatch.setattr(module.urllib.request, "urlopen", counting)
-    address = inception[1].as_uri()
-    first, second = (module.fetch(address) for _ in range(2))
-    assert first == second and first.read_bytes() == inception[1].read_bytes()
-    assert asked == [address]
-    with pytest.raises(UserError, match="fetch it by hand"):
-        module.fetch((tmp_path / "nowhere.pt").as_uri())
-    assert not list((tmp_path / "cache").rglob("nowhere*"))
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Handler, directory=inception[1].parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        first, second = (open_extractor(f"inception:{address}/tiny.pt") for _ in range(2))
+        with pytest.raises(UserError, match="fetch it by hand"):
+            open_extractor(f"inception:{address}/nowhere.pt")
+        server.shutdown()
+    assert asked.count("/tiny.pt") == 1
+    assert first.info == second.info
+    assert first.info.checksum == hashlib.sha256(inception[1].read_bytes()).hexdigest()
+    assert not list((tmp_path / "cache").rglob("nowhere.pt"))
 
 
 # --- DINOv2 ---
@@ -307,11 +314,11 @@ def test_a_classifier_that_was_changed_is_refused(trained: Path, tmp_path: Path)
     data[-1] ^= 1
     (tmp_path / "classifier.safetensors").write_bytes(data)
     with pytest.raises(UserError, match="not the file"):
-        InDomain(str(tmp_path), CPU)
+        ClassifierFeatures(str(tmp_path), CPU)
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, "widht": 3}))
     with pytest.raises(UserError, match='unknown key "widht"'):
-        InDomain(str(tmp_path), CPU)
+        ClassifierFeatures(str(tmp_path), CPU)
 
 
 def test_the_table_names_every_kind() -> None:
@@ -323,8 +330,8 @@ def test_the_table_names_every_kind() -> None:
 def test_extracting_needs_neither_torchvision_nor_scipy(trained: Path) -> None:
     program = (
         "import sys; sys.modules.update(dict.fromkeys(['torchvision', 'scipy', 'sklearn', 'timm']));"
-        "import torch; from pixelwright.evaluation.opening import open_extractor;"
-        "from pixelwright.evaluation import metrics, measure, reference;"
+        "import torch; from pixelwright.evaluation.features import open_extractor;"
+        "from pixelwright.evaluation import metrics, measure, references;"
         "images = torch.zeros(1, 16, 16, 3, dtype=torch.uint8);"
         f"print(open_extractor({str(trained)!r})(images).features.shape)"
     )

@@ -23,8 +23,7 @@ from pixelwright.diffusion.sample import balanced_labels
 from pixelwright.distributed import parallel
 from pixelwright.errors import UserError
 from pixelwright.evaluation import generate as room
-from pixelwright.evaluation.generate import generate, recipe_file, work_folder
-from pixelwright.evaluation.stores import store_for
+from pixelwright.evaluation.generate import generate, recipe_file
 from pixelwright.training.config import ParallelConfig
 from tests.training.test_parallel import torchrun
 
@@ -107,11 +106,11 @@ def test_a_kill_loses_the_batch_it_interrupts_and_no_other(model_folder: Path, t
     whole, out = make(model_folder, tmp_path / "whole.npz"), tmp_path / "killed.npz"
     killed = process(model_folder, out, COUNT, BATCH, 3)
     assert killed.returncode == -signal.SIGKILL
-    assert not out.exists() and work_folder(out).is_dir()
+    assert not out.exists() and room.Work(out, COUNT, (8, 8)).folder.is_dir()
     resumed = process(model_folder, out, COUNT, BATCH)
     assert resumed.stdout.split() == ["drew", "0", "3", "4", "5"], resumed.stderr
     assert out.read_bytes() == whole.read_bytes()
-    assert not work_folder(out).exists()
+    assert not room.Work(out, COUNT, (8, 8)).folder.exists()
 
 
 class _Killed(BaseException):
@@ -136,9 +135,9 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> N
     ("owner", "function", "at"),
     [
         ("room", "write_text", 0),  # before the work folder says whose it is
-        ("store", "write", 2),
+        ("work", "write", 2),
         ("room", "write_text", 2),  # before the recipe stands beside the images
-        ("store", "finish", 0),
+        ("work", "finish", 0),
         ("shutil", "rmtree", 0),  # when all is there
     ],
 )
@@ -153,9 +152,8 @@ def test_stopped_anywhere_it_ends_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / name
-    kind = type(store_for(out, tmp_path, 1, (1, 1)))
     with monkeypatch.context() as patch:
-        interrupt(patch, {"store": kind, "room": room, "shutil": shutil}[owner], function, at)
+        interrupt(patch, {"work": room.Work, "room": room, "shutil": shutil}[owner], function, at)
         with pytest.raises(_Killed):
             make(model_folder, out)
     np.testing.assert_array_equal(read(make(model_folder, out)), expected)

@@ -13,11 +13,9 @@ import torch
 from PIL import Image
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation import geneval
-from pixelwright.evaluation.boxes import relations
-from pixelwright.evaluation.drawing import draw_missing
-from pixelwright.evaluation.geneval import Found, assess, keep
-from pixelwright.evaluation.scores import overall
+from pixelwright.evaluation.prompts import geneval
+from pixelwright.evaluation.prompts.common import draw_missing, overall, relations
+from pixelwright.evaluation.prompts.geneval import Found, assess, keep
 from pixelwright.images import load_png
 
 ONE = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
@@ -257,7 +255,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def test_detections_have_boxes_around_their_masks_and_names_of_geneval(networks: tuple[str, str]) -> None:
-    from pixelwright.evaluation.detection import Mask2Former
+    from pixelwright.evaluation.prompts.detection import Mask2Former
 
     detector = Mask2Former(networks[0])
     detector.model.class_predictor.bias.data += torch.tensor([0.0, 8.0, -8.0])  # sure of aeroplanes
@@ -276,7 +274,7 @@ def test_detections_have_boxes_around_their_masks_and_names_of_geneval(networks:
 
 
 def test_colours_are_those_nearest_to_the_crops(networks: tuple[str, str]) -> None:
-    from pixelwright.evaluation.detection import BLANK, ClipColours, crop
+    from pixelwright.evaluation.prompts.detection import BLANK, ClipColours, crop
 
     image = Image.new("RGB", (100, 100), "red")
     alone = np.asarray(crop(image, found("dog", x=30, y=40, side=20)))
@@ -299,7 +297,7 @@ def test_colours_are_those_nearest_to_the_crops(networks: tuple[str, str]) -> No
 
 
 def test_networks_that_are_not_there_are_named(tmp_path: Path) -> None:
-    from pixelwright.evaluation.detection import ClipColours, Mask2Former
+    from pixelwright.evaluation.prompts.detection import ClipColours, Mask2Former
 
     with pytest.raises(UserError, match=r'the detector ".*nowhere" cannot be loaded'):
         Mask2Former(str(tmp_path / "nowhere"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,16 +20,14 @@ from torch import Tensor
 
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
-from pixelwright.evaluation import building, classifier, metrics
-from pixelwright.evaluation.arrays import ArrayFile
-from pixelwright.evaluation.building import build_reference
-from pixelwright.evaluation.classifier import Classifier, ClassifierConfig
-from pixelwright.evaluation.extractors import Activations, ExtractorInfo
-from pixelwright.evaluation.images import ImageBatch, ImageSet, open_images
-from pixelwright.evaluation.measure import PixelDigest, collect, measure
-from pixelwright.evaluation.opening import open_extractor
-from pixelwright.evaluation.reference import read_reference
-from pixelwright.evaluation.statistics import Moments
+from pixelwright.evaluation import metrics, references
+from pixelwright.evaluation.features import classifier, open_extractor
+from pixelwright.evaluation.features.classifier import Classifier, ClassifierConfig
+from pixelwright.evaluation.features.extractor import Activations, ExtractorInfo
+from pixelwright.evaluation.images import ArrayFile, ImageBatch, ImageSet, PixelDigest, open_images
+from pixelwright.evaluation.measure import collect, measure
+from pixelwright.evaluation.metrics import Moments
+from pixelwright.evaluation.references import build_reference, read_reference
 from pixelwright.rng import generator
 
 SIDE = 8
@@ -55,7 +54,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("features") / "random"
     torch.manual_seed(0)
     config = ClassifierConfig(4, SIDE, (4, 6, 8))
-    classifier.save(config, Classifier(config), folder)
+    classifier.save_classifier(config, Classifier(config), folder)
     return folder
 
 
@@ -189,6 +188,36 @@ def test_python_objects_are_never_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.parametrize("name", ["mu", "arr_0"])
+def test_a_small_file_that_would_fill_the_memory_is_refused(name: str, tmp_path: Path) -> None:
+    """600 MiB of zeros in 600 kB: at most 256 MiB, or 20 times the file, are read at once."""
+    place, zeros = tmp_path / "bomb.npz", np.zeros(1 << 20, np.uint8)
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open(f"{name}.npy", "w") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (1, 600, 1 << 10, 1 << 10)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for _ in range(600):
+                file.write(zeros.tobytes())
+        with archive.open("sigma.npy", "w") as file:
+            np.lib.format.write_array(file, np.eye(1))
+    assert place.stat().st_size < 1 << 20
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"bomb.npz.*GiB of memory|images as uint8"):
+        next(iter(ArrayFile(place).rows(name, 4))) if name == "arr_0" else read_reference(place)
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+def test_a_header_that_promises_more_than_there_is(tmp_path: Path) -> None:
+    place = tmp_path / "liar.npz"
+    with zipfile.ZipFile(place, "w") as archive, archive.open("mu.npy", "w") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 20,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(80))
+    with pytest.raises(UserError, match="another size"):
+        ArrayFile(place).read("mu")
+
+
 # --- references ---
 
 
@@ -257,7 +286,7 @@ def test_a_reference_that_was_interrupted_is_the_same_file(
     folder = save_folder(pictures(300), tmp_path / "images")
     (folder / "000002.png").write_bytes(b"broken")
     build_reference(open_images(str(folder)), Stripes(), tmp_path / "whole.npz", keep=50)
-    monkeypatch.setattr(building, "SECONDS", 0.0)
+    monkeypatch.setattr(references, "SECONDS", 0.0)
     seen: list[int] = []
 
     class Dying(Stripes):
@@ -308,7 +337,7 @@ def test_one_pass_gives_what_the_metrics_give(tmp_path: Path) -> None:
     assert found.metrics["inception_score"] == metrics.inception_score(probabilities)
     assert set(found.metrics) == {"fid", "sfid", "inception_score", "precision", "recall", "kid"}
     again = measure(batches(64), reference, Stripes())
-    assert again.metrics == found.metrics and again.checksum == found.checksum
+    assert again.metrics == found.metrics and again.images.checksum == found.images.checksum
     mean = np.mean([one["precision"] for one in found.per_class.values()])
     assert len(found.per_class) == 4 and mean == pytest.approx(found.metrics["precision"].value, abs=0.02)
 
@@ -384,7 +413,7 @@ def test_the_commands(features: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     content = json.loads(report.read_text())
     assert "FID, in-domain" in printed and f"{content['metrics']['fid']['value']:.5g}" in printed
-    assert content["count"] == 60 and content["reference"]["source"]["count"] == 120
+    assert content["images"]["count"] == 60 and content["reference"]["source"]["count"] == 120
     assert content["extractor"]["checksum"] == open_extractor(str(features)).info.checksum
     assert (
         main(["evaluate", str(real), "--reference", str(out), "--device", "cpu", "--out", str(report)]) == 0
@@ -400,7 +429,7 @@ def test_another_classifier_is_refused(features: Path, tmp_path: Path) -> None:
     build_reference(open_images(str(real)), extractor, tmp_path / "r.npz")
     config = ClassifierConfig(4, SIDE, (4, 6, 8))
     torch.manual_seed(1)
-    classifier.save(config, Classifier(config), tmp_path / "other")
+    classifier.save_classifier(config, Classifier(config), tmp_path / "other")
     other = open_extractor(str(tmp_path / "other"))
     with pytest.raises(UserError, match="was made with in-domain"):
         measure(open_images(str(real)).batches(9), read_reference(tmp_path / "r.npz"), other)

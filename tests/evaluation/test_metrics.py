@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pixelwright.errors import UserError
 from pixelwright.evaluation import metrics
-from pixelwright.evaluation.statistics import Gaussian, Moments
+from pixelwright.evaluation.metrics import Gaussian, Moments
 from pixelwright.rng import generator, normal
 
 WIDTH = 12
@@ -141,7 +141,7 @@ def test_the_bias_is_right_where_classes_take_turns() -> None:
 @settings(max_examples=25, deadline=None)
 def test_moments_merge_in_any_pieces(cuts: list[int], far: float) -> None:
     rows = drawn(100, "moments").double() + far
-    found = Moments.zero(WIDTH)
+    found = Moments.of(torch.zeros(0, WIDTH))
     for part in torch.tensor_split(rows, sorted(cuts)):
         found = found.merged(Moments.of(part, chunk=7))
     expected = np.cov(rows.numpy(), rowvar=False)

@@ -12,7 +12,7 @@ import pytest
 from pixelwright.data import CaptionedShapes
 from pixelwright.data.shapes import COLOURS, GROUNDS, SHAPES, Background, Object, Scene, render
 from pixelwright.errors import UserError
-from pixelwright.evaluation.reading import FAR, Seen, oklab, read
+from pixelwright.evaluation.prompts.shapes_reader import FAR, Seen, oklab, read
 
 GREY = Background("plain", "grey", "grey", 0.0)
 

@@ -42,7 +42,7 @@ def test_expected_measured_and_difference(
     folder, target = published
     assert main(["reproduce", "tiny", "--batch-size", "8"]) == 0
     report = read_report(folder / "tiny")
-    assert report.count == 24 and report.generation is not None
+    assert report.images.count == 24 and report.generation is not None
     assert (report.generation["solver"], report.generation["guidance_interval"]) == ("ab2-fixed", [0.1, 0.9])
     name, expected, measured, difference, tolerance, verdict = rows(target, report.values)[1]
     assert (name, expected, tolerance, verdict) == ("recall", 0.9, 0.25, "as published")

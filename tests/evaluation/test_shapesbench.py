@@ -12,8 +12,8 @@ import pytest
 from pixelwright.data import CaptionedShapes
 from pixelwright.data.captioned import CATEGORIES, Claim, Thing, compose, held_out
 from pixelwright.data.shapes import Dice, Object, Scene, render
-from pixelwright.evaluation.reading import Seen, read
-from pixelwright.evaluation.shapesbench import (
+from pixelwright.evaluation.prompts.shapes_reader import Seen, read
+from pixelwright.evaluation.prompts.shapesbench import (
     VERSION,
     Result,
     Verdict,

@@ -10,13 +10,13 @@ import torch
 from pixelwright.data import DataConfig
 from pixelwright.diffusion.sample import balanced_labels
 from pixelwright.errors import UserError
-from pixelwright.evaluation.classifier import Classifier, ClassifierConfig, save
+from pixelwright.evaluation.features import open_extractor
+from pixelwright.evaluation.features.classifier import Classifier, ClassifierConfig, save_classifier
 from pixelwright.evaluation.generate import Generation, draw
 from pixelwright.evaluation.images import ImageBatch
 from pixelwright.evaluation.measure import collect
-from pixelwright.evaluation.opening import open_extractor
-from pixelwright.evaluation.reference import Reference, write_reference
-from pixelwright.evaluation.statistics import Moments
+from pixelwright.evaluation.metrics import Moments
+from pixelwright.evaluation.references import Reference, write_reference
 from pixelwright.hub import load
 from pixelwright.training import SampleConfig, TrainConfig, Trainer, save_config, train
 from pixelwright.training.config import EvaluationConfig, ParallelConfig
@@ -35,7 +35,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = ClassifierConfig(num_classes=3, size=8, widths=(4, 6, 8))
-        save(config, Classifier(config), folder / "features")
+        save_classifier(config, Classifier(config), folder / "features")
         images = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8)
     extractor = open_extractor(str(folder / "features"))
     found = collect([ImageBatch(images, torch.arange(40))], extractor).activations
@@ -77,7 +77,7 @@ def test_a_run_ends_with_the_same_bits_with_and_without(tiny: Tiny, evaluated) -
 
 def test_the_metrics_are_those_of_the_exported_weights(evaluated, measured: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     from pixelwright.evaluation.measure import compare
-    from pixelwright.evaluation.reference import read_reference
+    from pixelwright.evaluation.references import read_reference
 
     config = evaluated("run", steps=6)
     model = load(train(config) / "model")

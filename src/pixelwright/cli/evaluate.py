@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,11 +18,12 @@ from pixelwright.diffusion.sample import check_reuse
 from pixelwright.distributed.parallel import Layout, connect, together
 from pixelwright.errors import UserError
 from pixelwright.evaluation import sweep
-from pixelwright.evaluation.evaluate import FORMS, Judge, Subject, measure_images, write_sweep
+from pixelwright.evaluation.evaluate import FORMS, Evaluation, Scorer
+from pixelwright.evaluation.features import FORMS as FEATURES
 from pixelwright.evaluation.generate import Generation, checksum
 from pixelwright.evaluation.images import ImageSet, open_images
-from pixelwright.evaluation.opening import FORMS as FEATURES
-from pixelwright.evaluation.report import FORMAT, HTML, JSON, Report, metric_rows, write_report
+from pixelwright.evaluation.measure import Report
+from pixelwright.evaluation.report import HTML, JSON, as_json, metric_rows, write_report
 from pixelwright.files import write_text
 from pixelwright.html import number_text
 from pixelwright.hub.checkpoint import load_config
@@ -138,15 +138,15 @@ def _evaluate_images(options: Namespace) -> None:
             )
     if options.size is not None and len(options.size) != 1:
         raise UserError(f"--size is {' '.join(map(str, options.size))}: give one number for images")
-    judge = Judge.open(options.reference, options.features, resolve_device(options.device))
+    scorer = Scorer.open(options.reference, options.features, resolve_device(options.device))
     images = open_images(options.subject, options.size[0] if options.size else None)
-    report = measure_images(Path(options.subject).name, images, judge)
+    report = scorer.measure(Path(options.subject).name, images)
     print(describe(report))
     if options.out is None:
         return
     out = Path(options.out).expanduser()
     if out.suffix == ".json":
-        write_text(out, json.dumps({"format": FORMAT, **asdict(report)}, indent=1))
+        write_text(out, as_json(report))
     else:
         _write(report, out, images)
         print(f"report: {out / HTML}")
@@ -160,18 +160,18 @@ def _write(report: Report, out: Path, images: ImageSet) -> None:
 
 def describe(report: Report) -> str:
     """The numbers, and what they rest on, in a few lines."""
-    extractor, images = report.extractor, report.images
+    images = report.images
     lines = [
-        f"{report.count} images of {images['place']} against {report.reference['place']}, "
-        f"features: {extractor['kind']} {extractor['checksum'][:12]}"
+        f"{images.count} images of {images.path} against {report.reference.path}, "
+        f"features: {report.extractor}"
     ]
     for title, value, error, beyond in metric_rows(report):
         noise = f" ± {error:.2g}" if error != "" else ""
-        bias = f"   (without the bias of {report.count} images about {beyond:.4g})" if beyond != "" else ""
+        bias = f"   (without the bias of {images.count} images about {beyond:.4g})" if beyond != "" else ""
         lines.append(f"  {title:<18} {value if isinstance(value, str) else f'{value:.5g}'}{noise}{bias}")
-    converted = ", ".join(f"{count} {mode}" for mode, count in images["converted"].items())
+    converted = ", ".join(f"{count} {mode}" for mode, count in images.converted.items())
     lines += [f"converted to RGB: {converted}"] if converted else []
-    if skipped := images["skipped"]:
+    if skipped := images.skipped:
         lines.append(f"skipped {len(skipped)}:")
         lines += [f"  {name}: {why}" for name, why in list(skipped.items())[:SHOWN]]
     return "\n".join(lines)
@@ -198,20 +198,20 @@ def _evaluate_model(options: Namespace) -> None:
     )
     name = settings["name"] or name_of(options.subject)
     with together(lambda: connect(options.device, ParallelConfig(timeout=TIMEOUT))) as layout:
-        judge = open_judge(layout, options.reference, options.features)
+        scorer = open_scorer(layout, options.reference, options.features)
         recipes = with_weights(points, options.subject, layout)
         model = pw.load(options.subject).to(layout.device)
-        subject = Subject(name, model, labels, layout, judge, settings["images"])
+        evaluation = Evaluation(name, model, labels, layout, scorer, settings["images"])
         if layout.main and not axes:
             recipe = sampler.choose_recipe(options, config)
             print(sampler.in_words(asdict(generation), options, recipe))
         if not axes:
-            report = subject.evaluate(next(iter(recipes.values())), out)
+            report = evaluation.run(next(iter(recipes.values())), out)
             if report is not None:
                 print(describe(report))
                 print(f"report: {out / HTML}")
             return
-        reports = subject.sweep(recipes, out, settings["keep_images"], lambda report: print(_line(report)))
+        reports = evaluation.sweep(recipes, out, settings["keep_images"], lambda report: print(_line(report)))
         if layout.main:
             _finish_sweep(f"Sweep of {name}", reports, out)
 
@@ -246,10 +246,10 @@ def with_weights(points: dict[str, Generation], source: str, layout: Layout) -> 
     return {name: replace(generation, weights=weights) for name, generation in points.items()}
 
 
-def open_judge(layout: Layout, reference: str, features: str | None) -> Judge | None:
+def open_scorer(layout: Layout, reference: str, features: str | None) -> Scorer | None:
     """Reference and features in the main process, which alone needs them; what is wrong is told in all."""
-    opened: list[Judge] = []
-    layout.first(lambda: opened.append(Judge.open(reference, features, layout.device)))
+    opened: list[Scorer] = []
+    layout.first(lambda: opened.append(Scorer.open(reference, features, layout.device)))
     return opened[0] if opened else None
 
 
@@ -266,7 +266,7 @@ def _line(report: Report) -> str:
 
 def _finish_sweep(title: str, reports: Sequence[Report], out: Path) -> None:
     try:
-        write_sweep(title, reports, out)
+        sweep.write_sweep(title, reports, out)
     except ImportError:
         raise UserError('the page of a sweep needs matplotlib: pip install "pixelwright[train]"') from None
     print(f"best: {_line(sweep.best(reports))}")

@@ -15,8 +15,8 @@ from pixelwright.data.opening import open_source
 from pixelwright.data.sources import Source
 from pixelwright.device import resolve_device, resolve_precision
 from pixelwright.errors import UserError
-from pixelwright.evaluation.classifier import CONFIG, ClassifierConfig
-from pixelwright.evaluation.fitting import Labelled, Training, held_out, read_labelled, train
+from pixelwright.evaluation.features.classifier import CONFIG, ClassifierConfig
+from pixelwright.evaluation.features.training import Labelled, Training, held_out, read_labelled, train
 from pixelwright.rng import generator
 
 DESCRIPTION = "Features to evaluate with."

@@ -16,17 +16,18 @@ from pixelwright.cli import sampler
 from pixelwright.cli.parsing import Verb, choose_verb, image_size, new_parser
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.errors import UserError
-from pixelwright.evaluation import dpg, geneval, shapesbench
-from pixelwright.evaluation.drawing import (
+from pixelwright.evaluation.generate import checksum
+from pixelwright.evaluation.prompts import dpg, geneval, shapesbench
+from pixelwright.evaluation.prompts.common import (
     Picture,
+    as_json,
     check_images,
     draw_missing,
     draw_with,
     keep_settings,
     missing,
+    overall,
 )
-from pixelwright.evaluation.generate import checksum
-from pixelwright.evaluation.scores import as_json, overall
 from pixelwright.files import replacing, write_text
 from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.hub.checkpoint import load_config
@@ -213,7 +214,7 @@ def _geneval_score(options: Namespace) -> None:
 
 def _score_pictures(folder: Path, file: Path, options: Namespace) -> str:
     """Write the result file of a folder of pictures, going on with one that is there; who scored it."""
-    from pixelwright.evaluation.detection import CLIP, DETECTOR, ClipColours, Mask2Former
+    from pixelwright.evaluation.prompts.detection import CLIP, DETECTOR, ClipColours, Mask2Former
 
     pictures = geneval.find_pictures(folder)
     device = resolve_device(options.device)

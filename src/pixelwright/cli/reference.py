@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from pixelwright.cli.parsing import new_parser
 from pixelwright.device import resolve_device
-from pixelwright.evaluation.building import KEEP, build_reference
+from pixelwright.evaluation.features import FORMS, open_extractor
 from pixelwright.evaluation.images import open_images
-from pixelwright.evaluation.opening import FORMS, open_extractor
+from pixelwright.evaluation.references import KEEP, build_reference
 
 DESCRIPTION = """Make a reference of all images of a data set: what `pixelwright evaluate` compares with.
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 import pixelwright as pw
-from pixelwright.cli.evaluate import TIMEOUT, open_judge, with_weights
+from pixelwright.cli.evaluate import TIMEOUT, open_scorer, with_weights
 from pixelwright.cli.parsing import new_parser
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.diffusion.sample import balanced_labels
 from pixelwright.distributed.parallel import connect, together
-from pixelwright.evaluation.evaluate import Subject
+from pixelwright.evaluation.evaluate import Evaluation
 from pixelwright.evaluation.generate import Generation
 from pixelwright.evaluation.report import HTML
 from pixelwright.evaluation.reproduce import HEADER, TARGETS, Target, find_files, reproduced, rows, target
@@ -64,10 +64,10 @@ def run(options: Namespace) -> int:
     labels = balanced_labels(wanted.num_samples, load_config(files.weights).num_classes)
     out = folder / options.target
     with together(lambda: connect(options.device, ParallelConfig(timeout=TIMEOUT))) as layout:
-        judge = open_judge(layout, files.reference, files.features)
+        scorer = open_scorer(layout, files.reference, files.features)
         recipe = with_weights({"": generation}, files.weights, layout)[""]
         model = pw.load(files.weights).to(layout.device)
-        report = Subject(options.target, model, labels, layout, judge).evaluate(recipe, out)
+        report = Evaluation(options.target, model, labels, layout, scorer).run(recipe, out)
     if report is None:
         return 0
     table = markdown_table(HEADER, rows(wanted, report.values))

@@ -9,33 +9,41 @@ appears under its own name in one step when it is whole.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 import sys
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from pixelwright.acceleration.fast import PRECISIONS, FastDenoiser
+from pixelwright.data.sources import LABEL_FILE
 from pixelwright.diffusion import sample as sampling
+from pixelwright.distributed.parallel import Layout
 from pixelwright.errors import UserError
-from pixelwright.evaluation.stores import Store, store_for
-from pixelwright.files import sha256, write_text
+from pixelwright.evaluation.images import IMAGES, LABELS
+from pixelwright.files import raw_bytes, read_json, replacing, sha256, write_text
 from pixelwright.hub.checkpoint import open_checkpoint
 from pixelwright.models.denoiser import PixelDenoiser
-
-if TYPE_CHECKING:  # the training room draws with this one
-    from pixelwright.distributed.parallel import Layout
 
 UNFINISHED = ".generate"
 """At the end of the name of the folder that the work is in."""
 RECIPE = "recipe.json"
-UNSAID: dict[str, Any] = {"reuse": 1}
+ABSENT: dict[str, Any] = {"reuse": 1}
 """Settings that older recipes lack, as they were."""
+DATE = (1980, 1, 1, 0, 0, 0)  # of every member of a zip, so that equal content makes equal files
+ENCODERS, ENCODED = 4, 256  # threads that encode PNG files, images they have at a time
 PLAIN_SECONDS = 30.0  # between two signs of life where there is no terminal
 
 
@@ -132,44 +140,29 @@ def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: 
     Raises:
         UserError: `out` or the unfinished work beside it was made with another recipe, or the disk is full.
     """
-    store = store_for(out, work_folder(out), generation.num_samples, generation.size)
-    wanted = recipe(generation, labels)
-    if layout.first(lambda: _claim(out, store, wanted)):
+    work, made_by = Work(out, generation.num_samples, generation.size), recipe(generation, labels)
+    if layout.first(lambda: _claim(work, made_by)):
         return out
     if (dtype := PRECISIONS[generation.precision]) is not None:
         model = FastDenoiser(model, dtype)  # once for all batches
-    progress = _Progress(store.work, layout.rank)
+    progress = _Progress(work.folder, layout.rank)
     done = layout.first(progress.gather)
     left = [k for k in range(generation.batches) if k not in done]
     sizes = {k: len(generation.indices(k)) for k in range(generation.batches)}
     with progress_bar("generating", generation.num_samples, sum(sizes[k] for k in done), layout.main) as bar:
         for k in left[layout.rank :: layout.world]:
-            store.write(generation.indices(k).start, draw(model, generation, labels, k, _show_step(bar)))
+            work.write(generation.indices(k).start, draw(model, generation, labels, k, _show_step(bar)))
             progress.add(k)
             if layout.main:
                 bar.update(sum(sizes[k] for k in progress.read()) - bar.n)
     layout.any(False)  # wait for the others
-    layout.first(lambda: _finish(out, store, labels, wanted))
+    layout.first(lambda: _finish(work, labels, made_by))
     return out
-
-
-def work_folder(out: Path) -> Path:
-    """Where the images of `out` are until they are all there."""
-    return out.with_name(out.name + UNFINISHED)
 
 
 def recipe_file(out: Path) -> Path:
     """Where the recipe of the images `out` is written."""
     return out.with_name(out.name + ".json")
-
-
-def read_recipe(out: Path) -> dict[str, Any] | None:
-    """The recipe beside finished images, None where there is none that can be read."""
-    try:
-        found = json.loads(recipe_file(out).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def recipe(generation: Generation, labels: Tensor) -> dict[str, Any]:
@@ -178,36 +171,34 @@ def recipe(generation: Generation, labels: Tensor) -> dict[str, Any]:
     return {**json.loads(json.dumps(asdict(generation))), "labels_sha256": labelled}
 
 
-def _claim(out: Path, store: Store, wanted: dict[str, Any]) -> bool:
-    """Whether `out` is there already, of this recipe; if not, make sure that the work folder is for it."""
-    if out.exists():
-        _compare(read_recipe(out), wanted, out)
-        shutil.rmtree(store.work, ignore_errors=True)  # of a process killed between its last two steps
+def _claim(work: Work, made_by: dict[str, Any]) -> bool:
+    """Whether the images are there already, of this recipe; if not, see that the work folder is for it."""
+    if work.out.exists():
+        _check_recipe(recipe_file(work.out), made_by, work.out)
+        shutil.rmtree(work.folder, ignore_errors=True)  # of a process killed between its last two steps
         return True
-    file = store.work / RECIPE
+    file = work.folder / RECIPE
     if file.exists():
-        _compare(json.loads(file.read_text(encoding="utf-8")), wanted, store.work)
+        _check_recipe(file, made_by, work.folder)
         return False
-    need, free = store.bytes_needed, shutil.disk_usage(_existing(out.parent)).free
+    above = next(folder for folder in work.out.absolute().parents if folder.exists())
+    need, free = 2 * work.bytes, shutil.disk_usage(above).free
     if need > free:
-        raise UserError(
-            f"{out} needs up to {need / 2**30:.1f} GiB on the disk, which has {free / 2**30:.1f} GiB free"
-        )
-    store.begin()
-    write_text(file, json.dumps(wanted, indent=1))
+        sizes = f"{need / 2**30:.1f} GiB on the disk, which has {free / 2**30:.1f} GiB free"
+        raise UserError(f"{work.out} needs up to {sizes}")
+    work.begin()
+    write_text(file, json.dumps(made_by, indent=1))
     return False
 
 
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.absolute().parent)
-
-
-def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], place: Path) -> None:
-    if found is None:
+def _check_recipe(file: Path, made_by: dict[str, Any], place: Path) -> None:
+    """Raise UserError unless the images at `place` are made by this recipe, as the file beside them says."""
+    found = read_json(file) if file.is_file() else None
+    if not isinstance(found, dict):
         raise UserError(f"{place} exists and has no recipe beside it: give another --out, or remove it")
-    found = {**UNSAID, **found}
+    found = {**ABSENT, **found}
     changed = [
-        f"{key}: {found.get(key)!r} -> {value!r}" for key, value in wanted.items() if found.get(key) != value
+        f"{key}: {found.get(key)!r} -> {value!r}" for key, value in made_by.items() if found.get(key) != value
     ]
     if changed:
         raise UserError(
@@ -216,10 +207,84 @@ def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], place: Path) 
         )
 
 
-def _finish(out: Path, store: Store, labels: Tensor, wanted: dict[str, Any]) -> None:
-    write_text(recipe_file(out), json.dumps(wanted, indent=1))
-    store.finish(out, labels)
-    shutil.rmtree(store.work)
+def _finish(work: Work, labels: Tensor, made_by: dict[str, Any]) -> None:
+    write_text(recipe_file(work.out), json.dumps(made_by, indent=1))
+    work.finish(labels)
+    shutil.rmtree(work.folder)
+
+
+# ---------------------------------------------------------------- on the disk
+class Work:
+    """Unfinished images beside `out`: a file of the size of all, into which each batch is written.
+
+    Any number of processes may `write`; one calls `begin` and `finish`. No more than a batch is in memory.
+    """
+
+    def __init__(self, out: Path, count: int, size: tuple[int, int]) -> None:
+        self.out, self.shape = out, (count, *size, 3)
+        self.folder = out.with_name(out.name + UNFINISHED)
+        self.array = self.folder / f"{IMAGES}.npy"
+        self.bytes = math.prod(self.shape)
+
+    def begin(self) -> None:
+        """Make the work folder ready for `write`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(self.array, "w+", np.uint8, self.shape)
+
+    def write(self, start: int, images: Tensor) -> None:
+        """Keep images start … start+b-1, uint8 [b,H,W,3]; they are safe from a kill when it returns."""
+        # Not through a memory map: on a network file system those of several machines overwrite whole pages.
+        with self.array.open("r+b") as file:
+            header = self.array.stat().st_size - self.bytes
+            file.seek(header + start * math.prod(self.shape[1:]))
+            file.write(raw_bytes(images))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, labels: Tensor) -> None:
+        """Make `out` of all images, in one step: .npz, .zip, or else a folder. `labels` int64 [N]."""
+        kinds = {".npz": self._finish_npz, ".zip": self._finish_zip}
+        kinds.get(self.out.suffix.lower(), self._finish_folder)(labels)
+
+    def _finish_npz(self, labels: Tensor) -> None:
+        with replacing(self.out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            member = zipfile.ZipInfo(f"{IMAGES}.npy", DATE)
+            with archive.open(member, "w", force_zip64=True) as target, self.array.open("rb") as source:
+                shutil.copyfileobj(source, target, 1 << 22)
+            with archive.open(zipfile.ZipInfo(f"{LABELS}.npy", DATE), "w") as target:
+                np.lib.format.write_array(target, labels.numpy())
+
+    def _finish_zip(self, labels: Tensor) -> None:
+        with replacing(self.out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            for name, data in self._pngs():
+                archive.writestr(zipfile.ZipInfo(name, DATE), data)
+            archive.writestr(zipfile.ZipInfo(LABEL_FILE, DATE), self._label_file(labels))
+
+    def _finish_folder(self, labels: Tensor) -> None:
+        folder = self.folder / "images"
+        folder.mkdir(exist_ok=True)
+        for name, data in self._pngs():
+            (folder / name).write_bytes(data)
+        write_text(folder / LABEL_FILE, self._label_file(labels))
+        os.replace(folder, self.out)
+
+    def _pngs(self) -> Iterator[tuple[str, bytes]]:
+        """(name, PNG file) of every image, in order."""
+        images = np.load(self.array, mmap_mode="r")
+        with ThreadPoolExecutor(ENCODERS) as pool:
+            for start in range(0, len(images), ENCODED):
+                for i, data in enumerate(pool.map(_png, images[start : start + ENCODED]), start):
+                    yield f"{i:06d}.png", data
+
+    def _label_file(self, labels: Tensor) -> str:
+        """As EDM2 writes it."""
+        return json.dumps({"labels": [(f"{i:06d}.png", label) for i, label in enumerate(labels.tolist())]})
+
+
+def _png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG")
+    return file.getvalue()
 
 
 # ---------------------------------------------------------------- progress

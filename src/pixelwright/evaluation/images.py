@@ -1,10 +1,19 @@
-"""Images that exist, in batches: of a folder, a zip, shards or an .npz, never all in memory."""
+"""Images and arrays that exist, read safely and piece by piece: a folder, a zip, shards or an .npz."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import math
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,17 +22,136 @@ from torch import Tensor
 
 from pixelwright.data.config import DataConfig
 from pixelwright.data.opening import open_source
-from pixelwright.data.sources import Sample, Source, ZipSource
+from pixelwright.data.sources import Sample, ZipSource
 from pixelwright.data.transforms import CONVERTED, UnreadableImage, centre_crop
 from pixelwright.errors import UserError
-from pixelwright.evaluation.arrays import ArrayFile
 
+BATCH = 64
+"""Images that an extractor sees at a time, whatever they come from."""
 IMAGES, LABELS = "arr_0", "arr_1"
 """What ADM calls the arrays of an .npz of images."""
 SHEET = "grid.png"
 """The contact sheet that `pixelwright sample` puts beside its images."""
+AT_ONCE, PACKED = 256 << 20, 20
+"""An array may take so many bytes in memory, or so many times its bytes in the file; real ones stay below."""
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError, OSError)
+"""What a broken file raises while it is read."""
+
+Array = np.ndarray
 
 
+# ---------------------------------------------------------------- .npz
+class Header(NamedTuple):
+    """What an array in a file is, before its values are read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, that is of all dimensions but the first."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+
+class ArrayFile:
+    """The arrays of an .npz. Nothing in it is unpickled, and none takes far more memory than its file.
+
+    Raises:
+        UserError: no such file, not a zip of arrays, a damaged one, arrays of Python objects, which only
+            unpickling could read, or arrays packed so densely that they would fill the memory.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_file():
+            kind = "is a folder" if self.path.is_dir() else "does not exist"
+            raise UserError(f'"{path}" {kind}: give an .npz')
+        with self._checked("the list of arrays"), zipfile.ZipFile(self.path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+        self.names = tuple(name.removesuffix(".npy") for name in names)
+        if len(set(names)) < len(names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise UserError(f'"{path}" holds the array "{twice}" twice: write it anew')
+
+    @contextmanager
+    def _checked(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except DAMAGE as error:
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise UserError(
+                f'"{self.path}" is damaged or no .npz ({what}: {reason}): fetch or make it anew'
+            ) from None
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[tuple[Any, Header, int]]:
+        """The values of an array as a file, what they are, and how many bytes may be read at once."""
+        with self._checked(name), zipfile.ZipFile(self.path) as archive:
+            info = archive.getinfo(f"{name}.npy")
+            with archive.open(info) as file:
+                yield file, self._header(file, name), max(AT_ONCE, PACKED * info.compress_size)
+
+    def _header(self, file: Any, name: str) -> Header:
+        version = np.lib.format.read_magic(file)
+        old = version == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject:
+            raise UserError(
+                f'"{self.path}": "{name}" holds Python objects, which could run code when read: '
+                "save plain arrays"
+            )
+        if fortran and len(shape) > 1:
+            raise UserError(
+                f'"{self.path}": "{name}" is in column order: save it with numpy.ascontiguousarray'
+            )
+        return Header(shape, dtype)
+
+    def _check_size(self, name: str, size: int, limit: int) -> None:
+        if size > limit:
+            raise UserError(
+                f'"{self.path}": "{name}" would take {size / 2**30:.3g} GiB of memory at once, '
+                f"out of a much smaller file: give one that was written by numpy.savez"
+            )
+
+    def header(self, name: str) -> Header:
+        """Shape and dtype of an array."""
+        with self._open(name) as (_, header, _):
+            return header
+
+    def read(self, name: str) -> Array:
+        """A whole array."""
+        with self._open(name) as (file, header, limit):
+            size = math.prod(header.shape) * header.dtype.itemsize
+            self._check_size(name, size, limit)
+            data = bytearray(file.read(size))  # to the end, which checks the zip's checksum
+            if len(data) != size or file.read(1):
+                raise ValueError("its header says another size")
+            return np.frombuffer(data, header.dtype).reshape(header.shape)
+
+    def rows(self, name: str, size: int, start: int = 0) -> Iterator[Array]:
+        """An array in pieces of up to `size` rows, from row `start` on, in order; one piece is in memory.
+
+        Reading to the end also checks the file's own checksum of the array, if it begins at row 0.
+        """
+        with self._open(name) as (file, header, limit):
+            count, each = header.shape[0], header.row_bytes
+            self._check_size(name, each * min(size, count), limit)
+            if start:
+                file.seek(start * each, io.SEEK_CUR)
+            for first in range(start, count, size):
+                rows = min(size, count - first)
+                data = file.read(rows * each)
+                if len(data) < rows * each:
+                    raise EOFError(f"row {first + len(data) // each} of {count} is missing")
+                yield np.frombuffer(data, header.dtype).reshape(rows, *header.shape[1:])
+            if file.read(1):
+                raise ValueError("there is more in it than its header says")
+
+
+# ---------------------------------------------------------------- images
 class ImageBatch(NamedTuple):
     """Some of the images of a set."""
 
@@ -35,27 +163,45 @@ class ImageBatch(NamedTuple):
     """int64 [B]: their classes, where those are known."""
 
 
-class ImageSet(Protocol):
-    """Numbered images of one size, read in order.
+@dataclass(frozen=True)
+class Provenance:
+    """Which images something was computed of."""
 
-    `skipped` (name -> reason) and `converted` (mode, such as L for grey and RGBA, laid on white -> how many)
-    fill up as the images are read.
-    """
+    path: str
+    count: int
+    """Images that were used."""
+    checksum: str
+    """Of the pixels, in order; the same for the same images in any container."""
+    image_size: tuple[int, int]
+    """Rows and columns."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Images that were not used, and why."""
+    converted: Mapping[str, int] = field(default_factory=dict)
+    """Images that were not RGB, by their mode in the file, such as L for grey and RGBA, laid on white."""
 
-    place: str
-    skipped: dict[str, str]
-    converted: Counter[str]
 
+class ImageSet(ABC):
+    """Numbered images of one size, read in order; `skipped` and `converted` fill up as they are read."""
+
+    def __init__(self, path: str, size: int | None = None) -> None:
+        self.path, self.size = path, size
+        self.skipped: dict[str, str] = {}
+        self.converted: Counter[str] = Counter()
+
+    @abstractmethod
     def __len__(self) -> int:
         """How many there are, those included that will turn out unreadable."""
-        ...
 
+    @abstractmethod
     def batches(self, size: int, start: int = 0) -> Iterator[ImageBatch]:
         """Those from number `start` on, up to `size` at a time.
 
         Raises UserError on images of several sizes.
         """
-        ...
+
+    def provenance(self, count: int, checksum: str, image_size: tuple[int, int]) -> Provenance:
+        """What is written down of them when all are read."""
+        return Provenance(self.path, count, checksum, image_size, dict(self.skipped), dict(self.converted))
 
 
 def open_images(path: str, size: int | None = None) -> ImageSet:
@@ -70,26 +216,23 @@ def open_images(path: str, size: int | None = None) -> ImageSet:
     """
     if size is not None and size < 1:
         raise UserError(f"--size is {size}: give a whole number of at least 1")
-    if path.lower().endswith(".npz"):
-        return ArrayImages(path, size)
-    return SourceImages(path, size)
+    return (ArrayImages if path.lower().endswith(".npz") else SourceImages)(path, size)
 
 
-class SourceImages:
+class SourceImages(ImageSet):
     """Image files, from any source of training images."""
 
     def __init__(self, path: str, size: int | None = None) -> None:
-        self.place, self.size = path, size
-        self.skipped: dict[str, str] = {}
-        self.converted: Counter[str] = Counter()
+        super().__init__(path, size)
         self.source = open_source(DataConfig(path) if size is None else DataConfig(path, size))
         self.indices = [i for i in range(len(self.source)) if self.source.name(i) != SHEET]
         if len(self.indices) < len(self.source):
             if not self.indices:
                 raise UserError(f'"{path}" holds a {SHEET} and no other image: give a folder of images')
             self.skipped[SHEET] = "a contact sheet"
-        self.skipped |= _doubles(self.source)
-        self._shape: tuple[str, tuple[int, int]] | None = None  # name and size of the first image
+        for name in self.source.doubles if isinstance(self.source, ZipSource) else ():
+            self.skipped[f"{name} (again)"] = "named twice in the zip; the last is used"
+        self._first: tuple[str, tuple[int, int]] | None = None  # name and size of the first image
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -115,39 +258,25 @@ class SourceImages:
         if (mode := sample.image.info.get(CONVERTED)) is not None:
             self.converted[mode] += 1
         image = sample.image if self.size is None else centre_crop(sample.image, self.size)
-        self._shape = self._shape or (name, image.size)
-        if image.size != self._shape[1]:
-            raise UserError(_several_sizes(self.place, *self._shape, name, image.size))
+        self._first = self._first or (name, image.size)
+        if image.size != self._first[1]:
+            first, (width, height) = self._first
+            raise UserError(
+                f'"{self.path}" holds images of several sizes: "{first}" is {width}x{height}, "{name}" '
+                f"{image.width}x{image.height}; give --size N to crop all to N x N"
+            )
         return sample._replace(image=image)
 
 
-def _doubles(source: Source) -> dict[str, str]:
-    """Members of a zip that were written twice; only the last is read."""
-    if not isinstance(source, ZipSource):
-        return {}
-    return {f"{name} (again)": "named twice in the zip; the last is used" for name in source.doubles}
-
-
-def _several_sizes(place: str, name: str, size: tuple[int, int], other: str, found: tuple[int, int]) -> str:
-    return (
-        f'"{place}" holds images of several sizes: "{name}" is {size[0]}x{size[1]}, "{other}" '
-        f"{found[0]}x{found[1]}; give --size N to crop all to N x N"
-    )
-
-
-class ArrayImages:
+class ArrayImages(ImageSet):
     """The `arr_0` of an .npz, as ADM writes samples and references: uint8 [N,H,W,3]; `arr_1` are labels."""
 
     def __init__(self, path: str, size: int | None = None) -> None:
-        self.place, self.size = path, size
-        self.skipped: dict[str, str] = {}
-        self.converted: Counter[str] = Counter()
+        super().__init__(path, size)
         self.file = ArrayFile(path)
         if IMAGES not in self.file.names:
-            raise UserError(
-                f'"{path}" holds no {IMAGES}, where images are expected, but '
-                f"{', '.join(self.file.names) or 'nothing'}"
-            )
+            found = ", ".join(self.file.names) or "nothing"
+            raise UserError(f'"{path}" holds no {IMAGES}, where images are expected, but {found}')
         shape, dtype = self.file.header(IMAGES)
         channels = shape[3] if len(shape) == 4 else 1
         if dtype != np.uint8 or len(shape) not in (3, 4) or channels not in (1, 3, 4) or not all(shape):
@@ -165,7 +294,7 @@ class ArrayImages:
         labels = self.file.read(LABELS)
         if labels.shape != (self._count,) or labels.dtype.kind not in "iu":
             raise UserError(
-                f'"{self.place}": {LABELS} is {labels.dtype} {list(labels.shape)}; '
+                f'"{self.path}": {LABELS} is {labels.dtype} {list(labels.shape)}; '
                 "one whole number an image is expected"
             )
         return torch.from_numpy(labels.astype(np.int64))
@@ -178,7 +307,7 @@ class ArrayImages:
             yield ImageBatch(images, numbers, None if labels is None else labels[numbers])
             start += len(rows)
 
-    def _rgb(self, row: np.ndarray) -> np.ndarray:
+    def _rgb(self, row: Array) -> Array:
         """One image of any number of channels as uint8 [H,W,3]."""
         if self._channels == 1:
             self.converted["L"] += 1
@@ -186,9 +315,21 @@ class ArrayImages:
         elif self._channels == 4:
             self.converted["RGBA"] += 1
             front = Image.fromarray(row)
-            row = np.array(
-                Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
-            )
+            white = Image.new("RGBA", front.size, "white")
+            row = np.array(Image.alpha_composite(white, front).convert("RGB"))
         if self.size is not None and row.shape[:2] != (self.size, self.size):
             row = np.array(centre_crop(Image.fromarray(row), self.size))
         return row
+
+
+class PixelDigest:
+    """Checksum of a sequence of images; `state` suffices to go on with it."""
+
+    def __init__(self, state: str = "") -> None:
+        self.state = state
+
+    def update(self, images: Tensor) -> None:
+        """Add uint8 [B,H,W,3]; how a sequence is cut into batches makes no difference."""
+        for image in images.contiguous().numpy():
+            one = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
+            self.state = hashlib.sha256(f"{self.state}{one}".encode()).hexdigest()

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation.statistics import Gaussian, Moments
 from pixelwright.rng import generator
 
 NEIGHBOURS = 3
@@ -25,6 +24,8 @@ SUBSETS, SUBSET_SIZE = 100, 1000
 """Of KID, as is usual."""
 WIDE = 8192
 """Rows of a set that are float64 at one time, where distances to all of it are needed."""
+PAIRS = 8
+"""Samples most like a training image that are named."""
 TIE = 1e-10
 """Squared distances that differ by less than this share of the squared norms are equal but for rounding."""
 
@@ -38,6 +39,65 @@ class Estimate:
     """One standard error: what other images of the same source would change; None where it is not known."""
     extrapolated: float | None = None
     """Fréchet distances: the value without the bias of N images; None where it is not known."""
+
+
+# ---------------------------------------------------------------- mean and covariance
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """What the Fréchet distance knows of a set."""
+
+    mean: Tensor
+    """[D] float64."""
+    covariance: Tensor
+    """[D,D] float64, with N - 1 in the denominator, as `numpy.cov` has it."""
+    count: int | None = None
+    """Number of images it is of; None where a file does not say."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and scatter of rows; two of them merge into those of both sets of rows.
+
+    Merging is by Chan, Golub and LeVeque (1979): exact but for rounding, and safe where the mean is far
+    larger than the spread, unlike sums of squares.
+    """
+
+    count: int
+    mean: Tensor
+    """[D] float64."""
+    scatter: Tensor
+    """[D,D] float64: sum of (x - mean)(x - mean)ᵀ."""
+
+    @staticmethod
+    def of(rows: Tensor, chunk: int = 8192) -> Moments:
+        """Those of rows [N,D] of any floating type; N = 0 will do."""
+        width = rows.shape[1]
+        zeros = [torch.zeros(*shape, dtype=torch.float64) for shape in ((width,), (width, width))]
+        found = Moments(0, *zeros)
+        for part in rows.split(chunk):
+            if len(part):
+                wide = part.double()
+                mean = wide.mean(0)
+                centred = wide - mean
+                found = found.merged(Moments(len(part), mean, centred.T @ centred))
+        return found
+
+    def merged(self, other: Moments) -> Moments:
+        """Those of the rows of both."""
+        count = self.count + other.count
+        if not self.count or not other.count:
+            return other if not self.count else self
+        step = other.mean - self.mean
+        share = other.count / count
+        between = torch.outer(step, step) * (self.count * share)
+        return Moments(count, self.mean + step * share, self.scatter + other.scatter + between)
+
+    def gaussian(self) -> Gaussian:
+        """Mean and covariance; needs two rows."""
+        assert self.count > 1, "a covariance needs two rows"
+        return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
 
 
 # ---------------------------------------------------------------- Fréchet distances: FID, sFID, FD-DINOv2
@@ -250,6 +310,79 @@ def mmd(x: Tensor, y: Tensor) -> float:
 
     between = ((x @ y.T / width + 1) ** 3).mean()
     return float(within(x) + within(y) - 2 * between)
+
+
+# ---------------------------------------------------------------- memorisation
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A sample and the training image nearest to it."""
+
+    sample: int
+    """Which of the samples."""
+    image: int
+    """Which of the reference's images."""
+    distance: float
+    own: float
+    """Distance of that training image to the nearest other one."""
+
+    @property
+    def ratio(self) -> float:
+        """Below 1, the sample is nearer to the training image than any other training image is."""
+        return self.distance / self.own if self.own else math.inf if self.distance else 1.0
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """Samples nearer to a training image than any other training image is to it (Alaa et al., 2022)."""
+
+    images: int
+    """Training images that were compared with."""
+    share: float
+    """Of the samples. About a half is what new images of the same kind have; copies have 1."""
+    identical: int
+    """Samples at no distance from a training image."""
+    pairs: tuple[Pair, ...]
+    """The smallest ratios."""
+
+
+def memorisation(
+    samples: Tensor, numbers: Tensor, reference: Tensor, reference_numbers: Tensor, chunk: int = 1024
+) -> Memorisation:
+    """Compare features of samples [N,D] with those of training images [M,D], M at least 2.
+
+    `numbers` [N] and `reference_numbers` [M] name the images in the result. Memory grows with chunk · M.
+    """
+    centre = reference.double().mean(0)  # distances keep more digits near the origin
+    drawn, real = (rows.to(torch.float64, copy=True).sub_(centre) for rows in (samples, reference))
+    own = torch.cat([_to_others(real, start, chunk) for start in range(0, len(real), chunk)])  # [M]
+    distances, indices = map(
+        torch.cat, zip(*(_nearest(part, real) for part in drawn.split(chunk)), strict=True)
+    )
+    around = own[indices]
+    ratios = torch.where((distances == 0) & (around == 0), 1.0, distances / around)
+    pairs = [
+        Pair(int(numbers[i]), int(reference_numbers[indices[i]]), float(distances[i]), float(around[i]))
+        for i in ratios.argsort(stable=True)[:PAIRS].tolist()
+    ]
+    share = float((distances < around).double().mean())
+    return Memorisation(len(real), share, int((distances == 0).sum()), tuple(pairs))
+
+
+def _nearest(rows: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance to, and place of, the row of `real` nearest to each of `rows`, [b] each."""
+    found = torch.cdist(rows, real).min(1)  # [b,M] -> [b]
+    # The fast way of distances is wrong by about 1e-7 of the norms; the one that counts is computed anew.
+    return (rows - real[found.indices]).norm(dim=1), found.indices
+
+
+def _to_others(real: Tensor, start: int, chunk: int) -> Tensor:
+    """Distance of rows start … start+chunk−1 to the nearest other row, [b]."""
+    rows = real[start : start + chunk]
+    distances = torch.cdist(rows, real)  # [b,M]
+    distances[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = math.inf
+    return (rows - real[distances.argmin(1)]).norm(dim=1)
 
 
 # ---------------------------------------------------------------- checks

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from pixelwright.config import read
 from pixelwright.errors import UserError
 from pixelwright.evaluation.images import ImageSet, open_images
-from pixelwright.evaluation.measure import LABELS, METRICS, Collected, Measurement, to_dict
-from pixelwright.evaluation.neighbours import PAIRS, Memorisation, Pair, memorisation
-from pixelwright.evaluation.reference import Reference
-from pixelwright.files import write_text
+from pixelwright.evaluation.measure import METRICS, Report
+from pixelwright.evaluation.metrics import PAIRS
+from pixelwright.files import read_json, write_text
 from pixelwright.html import (
     bar_chart,
     escape_markdown,
@@ -33,101 +32,26 @@ from pixelwright.html import (
 )
 from pixelwright.images import save_grid
 
-FORMAT = 1
-JSON, HTML, MARKDOWN, SHEET, NEIGHBOURS = (
-    "report.json",
-    "report.html",
-    "report.md",
-    "sheet.png",
-    "neighbours.png",
-)
+FORMAT = 2
+JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
+SHEET, NEIGHBOURS = "sheet.png", "neighbours.png"
 SHEET_IMAGES = 64
 SHEET_PIXELS = 1024  # side of the sheet, about
 MOST_BARS = 50  # classes in the chart; of more, the worst are shown
-ROUNDING = "images are uint8; a sample is rounded to the nearest level and clipped"
-
-
-@dataclass(frozen=True)
-class Report:
-    """One set of images, measured. Everything is plain: numbers, texts, lists."""
-
-    name: str
-    metrics: Mapping[str, Mapping[str, float | None]]
-    """name -> value, error, extrapolated."""
-    left_out: Mapping[str, str]
-    distance: str
-    """What "fid" is called with these features."""
-    count: int
-    image_size: tuple[int, int]
-    checksum: str
-    extractor: Mapping[str, Any]
-    reference: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    images: Mapping[str, Any]
-    """Place, images skipped and converted."""
-    generation: Mapping[str, Any] | None
-    """The recipe, of images that `pixelwright evaluate` made."""
-    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    memorisation: Mapping[str, Any] | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    """Of the software."""
-    rounding: str = ROUNDING
-
-    @property
-    def values(self) -> dict[str, float]:
-        """The metrics alone."""
-        return {name: float(found["value"] or 0.0) for name, found in self.metrics.items()}
-
-    def title(self, metric: str) -> str:
-        """What a metric is called."""
-        return self.distance if metric == "fid" else LABELS[metric]
-
-
-def make_report(
-    name: str,
-    measurement: Measurement,
-    collected: Collected,
-    images: ImageSet,
-    generation: Mapping[str, Any] | None = None,
-) -> Report:
-    """Everything of a measurement that is written down."""
-    found = _memorisation(collected, measurement.reference)
-    return Report(
-        name=name,
-        images={
-            "place": images.place,
-            "skipped": dict(images.skipped),
-            "converted": dict(images.converted),
-        },
-        generation=generation,
-        memorisation=None if found is None else asdict(found),
-        **{**to_dict(measurement), "image_size": measurement.image_size},
-    )
-
-
-def _memorisation(collected: Collected, reference: Reference) -> Memorisation | None:
-    if reference.kept is None or len(reference.kept) < 2:
-        return None
-    numbers = reference.numbers if reference.numbers is not None else torch.arange(len(reference.kept))
-    return memorisation(collected.activations.features, collected.numbers, reference.kept, numbers)
 
 
 # ---------------------------------------------------------------- files
 def read_report(path: Path) -> Report:
     """A report.json, or that of a folder. Raises UserError if there is none or it cannot be read."""
-    file = path / JSON if path.is_dir() else path
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        number = found.pop("format")
-        if number != FORMAT:
-            raise UserError(f"{file}: format is {number!r}; this version reads format {FORMAT}")
-        return Report(**{**found, "image_size": tuple(found["image_size"])})
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; give a folder that `pixelwright evaluate` made") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file} is no report of an evaluation ({error})") from None
+    file = path / JSON if path.is_dir() or not path.exists() else path
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; give a folder that `pixelwright evaluate` made")
+    found = read_json(file)
+    if not isinstance(found, dict) or "format" not in found:
+        raise UserError(f"{file} is no report of an evaluation")
+    if (number := found.pop("format")) != FORMAT:
+        raise UserError(f"{file}: format is {number!r}; this version reads format {FORMAT}")
+    return read(Report, found, f"{file} is no report of an evaluation")
 
 
 def write_report(report: Report, folder: Path, images: ImageSet) -> None:
@@ -136,41 +60,30 @@ def write_report(report: Report, folder: Path, images: ImageSet) -> None:
     Without matplotlib (extra `train`) the page has no bars.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sheet = _first(images, SHEET_IMAGES)
+    sheet = next(images.batches(SHEET_IMAGES)).images
     scale = max(1, SHEET_PIXELS // 8 // sheet.shape[1])
     save_grid(sheet, folder / SHEET, columns=8, scale=scale)
     drawn = _draw_neighbours(report, images, folder / NEIGHBOURS)
     write_text(folder / HTML, page(report, folder / SHEET, folder / NEIGHBOURS if drawn else None))
     write_text(folder / MARKDOWN, markdown(report))
-    write_text(folder / JSON, json.dumps({"format": FORMAT, **asdict(report)}, indent=1))
+    write_text(folder / JSON, as_json(report))
 
 
-def _first(images: ImageSet, count: int) -> Tensor:
-    """The first images of a set, uint8 [n,H,W,3]."""
-    found: list[Tensor] = []
-    for batch in images.batches(1):
-        found += list(batch.images)
-        if len(found) >= count:
-            break
-    return torch.stack(found)
-
-
-def _image(images: ImageSet, number: int) -> Tensor:
-    """One image, uint8 [H,W,3]."""
-    return next(images.batches(1, number)).images[0]
+def as_json(report: Report) -> str:
+    """The content of report.json."""
+    return json.dumps({"format": FORMAT, **asdict(report)}, indent=1)
 
 
 def _draw_neighbours(report: Report, images: ImageSet, path: Path) -> bool:
     """Samples above the training images nearest to them; False where these cannot be found any more."""
-    source = report.reference["source"]
-    if report.memorisation is None or source is None or not Path(source["place"]).exists():
+    source = report.reference.source
+    if report.memorisation is None or source is None or not Path(source.path).exists():
         return False
-    pairs = report.memorisation["pairs"]
-    height, width = source["image_size"]
-    real = open_images(source["place"], height if height == width else None)
-    tiles = [_image(images, pair["sample"]) for pair in pairs] + [
-        _image(real, pair["image"]) for pair in pairs
-    ]
+    pairs = report.memorisation.pairs
+    height, width = source.image_size
+    real = open_images(source.path, height if height == width else None)
+    places = [(images, pair.sample) for pair in pairs] + [(real, pair.image) for pair in pairs]
+    tiles = [next(found.batches(1, number)).images[0] for found, number in places]
     if len({tile.shape for tile in tiles}) > 1:
         return False
     scale = max(1, SHEET_PIXELS // PAIRS // tiles[0].shape[0])
@@ -188,10 +101,8 @@ def metric_rows(report: Report) -> list[tuple[Any, ...]]:
     for name in METRICS:
         if name in report.metrics:
             found = report.metrics[name]
-            more = (found["error"], found["extrapolated"])
-            rows.append(
-                (report.title(name), found["value"], *("" if value is None else value for value in more))
-            )
+            more = ("" if value is None else value for value in (found.error, found.extrapolated))
+            rows.append((report.title(name), found.value, *more))
         elif name in report.left_out:
             rows.append((report.title(name), f"left out: {report.left_out[name]}", "", ""))
     return rows
@@ -199,19 +110,20 @@ def metric_rows(report: Report) -> list[tuple[Any, ...]]:
 
 def provenance(report: Report) -> list[tuple[str, Any]]:
     """What another report must share to be compared with this one, and how the images were made."""
-    extractor, reference, settings = report.extractor, report.reference, report.settings
+    images, extractor, reference = report.images, report.extractor, report.reference
+    settings = asdict(report.settings)
     rows: list[tuple[str, Any]] = [
-        ("images", f"{report.count:,} of {report.image_size[0]} x {report.image_size[1]} pixels"),
-        ("checksum of their pixels", report.checksum),
-        ("features", extractor["kind"]),
-        ("SHA-256 of their weights", extractor["checksum"]),
-        ("resizing", f"to {extractor['size']}²: {extractor['resize']}"),
+        ("images", f"{images.count:,} of {images.image_size[0]} x {images.image_size[1]} pixels"),
+        ("checksum of their pixels", images.checksum),
+        ("features", extractor.kind),
+        ("SHA-256 of their weights", extractor.checksum),
+        ("resizing", f"to {extractor.size}²: {extractor.resize}"),
         ("rounding", report.rounding),
-        ("reference", reference["place"]),
-        ("SHA-256 of the reference", reference["checksum"]),
+        ("reference", reference.path),
+        ("SHA-256 of the reference", reference.checksum),
     ]
-    if source := reference["source"]:
-        rows.append(("images of the reference", f"{source['count']:,} of {source['place']}"))
+    if source := reference.source:
+        rows.append(("images of the reference", f"{source.count:,} of {source.path}"))
     rows.append(("settings of the metrics", ", ".join(f"{key} {value}" for key, value in settings.items())))
     rows += list(_generation_rows(report.generation))
     rows.append(("software", ", ".join(f"{name} {version}" for name, version in report.versions.items())))
@@ -236,19 +148,18 @@ def _generation_rows(generation: Mapping[str, Any] | None) -> Iterator[tuple[str
 def _warnings(report: Report) -> list[str]:
     """What a reader should know before he trusts the numbers."""
     warnings = []
-    if report.count < 50_000 and "fid" in report.metrics:
-        warnings.append(
-            f"{report.count:,} images: published figures are of 50,000; fewer make {report.distance} higher"
-        )
-    if skipped := report.images["skipped"]:
+    if report.images.count < 50_000 and "fid" in report.metrics:
+        few = f"{report.images.count:,} images: published figures are of 50,000"
+        warnings.append(f"{few}; fewer make {report.distance} higher")
+    if skipped := report.images.skipped:
         warnings.append(f"{len(skipped)} images skipped, such as {next(iter(skipped.items()))}")
-    if converted := report.images["converted"]:
+    if converted := report.images.converted:
         warnings.append(
             "converted to RGB: " + ", ".join(f"{n} of mode {mode}" for mode, n in converted.items())
         )
     memorised = report.memorisation
-    if memorised is not None and memorised["identical"]:
-        warnings.append(f"{memorised['identical']} samples have the very features of a training image")
+    if memorised is not None and memorised.identical:
+        warnings.append(f"{memorised.identical} samples have the very features of a training image")
     return warnings
 
 
@@ -257,7 +168,7 @@ def page(report: Report, sheet: Path | None = None, neighbours: Path | None = No
     worst = sorted(report.per_class.items(), key=lambda item: sum(item[1].values()))[:MOST_BARS]
     per_class = [(label, *found.values()) for label, found in sorted(worst, key=lambda item: int(item[0]))]
     memorised = report.memorisation
-    pairs = [] if memorised is None else [Pair(**pair) for pair in memorised["pairs"]]
+    pairs = () if memorised is None else memorised.pairs
     return render(
         "evaluation",
         title=f"Evaluation of {report.name}",
@@ -271,22 +182,22 @@ def page(report: Report, sheet: Path | None = None, neighbours: Path | None = No
         pairs=[(pair.sample, pair.image, pair.distance, pair.own, pair.ratio) for pair in pairs],
         classes=len(report.per_class),
         per_class=per_class,
-        bars=_bars(per_class),
+        bars=_bars(per_class) if per_class else None,
     )
 
 
 def _bars(per_class: Sequence[tuple[Any, ...]]) -> str | None:
     """The chart of precision and recall by class; None without matplotlib."""
-    labels, *values = zip(*per_class, strict=True) if per_class else ((), (), ())
     try:
-        return bar_chart(labels, dict(zip(("precision", "recall"), values, strict=True)), "share")
+        labels, precision, recall = zip(*per_class, strict=True)
+        return bar_chart(labels, {"precision": precision, "recall": recall}, "share")
     except ImportError:
         return None
 
 
 def _summary(report: Report) -> str:
     best = [f"{report.title(name)} {number_text(value)}" for name, value in report.values.items()]
-    return f"{', '.join(best)} of {report.count:,} images."
+    return f"{', '.join(best)} of {report.images.count:,} images."
 
 
 def markdown(report: Report) -> str:
@@ -302,17 +213,12 @@ def markdown(report: Report) -> str:
 
 
 # ---------------------------------------------------------------- several reports
-DECISIVE = {
-    "features": lambda r: (
-        r.extractor["kind"],
-        r.extractor["checksum"],
-        r.extractor["size"],
-        r.extractor["resize"],
-    ),
-    "reference": lambda r: r.reference["checksum"],
-    "number of images": lambda r: r.count,
-    "image size": lambda r: tuple(r.image_size),
-    "settings of the metrics": lambda r: tuple(sorted(r.settings.items())),
+DECISIVE: Mapping[str, Callable[[Report], Any]] = {
+    "features": lambda r: (r.extractor.kind, r.extractor.checksum, r.extractor.size, r.extractor.resize),
+    "reference": lambda r: r.reference.checksum,
+    "number of images": lambda r: r.images.count,
+    "image size": lambda r: r.images.image_size,
+    "settings of the metrics": lambda r: astuple(r.settings),
 }
 """What must be equal for numbers to be compared."""
 
@@ -348,7 +254,8 @@ def comparison(reports: Sequence[Report]) -> str:
 def comparison_rows(reports: Iterable[Report], names: Sequence[str]) -> list[tuple[Any, ...]]:
     """A row for each report: its name, its metrics, its number of images."""
     return [
-        (report.name, *(report.values.get(name, "") for name in names), report.count) for report in reports
+        (report.name, *(report.values.get(name, "") for name in names), report.images.count)
+        for report in reports
     ]
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.evaluation.generate import Generation
-from pixelwright.evaluation.report import Report, comparison_rows, incomparable
+from pixelwright.evaluation.measure import Report
+from pixelwright.evaluation.report import comparison_rows, incomparable
+from pixelwright.files import write_text
 from pixelwright.html import escape_markdown, line_chart, markdown_table, render
 
 MOST_POINTS = 1000
@@ -85,11 +88,11 @@ def plan(base: Generation, axes: Sequence[tuple[str, Sequence[Any]]]) -> dict[st
         point = replace(base, **dict(zip(names, values, strict=True)))
         if point.guidance_scale == 1:
             point = replace(point, guidance_interval=EVERYWHERE)
-        points[point_name(point, names)] = point
+        points[_point_name(point, names)] = point
     return points
 
 
-def point_name(point: Generation, names: Iterable[str]) -> str:
+def _point_name(point: Generation, names: Iterable[str]) -> str:
     """ "guidance_scale=1.5,guidance_interval=0.1-0.9"."""
     return ",".join(f"{name}={_text(getattr(point, name))}" for name in names)
 
@@ -101,7 +104,7 @@ def _text(value: Any) -> str:
 
 
 # ---------------------------------------------------------------- what came of it
-METRICS = ("fid", "inception_score", "precision", "recall")
+COLUMNS = ("fid", "inception_score", "precision", "recall")
 
 
 def best(reports: Sequence[Report]) -> Report:
@@ -109,71 +112,50 @@ def best(reports: Sequence[Report]) -> Report:
     return min(reports, key=lambda report: report.values["fid"])
 
 
-def page(title: str, reports: Sequence[Report]) -> str:
-    """FID against Inception Score and recall, and over each setting; all points in a table."""
-    winner, names = best(reports), [name for name in METRICS if name in reports[0].values]
-    distance, along = reports[0].title("fid"), _along(reports)
-    against = [
-        (_trade(reports, name), f"{distance} against {reports[0].title(name)}; at the points: {along}")
-        for name in names[1:]
-    ]
-    return render(
+def write_sweep(title: str, reports: Sequence[Report], folder: Path) -> None:
+    """sweep.md, a table of all points, and sweep.html (with matplotlib, of the extra `train`)."""
+    names = [name for name in COLUMNS if name in reports[0].values]
+    header = ("point", *map(reports[0].title, names), "images")
+    rows = comparison_rows(reports, names)
+    write_text(folder / "sweep.md", f"# {escape_markdown(title)}\n\n{markdown_table(header, rows)}")
+    winner, distance = best(reports), reports[0].title("fid")
+    page = render(
         "sweep",
         title=title,
         note=f"Smallest {distance}: {winner.values['fid']:.4g} at {winner.name}; {len(reports)} points.",
         differences=incomparable(reports),
-        charts=[*against, (_over_first(reports), f"{distance} over {along}")],
-        header=("", *map(reports[0].title, names), "images"),
-        rows=comparison_rows(reports, names),
+        charts=list(_charts(reports, names)),
+        header=header,
+        rows=rows,
     )
+    write_text(folder / "sweep.html", page)
 
 
-def markdown(title: str, reports: Sequence[Report]) -> str:
-    """The same table in Markdown."""
-    names = [name for name in METRICS if name in reports[0].values]
-    header = ("point", *map(reports[0].title, names), "images")
-    return f"# {escape_markdown(title)}\n\n{markdown_table(header, comparison_rows(reports, names))}"
+def _charts(reports: Sequence[Report], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(chart, caption): FID against the other metrics, and over the first setting that varies.
 
-
-def _along(reports: Sequence[Report]) -> str:
-    """The setting that varies along a line: the first in the names."""
-    return reports[0].name.partition("=")[0].replace("_", " ")
-
-
-def _lines(reports: Sequence[Report]) -> dict[str, list[tuple[str, Report]]]:
-    """Points by the settings but the first, whose value each point has as a text."""
+    A line has the points that differ in that setting alone, each with its value.
+    """
     lines: dict[str, list[tuple[str, Report]]] = {}
     for report in reports:
         first, _, rest = report.name.partition(",")
         lines.setdefault(rest, []).append((first.partition("=")[2], report))
-    return lines
+    labels = {line: [text for text, _ in points] for line, points in lines.items()}
+    fid = {line: [report.values["fid"] for _, report in points] for line, points in lines.items()}
+    distance, setting = reports[0].title("fid"), reports[0].name.partition("=")[0].replace("_", " ")
+    for name in names[1:]:
+        title = reports[0].title(name)
+        other = {line: [report.values[name] for _, report in points] for line, points in lines.items()}
+        series = {line: (other[line], fid[line]) for line in lines}
+        chart = line_chart(series, title, distance, labels=labels)
+        yield chart, f"{distance} against {title}; at the points: {setting}"
+    over = {line: (_numbers(labels[line]), fid[line]) for line in lines}
+    yield line_chart(over, setting, distance), f"{distance} over {setting}"
 
 
-def _trade(reports: Sequence[Report], other: str) -> str:
-    lines = _lines(reports).items()
-    series = {
-        line: ([r.values[other] for _, r in points], [r.values["fid"] for _, r in points])
-        for line, points in lines
-    }
-    labels = {line: [text for text, _ in points] for line, points in lines}
-    return line_chart(series, reports[0].title(other), reports[0].title("fid"), labels=labels)
-
-
-def _over_first(reports: Sequence[Report]) -> str:
-    series = {}
-    for line, points in _lines(reports).items():
-        numbers = [_number(text) for text, _ in points]
-        xs = (
-            [float(place) for place in range(len(points))]
-            if None in numbers
-            else [n for n in numbers if n is not None]
-        )
-        series[line] = (xs, [report.values["fid"] for _, report in points])
-    return line_chart(series, _along(reports), reports[0].title("fid"))
-
-
-def _number(text: str) -> float | None:
+def _numbers(texts: Sequence[str]) -> list[float]:
+    """The values of a setting; their places where they are no numbers."""
     try:
-        return float(text)
+        return [float(text) for text in texts]
     except ValueError:
-        return None
+        return [float(place) for place in range(len(texts))]

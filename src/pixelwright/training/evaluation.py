@@ -15,12 +15,12 @@ import torch.distributed as dist
 from pixelwright.device import name_precision
 from pixelwright.diffusion import sample as sampling
 from pixelwright.distributed.parallel import Layout
-from pixelwright.evaluation.extractors import Activations
+from pixelwright.evaluation.features import open_extractor
+from pixelwright.evaluation.features.extractor import Activations
 from pixelwright.evaluation.generate import Generation, draw
 from pixelwright.evaluation.images import ImageBatch
 from pixelwright.evaluation.measure import Collected, check_comparable, collect, compare
-from pixelwright.evaluation.opening import open_extractor
-from pixelwright.evaluation.reference import read_reference
+from pixelwright.evaluation.references import read_reference
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.config import EvaluationConfig, TrainConfig
 

@@ -7,9 +7,9 @@ the same classifier can be compared with one another, and with nothing else.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwright.errors import UserError, nearest
-from pixelwright.evaluation.extractors import Activations, ExtractorInfo, exactly, file_checksum
-from pixelwright.files import replacing, write_text
+from pixelwright.config import Config, PositiveInt, UnitInterval, read, whole
+from pixelwright.errors import UserError
+from pixelwright.evaluation.features.extractor import Activations, ExtractorInfo, exactly
+from pixelwright.files import read_json, replacing, sha256, write_text
 from pixelwright.images import from_uint8
 
 CONFIG, WEIGHTS = "config.json", "classifier.safetensors"
@@ -30,29 +31,26 @@ SPATIAL_CHANNELS = 8
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(Config, where="classifier"):
     """A classifier as data."""
 
-    num_classes: int
-    size: int = 32
+    num_classes: Annotated[int, whole(2)]
+    size: Annotated[int, whole(8)] = 32
     """Side of the square images that it sees; a multiple of 8."""
-    widths: tuple[int, int, int] = (32, 96, 128)
+    widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (32, 96, 128)
     """Channels of its three groups; the last is the width of the features."""
     source: str = ""
     """What it was trained on."""
-    accuracy: float | None = None
+    accuracy: UnitInterval | None = None
     """Share of images of `tested_on` that it names rightly."""
     tested_on: str = ""
     settings: dict[str, Any] | None = None
     """How it was trained."""
 
     def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise UserError(f"num_classes is {self.num_classes}: a classifier needs at least two classes")
-        if self.size < 8 or self.size % 8:
-            raise UserError(f"size is {self.size}: give a multiple of 8")
-        if len(self.widths) != 3 or min(self.widths) < 1:
-            raise UserError(f"widths are {list(self.widths)}: give three positive numbers")
+        super().__post_init__()
+        if self.size % 8:
+            raise UserError(f"classifier.size is {self.size}: give a multiple of 8")
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:
@@ -91,7 +89,7 @@ class Classifier(nn.Module):
         return spatial, features, self.head(features)
 
 
-class InDomain:
+class ClassifierFeatures:
     """The extractor of a trained classifier's folder.
 
     Raises:
@@ -100,18 +98,16 @@ class InDomain:
 
     distance = "FID, in-domain"
 
-    def __init__(self, place: str, device: torch.device) -> None:
-        if not place:
+    def __init__(self, path: str, device: torch.device) -> None:
+        if not path:
             raise UserError(
                 "in-domain features are in a folder: give it, or train some with `evaluation train-features`"
             )
-        folder = Path(place).expanduser()
+        folder = Path(path).expanduser()
         self.config = read_config(folder)
         self.model = _load(self.config, folder / WEIGHTS).to(device)
         self.device = device
-        self.info = ExtractorInfo(
-            "in-domain", file_checksum(folder / WEIGHTS), self.config.size, RESIZE, place
-        )
+        self.info = ExtractorInfo("in-domain", sha256(folder / WEIGHTS), self.config.size, RESIZE, path)
 
     def __call__(self, images: Tensor) -> Activations:
         with exactly():
@@ -129,12 +125,12 @@ def fit(images: Tensor, size: int) -> Tensor:
     return x
 
 
-def save(config: ClassifierConfig, model: Classifier, folder: Path) -> None:
+def save_classifier(config: ClassifierConfig, model: Classifier, folder: Path) -> None:
     """Write `config.json` and the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as part:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part)
-    content = {"kind": KIND, "format": FORMAT, "checksum": file_checksum(folder / WEIGHTS), **asdict(config)}
+    content = {"kind": KIND, "format": FORMAT, "checksum": sha256(folder / WEIGHTS), **asdict(config)}
     write_text(folder / CONFIG, json.dumps(content, indent=2) + "\n")
 
 
@@ -146,24 +142,18 @@ def read_config(folder: Path) -> ClassifierConfig:
             f'"{folder}" holds no {CONFIG}: give a folder made by `pixelwright evaluation train-features`'
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         kind, number, checksum = (content.pop(key) for key in ("kind", "format", "checksum"))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is not the configuration of a classifier ({error})") from None
     if (kind, number) != (KIND, FORMAT):
         raise UserError(f"{path} is of {kind!r}, format {number!r}; {KIND!r}, format {FORMAT} is needed")
-    known = [field.name for field in fields(ClassifierConfig)]
-    for key in content:
-        if key not in known:
-            raise UserError(f'{path}: unknown key "{key}"{nearest(key, known)}')
-    if file_checksum(folder / WEIGHTS) != checksum:
+    config = read(ClassifierConfig, content, str(path))
+    if sha256(folder / WEIGHTS) != checksum:
         raise UserError(
             f"{folder / WEIGHTS} is not the file that {CONFIG} was written with: train the features anew"
         )
-    try:
-        return ClassifierConfig(**{**content, "widths": tuple(content["widths"])})
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{path} is malformed: {error}") from None
+    return config
 
 
 def _load(config: ClassifierConfig, path: Path) -> Classifier:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pixelwright.data.shapes import COLOURS, POLYGONS, SHAPES, Array, coverage
 from pixelwright.errors import UserError
-from pixelwright.evaluation.boxes import Box
+from pixelwright.evaluation.prompts.common import Box
 
 ODD = len(COLOURS) + 1  # the number of what is neither ground nor of a colour with a name
 AWAY = 0.15  # OKLab distance from the ground at which a pixel is no ground

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation.geneval import COLOURS, THRESHOLD, Found
+from pixelwright.evaluation.prompts.geneval import COLOURS, THRESHOLD, Found
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"

@@ -6,7 +6,6 @@ with. It takes pixels from 0 to 255 of any size and resizes them itself.
 
 from __future__ import annotations
 
-import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation.extractors import Activations, ExtractorInfo, exactly, file_checksum
-from pixelwright.files import cache_folder, replacing
+from pixelwright.evaluation.features.extractor import Activations, ExtractorInfo, exactly
+from pixelwright.files import sha256
+from pixelwright.remote import fetch
 
 URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 SIDE = 299
@@ -30,15 +29,15 @@ PREFIX = (
 """The layers before mixed_6, whose first convolution gives the spatial feature."""
 SPATIAL_CHANNELS = 7
 """Of its 17 x 17 map: 2,023 numbers, about as many as features (Nash et al., 2021; ADM)."""
-AGREE = 1e-3  # how far, relative to the largest, our way through the layers may be from the network's own
+TOLERANCE = 1e-3  # how far, relative to the largest, our way through the layers may be from the network's own
 
 
 class Inception:
     """The extractor.
 
     Args:
-        place: the TorchScript file, an http(s) address of it (fetched once, into the cache), or "" for the
-            published address.
+        path: the TorchScript file, an address of it (fetched once, into the cache), or "" for the published
+            one.
 
     Raises:
         UserError: the file cannot be had, or is not that network.
@@ -46,20 +45,20 @@ class Inception:
 
     distance = "FID"
 
-    def __init__(self, place: str, device: torch.device) -> None:
-        path = fetch(place or URL)
+    def __init__(self, path: str, device: torch.device) -> None:
+        file = _local(path or URL)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which the file is in
-                self.network: Any = torch.jit.load(path, map_location=device).eval()
+                self.network: Any = torch.jit.load(file, map_location=device).eval()
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(
-                f"{path} is no TorchScript file ({reason}): give the inception-2015-12-05.pt"
+                f"{file} is no TorchScript file ({reason}): give the inception-2015-12-05.pt"
             ) from None
         self.device = device
-        self.info = ExtractorInfo("inception", file_checksum(path), SIDE, RESIZE, place)
-        self._check(path)
+        self.info = ExtractorInfo("inception", sha256(file), SIDE, RESIZE, path)
+        self._check(file)
 
     def __call__(self, images: Tensor) -> Activations:
         with exactly():
@@ -76,7 +75,7 @@ class Inception:
         return self.network.layers.mixed_6.conv(x)[:, :SPATIAL_CHANNELS]
 
     def _check(self, path: Path) -> None:
-        """Make sure that our way to the spatial feature is the network's own, on a picture of waves."""
+        """Make sure that our way to the spatial feature is the network's own, on an image of waves."""
         line = torch.arange(40, device=self.device) * 0.4
         wave = (127 * (line.sin()[:, None] * line.cos()) + 128).to(torch.uint8).expand(1, 3, 40, 40)
         try:
@@ -90,7 +89,7 @@ class Inception:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"{path} is not the Inception network of 2015 ({reason})") from None
         for what, a, b in (("features", ours, own), ("probabilities", probabilities, bare)):
-            if not bool((a - b).abs().max() <= AGREE * b.abs().max()):
+            if not bool((a - b).abs().max() <= TOLERANCE * b.abs().max()):
                 raise UserError(f"{path} is not the Inception network of 2015: its {what} come out otherwise")
 
 
@@ -109,32 +108,14 @@ def resized(images: Tensor) -> Tensor:
     return (x - 128) / 128
 
 
-def fetch(place: str) -> Path:
-    """The local file of a path or an http(s) address. Raises UserError if it cannot be had."""
-    if "://" not in place:
-        path = Path(place).expanduser()
-        if not path.is_file():
-            raise UserError(
-                f'"{place}" is no file: give the inception-2015-12-05.pt, or leave it out to fetch it'
-            )
-        return path
-    kept = cache_folder() / "features" / place.rpartition("/")[2]
-    if kept.is_file():
-        return kept
-    try:
-        with urllib.request.urlopen(place, timeout=60) as answer, replacing(kept) as part:
-            total = int(answer.headers.get("Content-Length") or 0)
-            with (
-                part.open("wb") as file,
-                tqdm(total=total or None, unit="B", unit_scale=True, disable=None) as bar,
-            ):
-                while chunk := answer.read(1 << 20):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-            if total and part.stat().st_size != total:
-                raise OSError(f"{part.stat().st_size} of {total} bytes came")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{place} cannot be fetched ({error}): fetch it by hand and give --features inception:FILE"
-        ) from None
-    return kept
+def _local(path: str) -> Path:
+    """The local file of a path or an address. Raises UserError if it cannot be had."""
+    if "://" in path:
+        try:
+            return fetch([path])[0]
+        except UserError as error:
+            raise UserError(f"{error}; or fetch it by hand and give --features inception:FILE") from None
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f'"{path}" is no file: give the inception-2015-12-05.pt, or leave it out to fetch it')
+    return file

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pixelwright.evaluation.extractors import Activations, ExtractorInfo, exactly
+from pixelwright.evaluation.features.extractor import Activations, ExtractorInfo, exactly
 from pixelwright.models.vision import load_dinov2, normalised, weights_digest
 
 NAME = "facebook/dinov2-large"
@@ -24,7 +24,7 @@ class Dinov2:
     """The extractor: the class token after the last normalisation.
 
     Args:
-        place: a folder in the format of transformers, a hub name, or "" for DINOv2-L, the customary one.
+        path: a folder in the format of transformers, a hub name, or "" for DINOv2-L, the customary one.
 
     Raises:
         UserError: transformers is not installed, or the model cannot be read.
@@ -32,11 +32,11 @@ class Dinov2:
 
     distance = "FD-DINOv2"
 
-    def __init__(self, place: str, device: torch.device) -> None:
-        self.model: Any = load_dinov2(place or NAME, "--features", "eval").to(device)
+    def __init__(self, path: str, device: torch.device) -> None:
+        self.model: Any = load_dinov2(path or NAME, "--features", "eval").to(device)
         self.device = device
         checksum = weights_digest(self.model, hashlib.sha256())
-        self.info = ExtractorInfo("dinov2", checksum, SIDE, RESIZE, place)
+        self.info = ExtractorInfo("dinov2", checksum, SIDE, RESIZE, path)
 
     def __call__(self, images: Tensor) -> Activations:
         with exactly():

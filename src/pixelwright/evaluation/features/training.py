@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +19,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixelwright.config import (
+    Config,
+    Decay,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    whole,
+)
 from pixelwright.data.sources import Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
 from pixelwright.errors import UserError
-from pixelwright.evaluation.classifier import Classifier, ClassifierConfig, save
-from pixelwright.evaluation.metrics import Estimate
+from pixelwright.evaluation.features.classifier import Classifier, ClassifierConfig, save_classifier
 from pixelwright.files import replacing
 from pixelwright.images import from_uint8
 from pixelwright.rng import generator
@@ -35,28 +43,29 @@ WARM_UP = 0.2  # of all steps
 
 
 @dataclass(frozen=True)
-class Training:
-    """How a classifier is trained. Raises UserError on values that cannot be."""
+class Training(Config, where=""):
+    """How a classifier is trained."""
 
-    size: int = 32
-    epochs: int = 10
-    batch_size: int = 256
-    lr: float = 0.2
+    size: Annotated[int, whole(8)] = 32
+    epochs: PositiveInt = 10
+    batch_size: Annotated[int, whole(2)] = 256
+    lr: PositiveFloat = 0.2
     """Highest learning rate; it rises for a fifth of the steps and falls to 0."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    smoothing: float = 0.1
+    momentum: Decay = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    smoothing: Decay = 0.1
     """Of the labels."""
     flip: bool = True
     """Mirror half of the images."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
-    def __post_init__(self) -> None:
-        for name, least in (("size", 8), ("epochs", 1), ("batch_size", 2)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}: give a whole number of at least {least}")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"lr is {self.lr}: give a positive number")
+    def generator(self, *path: int | str) -> torch.Generator:
+        """A stream of random numbers of its own for each path."""
+        return generator(self.seed, "train-features", *path)
+
+    def rate(self, share: float, step: float) -> float:
+        """Learning rate after a share of all steps, `step` the share of one."""
+        return self.lr * min(share / WARM_UP, (1 - share) / (1 - WARM_UP) + step)
 
 
 class Labelled(NamedTuple):
@@ -98,9 +107,8 @@ def read_labelled(
 def held_out(whole: Labelled) -> tuple[Labelled, Labelled]:
     """(train, test): one image in ten, evenly through the set, is for the test."""
     test = torch.arange(len(whole.labels)) % HELD_OUT == HELD_OUT - 1
-    return Labelled(whole.images[~test], whole.labels[~test]), Labelled(
-        whole.images[test], whole.labels[test]
-    )
+    train, tested = (Labelled(*(part[rows] for part in whole)) for rows in (~test, test))
+    return train, tested
 
 
 def train(
@@ -117,28 +125,25 @@ def train(
 
     `progress(images, loss)` is called after every step, and for the images of epochs that were there.
     """
-    state = _State(config, settings, len(train_set.labels), folder / UNFINISHED, device)
+    count = len(train_set.labels)
+    state = _State(config, settings, count, folder / UNFINISHED, device)
     state.restore()
     if state.epoch:
-        progress(state.epoch * len(train_set.labels), math.nan)
+        progress(state.epoch * count, math.nan)
     for epoch in range(state.epoch, settings.epochs):
-        order = torch.randperm(len(train_set.labels), generator=_stream(settings, "order", epoch))
+        order = torch.randperm(count, generator=settings.generator("order", epoch))
         for step, picks in enumerate(order.split(settings.batch_size)):
             if len(picks) < 2:  # too few for batch normalisation
                 continue
             images = augment(train_set.images[picks], settings, epoch, step)
             loss = state.step(images, train_set.labels[picks], autocast)
             progress(len(picks), loss)
-        state.keep(epoch + 1)
+        state.save(epoch + 1)
     accuracy = measure_accuracy(state.model, test_set, device)
-    done = replace(config, accuracy=accuracy.value, settings=asdict(settings))
-    save(done, state.model, folder)
+    done = replace(config, accuracy=accuracy, settings=asdict(settings))
+    save_classifier(done, state.model, folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
     return done
-
-
-def _stream(settings: Training, *path: int | str) -> torch.Generator:
-    return generator(settings.seed, "train-features", *path)
 
 
 def augment(images: Tensor, settings: Training, epoch: int, step: int) -> Tensor:
@@ -146,12 +151,12 @@ def augment(images: Tensor, settings: Training, epoch: int, step: int) -> Tensor
 
     What comes in at the edges is mirrored.
     """
-    stream = _stream(settings, "augment", epoch, step)
+    random = settings.generator("augment", epoch, step)
     count, side = images.shape[:2]
     reach = side // 8
     padded = F.pad(from_uint8(images), (reach,) * 4, mode="reflect")  # [B,3,S+2r,S+2r]
-    shifts = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=stream)
-    flips = (torch.rand(count, generator=stream) < 0.5) & settings.flip
+    shifts = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=random)
+    flips = (torch.rand(count, generator=random) < 0.5) & settings.flip
     along = torch.arange(side)
     rows, columns = shifts[0] + along, shifts[1] + torch.where(flips[:, None], along.flip(0), along)  # [B,S]
     which = torch.arange(count)[:, None, None]
@@ -167,7 +172,11 @@ class _State:
         self.settings, self.path, self.device = settings, path, device
         self.job = json.dumps([asdict(replace(config, accuracy=None)), asdict(settings), count])
         self.model = Classifier(config)
-        self._initialise()
+        for name, parameter in self.model.named_parameters():  # He's normal weights, from our own generators
+            if parameter.ndim > 1:
+                noise = torch.randn(parameter.shape, generator=settings.generator("weights", name))
+                parameter.data = noise * math.sqrt(2 / parameter[0].numel())
+        self.model.head.bias.data.zero_()
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = torch.optim.SGD(
             self.model.parameters(),
@@ -180,27 +189,14 @@ class _State:
         self.steps = settings.epochs * (batches - (count % settings.batch_size == 1))
         self.done = self.epoch = 0
 
-    def _initialise(self) -> None:
-        """He's normal weights, from our own streams."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.ndim > 1:
-                fan = parameter[0].numel()
-                noise = torch.randn(parameter.shape, generator=_stream(self.settings, "weights", name))
-                parameter.data = noise * math.sqrt(2 / fan)
-        self.model.head.bias.data.zero_()
-
     def step(self, images: Tensor, labels: Tensor, autocast: torch.dtype | None) -> float:
-        share = (self.done + 1) / self.steps
-        rate = min(share / WARM_UP, (1 - share) / (1 - WARM_UP) + 1 / self.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.lr * rate
+            group["lr"] = self.settings.rate((self.done + 1) / self.steps, 1 / self.steps)
         x = images.to(device=self.device, memory_format=torch.channels_last)
         self.model.train()
         with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
-            logits = self.model(x)[2]
-        loss = F.cross_entropy(
-            logits.float(), labels.to(self.device), label_smoothing=self.settings.smoothing
-        )
+            logits = self.model(x)[2].float()
+        loss = F.cross_entropy(logits, labels.to(self.device), label_smoothing=self.settings.smoothing)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -210,7 +206,7 @@ class _State:
             raise UserError(f"the classifier's loss is {value} at step {self.done}: give a lower --lr")
         return value
 
-    def keep(self, epoch: int) -> None:
+    def save(self, epoch: int) -> None:
         """Write all that going on needs."""
         self.epoch = epoch
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -239,12 +235,9 @@ class _State:
             self.optimiser.state[parameter]["momentum_buffer"] = buffer
 
 
-def measure_accuracy(model: Classifier, test: Labelled, device: torch.device) -> Estimate:
+@torch.inference_mode()
+def measure_accuracy(model: Classifier, test: Labelled, device: torch.device) -> float:
     """Share of test images whose most likely class is their own."""
     model.eval()
-    right = []
-    with torch.inference_mode():
-        for images, labels in zip(test.images.split(256), test.labels.split(256), strict=True):
-            right.append(model(from_uint8(images).to(device))[2].argmax(1).cpu() == labels)
-    share = float(torch.cat(right).double().mean())
-    return Estimate(share, math.sqrt(share * (1 - share) / len(test.labels)))
+    logits = [model(from_uint8(images).to(device))[2].cpu() for images in test.images.split(256)]
+    return float((torch.cat(logits).argmax(1) == test.labels).double().mean())

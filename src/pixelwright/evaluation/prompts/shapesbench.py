@@ -28,10 +28,16 @@ from pixelwright.data.captioned import (
     held_out,
 )
 from pixelwright.data.shapes import COLOURS, SHAPES, Array, Dice
-from pixelwright.evaluation.boxes import relations
-from pixelwright.evaluation.drawing import Picture, noise_index
-from pixelwright.evaluation.reading import Seen, read
-from pixelwright.evaluation.scores import Score, as_json, overall, tally
+from pixelwright.evaluation.prompts.common import (
+    Picture,
+    Score,
+    as_json,
+    noise_index,
+    overall,
+    relations,
+    tally,
+)
+from pixelwright.evaluation.prompts.shapes_reader import Seen, read
 from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.rng import generator
 

@@ -1,9 +1,10 @@
-"""Pictures of prompts for a benchmark: which there are to be, and drawing those that are not there yet."""
+"""What the benchmarks share: the images of their prompts, where objects lie, and scores."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,70 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
                 f"--out {folder} holds pictures drawn with {name} {found.get(name)!r}, not "
                 f"{wanted.get(name)!r}; give another folder"
             )
+
+
+# ---------------------------------------------------------------- where objects lie
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom; x to the right, y down."""
+
+SLACK = 0.1
+"""Of the two boxes' widths (or heights) together, the distance that does not count."""
+
+
+def relations(first: Box, second: Box) -> frozenset[str]:
+    """The words among "left of", "right of", "above" and "below" that hold for the first box.
+
+    Distances between the centres are shortened by SLACK; a word holds if what is left along its axis is more
+    than half of the whole distance. So near a diagonal two may hold, and for boxes at one place none.
+    """
+    offsets = [(first[axis] + first[axis + 2] - second[axis] - second[axis + 2]) / 2 for axis in (0, 1)]
+    distance = math.hypot(*offsets)
+    found = set()
+    for axis, (before, after) in enumerate((("left of", "right of"), ("above", "below"))):
+        extent = first[axis + 2] - first[axis] + second[axis + 2] - second[axis]
+        if abs(offsets[axis]) - SLACK * extent > distance / 2:
+            found.add(before if offsets[axis] < 0 else after)
+    return frozenset(found)
+
+
+# ---------------------------------------------------------------- scores
+@dataclass(frozen=True)
+class Score:
+    """So many of so many."""
+
+    correct: int
+    images: int
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1."""
+        return self.correct / self.images
+
+    @property
+    def error(self) -> float:
+        """Standard error of the share, as if all pictures were independent."""
+        return math.sqrt(self.share * (1 - self.share) / self.images)
+
+    def __str__(self) -> str:
+        return f"{self.share:.3f} ± {self.error:.3f}"
+
+
+def tally(results: Iterable[tuple[str, bool]]) -> dict[str, Score]:
+    """The score of each task from (task, correct) pairs, in the order in which the tasks first occur."""
+    counts: dict[str, list[bool]] = {}
+    for task, correct in results:
+        counts.setdefault(task, []).append(correct)
+    return {task: Score(sum(all_), len(all_)) for task, all_ in counts.items()}
+
+
+def overall(scores: Mapping[str, Score]) -> float:
+    """The mean over tasks, which is how GenEval sums up."""
+    return sum(score.share for score in scores.values()) / len(scores)
+
+
+def as_json(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+    """For a report that programs read."""
+    return {
+        task: {"score": s.share, "error": s.error, "correct": s.correct, "images": s.images}
+        for task, s in scores.items()
+    }

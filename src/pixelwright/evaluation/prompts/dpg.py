@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation.drawing import Picture, noise_index
+from pixelwright.evaluation.prompts.common import Picture, noise_index
 from pixelwright.images import load_png, save_grid
 
 IMAGES = 4

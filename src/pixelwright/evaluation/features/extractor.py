@@ -1,15 +1,10 @@
-"""What a feature extractor is: from images to the numbers that the metrics compare.
-
-A new one is a class with the members of `Extractor` and a row in `opening.EXTRACTORS`.
-"""
+"""What a feature extractor is."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -31,17 +26,17 @@ class Activations(NamedTuple):
 
 @dataclass(frozen=True)
 class ExtractorInfo:
-    """What makes the numbers of two reports comparable: equal in all but `place`, or not at all."""
+    """What makes the numbers of two reports comparable: equal in all but `path`, or not at all."""
 
     kind: str
-    """The name in `opening.EXTRACTORS`."""
+    """The name in `features.EXTRACTORS`."""
     checksum: str
     """SHA-256 of the weights."""
     size: int
     """Side of the square images that the network sees."""
     resize: str
     """The rule by which images of other sizes become that one, in words."""
-    place: str = ""
+    path: str = ""
     """Where it was read from; says nothing about the numbers."""
 
     def same_network(self, other: ExtractorInfo) -> bool:
@@ -70,13 +65,15 @@ class Extractor(Protocol):
         ...
 
 
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal. Raises UserError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+def check_finite(activations: Activations, numbers: Tensor) -> None:
+    """Raise UserError naming the first image whose activations are not finite; `numbers` [N] name them."""
+    for part in activations:
+        if part is not None and not bool(torch.isfinite(part).all()):
+            broken = numbers[~torch.isfinite(part).all(1)]
+            raise UserError(
+                f"the features of image {int(broken[0])} are NaN or infinite ({len(broken)} of "
+                f"{len(numbers)} in its batch): the extractor's weights are damaged"
+            )
 
 
 @contextmanager

@@ -18,9 +18,7 @@ from PIL import Image
 
 from pixelwright.data.shapes import Array
 from pixelwright.errors import UserError
-from pixelwright.evaluation.boxes import Box, relations
-from pixelwright.evaluation.drawing import Picture, noise_index
-from pixelwright.evaluation.scores import Score, tally
+from pixelwright.evaluation.prompts.common import Box, Picture, Score, noise_index, relations, tally
 from pixelwright.files import write_text
 from pixelwright.images import load_png, save_grid
 

@@ -1,0 +1,42 @@
+"""Feature extractors: from images to the numbers that the metrics compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pixelwright.errors import UserError, nearest
+from pixelwright.evaluation.features.classifier import ClassifierFeatures
+from pixelwright.evaluation.features.dinov2 import Dinov2
+from pixelwright.evaluation.features.extractor import Activations, Extractor, ExtractorInfo
+from pixelwright.evaluation.features.inception import Inception
+
+__all__ = ["EXTRACTORS", "FORMS", "Activations", "Extractor", "ExtractorInfo", "open_extractor"]
+
+EXTRACTORS: dict[str, Callable[[str, torch.device], Extractor]] = {
+    "inception": Inception,
+    "dinov2": Dinov2,
+    "in-domain": ClassifierFeatures,
+}
+"""Kind -> class, made from the path of its weights ("" for the published ones) and a device.
+
+A further extractor is a class with the members of `Extractor`, and a row here."""
+FORMS = 'give "inception", "inception:FILE.pt", "dinov2:FOLDER-OR-NAME", or the folder of trained features'
+
+
+def open_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
+    """The extractor that `spec` names: KIND, KIND:PATH, or the folder of an in-domain classifier.
+
+    Raises:
+        UserError: an unknown kind, or weights that are not there, not whole or not those of the network.
+    """
+    kind, _, path = spec.partition(":")
+    if kind not in EXTRACTORS:
+        if not Path(spec).expanduser().is_dir():
+            raise UserError(
+                f'--features "{spec}" is neither a folder nor a kind{nearest(kind, EXTRACTORS)}; {FORMS}'
+            )
+        kind, path = "in-domain", spec
+    return EXTRACTORS[kind](path, torch.device(device))

@@ -1,0 +1,1 @@
+"""Does a model draw what prompts say? GenEval, DPG-Bench and ShapesBench."""

@@ -1,0 +1,326 @@
+"""References: the statistics that samples are compared with, in an .npz; reading and making them.
+
+Ours have the arrays of ADM's files (`mu`, `sigma`, `mu_s`, `sigma_s`), and `features`, `labels`, `numbers` of
+some of the images (for precision and recall and KID) and `meta`, a JSON text: what they were made of.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixelwright.config import read
+from pixelwright.errors import UserError
+from pixelwright.evaluation.features import Extractor, ExtractorInfo
+from pixelwright.evaluation.features.extractor import check_finite
+from pixelwright.evaluation.images import (
+    BATCH,
+    IMAGES,
+    ArrayFile,
+    ImageBatch,
+    ImageSet,
+    PixelDigest,
+    Provenance,
+)
+from pixelwright.evaluation.metrics import Gaussian, Moments
+from pixelwright.files import replacing, sha256
+from pixelwright.rng import generator
+
+FORMAT = 2
+TOLERANCE = 1e-6  # how far a covariance may be from symmetric, relative to its largest entry
+KEEP = 10_000
+"""Images whose features are kept, for precision, recall and KID: ADM's protocol has 10,000 of them."""
+UNFINISHED = ".unfinished"  # at the end of the name of a reference that is being made
+KEPT = ("features", "labels", "numbers")
+SECONDS = 30.0  # between two times that the work is written down
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with."""
+
+    path: str
+    checksum: str
+    """SHA-256 of the file."""
+    features: Gaussian
+    spatial: Gaussian | None = None
+    kept: Tensor | None = None
+    """float32 [M,D]: the features of some images; None where the file has none."""
+    labels: Tensor | None = None
+    """int64 [M]: their classes."""
+    numbers: Tensor | None = None
+    """int64 [M]: which images of the source they are of."""
+    extractor: ExtractorInfo | None = None
+    """What made the features; None where the file does not say, as those of others do not."""
+    source: Provenance | None = None
+    has_images: bool = False
+    """Whether the file holds images (`arr_0`), as ADM's do, from which features can be made."""
+
+
+# ---------------------------------------------------------------- files
+def read_reference(path: str | Path) -> Reference:
+    """A reference: one of ours, of ADM's, or any .npz with `mu` and `sigma`.
+
+    Raises:
+        UserError: no such file, a damaged one, or arrays that are not a mean and a covariance.
+    """
+    if str(path).lower().endswith((".pkl", ".pickle")):
+        raise UserError(
+            f'"{path}" is a pickle, which could run code when read: convert it to an .npz with mu and sigma'
+        )
+    file = ArrayFile(path)
+    meta = _meta(file)
+    source = read(Provenance, meta["source"], str(path)) if "source" in meta else None
+    count = None if source is None else source.count
+    features = _gaussian(file, "mu", "sigma", count)
+    if features is None:
+        found = ", ".join(file.names) or "no arrays"
+        hint = f"; it holds images: make a reference of them with `pixelwright reference {path} OUT`"
+        raise UserError(
+            f'"{path}" is no reference: it holds {found}, not mu and sigma'
+            f"{hint if IMAGES in file.names else ''}"
+        )
+    return Reference(
+        path=str(path),
+        checksum=sha256(file.path),
+        features=features,
+        spatial=_gaussian(file, "mu_s", "sigma_s", count),
+        kept=_tensor(file, "features", torch.float32, (None, len(features.mean))),
+        labels=_tensor(file, "labels", torch.int64, (None,)),
+        numbers=_tensor(file, "numbers", torch.int64, (None,)),
+        extractor=read(ExtractorInfo, meta["extractor"], str(path)) if "extractor" in meta else None,
+        source=source,
+        has_images=IMAGES in file.names,
+    )
+
+
+def _meta(file: ArrayFile) -> dict[str, Any]:
+    if "meta" not in file.names:
+        return {}
+    try:
+        meta = json.loads(str(file.read("meta")))
+        number = meta.pop("format")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f'"{file.path}": meta is damaged ({error}): make the reference anew') from None
+    if number != FORMAT:
+        raise UserError(
+            f'"{file.path}": format is {number!r}; this version reads format {FORMAT}: make it anew'
+        )
+    return dict(meta)
+
+
+def _gaussian(file: ArrayFile, mean_name: str, covariance_name: str, count: int | None) -> Gaussian | None:
+    """Mean and covariance under these names; None where neither is there."""
+    names = (mean_name, covariance_name)
+    present = [name for name in names if name in file.names]
+    if not present:
+        return None
+    if len(present) == 1:
+        raise UserError(
+            f'"{file.path}" holds {present[0]} but not both of {" and ".join(names)}: fetch it anew'
+        )
+    mean, covariance = (file.read(name) for name in names)
+    if mean.dtype.kind != "f" or covariance.dtype.kind != "f" or covariance.shape != (mean.size, mean.size):
+        raise UserError(
+            f'"{file.path}": {mean_name} is {mean.dtype} {list(mean.shape)}, {covariance_name} '
+            f"{covariance.dtype} {list(covariance.shape)}; a mean [D] and a covariance [D,D] are expected"
+        )
+    mean, covariance = mean.reshape(-1).astype(np.float64), covariance.astype(np.float64)
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(
+            f'"{file.path}": {mean_name} or {covariance_name} holds NaN or infinite numbers: make it anew'
+        )
+    if np.abs(covariance - covariance.T).max() > TOLERANCE * np.abs(covariance).max():
+        raise UserError(
+            f'"{file.path}": {covariance_name} is not symmetric, so it is no covariance: fetch it anew'
+        )
+    return Gaussian(torch.from_numpy(mean), torch.from_numpy((covariance + covariance.T) / 2), count)
+
+
+def _tensor(file: ArrayFile, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor | None:
+    """An array of a reference of ours, of this shape where it is not None."""
+    if name not in file.names:
+        return None
+    array = file.read(name)
+    wrong = array.ndim != len(shape) or any(
+        side not in (None, found) for side, found in zip(shape, array.shape, strict=True)
+    )
+    if wrong or array.dtype.kind not in "fiu":
+        raise UserError(
+            f'"{file.path}": {name} is {array.dtype} {list(array.shape)}: make the reference anew'
+        )
+    return torch.from_numpy(array).to(dtype)
+
+
+def write_reference(path: Path, reference: Reference) -> None:
+    """Write a reference in one step; `path` and `checksum` in it are not looked at."""
+    spatial = reference.spatial
+    described = {"extractor": reference.extractor, "source": reference.source}
+    _write_arrays(
+        path,
+        {key: asdict(value) for key, value in described.items() if value is not None},
+        mu=reference.features.mean,
+        sigma=reference.features.covariance,
+        mu_s=None if spatial is None else spatial.mean,
+        sigma_s=None if spatial is None else spatial.covariance,
+        features=reference.kept,
+        labels=reference.labels,
+        numbers=reference.numbers,
+    )
+
+
+def _write_arrays(path: Path, meta: dict[str, Any], **tensors: Tensor | None) -> None:
+    """An .npz of these tensors, and `meta` as a JSON text, in one step."""
+    arrays: dict[str, Any] = {name: part.numpy() for name, part in tensors.items() if part is not None}
+    with replacing(path) as part, part.open("wb") as file:
+        text = json.dumps({"format": FORMAT, **meta})
+        np.savez(file, allow_pickle=False, meta=np.array(text), **arrays)
+
+
+# ---------------------------------------------------------------- making one
+def build_reference(
+    images: ImageSet,
+    extractor: Extractor,
+    out: Path,
+    keep: int = KEEP,
+    progress: Callable[[int], object] = lambda images: None,
+) -> Reference:
+    """Make the reference of all images and write it to `out`, in one pass and constant memory.
+
+    The features of `keep` images, drawn evenly at random, are kept in it. The work is written down every half
+    minute beside `out`; the same call goes on from there and ends with the same file.
+
+    Raises:
+        UserError: `out` exists, the unfinished work is of other images or features, fewer than two images, or
+            features that are not finite.
+    """
+    if out.exists():
+        raise UserError(f'"{out}" exists already: give another name or remove it')
+    if out.suffix.lower() != ".npz":
+        raise UserError(f'"{out}" does not end in .npz: give such a name')
+    if keep < 0:
+        raise UserError(f"--keep is {keep}: give a whole number, 0 to keep no features")
+    unfinished = out.with_name(out.name + UNFINISHED)
+    job = json.dumps([images.path, len(images), asdict(replace(extractor.info, path="")), keep])
+    work = _Work.restore(unfinished, job, images) if unfinished.exists() else _Work()
+    progress(work.position)
+    chosen = torch.zeros(len(images), dtype=torch.bool)
+    chosen[torch.randperm(len(images), generator=generator(0, "reference"))[:keep]] = True
+    written = time.monotonic()
+    for batch in images.batches(BATCH, work.position):
+        work.add(batch, extractor, chosen)
+        before, work.position = work.position, int(batch.numbers[-1]) // BATCH * BATCH + BATCH
+        progress(min(work.position, len(images)) - before)
+        if time.monotonic() - written > SECONDS:
+            work.save(unfinished, job, images)
+            written = time.monotonic()
+    reference = work.reference(images, extractor, out)
+    write_reference(out, reference)
+    unfinished.unlink(missing_ok=True)
+    return reference
+
+
+@dataclass
+class _Work:
+    """All that is known after some images."""
+
+    position: int = 0
+    """Images looked at, in the order of the set."""
+    moments: dict[str, Moments] = field(default_factory=dict)
+    """Of "features", and of "spatial" where the extractor has such."""
+    kept: dict[str, list[Tensor]] = field(
+        default_factory=lambda: {"features": [], "labels": [], "numbers": []}
+    )
+    """Of the chosen images."""
+    digest: PixelDigest = field(default_factory=PixelDigest)
+    image_size: tuple[int, int] = (0, 0)
+
+    def add(self, batch: ImageBatch, extractor: Extractor, chosen: Tensor) -> None:
+        """Take a batch in; `chosen` bool [N] says whose features are kept."""
+        activations = extractor(batch.images)
+        check_finite(activations, batch.numbers)
+        for name, rows in (("features", activations.features), ("spatial", activations.spatial)):
+            if rows is not None:
+                found = Moments.of(rows)
+                self.moments[name] = self.moments[name].merged(found) if name in self.moments else found
+        picks = chosen[batch.numbers]
+        rows_of = {"features": activations.features, "labels": batch.labels, "numbers": batch.numbers}
+        for name, values in rows_of.items():
+            if values is not None:
+                self.kept[name].append(values[picks])
+        self.digest.update(batch.images)
+        self.image_size = (batch.images.shape[1], batch.images.shape[2])
+
+    def tables(self) -> dict[str, Tensor]:
+        """What is kept, joined; only what every image has."""
+        joined = {name: torch.cat(parts) for name, parts in self.kept.items() if parts}
+        return {name: rows for name, rows in joined.items() if len(rows) == len(joined["features"])}
+
+    def reference(self, images: ImageSet, extractor: Extractor, out: Path) -> Reference:
+        """The reference of what was taken in."""
+        moments = self.moments.get("features")
+        if moments is None or moments.count < 2:
+            raise UserError(
+                f'"{images.path}" holds fewer than two images that can be read: a reference needs more'
+            )
+        source = images.provenance(moments.count, self.digest.state, self.image_size)
+        kept = {name: rows for name, rows in self.tables().items() if len(rows)}
+        return Reference(
+            path=str(out),
+            checksum="",
+            features=moments.gaussian(),
+            spatial=self.moments["spatial"].gaussian() if "spatial" in self.moments else None,
+            kept=kept.get("features"),
+            labels=kept.get("labels"),
+            numbers=kept.get("numbers"),
+            extractor=extractor.info,
+            source=source,
+        )
+
+    def save(self, path: Path, job: str, images: ImageSet) -> None:
+        """Write the work down, in one step."""
+        arrays = self.tables()
+        for name, moments in self.moments.items():
+            arrays |= {f"{name}_mean": moments.mean, f"{name}_scatter": moments.scatter}
+        meta = {
+            "job": job,
+            "position": self.position,
+            "counts": {name: moments.count for name, moments in self.moments.items()},
+            "digest": self.digest.state,
+            "image_size": self.image_size,
+            "skipped": images.skipped,
+            "converted": images.converted,
+        }
+        _write_arrays(path, meta, **arrays)
+
+    @staticmethod
+    def restore(path: Path, job: str, images: ImageSet) -> _Work:
+        """The work that was written down. Raises UserError if it is another job's."""
+        file = ArrayFile(path)
+        meta = _meta(file)
+        if meta.get("job") != job:
+            raise UserError(
+                f'"{path}" is unfinished work on other images or features: finish it as it was or remove it'
+            )
+        images.skipped.update(meta["skipped"])
+        images.converted.update(Counter(meta["converted"]))
+        tensors = {name: torch.from_numpy(file.read(name)) for name in file.names if name != "meta"}
+        return _Work(
+            meta["position"],
+            {
+                name: Moments(count, tensors[f"{name}_mean"], tensors[f"{name}_scatter"])
+                for name, count in meta["counts"].items()
+            },
+            {name: [tensors[name]] if name in tensors else [] for name in KEPT},
+            PixelDigest(meta["digest"]),
+            (meta["image_size"][0], meta["image_size"][1]),
+        )
