@@ -40,7 +40,7 @@ def model_at(run: Path, step: int) -> pw.PixelDenoiser:
 
 def scores(model: pw.PixelDenoiser, options: argparse.Namespace, title: str) -> shapesbench.Result:
     """Draw and judge all prompts in memory."""
-    pictures = shapesbench.pictures(Path(), options.images)
+    pictures = shapesbench.images_of(Path(), options.images)
     settings: dict[str, Any] = {"steps": options.solver_steps, "guidance_scale": options.guidance_scale}
     draw = draw_with(model, [picture.prompt for picture in pictures], options.seed, **settings)
     images: list[np.ndarray] = []
@@ -49,7 +49,7 @@ def scores(model: pw.PixelDenoiser, options: argparse.Namespace, title: str) -> 
             batch = pictures[start : start + BATCH]
             images += list(draw([p.prompt for p in batch], [p.index for p in batch]).numpy())
             bar.update(len(batch))
-    return shapesbench.Result(shapesbench.judge_pictures(images, options.images), options.images)
+    return shapesbench.Result(shapesbench.assess_images(images, options.images), options.images)
 
 
 def plot(entries: list[dict[str, Any]], path: Path) -> None:

@@ -19,18 +19,18 @@ from tqdm import tqdm
 from pixelwright.data import CaptionedShapes
 from pixelwright.data.captioned import CATEGORIES
 from pixelwright.data.shapes import Scene, render
-from pixelwright.evaluation.prompts.shapes_reader import Seen, read
-from pixelwright.evaluation.prompts.shapesbench import judge
+from pixelwright.evaluation.prompts.shape_detection import ShapeDetection, find_shapes
+from pixelwright.evaluation.prompts.shapesbench import assess
 from pixelwright.html import markdown_table
 
 SEED = 2  # of the set; that of training is 0
 
 
-def truth(scene: Scene) -> Iterator[Seen]:
+def truth(scene: Scene) -> Iterator[ShapeDetection]:
     """What a perfect reader would see."""
     for thing in scene.objects:
         (x, y), r = thing.centre, thing.radius
-        yield Seen(thing.shape, thing.colour, (x - r, y - r, x + r, y + r), 1.0)
+        yield ShapeDetection(thing.shape, thing.colour, (x - r, y - r, x + r, y + r), 1.0)
 
 
 def spoil(image: np.ndarray, index: int) -> np.ndarray:
@@ -49,11 +49,11 @@ def rates(size: int, count: int) -> dict[str, dict[str, list[bool]]]:
     for index in tqdm(range(count), desc=f"{size} pixels", unit="image"):
         (claim, _, scene), (other, _, _) = source.describe(index), source.describe(index + 1)
         image = render(scene, size)
-        seen = read(image)
-        right["real"][claim.category].append(judge(claim, seen).exact)
-        right["noisy"][claim.category].append(judge(claim, read(spoil(image, index))).exact)
-        expected = judge(other, list(truth(scene))).correct
-        right["other"][other.category].append(judge(other, seen).correct == expected)
+        seen = find_shapes(image)
+        right["real"][claim.category].append(assess(claim, seen).exact)
+        right["noisy"][claim.category].append(assess(claim, find_shapes(spoil(image, index))).exact)
+        expected = assess(other, list(truth(scene))).correct
+        right["other"][other.category].append(assess(other, seen).correct == expected)
         right["of these wrong"][other.category].append(not expected)
     return right
 

@@ -98,8 +98,8 @@ def test_shapesbench_reports_what_the_judge_finds(
     assert main(words) == 0
     report = json.loads((out / "results.json").read_text())
     images = [load_png(path).numpy() for path in sorted((out / "images").iterdir())]
-    verdicts = shapesbench.judge_pictures(images, 2)
-    assert [v["correct"] for v in report["verdicts"]] == [v.correct for v in verdicts]
+    verdicts = shapesbench.assess_images(images, 2)
+    assert [v["correct"] for v in report["images"]] == [v.correct for v in verdicts]
     assert len(verdicts) == 12
     assert set(report["held_out"]) == {"colour attribution"} and report["version"] == shapesbench.VERSION
     assert "| colour attribution |" in (out / "report.md").read_text()
@@ -166,4 +166,4 @@ def test_geneval_score_of_pictures_goes_on_where_it_stopped(
     seen.clear()
     assert main(words) == 0 and len(seen) == 1
     report = json.loads((tmp_path / "score/results.json").read_text())
-    assert report["pictures"]["images"] == 4 and "not the official detector" in report["scorer"]
+    assert report["images"]["images"] == 4 and "not the official detector" in report["scorer"]

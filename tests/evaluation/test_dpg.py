@@ -43,7 +43,7 @@ def test_grids_hold_the_pictures_of_a_prompt_in_order(tmp_path: Path) -> None:
         levels = [index % 1000 * 10 + (100 if word == "a dog" else 0) for word, index in pairs]
         return torch.stack([torch.full((8, 8, 3), level, dtype=torch.uint8) for level in levels])
 
-    pictures = dpg.pictures(tmp_path / "samples", texts)
+    pictures = dpg.images_of(tmp_path / "samples", texts)
     draw_missing(draw, pictures, batch_size=3)
     dpg.write_grids(pictures, tmp_path / "grids")
     assert sorted(p.name for p in (tmp_path / "grids").iterdir()) == ["a.png", "b.png"]
@@ -53,8 +53,8 @@ def test_grids_hold_the_pictures_of_a_prompt_in_order(tmp_path: Path) -> None:
 
 
 def test_the_noise_depends_on_the_key_alone(tmp_path: Path) -> None:
-    whole = {p.path.name: p.index for p in dpg.pictures(tmp_path, {"a": "x", "b": "y", "c": "z"})}
-    part = {p.path.name: p.index for p in dpg.pictures(tmp_path, {"c": "other"})}
+    whole = {p.path.name: p.index for p in dpg.images_of(tmp_path, {"a": "x", "b": "y", "c": "z"})}
+    part = {p.path.name: p.index for p in dpg.images_of(tmp_path, {"c": "other"})}
     assert part.items() <= whole.items() and len(set(whole.values())) == 12
 
 

@@ -10,18 +10,20 @@ import torch
 
 from pixelwright.errors import UserError
 from pixelwright.evaluation.prompts.common import (
-    Picture,
-    check_images,
+    PromptImage,
+    check_count,
     draw_missing,
-    keep_settings,
     missing,
     noise_index,
+    record_settings,
 )
 from pixelwright.images import load_png
 
 
-def pictures(folder: Path) -> list[Picture]:
-    return [Picture(f"prompt {n // 2}", noise_index(n // 2, n % 2), folder / f"{n}.png") for n in range(7)]
+def pictures(folder: Path) -> list[PromptImage]:
+    return [
+        PromptImage(f"prompt {n // 2}", noise_index(n // 2, n % 2), folder / f"{n}.png") for n in range(7)
+    ]
 
 
 def draw(prompts: Sequence[str], indices: Sequence[int]) -> torch.Tensor:
@@ -54,17 +56,17 @@ def test_interrupted_and_resumed_gives_the_same_pictures(tmp_path: Path, batch_s
 
 def test_pictures_of_two_kinds_do_not_mix(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    keep_settings(out, {"model": "a", "guidance_interval": (0.0, 1.0)})
-    keep_settings(out, {"model": "a", "guidance_interval": (0.0, 1.0)})
+    record_settings(out, {"model": "a", "guidance_interval": (0.0, 1.0)})
+    record_settings(out, {"model": "a", "guidance_interval": (0.0, 1.0)})
     with pytest.raises(UserError, match="drawn with model 'a', not 'b'"):
-        keep_settings(out, {"model": "b", "guidance_interval": (0.0, 1.0)})
+        record_settings(out, {"model": "b", "guidance_interval": (0.0, 1.0)})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="holds something else"):
-        keep_settings(tmp_path / "full", {})
+        record_settings(tmp_path / "full", {})
 
 
 @pytest.mark.parametrize("images", [0, 1001])
 def test_impossible_numbers_of_images(images: int) -> None:
     with pytest.raises(UserError, match=f"--images is {images}"):
-        check_images(images)
+        check_count(images)

@@ -15,7 +15,7 @@ from PIL import Image
 from pixelwright.errors import UserError
 from pixelwright.evaluation.prompts import geneval
 from pixelwright.evaluation.prompts.common import draw_missing, overall, relations
-from pixelwright.evaluation.prompts.geneval import Found, assess, keep
+from pixelwright.evaluation.prompts.geneval import Detection, assess, keep
 from pixelwright.images import load_png
 
 ONE = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
@@ -37,18 +37,18 @@ BOTH = {
 }
 
 
-def found(name: str, score: float = 0.95, x: float = 50, y: float = 50, side: float = 20) -> Found:
+def found(name: str, score: float = 0.95, x: float = 50, y: float = 50, side: float = 20) -> Detection:
     box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
     mask = np.zeros((100, 100), bool)
     mask[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])] = True
-    return Found(name, score, box, mask)
+    return Detection(name, score, box, mask)
 
 
-def fault(task: dict[str, Any], things: list[Found], *named: str) -> str:
+def fault(task: dict[str, Any], things: list[Detection], *named: str) -> str:
     """With a colour classifier that says `named`, one after the other."""
     left = list(named)
 
-    def colours(group: Sequence[Found]) -> list[str]:
+    def colours(group: Sequence[Detection]) -> list[str]:
         return [left.pop(0) for _ in group]
 
     return assess(task, keep(things, task["tag"]), colours)
@@ -124,7 +124,7 @@ def grey(prompts: Sequence[str], indices: Sequence[int]) -> torch.Tensor:
 
 def test_the_official_layout(tmp_path: Path) -> None:
     tasks = geneval.read_metadata(write(tmp_path / "metadata.jsonl", [ONE, THREE, LEFT, BOTH]))
-    pictures = geneval.pictures(tmp_path / "out", tasks, 4)
+    pictures = geneval.images_of(tmp_path / "out", tasks, 4)
     geneval.write_metadata(tmp_path / "out", tasks)
     draw_missing(grey, pictures, batch_size=3)
     geneval.write_grids(pictures)
@@ -137,7 +137,7 @@ def test_the_official_layout(tmp_path: Path) -> None:
     ]
     assert json.loads((tmp_path / "out/00002/metadata.jsonl").read_text()) == LEFT
     assert load_png(tmp_path / "out/00000/grid.png").shape == (12, 4 * 10 + 2, 3)
-    assert [(path.name, task) for path, task in geneval.find_pictures(tmp_path / "out")][5] == (
+    assert [(path.name, task) for path, task in geneval.find_images(tmp_path / "out")][5] == (
         "0001.png",
         THREE,
     )
@@ -146,23 +146,23 @@ def test_the_official_layout(tmp_path: Path) -> None:
 def test_scores_by_the_rules_and_read_back(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     geneval.write_metadata(folder, [ONE, THREE])
-    draw_missing(grey, geneval.pictures(folder, [ONE, THREE], 4), batch_size=8)
+    draw_missing(grey, geneval.images_of(folder, [ONE, THREE], 4), batch_size=8)
 
-    def detector(image: Image.Image) -> list[Found]:
+    def detector(image: Image.Image) -> list[Detection]:
         """A dog in every other picture of the first prompt; three in the first of the second."""
         index = np.asarray(image)[0, 0, 0]
         return [found("dog")] * {0: 1, 2: 1, 1000 % 251: 3}.get(int(index), 0)
 
     lines = [
-        geneval.score_picture(path, task, detector, lambda image, group: [])
-        for path, task in geneval.find_pictures(folder)
+        geneval.score_image(path, task, detector, lambda image, group: [])
+        for path, task in geneval.find_images(folder)
     ]
     result = geneval.read_results(write(tmp_path / "results.jsonl", lines))
     assert {tag: score.share for tag, score in result.tasks.items()} == {
         "single_object": 0.5,
         "counting": 0.25,
     }
-    assert overall(result.tasks) == 0.375 and result.pictures.share == 3 / 8 and result.prompts.share == 1
+    assert overall(result.tasks) == 0.375 and result.images.share == 3 / 8 and result.prompts.share == 1
 
 
 def test_the_official_result_file(tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_files_that_are_no_results_are_named(tmp_path: Path) -> None:
             geneval.read_results(file)
     with pytest.raises(UserError, match="cannot be read"):
         geneval.read_results(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no pictures"):
-        geneval.find_pictures(tmp_path)
+    with pytest.raises(UserError, match="holds no images"):
+        geneval.find_images(tmp_path)
 
 
 # --- the networks ----------------------------------------------------------------------------------------

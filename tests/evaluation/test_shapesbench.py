@@ -12,32 +12,32 @@ import pytest
 from pixelwright.data import CaptionedShapes
 from pixelwright.data.captioned import CATEGORIES, Claim, Thing, compose, held_out
 from pixelwright.data.shapes import Dice, Object, Scene, render
-from pixelwright.evaluation.prompts.shapes_reader import Seen, read
+from pixelwright.evaluation.prompts.shape_detection import ShapeDetection, find_shapes
 from pixelwright.evaluation.prompts.shapesbench import (
     VERSION,
+    Assessment,
     Result,
-    Verdict,
-    judge,
-    judge_pictures,
-    pictures,
+    assess,
+    assess_images,
+    images_of,
     prompts,
     sheet,
 )
 from pixelwright.rng import generator
 
 
-def truth(scene: Scene) -> tuple[Seen, ...]:
+def truth(scene: Scene) -> tuple[ShapeDetection, ...]:
     """What a perfect reader would see."""
     return tuple(_seen(thing) for thing in scene.objects)
 
 
-def _seen(thing: Object) -> Seen:
+def _seen(thing: Object) -> ShapeDetection:
     (x, y), r = thing.centre, thing.radius
-    return Seen(thing.shape, thing.colour, (x - r, y - r, x + r, y + r), 1.0)
+    return ShapeDetection(thing.shape, thing.colour, (x - r, y - r, x + r, y + r), 1.0)
 
 
-def seen(shape: str, colour: str = "red", x: float = 0.5, y: float = 0.5) -> Seen:
-    return Seen(shape, colour, (x - 0.1, y - 0.1, x + 0.1, y + 0.1), 0.95)
+def seen(shape: str, colour: str = "red", x: float = 0.5, y: float = 0.5) -> ShapeDetection:
+    return ShapeDetection(shape, colour, (x - 0.1, y - 0.1, x + 0.1, y + 0.1), 0.95)
 
 
 def shown(claim: Claim, number: int, size: int = 32) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_calibration_at_least_98_percent_in_each_category(size: int) -> None:
     source, right = CaptionedShapes(size, seed=11), defaultdict(list)
     for index in range(300):
         claim, _, scene = source.describe(index)
-        right[claim.category].append(judge(claim, read(render(scene, size))).exact)
+        right[claim.category].append(assess(claim, find_shapes(render(scene, size))).exact)
     assert min(len(answers) for answers in right.values()) >= 30
     assert all(np.mean(answers) >= 0.98 for answers in right.values()), right
 
@@ -92,13 +92,13 @@ def test_negative_control_pictures_of_other_prompts_are_judged_wrong() -> None:
     """The judge calls a picture of another prompt correct only where the scene shows that claim too."""
     source, agreed, wrong = CaptionedShapes(32, seed=12), [], 0
     described = [source.describe(index) for index in range(120)]
-    eyes = [read(render(scene, 32)) for _, _, scene in described]
+    eyes = [find_shapes(render(scene, 32)) for _, _, scene in described]
     for shift in (1, 2, 3):
         for (claim, _, _), (_, _, scene), eye in zip(
             described, described[shift:] + described[:shift], eyes[shift:] + eyes[:shift], strict=True
         ):
-            really = judge(claim, truth(scene)).correct
-            agreed.append(judge(claim, eye).correct == really)
+            really = assess(claim, truth(scene)).correct
+            agreed.append(assess(claim, eye).correct == really)
             wrong += not really
     assert wrong > 250 and np.mean(agreed) >= 0.98
 
@@ -106,21 +106,21 @@ def test_negative_control_pictures_of_other_prompts_are_judged_wrong() -> None:
 def test_the_rules() -> None:
     star, circle = Thing("star"), Thing("circle")
     single, three = Claim("single object", (star,)), Claim("counting", (Thing("star", None, 3),))
-    assert judge(single, [seen("star")]) == Verdict(True, True, "")
-    assert judge(single, [seen("star"), seen("circle")]) == Verdict(True, False, "")
-    assert judge(single, []) == Verdict(False, False, "no star instead of one; seen: nothing")
-    assert [judge(three, [seen("star")] * n).correct for n in (2, 3, 4)] == [False, True, False]
+    assert assess(single, [seen("star")]) == Assessment(True, True, "")
+    assert assess(single, [seen("star"), seen("circle")]) == Assessment(True, False, "")
+    assert assess(single, []) == Assessment(False, False, "no star instead of one; seen: nothing")
+    assert [assess(three, [seen("star")] * n).correct for n in (2, 3, 4)] == [False, True, False]
     assert (
-        "five" not in judge(three, [seen("star")] * 5).reason
-        and "5 star" in judge(three, [seen("star")] * 5).reason
+        "five" not in assess(three, [seen("star")] * 5).reason
+        and "5 star" in assess(three, [seen("star")] * 5).reason
     )
     both = Claim("colour attribution", (Thing("star", "red"), Thing("circle", "blue")))
-    assert judge(both, [seen("star", "red"), seen("circle", "blue")]).exact
-    assert not judge(both, [seen("star", "blue"), seen("circle", "red")]).correct  # the colours exchanged
+    assert assess(both, [seen("star", "red"), seen("circle", "blue")]).exact
+    assert not assess(both, [seen("star", "blue"), seen("circle", "red")]).correct  # the colours exchanged
     left = Claim("position", (star, circle), "left of")
-    assert judge(left, [seen("circle", x=0.8), seen("star", x=0.2)]).exact
-    assert "star is right of the circle" in judge(left, [seen("circle", x=0.2), seen("star", x=0.8)]).reason
-    assert not judge(left, [seen("circle", y=0.8), seen("star", y=0.2)]).correct
+    assert assess(left, [seen("circle", x=0.8), seen("star", x=0.2)]).exact
+    assert "star is right of the circle" in assess(left, [seen("circle", x=0.2), seen("star", x=0.8)]).reason
+    assert not assess(left, [seen("circle", y=0.8), seen("star", y=0.2)]).correct
 
 
 # --- a whole run -----------------------------------------------------------------------------------------
@@ -128,18 +128,18 @@ def test_the_rules() -> None:
 
 def test_a_perfect_model_scores_1_and_one_that_draws_nothing_0() -> None:
     drawn = [shown(prompt.claim, number) for number, prompt in enumerate(prompts())]
-    result = Result(judge_pictures(drawn, 1), 1)
+    result = Result(assess_images(drawn, 1), 1)
     assert all(score.share == 1 for score in [*result.scores().values(), *result.scores(True).values()])
     empty = [np.full((32, 32, 3), 150, np.uint8)] * len(prompts())
-    nothing = Result(judge_pictures(empty, 1), 1)
+    nothing = Result(assess_images(empty, 1), 1)
     assert nothing.as_json()["overall"] == 0
-    rotated = Result(judge_pictures(drawn[5:] + drawn[:5], 1), 1)
+    rotated = Result(assess_images(drawn[5:] + drawn[:5], 1), 1)
     assert rotated.as_json()["overall"] < 0.45
 
 
 def test_the_report_adds_up() -> None:
     per = 2
-    verdicts = [Verdict(k % 2 == 0, k % 4 == 0, "") for k in range(per * len(prompts()))]
+    verdicts = [Assessment(k % 2 == 0, k % 4 == 0, "") for k in range(per * len(prompts()))]
     result = Result(verdicts, per)
     report = json.loads(json.dumps(result.as_json()))
     assert report["overall"] == 0.5 and report["version"] == VERSION
@@ -150,12 +150,12 @@ def test_the_report_adds_up() -> None:
         "images": 40,
     }
     total = sum(s["images"] for part in ("scores", "held_out") for s in report[part].values())
-    assert total == len(verdicts) == len(report["verdicts"])
+    assert total == len(verdicts) == len(report["images"])
     assert "| colours | 0.500 ± 0.079 |" in result.markdown("a model")
 
 
 def test_pictures_keep_their_noise_when_more_are_drawn(tmp_path) -> None:
-    few, many = ({p.path: (p.prompt, p.index) for p in pictures(tmp_path, n)} for n in (2, 4))
+    few, many = ({p.path: (p.prompt, p.index) for p in images_of(tmp_path, n)} for n in (2, 4))
     assert few.items() <= many.items() and len({p for _, p in many.values()}) == len(many) == 4 * len(
         prompts()
     )
@@ -163,7 +163,7 @@ def test_pictures_keep_their_noise_when_more_are_drawn(tmp_path) -> None:
 
 def test_the_sheet_frames_right_and_wrong() -> None:
     images = [np.full((32, 32, 3), 150, np.uint8)] * len(prompts())
-    result = Result([Verdict(k == 0, False, "") for k in range(len(images))], 1)
+    result = Result([Assessment(k == 0, False, "") for k in range(len(images))], 1)
     page = np.asarray(sheet(result, images)).reshape(-1, 3)
     green, red = ((page == colour).all(1).sum() for colour in ((42, 143, 78), (192, 57, 43)))
     assert red == green * (len(images) - 1) > 0

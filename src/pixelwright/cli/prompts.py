@@ -19,14 +19,14 @@ from pixelwright.errors import UserError
 from pixelwright.evaluation.generate import checksum
 from pixelwright.evaluation.prompts import dpg, geneval, shapesbench
 from pixelwright.evaluation.prompts.common import (
-    Picture,
+    PromptImage,
     as_json,
-    check_images,
+    check_count,
     draw_missing,
     draw_with,
-    keep_settings,
     missing,
     overall,
+    record_settings,
 )
 from pixelwright.files import replacing, write_text
 from pixelwright.html import escape_markdown, markdown_table
@@ -34,7 +34,7 @@ from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import load_png
 
 DESCRIPTION = (
-    "Does a text-to-image model draw what prompts say? Draw the pictures of a benchmark, and score them."
+    "Does a text-to-image model draw what prompts say? Draw the images of a benchmark, and score them."
 )
 
 EXAMPLES = """  pixelwright prompts shapes runs/shapes-t2i --out bench/shapes --guidance-scale 3
@@ -47,22 +47,22 @@ EXAMPLES = """  pixelwright prompts shapes runs/shapes-t2i --out bench/shapes --
 
 RESUME = """
 
-The noise of a picture depends on the seed, the prompt and the number of the picture alone. Interrupted, the
+The noise of an image depends on the seed, the prompt and the number of the image alone. Interrupted, the
 same command goes on where it stopped."""
 
-SHAPES = f"""ShapesBench: prompts in GenEval's six categories for models of Captioned Shapes, judged without a
-network. OUT gets the pictures, results.json, report.md and sheet.png.{RESUME}"""
+SHAPES = f"""ShapesBench: prompts in GenEval's six categories for models of Captioned Shapes, scored without a
+network. OUT gets the images, results.json, report.md and sheet.png.{RESUME}"""
 
-GENEVAL = f"""Draw the pictures of GenEval in its own layout (OUT/00000/samples/0000.png), which the official
+GENEVAL = f"""Draw the images of GenEval in its own layout (OUT/00000/samples/0000.png), which the official
 scorer reads.{RESUME}"""
 
 GENEVAL_SCORE = """Report the scores of GenEval: those in the result file of the official scorer (PATH is a
-.jsonl), or, where PATH is a folder of pictures, by its rules over Mask2Former and CLIP from transformers. The
+.jsonl), or, where PATH is a folder of images, by its rules over Mask2Former and CLIP from transformers. The
 latter are not the official networks, and the report says so. Interrupted, the same command goes on."""
 
-DPG = f"""Draw the pictures of DPG-Bench: OUT/grids/KEY.png, four pictures each, for its own judge.{RESUME}"""
+DPG = f"""Draw the images of DPG-Bench: OUT/grids/KEY.png, four images each, for its own scorer.{RESUME}"""
 
-DPG_SCORE = "Report the scores of DPG-Bench from the text file that its judge wrote."
+DPG_SCORE = "Report the scores of DPG-Bench from the text file that its scorer wrote."
 
 
 def choose(words: list[str]) -> tuple[Verb, list[str]]:
@@ -89,7 +89,7 @@ def _drawing_parser(verb: str, description: str, example: str) -> ArgumentParser
     add(
         "model", metavar="MODEL", help="a saved model of captions, a run, a published file or hf://OWNER/NAME"
     )
-    add("--out", type=str, required=True, metavar="DIR", help="folder for the pictures and the report")
+    add("--out", type=str, required=True, metavar="DIR", help="folder for the images and the report")
     add("--size", type=int, nargs="+", metavar="N", help="N or ROWS COLUMNS (default: the model's own)")
     add("--seed", type=int, default=0, help="seed of the noise")
     sampler.add_arguments(parser)
@@ -97,7 +97,7 @@ def _drawing_parser(verb: str, description: str, example: str) -> ArgumentParser
     return parser
 
 
-def _draw(options: Namespace, pictures: Sequence[Picture]) -> str:
+def _draw(options: Namespace, images: Sequence[PromptImage]) -> str:
     """Draw what is missing; the title of the report."""
     if options.batch_size < 1:
         raise UserError(f"--batch-size is {options.batch_size}; it must be at least 1")
@@ -110,15 +110,15 @@ def _draw(options: Namespace, pictures: Sequence[Picture]) -> str:
     chosen = sampler.settings(options, recipe)
     size = image_size(options.size) or config.image_size
     noted = {"weights": checksum(options.model), "size": size, "seed": options.seed, **chosen}
-    keep_settings(Path(options.out), {**noted, "precision": precision})
+    record_settings(Path(options.out), {**noted, "precision": precision})
     print(sampler.in_words(chosen, options, recipe))
-    todo = missing(pictures)
+    todo = missing(images)
     if todo:
         model = pw.load(options.model).to(device)
-        prompts = [picture.prompt for picture in todo]
+        prompts = [image.prompt for image in todo]
         draw = draw_with(model, prompts, options.seed, size=size, autocast=PRECISIONS[precision], **chosen)
-        with tqdm(total=len(pictures), initial=len(pictures) - len(todo), unit="image", disable=None) as bar:
-            draw_missing(draw, pictures, options.batch_size, bar.update)
+        with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", disable=None) as bar:
+            draw_missing(draw, images, options.batch_size, bar.update)
     return f"{config.name}, {sampler.in_words(chosen, options, recipe)}"
 
 
@@ -134,18 +134,18 @@ def _write(out: Path, report: Mapping[str, Any], text: str) -> None:
 
 def _shapes_parser() -> ArgumentParser:
     parser = _drawing_parser("shapes", SHAPES, "runs/shapes-t2i --out bench/shapes --guidance-scale 3")
-    parser.add_argument("--images", type=int, default=4, help="pictures of each prompt")
+    parser.add_argument("--images", type=int, default=4, help="images of each prompt")
     return parser
 
 
 def _shapes(options: Namespace) -> None:
     out = Path(options.out)
-    check_images(options.images)
-    pictures = shapesbench.pictures(out / "images", options.images)
-    title = _draw(options, pictures)
-    images = [load_png(picture.path).numpy() for picture in pictures]
-    bar = tqdm(images, desc="judging", unit="image", disable=None, delay=1)
-    result = shapesbench.Result(shapesbench.judge_pictures(bar, options.images), options.images)
+    check_count(options.images)
+    planned = shapesbench.images_of(out / "images", options.images)
+    title = _draw(options, planned)
+    images = [load_png(image.path).numpy() for image in planned]
+    bar = tqdm(images, desc="scoring", unit="image", disable=None, delay=1)
+    result = shapesbench.Result(shapesbench.assess_images(bar, options.images), options.images)
     with replacing(out / "sheet.png") as part:
         shapesbench.sheet(result, images).save(part, format="PNG")
     _write(out, {"model": title, **result.as_json()}, result.markdown(title))
@@ -160,26 +160,26 @@ def _geneval_parser() -> ArgumentParser:
     parser.add_argument(
         "--metadata", required=True, metavar="FILE", help="GenEval's prompts/evaluation_metadata.jsonl"
     )
-    parser.add_argument("--images", type=int, default=4, help="pictures of each prompt")
+    parser.add_argument("--images", type=int, default=4, help="images of each prompt")
     return parser
 
 
 def _geneval(options: Namespace) -> None:
     out = Path(options.out)
-    check_images(options.images)
+    check_count(options.images)
     tasks = geneval.read_metadata(Path(options.metadata))
-    pictures = geneval.pictures(out, tasks, options.images)
-    _draw(options, pictures)
+    images = geneval.images_of(out, tasks, options.images)
+    _draw(options, images)
     geneval.write_metadata(out, tasks)
-    geneval.write_grids(pictures)
-    print(f"{len(pictures)} pictures of {len(tasks)} prompts are in {out}, as GenEval's scorer reads them")
+    geneval.write_grids(images)
+    print(f"{len(images)} images of {len(tasks)} prompts are in {out}, as GenEval's scorer reads them")
 
 
 def _geneval_score_parser() -> ArgumentParser:
     example = "  pixelwright prompts geneval-score bench/geneval --out bench/geneval-score --device cuda"
     parser = new_parser("prompts geneval-score", GENEVAL_SCORE, example)
     add = parser.add_argument
-    add("path", metavar="PATH", help="a result file (.jsonl), or a folder of pictures")
+    add("path", metavar="PATH", help="a result file (.jsonl), or a folder of images")
     add("--out", type=str, required=True, metavar="DIR", help="folder for the report")
     add("--detector", type=str | None, metavar="PATH", help="folder or hub name of a Mask2Former on COCO")
     add("--clip", type=str | None, metavar="PATH", help="folder or hub name of a CLIP")
@@ -190,16 +190,16 @@ def _geneval_score_parser() -> ArgumentParser:
 def _geneval_score(options: Namespace) -> None:
     out, path = Path(options.out), Path(options.path)
     if path.is_dir():
-        file, scorer = out / "results.jsonl", _score_pictures(path, out / "results.jsonl", options)
+        file, scorer = out / "results.jsonl", _score_images(path, out / "results.jsonl", options)
     else:
         file, scorer = path, f"the result file {path.name}"
     result = geneval.read_results(file)
     rows = [[tag, str(score), str(score.images)] for tag, score in result.tasks.items()]
-    rows.append(["overall", f"{overall(result.tasks):.3f}", str(result.pictures.images)])
+    rows.append(["overall", f"{overall(result.tasks):.3f}", str(result.images.images)])
     table = markdown_table(["task", "score", "images"], rows)
     text = (
         f"# GenEval: {escape_markdown(path.name)}\n\nScored by {escape_markdown(scorer)}.\n\n{table}\n"
-        f"Overall is the mean of the tasks. Correct pictures: {result.pictures}; prompts with at least one:\n"
+        f"Overall is the mean of the tasks. Correct images: {result.images}; prompts with at least one:\n"
         f"{result.prompts}.\n"
     )
     report = {
@@ -207,27 +207,27 @@ def _geneval_score(options: Namespace) -> None:
         "scorer": scorer,
         "overall": overall(result.tasks),
         "scores": as_json(result.tasks),
-        **as_json({"pictures": result.pictures, "prompts": result.prompts}),
+        **as_json({"images": result.images, "prompts": result.prompts}),
     }
     _write(out, report, text)
 
 
-def _score_pictures(folder: Path, file: Path, options: Namespace) -> str:
-    """Write the result file of a folder of pictures, going on with one that is there; who scored it."""
+def _score_images(folder: Path, file: Path, options: Namespace) -> str:
+    """Write the result file of a folder of images, going on with one that is there; who scored it."""
     from pixelwright.evaluation.prompts.detection import CLIP, DETECTOR, ClipColours, Mask2Former
 
-    pictures = geneval.find_pictures(folder)
+    images = geneval.find_images(folder)
     device = resolve_device(options.device)
     detector = Mask2Former(options.detector or DETECTOR, device)
-    detector.check(clause["class"] for _, task in pictures for clause in task["include"])
+    detector.check(clause["class"] for _, task in images for clause in task["include"])
     colours = ClipColours(options.clip or CLIP, device)
     scorer = f"{detector.path} and {colours.path} in transformers, which is not the official detector"
-    keep_settings(file.parent, {"pictures": str(folder), "scorer": scorer})
+    record_settings(file.parent, {"images": str(folder), "scorer": scorer})
     done = geneval.whole_lines(file)
     with file.open("a", encoding="utf-8") as lines:
-        for path, task in tqdm(pictures, initial=len(done), unit="image", disable=None):
+        for path, task in tqdm(images, initial=len(done), unit="image", disable=None):
             if str(path) not in done:
-                line = geneval.score_picture(path, task, detector, colours)
+                line = geneval.score_image(path, task, detector, colours)
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()
     return scorer
@@ -245,17 +245,17 @@ def _dpg_parser() -> ArgumentParser:
 def _dpg(options: Namespace) -> None:
     out = Path(options.out)
     prompts = dpg.read_prompts(Path(options.prompts))
-    pictures = dpg.pictures(out / "samples", prompts)
-    _draw(options, pictures)
-    dpg.write_grids(pictures, out / "grids")
-    side = load_png(pictures[0].path).shape[0]
-    print(f"{len(prompts)} grids are in {out / 'grids'}; the judge wants --pic-num 4 --resolution {side}")
+    images = dpg.images_of(out / "samples", prompts)
+    _draw(options, images)
+    dpg.write_grids(images, out / "grids")
+    side = load_png(images[0].path).shape[0]
+    print(f"{len(prompts)} grids are in {out / 'grids'}; the scorer takes --pic-num 4 --resolution {side}")
 
 
 def _dpg_score_parser() -> ArgumentParser:
     example = "  pixelwright prompts dpg-score dpg-bench_results.txt --out bench/dpg-score"
     parser = new_parser("prompts dpg-score", DPG_SCORE, example)
-    parser.add_argument("path", metavar="FILE", help="the text file that the judge of DPG-Bench wrote")
+    parser.add_argument("path", metavar="FILE", help="the text file that the scorer of DPG-Bench wrote")
     parser.add_argument("--out", type=str, required=True, metavar="DIR", help="folder for the report")
     return parser
 

@@ -14,23 +14,23 @@ from torch import Tensor
 
 from pixelwright.diffusion.sample import sample
 from pixelwright.errors import UserError
-from pixelwright.files import write_text
+from pixelwright.files import read_json, write_text
 from pixelwright.images import save_png
 from pixelwright.models.denoiser import PixelDenoiser, device_of
 from pixelwright.text import encode_for
 
 MOST_IMAGES = 1000
 """Of one prompt."""
-
 SETTINGS = "settings.json"
 
 Draw = Callable[[Sequence[str], Sequence[int]], Tensor]
-"""(prompts, noise indices) -> uint8 [B,H,W,3]; a picture depends on its prompt and index alone."""
+"""(prompts, noise indices) -> uint8 [B,H,W,3]; an image depends on its prompt and index alone."""
 
 
+# ---------------------------------------------------------------- drawing
 @dataclass(frozen=True)
-class Picture:
-    """A picture to be drawn."""
+class PromptImage:
+    """An image to be drawn."""
 
     prompt: str
     index: int
@@ -43,78 +43,78 @@ def noise_index(prompt: int, image: int) -> int:
     return prompt * MOST_IMAGES + image
 
 
+def check_count(images: int) -> None:
+    """Raise UserError unless so many images of a prompt can be drawn."""
+    if not 1 <= images <= MOST_IMAGES:
+        raise UserError(f"--images is {images}; give 1 to {MOST_IMAGES} images per prompt")
+
+
 def draw_with(model: PixelDenoiser, prompts: Iterable[str], seed: int, **settings: Any) -> Draw:
     """A model as what draws `prompts` (and no others); `settings` are those of `pixelwright.sample`.
 
     All prompts are encoded at once, after which the memory of the encoder is free.
     """
-    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-    condition = encode_for(model.config, list(places), device=device_of(model)).to("cpu")
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    condition = encode_for(model.config, list(rows), device=device_of(model)).to("cpu")
 
-    def draw(wanted: Sequence[str], indices: Sequence[int]) -> Tensor:
-        part = condition[torch.tensor([places[prompt] for prompt in wanted])]
+    def draw(prompts: Sequence[str], indices: Sequence[int]) -> Tensor:
+        part = condition[torch.tensor([rows[prompt] for prompt in prompts])]
         return sample(model, part, seed=seed, start_index=indices, **settings)
 
     return draw
 
 
-def check_images(images: int) -> None:
-    """Raise UserError unless so many images per prompt can be drawn."""
-    if not 1 <= images <= MOST_IMAGES:
-        raise UserError(f"--images is {images}; give 1 to {MOST_IMAGES} images per prompt")
-
-
-def missing(pictures: Sequence[Picture]) -> list[Picture]:
+def missing(images: Sequence[PromptImage]) -> list[PromptImage]:
     """Those whose file is not there; a file is there only when it is whole."""
-    return [picture for picture in pictures if not picture.path.exists()]
+    return [image for image in images if not image.path.exists()]
 
 
 def draw_missing(
-    draw: Draw, pictures: Sequence[Picture], batch_size: int, done: Callable[[int], object] | None = None
+    draw: Draw,
+    images: Sequence[PromptImage],
+    batch_size: int,
+    progress: Callable[[int], object] = lambda images: None,
 ) -> None:
-    """Draw the missing pictures, `batch_size` at a time; `done` is told how many more are on the disk.
+    """Draw the missing images, `batch_size` at a time; `progress` is called with how many more are written.
 
-    Interrupted at any time, the same call goes on where it stopped, and gives the same pictures.
+    Interrupted at any time, the same call goes on where it stopped, and gives the same images.
     """
-    todo = missing(pictures)
-    for start in range(0, len(todo), batch_size):
-        batch = todo[start : start + batch_size]
-        images = draw([picture.prompt for picture in batch], [picture.index for picture in batch])
-        for picture, image in zip(batch, images, strict=True):
-            save_png(image, picture.path)
-        if done:
-            done(len(batch))
+    left = missing(images)
+    for start in range(0, len(left), batch_size):
+        batch = left[start : start + batch_size]
+        drawn = draw([image.prompt for image in batch], [image.index for image in batch])
+        for image, pixels in zip(batch, drawn, strict=True):
+            save_png(pixels, image.path)
+        progress(len(batch))
 
 
-def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Note in `folder` what its pictures are drawn with. Raises UserError if it holds pictures of another
-    kind: those of two models or settings must not mix."""
+def record_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Note in `folder` what its images are drawn with. Raises UserError if it holds images of another kind:
+    those of two models or settings must not mix."""
     file = folder / SETTINGS
-    wanted = json.loads(json.dumps(settings))  # as it will be read: tuples are lists
+    given = json.loads(json.dumps(settings))  # as it will be read: tuples are lists
     if not file.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--out {folder} holds something else already; give another folder")
-        write_text(file, json.dumps(wanted, indent=2) + "\n")
+        write_text(file, json.dumps(given, indent=2) + "\n")
         return
-    found = json.loads(file.read_text(encoding="utf-8"))
-    for name in sorted(set(found) | set(wanted)):
-        if found.get(name) != wanted.get(name):
+    found = read_json(file)
+    for name in sorted(set(found) | set(given)):
+        if (old := found.get(name)) != (new := given.get(name)):
             raise UserError(
-                f"--out {folder} holds pictures drawn with {name} {found.get(name)!r}, not "
-                f"{wanted.get(name)!r}; give another folder"
+                f"--out {folder} holds images drawn with {name} {old!r}, not {new!r}; give another folder"
             )
 
 
 # ---------------------------------------------------------------- where objects lie
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom; x to the right, y down."""
-
 SLACK = 0.1
 """Of the two boxes' widths (or heights) together, the distance that does not count."""
 
 
 def relations(first: Box, second: Box) -> frozenset[str]:
-    """The words among "left of", "right of", "above" and "below" that hold for the first box.
+    """The words among "left of", "right of", "above" and "below" that hold for the first box (GenEval).
 
     Distances between the centres are shortened by SLACK; a word holds if what is left along its axis is more
     than half of the whole distance. So near a diagonal two may hold, and for boxes at one place none.
@@ -144,7 +144,7 @@ class Score:
 
     @property
     def error(self) -> float:
-        """Standard error of the share, as if all pictures were independent."""
+        """Standard error of the share, as if all images were independent."""
         return math.sqrt(self.share * (1 - self.share) / self.images)
 
     def __str__(self) -> str:
@@ -156,7 +156,7 @@ def tally(results: Iterable[tuple[str, bool]]) -> dict[str, Score]:
     counts: dict[str, list[bool]] = {}
     for task, correct in results:
         counts.setdefault(task, []).append(correct)
-    return {task: Score(sum(all_), len(all_)) for task, all_ in counts.items()}
+    return {task: Score(sum(flags), len(flags)) for task, flags in counts.items()}
 
 
 def overall(scores: Mapping[str, Score]) -> float:

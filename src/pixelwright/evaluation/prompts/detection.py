@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation.prompts.geneval import COLOURS, THRESHOLD, Found
+from pixelwright.evaluation.prompts.geneval import COLOURS, THRESHOLD, Detection
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
@@ -77,7 +77,7 @@ class Mask2Former:
             )
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image) -> list[Found]:
+    def __call__(self, image: Image.Image) -> list[Detection]:
         inputs = self.processor(images=image, return_tensors="pt").to(self.device)
         (result,) = self.processor.post_process_instance_segmentation(
             self.model(**inputs),
@@ -92,10 +92,10 @@ class Mask2Former:
         ]
 
 
-def _found(name: str, score: float, mask: np.ndarray) -> Found:
+def _found(name: str, score: float, mask: np.ndarray) -> Detection:
     rows, columns = np.nonzero(mask)
-    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    return Found(name, score, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), mask)
+    left, top, right, bottom = map(float, (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    return Detection(name, score, (left, top, right, bottom), mask)
 
 
 class ClipColours:
@@ -113,8 +113,8 @@ class ClipColours:
         self._colours: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image, things: Sequence[Found]) -> list[str]:
-        """The colours of objects of one class; the rest of the picture is blanked out."""
+    def __call__(self, image: Image.Image, things: Sequence[Detection]) -> list[str]:
+        """The colours of objects of one class; the rest of the image is blanked out."""
         crops = [crop(image, thing) for thing in things]
         pixels = self.processor(images=crops, return_tensors="pt").to(self.device)
         features = _unit(_pooled(self.model.get_image_features(**pixels)))  # [N, C]
@@ -132,7 +132,7 @@ class ClipColours:
         return self._colours[name]
 
 
-def crop(image: Image.Image, thing: Found) -> Image.Image:
+def crop(image: Image.Image, thing: Detection) -> Image.Image:
     """An object alone, on grey."""
     blank = Image.new("RGB", image.size, BLANK)
     alone = Image.composite(image, blank, Image.fromarray(thing.mask.astype(np.uint8) * 255))

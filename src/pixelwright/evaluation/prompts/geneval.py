@@ -1,8 +1,8 @@
 """GenEval (arXiv 2310.11513): its folder layout, its rules, and its scores read back.
 
-The official scorer needs mmdet and CUDA. Pictures are therefore written as it wants them, and the file it
+The official scorer needs mmdet and CUDA. Images are therefore written as it reads them, and the file it
 writes is read into our report. For a first look without it, its rules are applied here to what a `Detector`
-finds (`evaluation.detection` has one); such scores are not the official ones, and the report says so.
+finds (`detection` has one); such scores are not the official ones, and the report says so.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from PIL import Image
 
 from pixelwright.data.shapes import Array
 from pixelwright.errors import UserError
-from pixelwright.evaluation.prompts.common import Box, Picture, Score, noise_index, relations, tally
-from pixelwright.files import write_text
+from pixelwright.evaluation.prompts.common import Box, PromptImage, Score, noise_index, relations, tally
+from pixelwright.files import read_text, split_lines, write_text
 from pixelwright.images import load_png, save_grid
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # of a detection's confidence
@@ -32,7 +33,7 @@ Task = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """One detection."""
 
     name: str
@@ -43,50 +44,48 @@ class Found:
     """Bool [H, W]."""
 
 
-Detector = Callable[[Image.Image], Sequence[Found]]
-ColourOf = Callable[[Image.Image, Sequence[Found]], Sequence[str]]
+Detector = Callable[[Image.Image], Sequence[Detection]]
+Colours = Callable[[Sequence[Detection]], Sequence[str]]
 """The colour, among COLOURS, of each of several objects of one class."""
+ColourOf = Callable[[Image.Image, Sequence[Detection]], Sequence[str]]
+"""The same, of objects in an image."""
 
 
-# --- pictures in the official layout ----------------------------------------------------------------------
+# --- images in the official layout -------------------------------------------------------------------------
 
 
 def read_metadata(path: Path) -> list[Task]:
     """The tasks in `evaluation_metadata.jsonl`. Raises UserError naming the line that is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f'"{path}" cannot be read ({error}): give GenEval\'s evaluation_metadata.jsonl'
-        ) from None
-    tasks = [_task(line, f'"{path}", line {n}') for n, line in enumerate(lines, 1) if line.strip()]
+    lines = enumerate(split_lines(read_text(path)), 1)
+    tasks = [_task(line, f'"{path}", line {number}') for number, line in lines if line.strip()]
     if not tasks:
         raise UserError(f'"{path}" holds no prompts: give GenEval\'s evaluation_metadata.jsonl')
     return tasks
 
 
 def _task(line: str, place: str) -> Task:
-    wanted = 'a line reads {"tag": ..., "prompt": ..., "include": [{"class": ..., "count": ...}, ...]}'
     try:
         task = json.loads(line)
-        parts = [*task["include"], *task.get("exclude", [])]
-        good = all(isinstance(task[key], str) for key in ("tag", "prompt")) and all(
-            isinstance(part["class"], str) and isinstance(part["count"], int) for part in parts
-        )
-        for number, part in enumerate(task["include"]):
-            relation, target = part.get("position", ("", 0))
+        clauses = [*task["include"], *task.get("exclude", [])]
+        good = all(isinstance(task[key], str) for key in ("tag", "prompt"))
+        good &= all(isinstance(c["class"], str) and isinstance(c["count"], int) for c in clauses)
+        for number, clause in enumerate(task["include"]):
+            relation, target = clause.get("position", ("", 0))
             good &= isinstance(relation, str) and 0 <= target <= max(0, number - 1)
     except (ValueError, KeyError, TypeError, AttributeError):
         good = False
     if not good:
-        raise UserError(f"{place} is no task of GenEval: {wanted}")
+        form = '{"tag": ..., "prompt": ..., "include": [{"class": ..., "count": ...}, ...]}'
+        raise UserError(f"{place} is no task of GenEval: a line reads {form}")
     return dict(task)
 
 
-def pictures(folder: Path, tasks: Sequence[Task], images: int) -> list[Picture]:
-    """All there are to be: FOLDER/00000/samples/0000.png and so on."""
+def images_of(folder: Path, tasks: Sequence[Task], images: int) -> list[PromptImage]:
+    """All images to draw: FOLDER/00000/samples/0000.png and so on."""
     return [
-        Picture(task["prompt"], noise_index(number, k), folder / f"{number:05}" / "samples" / f"{k:04}.png")
+        PromptImage(
+            task["prompt"], noise_index(number, k), folder / f"{number:05}" / "samples" / f"{k:04}.png"
+        )
         for number, task in enumerate(tasks)
         for k in range(images)
     ]
@@ -98,38 +97,34 @@ def write_metadata(folder: Path, tasks: Sequence[Task]) -> None:
         write_text(folder / f"{number:05}" / "metadata.jsonl", json.dumps(task) + "\n")
 
 
-def write_grids(pictures: Iterable[Picture]) -> None:
-    """FOLDER/00000/grid.png and so on: the pictures of a prompt side by side."""
-    groups: dict[Path, list[Path]] = {}
-    for picture in pictures:
-        groups.setdefault(picture.path.parents[1], []).append(picture.path)
-    for folder, paths in groups.items():
-        save_grid(torch.stack([load_png(path) for path in paths]), folder / "grid.png", columns=GRID_COLUMNS)
+def write_grids(images: Iterable[PromptImage]) -> None:
+    """FOLDER/00000/grid.png and so on: the images of a prompt side by side."""
+    for folder, group in groupby(images, lambda image: image.path.parents[1]):
+        tiles = torch.stack([load_png(image.path) for image in group])
+        save_grid(tiles, folder / "grid.png", columns=GRID_COLUMNS)
 
 
 # --- the rules --------------------------------------------------------------------------------------------
 
 
-def keep(found: Iterable[Found], tag: str) -> dict[str, list[Found]]:
+def keep(found: Iterable[Detection], tag: str) -> dict[str, list[Detection]]:
     """The detections that count, by class, the most confident first."""
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
-    kept: dict[str, list[Found]] = {}
+    kept: dict[str, list[Detection]] = {}
     for thing in sorted(found, key=lambda thing: -thing.score):
         if thing.score > threshold:
             kept.setdefault(thing.name, []).append(thing)
     return {name: things[:MOST_OBJECTS] for name, things in kept.items()}
 
 
-def assess(
-    task: Task, objects: Mapping[str, Sequence[Found]], colours: Callable[[Sequence[Found]], Sequence[str]]
-) -> str:
-    """What is wrong with a picture; "" if it is correct.
+def assess(task: Task, objects: Mapping[str, Sequence[Detection]], colours: Colours) -> str:
+    """What is wrong with an image; "" if it is correct.
 
     Every clause of "include" must hold, for the most confident objects of its class as many as it asks for;
     no class of "exclude" may occur as often as it says.
     """
     faults: list[str] = []
-    groups: list[Sequence[Found] | None] = []  # of each clause, the objects that meet it
+    groups: list[Sequence[Detection] | None] = []  # of each clause, the objects that meet it
     for clause in task["include"]:
         group = objects.get(clause["class"], [])[: clause["count"]]
         fault = _fault(clause, group, groups, colours)
@@ -144,9 +139,9 @@ def assess(
 
 def _fault(
     clause: Mapping[str, Any],
-    group: Sequence[Found],
-    groups: Sequence[Sequence[Found] | None],
-    colours: Callable[[Sequence[Found]], Sequence[str]],
+    group: Sequence[Detection],
+    groups: Sequence[Sequence[Detection] | None],
+    colours: Colours,
 ) -> str:
     """What is wrong with the objects of one clause: their number, their colour, their place."""
     name, count = clause["class"], clause["count"]
@@ -167,7 +162,7 @@ def _fault(
     return ""
 
 
-def score_picture(path: Path, task: Task, detector: Detector, colour_of: ColourOf) -> dict[str, Any]:
+def score_image(path: Path, task: Task, detector: Detector, colour_of: ColourOf) -> dict[str, Any]:
     """A line of the result file, as the official scorer writes it."""
     image = Image.fromarray(load_png(path).numpy())
     objects = keep(detector(image), task["tag"])
@@ -184,7 +179,7 @@ def score_picture(path: Path, task: Task, detector: Detector, colour_of: ColourO
 
 
 def whole_lines(file: Path) -> set[str]:
-    """The pictures that a result file has; a last line that an interruption cut short is removed from it."""
+    """The images that a result file has; a last line that an interruption cut short is removed from it."""
     if not file.exists():
         return set()
     text = file.read_text(encoding="utf-8")
@@ -194,8 +189,8 @@ def whole_lines(file: Path) -> set[str]:
     return {json.loads(line)["filename"] for line in whole.splitlines()}
 
 
-def find_pictures(folder: Path) -> list[tuple[Path, Task]]:
-    """The pictures in a folder of the official layout, each with its task; UserError if it has none."""
+def find_images(folder: Path) -> list[tuple[Path, Task]]:
+    """The images in a folder of the official layout, each with its task; UserError if it has none."""
     found = []
     for file in sorted(folder.glob("*/metadata.jsonl")):
         if file.parent.name.isdigit():
@@ -203,7 +198,7 @@ def find_pictures(folder: Path) -> list[tuple[Path, Task]]:
             found += [(path, task) for path in sorted((file.parent / "samples").glob("*.png"))]
     if not found:
         raise UserError(
-            f'"{folder}" holds no pictures such as 00000/samples/0000.png beside 00000/metadata.jsonl'
+            f'"{folder}" holds no images such as 00000/samples/0000.png beside 00000/metadata.jsonl'
         )
     return found
 
@@ -213,37 +208,30 @@ def find_pictures(folder: Path) -> list[tuple[Path, Task]]:
 
 @dataclass(frozen=True)
 class Result:
-    """What a result file says."""
+    """The content of a result file."""
 
     tasks: dict[str, Score]
-    """Of pictures, by tag."""
-    pictures: Score
+    """Of images, by tag."""
+    images: Score
     prompts: Score
-    """Prompts of which at least one picture is correct."""
+    """Prompts of which at least one image is correct."""
 
 
 def read_results(path: Path) -> Result:
-    """The result file (jsonl) of the official scorer or of `score_picture`. Raises UserError for another."""
-    lines: list[tuple[str, bool, str]] = []
-    try:
-        for text in path.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            lines.append((str(line["tag"]), bool(line["correct"]), str(line.get("metadata", line["prompt"]))))
-    except OSError as error:
-        raise UserError(
-            f'"{path}" cannot be read ({error.strerror}): give a result file of GenEval'
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f'"{path}", line {len(lines) + 1} is no result of GenEval: give the results.jsonl of its scorer'
-        ) from None
-    if not lines:
-        raise UserError(f'"{path}" is empty: give the results.jsonl that the scorer of GenEval wrote')
+    """The result file (jsonl) of the official scorer or of `score_image`. Raises UserError for another."""
+    found: list[tuple[str, bool]] = []
     prompts: dict[str, bool] = {}
-    for _, correct, prompt in lines:
-        prompts[prompt] = prompts.get(prompt, False) or correct
-    return Result(
-        tally((tag, correct) for tag, correct, _ in lines),
-        Score(sum(correct for _, correct, _ in lines), len(lines)),
-        Score(sum(prompts.values()), len(prompts)),
-    )
+    try:
+        for text in read_text(path).splitlines():
+            line = json.loads(text)
+            tag, correct, prompt = line["tag"], bool(line["correct"]), line.get("metadata", line["prompt"])
+            found.append((str(tag), correct))
+            prompts[str(prompt)] = prompts.get(str(prompt), False) or correct
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        raise UserError(
+            f'"{path}", line {len(found) + 1} is no result of GenEval: give the results.jsonl of its scorer'
+        ) from None
+    if not found:
+        raise UserError(f'"{path}" is empty: give the results.jsonl that the scorer of GenEval wrote')
+    images = Score(sum(correct for _, correct in found), len(found))
+    return Result(tally(found), images, Score(sum(prompts.values()), len(prompts)))

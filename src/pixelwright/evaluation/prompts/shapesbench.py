@@ -1,8 +1,8 @@
 """ShapesBench: does a model draw what captions of Shapes say? GenEval's six categories, without its networks.
 
 The prompts are a fixed, versioned list over the vocabulary of Captioned Shapes, in part compositions that its
-pictures never show (`held_out`), which count apart. The judge reads the picture (`evaluation.reading`) and
-compares it with the claim behind the prompt.
+images never show (`held_out`), which count apart. The shapes in an image are found without a network
+(`shape_detection`) and compared with the claim behind the prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pixelwright.data.captioned import (
 )
 from pixelwright.data.shapes import COLOURS, SHAPES, Array, Dice
 from pixelwright.evaluation.prompts.common import (
-    Picture,
+    PromptImage,
     Score,
     as_json,
     noise_index,
@@ -37,7 +37,7 @@ from pixelwright.evaluation.prompts.common import (
     relations,
     tally,
 )
-from pixelwright.evaluation.prompts.shapes_reader import Seen, read
+from pixelwright.evaluation.prompts.shape_detection import ShapeDetection, find_shapes
 from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.rng import generator
 
@@ -49,7 +49,7 @@ ATTRIBUTIONS = 36  # prompts of colour attribution besides the held-out ones, of
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with what a picture of it must show."""
+    """A prompt with what an image of it must show."""
 
     text: str
     claim: Claim
@@ -57,16 +57,15 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the judge says of one picture."""
+class Assessment:
+    """Whether one image shows what its prompt says."""
 
     correct: bool
-    """The picture shows what the prompt says; as in GenEval, other things beside it are no fault, except that
-    what is counted must be there exactly so many times."""
+    """As in GenEval, other things beside it are no fault; but what is counted must be there so many times."""
     exact: bool
-    """Correct, and nothing else is in the picture."""
+    """Correct, and nothing else is in the image."""
     reason: str
-    """What is wrong; empty if the picture is correct."""
+    """What is wrong; empty if the image is correct."""
 
 
 def prompts() -> tuple[Prompt, ...]:
@@ -111,26 +110,26 @@ def _attributions(category: str) -> Iterable[Claim]:
         yield claim
 
 
-# --- the judge ---
+# --- scoring ---
 
 
-def judge(claim: Claim, seen: Sequence[Seen]) -> Verdict:
-    """Whether what is seen in a picture bears the claim out."""
-    found = [[s for s in seen if _matches(thing, s)] for thing in claim.things]
+def assess(claim: Claim, shapes: Sequence[ShapeDetection]) -> Assessment:
+    """Whether the shapes found in an image bear the claim out."""
+    found = [[shape for shape in shapes if _matches(thing, shape)] for thing in claim.things]
     faults = [_miscounted(claim, thing, group) for thing, group in zip(claim.things, found, strict=True)]
     reason = "; ".join(filter(None, faults))
     if not reason and claim.relation is not None:
         reason = _misplaced(claim.relation, *found)
-    wanted = sum(thing.count for thing in claim.things)
-    shown = ", ".join(map(str, seen)) or "nothing"
-    return Verdict(not reason, not reason and len(seen) == wanted, reason and f"{reason}; seen: {shown}")
+    count = sum(thing.count for thing in claim.things)
+    shown = ", ".join(map(str, shapes)) or "nothing"
+    return Assessment(not reason, not reason and len(shapes) == count, reason and f"{reason}; seen: {shown}")
 
 
-def _matches(thing: Thing, seen: Seen) -> bool:
-    return seen.shape == thing.shape and thing.colour in (None, seen.colour)
+def _matches(thing: Thing, found: ShapeDetection) -> bool:
+    return found.shape == thing.shape and thing.colour in (None, found.colour)
 
 
-def _miscounted(claim: Claim, thing: Thing, group: Sequence[Seen]) -> str:
+def _miscounted(claim: Claim, thing: Thing, group: Sequence[ShapeDetection]) -> str:
     """What is wrong with the number of objects found for a thing; "" if nothing."""
     name = thing.shape if thing.colour is None else f"{thing.colour} {thing.shape}"
     counted = claim.category == "counting"
@@ -140,7 +139,7 @@ def _miscounted(claim: Claim, thing: Thing, group: Sequence[Seen]) -> str:
     return ""
 
 
-def _misplaced(relation: str, first: Sequence[Seen], second: Sequence[Seen]) -> str:
+def _misplaced(relation: str, first: Sequence[ShapeDetection], second: Sequence[ShapeDetection]) -> str:
     """What is wrong with the places of every first and every second object; "" if nothing."""
     for a in first:
         for b in second:
@@ -151,42 +150,40 @@ def _misplaced(relation: str, first: Sequence[Seen], second: Sequence[Seen]) -> 
     return ""
 
 
-# --- the run ---
-
-
-def pictures(folder: Path, images: int) -> list[Picture]:
-    """All there are to be: `images` of every prompt, those of one prompt together."""
+def images_of(folder: Path, images: int) -> list[PromptImage]:
+    """All images to draw: `images` of every prompt, those of one prompt together."""
     return [
-        Picture(prompt.text, noise_index(number, image), folder / f"{number:03d}-{image:02d}.png")
+        PromptImage(prompt.text, noise_index(number, image), folder / f"{number:03d}-{image:02d}.png")
         for number, prompt in enumerate(prompts())
         for image in range(images)
     ]
 
 
-def judge_pictures(images: Iterable[Array], per_prompt: int) -> list[Verdict]:
-    """Verdicts on pictures uint8 [S,S,3] in the order of `pictures`."""
+def assess_images(images: Iterable[Array], per_prompt: int) -> list[Assessment]:
+    """Of images uint8 [S,S,3] in the order of `images_of`."""
     claims = (prompt.claim for prompt in prompts() for _ in range(per_prompt))
-    return [judge(claim, read(image)) for claim, image in zip(claims, images, strict=True)]
+    return [assess(claim, find_shapes(image)) for claim, image in zip(claims, images, strict=True)]
 
 
 @dataclass(frozen=True)
 class Result:
-    """The verdicts on all pictures, and what they sum up to."""
+    """Whether each image is correct, and what that sums up to."""
 
-    verdicts: Sequence[Verdict]
-    """In the order of `pictures`."""
+    assessments: Sequence[Assessment]
+    """In the order of `images_of`."""
     per_prompt: int
 
     @property
-    def asked(self) -> list[Prompt]:
-        """The prompt of each verdict."""
-        return [prompt for prompt in prompts() for _ in range(self.per_prompt)]
+    def pairs(self) -> list[tuple[Prompt, Assessment]]:
+        """Each with its prompt."""
+        each = [prompt for prompt in prompts() for _ in range(self.per_prompt)]
+        return list(zip(each, self.assessments, strict=True))
 
     def scores(self, held_out: bool = False, exact: bool = False) -> dict[str, Score]:
         """By category, of the prompts that are held out or of those that are not."""
         return tally(
-            (prompt.claim.category, verdict.exact if exact else verdict.correct)
-            for prompt, verdict in zip(self.asked, self.verdicts, strict=True)
+            (prompt.claim.category, found.exact if exact else found.correct)
+            for prompt, found in self.pairs
             if prompt.held_out == held_out
         )
 
@@ -200,9 +197,9 @@ class Result:
             "scores": as_json(self.scores()),
             "exact": as_json(self.scores(exact=True)),
             "held_out": as_json(self.scores(held_out=True)),
-            "verdicts": [
-                {"prompt": prompt.text, "held_out": prompt.held_out, **asdict(verdict)}
-                for prompt, verdict in zip(self.asked, self.verdicts, strict=True)
+            "images": [
+                {"prompt": prompt.text, "held_out": prompt.held_out, **asdict(found)}
+                for prompt, found in self.pairs
             ],
         }
 
@@ -214,18 +211,18 @@ class Result:
             for name in CATEGORIES
         ]
         totals = [f"{overall(each):.3f}" for each in (scores, exact, held)]
-        rows.append(["overall", *totals, str(len(self.verdicts))])
+        rows.append(["overall", *totals, str(len(self.assessments))])
         return (
             f"# ShapesBench {VERSION}: {escape_markdown(title)}\n\n"
             f"{markdown_table(['category', 'score', 'and nothing else', 'held out', 'images'], rows)}\n"
-            "Score: share of pictures that show what the prompt says, ± its standard error; overall is the\n"
+            "Score: share of images that show what the prompt says, ± its standard error; overall is the\n"
             "mean of the categories. Held out: prompts for compositions that Captioned Shapes never show;\n"
             "they are not in the other columns.\n"
         )
 
 
 def sheet(result: Result, images: Sequence[Array], columns: int = 6, side: int = 64) -> Image.Image:
-    """All pictures with their prompts; framed green where the judge finds them correct, else red."""
+    """All images with their prompts; framed green where they are correct, else red."""
     per, every = result.per_prompt, prompts()
     step, line = side + 6, 14
     width, height = max(per * step, 260) + 8, step + line + 4
@@ -237,7 +234,7 @@ def sheet(result: Result, images: Sequence[Array], columns: int = 6, side: int =
         pen.text((x, y), prompt.text + (" (held out)" if prompt.held_out else ""), fill="black")
         for k in range(number * per, (number + 1) * per):
             left, top = x + (k - number * per) * step, y + line
-            frame = "#2a8f4e" if result.verdicts[k].correct else "#c0392b"
+            frame = "#2a8f4e" if result.assessments[k].correct else "#c0392b"
             pen.rectangle((left, top, left + side + 3, top + side + 3), fill=frame)
             tile = Image.fromarray(images[k]).resize((side, side), Image.Resampling.NEAREST)
             page.paste(tile, (left + 2, top + 2))

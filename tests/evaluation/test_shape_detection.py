@@ -12,7 +12,7 @@ import pytest
 from pixelwright.data import CaptionedShapes
 from pixelwright.data.shapes import COLOURS, GROUNDS, SHAPES, Background, Object, Scene, render
 from pixelwright.errors import UserError
-from pixelwright.evaluation.prompts.shapes_reader import FAR, Seen, oklab, read
+from pixelwright.evaluation.prompts.shape_detection import FAR, ShapeDetection, find_shapes, oklab
 
 GREY = Background("plain", "grey", "grey", 0.0)
 
@@ -23,7 +23,7 @@ def one(
     return Object(shape, colour, "plain", centre, radius, 0.1)
 
 
-def kinds(seen: tuple[Seen, ...]) -> Counter[tuple[str | None, str | None]]:
+def kinds(seen: tuple[ShapeDetection, ...]) -> Counter[tuple[str | None, str | None]]:
     return Counter((s.shape, s.colour) for s in seen)
 
 
@@ -54,38 +54,38 @@ def test_colours_with_names_are_far_enough_apart() -> None:
 def test_every_shape_colour_and_ground_at_any_tilt(shape: str, ground: str) -> None:
     for number, colour in enumerate(COLOURS):
         thing = Object(shape, colour, "plain", (0.45, 0.53), 0.16, number * 0.4)
-        (seen,) = read(render(Scene((thing,), Background("plain", ground, ground, 0.0)), 32))
+        (seen,) = find_shapes(render(Scene((thing,), Background("plain", ground, ground, 0.0)), 32))
         assert (seen.shape, seen.colour) == (shape, colour) and seen.match > 0.85
 
 
 def test_boxes_are_where_the_objects_are() -> None:
     circle = Object("circle", "blue", "plain", (0.3, 0.6), 0.2, 0.0)
-    (seen,) = read(render(Scene((circle,), GREY), 64))
+    (seen,) = find_shapes(render(Scene((circle,), GREY), 64))
     assert seen.box == pytest.approx((0.1, 0.4, 0.5, 0.8), abs=1 / 64)
 
 
 def test_touching_objects_of_two_colours_are_taken_apart() -> None:
     scene = Scene((one("square", "blue", (0.3, 0.5), 0.2), one("circle", "yellow", (0.58, 0.5), 0.16)), GREY)
-    assert kinds(read(render(scene, 64))) == true_kinds(scene)
+    assert kinds(find_shapes(render(scene, 64))) == true_kinds(scene)
 
 
 def test_what_is_no_shape_or_colour_of_ours_has_no_name() -> None:
     image = np.full((64, 64, 3), 150, np.uint8)
     image[20:24, 8:56] = COLOURS["red"][0]
-    (bar,) = read(image)
+    (bar,) = find_shapes(image)
     assert (bar.shape, bar.colour) == (None, "red") and str(bar) == "red blot"
     image[:] = 150
     image[16:48, 16:48] = (255, 170, 220)
-    (pink,) = read(image)
+    (pink,) = find_shapes(image)
     assert (pink.shape, pink.colour) == ("square", None) and str(pink) == "odd-coloured square"
 
 
 def test_nothing_is_seen_where_nothing_is() -> None:
     for ground in GROUNDS.values():
-        assert read(np.full((32, 32, 3), ground, np.uint8)) == ()
+        assert find_shapes(np.full((32, 32, 3), ground, np.uint8)) == ()
     thread = np.full((32, 32, 3), 150, np.uint8)
     thread[10, :20] = COLOURS["red"][0]
-    assert read(thread) == ()
+    assert find_shapes(thread) == ()
 
 
 def test_noise_and_blur_are_borne() -> None:
@@ -95,18 +95,18 @@ def test_noise_and_blur_are_borne() -> None:
         spread = np.random.default_rng(index).normal(0, 12, (32, 32, 3))
         image = render(scene, 64).reshape(32, 2, 32, 2, 3).mean((1, 3))
         image = (image + np.roll(image, 1, 0) + np.roll(image, 1, 1) + np.roll(image, (1, 1), (0, 1))) / 4
-        right += kinds(read(np.clip(image + spread, 0, 255).astype(np.uint8))) == true_kinds(scene)
+        right += kinds(find_shapes(np.clip(image + spread, 0, 255).astype(np.uint8))) == true_kinds(scene)
     assert right >= 76
 
 
 @pytest.mark.parametrize("shape", [(32, 48, 3), (32, 32), (32, 32, 4)])
 def test_odd_pictures_are_named(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match="the judge reads square ones"):
-        read(np.zeros(shape, np.uint8))
+    with pytest.raises(UserError, match="shapes are found in square ones"):
+        find_shapes(np.zeros(shape, np.uint8))
 
 
 def test_area_and_angle_of_a_star_do_not_matter() -> None:
     for step in range(12):
         star = Object("star", "orange", "plain", (0.5, 0.5), 0.17 + 0.02 * step, math.pi / 6 * step)
-        (seen,) = read(render(Scene((star,), GREY), 32))
+        (seen,) = find_shapes(render(Scene((star,), GREY), 32))
         assert seen.shape == "star"

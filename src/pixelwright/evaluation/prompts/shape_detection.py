@@ -1,4 +1,4 @@
-"""Reading a picture of plain shapes: which shapes, of which colour, where, by classical segmentation.
+"""Finding plain shapes in an image: which ones, of which colour, where, by classical segmentation.
 
 Nothing is learned. The ground is the colour of the border; every pixel is given to the ground or to the
 nearest colour of Shapes in OKLab; what hangs together is an object; its shape is that whose outline, drawn
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +26,13 @@ FAR = 0.12  # OKLab distance from which on a colour has no name; the nearest two
 CORE = 0.004  # of the image, the least area of an object without its outermost pixels
 SHARE = 0.2  # of what hangs together, the least part that another colour makes an object of its own
 MATCH = 0.8  # least agreement (intersection over union) with an outline for a shape to have a name
-SOFT = 0.8  # pixels by which picture and outline are blurred alike, so that an edge may be soft or ragged
+SOFT = 0.8  # pixels by which image and outline are blurred alike, so that an edge may be soft or ragged
 TURN = math.radians(7.5)  # between the angles that are tried
 
 
 @dataclass(frozen=True)
-class Seen:
-    """An object found in a picture. `shape` and `colour` are None where it is like none we know."""
+class ShapeDetection:
+    """An object found in an image. `shape` and `colour` are None where it is like none we know."""
 
     shape: str | None
     colour: str | None
@@ -44,20 +45,20 @@ class Seen:
         return f"{self.colour or 'odd-coloured'} {self.shape or 'blot'}"
 
 
-def read(image: Array) -> tuple[Seen, ...]:
-    """The objects in a square picture, uint8 [S, S, 3], the largest first."""
+def find_shapes(image: Array) -> tuple[ShapeDetection, ...]:
+    """The objects in a square image, uint8 [S, S, 3], the largest first."""
     if image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[2] != 3:
         raise UserError(
-            f"a picture has the shape {list(image.shape)}; the judge reads square ones, [S, S, 3]"
+            f"an image has the shape {list(image.shape)}; shapes are found in square ones, [S, S, 3]"
         )
     ground = _border(image)
     distances = _distances(image, ground)
     names = np.argmin(distances, axis=-1)  # [S, S], 0 is the ground
     names[(names == 0) & (distances[..., 0] > AWAY)] = ODD
     parts = list(_parts(names))
-    seen = [_see(image, part, names, ground) for part in parts]
+    found = [_describe(image, part, names, ground) for part in parts]
     order = sorted(range(len(parts)), key=lambda i: -int(parts[i].sum()))
-    return tuple(seen[i] for i in order)
+    return tuple(found[i] for i in order)
 
 
 def oklab(rgb: Array) -> Array:
@@ -68,19 +69,15 @@ def oklab(rgb: Array) -> Array:
 
 
 _TO_CONES = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
+    [[0.4122214708, 0.5363325363, 0.0514459929],
+     [0.2119034982, 0.6806995451, 0.1073969566],
+     [0.0883024619, 0.2817188376, 0.6299787005]]
+)  # fmt: skip
 _TO_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
+    [[0.2104542553, 0.7936177850, -0.0040720468],
+     [1.9779984951, -2.4285922050, 0.4505937099],
+     [0.0259040371, 0.7827717662, -0.8086757660]]
+)  # fmt: skip
 
 
 @cache
@@ -119,25 +116,22 @@ def _parts(names: Array) -> Iterator[Array]:
 
 
 def _pieces(mask: Array) -> Iterator[Array]:
-    from scipy import ndimage
-
-    labels, count = ndimage.label(mask)
+    """What hangs together, a mask each."""
+    labels, count = _scipy().label(mask)
     return (labels == number for number in range(1, count + 1))
 
 
 def _erode(mask: Array) -> Array:
-    from scipy import ndimage
-
-    return np.asarray(ndimage.binary_erosion(mask))
+    return np.asarray(_scipy().binary_erosion(mask))
 
 
-def _grow(mask: Array) -> Array:
-    from scipy import ndimage
+def _scipy() -> Any:
+    from scipy import ndimage  # late: it is an extra
 
-    return np.asarray(ndimage.binary_dilation(mask, np.ones((3, 3))))
+    return ndimage
 
 
-def _see(image: Array, part: Array, names: Array, ground: Array) -> Seen:
+def _describe(image: Array, part: Array, names: Array, ground: Array) -> ShapeDetection:
     colour = np.median(image[_erode(part)], axis=0)  # [3]
     away = np.linalg.norm(_palette() - oklab(colour), axis=-1)
     name = tuple(COLOURS)[int(away.argmin())] if away.min() < FAR else None
@@ -148,7 +142,7 @@ def _see(image: Array, part: Array, names: Array, ground: Array) -> Seen:
     left, right = float(columns.min()), float(columns.max() + 1)
     top, bottom = float(rows.min()), float(rows.max() + 1)
     box = (left / size, top / size, right / size, bottom / size)
-    return Seen(shape if match >= MATCH else None, name, box, match)
+    return ShapeDetection(shape if match >= MATCH else None, name, box, match)
 
 
 def _covered(image: Array, part: Array, names: Array, ground: Array, colour: Array) -> Array:
@@ -156,20 +150,20 @@ def _covered(image: Array, part: Array, names: Array, ground: Array, colour: Arr
     way = colour - ground
     mix = np.clip((image - ground) @ way / max(float(way @ way), 1.0), 0, 1)
     other = (names > 0) & (names < ODD) & ~part
-    return np.asarray(np.where(_grow(part) & ~other, mix, 0))
+    near = _scipy().binary_dilation(part, np.ones((3, 3)))
+    return np.asarray(np.where(near & ~other, mix, 0))
 
 
 def _shape(covered: Array) -> tuple[str, float]:
     """The shape that agrees best, and how well."""
-    from scipy.ndimage import gaussian_filter
-
+    blur = _scipy().gaussian_filter
     rows, columns = (np.flatnonzero(covered.any(axis)) for axis in (1, 0))
     margin = 3  # pixels
     window = np.pad(covered[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], margin)
     area = float(window.sum())
     y, x = np.indices(window.shape)
     dx, dy = x - (x * window).sum() / area, y - (y * window).sum() / area  # from the centre of mass
-    window = gaussian_filter(window, SOFT)
+    window = blur(window, SOFT)
     best = ("", 0.0)
     for shape in SHAPES:
         radius = math.sqrt(area / _unit_area(shape))
@@ -177,7 +171,7 @@ def _shape(covered: Array) -> tuple[str, float]:
         angles = np.arange(0, period, TURN)[:, None, None]
         cos, sin = np.cos(angles), np.sin(angles)
         outlines = coverage(shape, radius, dx * cos + dy * sin, dy * cos - dx * sin)  # [angles, h, w]
-        outlines = gaussian_filter(outlines, (0, SOFT, SOFT))
+        outlines = blur(outlines, (0, SOFT, SOFT))
         both, either = np.minimum(outlines, window), np.maximum(outlines, window)
         match = float((both.sum((1, 2)) / either.sum((1, 2))).max())
         best = max(best, (shape, match), key=lambda pair: pair[1])
