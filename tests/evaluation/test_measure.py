@@ -24,7 +24,7 @@ from pixelwright.evaluation import metrics, references
 from pixelwright.evaluation.features import classifier, open_extractor
 from pixelwright.evaluation.features.classifier import Classifier, ClassifierConfig
 from pixelwright.evaluation.features.extractor import Activations, ExtractorInfo
-from pixelwright.evaluation.images import ArrayFile, ImageBatch, ImageSet, PixelDigest, open_images
+from pixelwright.evaluation.images import ArrayFile, ImageBatch, ImageSet, open_images, pixel_digest
 from pixelwright.evaluation.measure import collect, measure
 from pixelwright.evaluation.metrics import Moments
 from pixelwright.evaluation.references import build_reference, read_reference
@@ -392,11 +392,10 @@ def test_the_digest_is_of_the_pixels_in_order() -> None:
     images = pictures(9)
 
     def digest(*parts: Tensor) -> str:
-        found = PixelDigest()
+        state = ""
         for part in parts:
-            found = PixelDigest(found.state)
-            found.update(part)
-        return found.state
+            state = pixel_digest(state, part)
+        return state
 
     assert digest(images) == digest(images[:4], images[4:])
     assert len({digest(images), digest(images.flip(0)), digest(images[:8]), digest(images[:, :4])}) == 4

@@ -115,7 +115,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Measure and tell."""
+    """Measure, print, write the report."""
     if is_model(options.subject):
         _evaluate_model(options)
     else:
@@ -247,7 +247,7 @@ def with_weights(points: dict[str, Generation], source: str, layout: Layout) -> 
 
 
 def open_scorer(layout: Layout, reference: str, features: str | None) -> Scorer | None:
-    """Reference and features in the main process, which alone needs them; what is wrong is told in all."""
+    """Reference and features in the main process, which alone needs them; a UserError is raised in all."""
     opened: list[Scorer] = []
     layout.first(lambda: opened.append(Scorer.open(reference, features, layout.device)))
     return opened[0] if opened else None

@@ -24,7 +24,7 @@ DESCRIPTION = "Features to evaluate with."
 EXAMPLES = """  pixelwright evaluation train-features cifar/train.zip features/cifar --test cifar/test.zip
   pixelwright evaluation train-features shapes features/shapes --epochs 2
 
-`pixelwright evaluation train-features --help` tells its settings."""
+`pixelwright evaluation train-features --help` lists its settings."""
 
 TRAIN = """Train a small classifier on labelled images, in minutes on a CPU: its features, class probabilities
 and a feature map are what `pixelwright evaluate --features OUT` compares.

@@ -43,7 +43,7 @@ EXAMPLES = """  pixelwright prompts shapes runs/shapes-t2i --out bench/shapes --
   pixelwright prompts dpg models/pixeldit-t2i --prompts dpg_bench/prompts --out bench/dpg
   pixelwright prompts dpg-score dpg-bench_results.txt --out bench
 
-`pixelwright prompts shapes --help` and so on tell the settings."""
+`pixelwright prompts shapes --help` and so on list the settings."""
 
 RESUME = """
 

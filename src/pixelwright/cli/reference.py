@@ -35,7 +35,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Make it and tell."""
+    """Make it and print what it is of."""
     extractor = open_extractor(options.features, resolve_device(options.device))
     images = open_images(options.images, options.size)
     out = Path(options.out).expanduser()

@@ -13,7 +13,7 @@ from pixelwright.evaluation.report import JSON, comparison, read_report
 from pixelwright.files import write_text
 from pixelwright.training.page import write_report
 
-DESCRIPTION = """Write report.html of a run: a verdict, samples over time, curves, events, settings.
+DESCRIPTION = """Write report.html of a run: a summary, samples over time, curves, events, settings.
 
 A run does so itself whenever it draws samples; this does it at any other time, also of a run that died.
 
@@ -33,7 +33,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Write the page and tell where."""
+    """Write the page and print its path."""
     try:
         print(_write([Path(folder) for folder in options.folders], options.out))
     except ImportError:

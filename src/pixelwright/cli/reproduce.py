@@ -16,9 +16,17 @@ from pixelwright.distributed.parallel import connect, together
 from pixelwright.evaluation.evaluate import Evaluation
 from pixelwright.evaluation.generate import Generation
 from pixelwright.evaluation.report import HTML
-from pixelwright.evaluation.reproduce import HEADER, TARGETS, Target, find_files, reproduced, rows, target
+from pixelwright.evaluation.reproduce import (
+    HEADER,
+    TARGETS,
+    Target,
+    find_files,
+    find_target,
+    reproduced,
+    rows,
+)
 from pixelwright.files import write_text
-from pixelwright.html import markdown_table
+from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.training.config import ParallelConfig
 
@@ -57,34 +65,34 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Generate or go on, measure, compare. 0 if the published figures were met, else 1."""
-    wanted, folder = target(options.target), Path(options.folder).expanduser()
+    target, folder = find_target(options.target), Path(options.folder).expanduser()
     given = {name: options[name] for name in ("weights", "reference", "features")}
-    files = find_files(wanted, folder, given)
-    generation = plan(wanted, files.weights, options)
-    labels = balanced_labels(wanted.num_samples, load_config(files.weights).num_classes)
+    files = find_files(target, folder, given)
+    generation = plan(target, files["weights"], options)
+    labels = balanced_labels(target.num_samples, load_config(files["weights"]).num_classes)
     out = folder / options.target
     with together(lambda: connect(options.device, ParallelConfig(timeout=TIMEOUT))) as layout:
-        scorer = open_scorer(layout, files.reference, files.features)
-        recipe = with_weights({"": generation}, files.weights, layout)[""]
-        model = pw.load(files.weights).to(layout.device)
+        scorer = open_scorer(layout, files["reference"], files["features"])
+        recipe = with_weights({"": generation}, files["weights"], layout)[""]
+        model = pw.load(files["weights"]).to(layout.device)
         report = Evaluation(options.target, model, labels, layout, scorer).run(recipe, out)
     if report is None:
         return 0
-    table = markdown_table(HEADER, rows(wanted, report.values))
-    write_text(out / "comparison.md", f"# {options.target}\n\n{table}")
+    table = markdown_table(HEADER, rows(target, report.values))
+    write_text(out / "comparison.md", f"# {escape_markdown(options.target)}\n\n{table}")
     print(f"{table}report: {out / HTML}")
-    return 0 if reproduced(wanted, report.values) else 1
+    return 0 if reproduced(target, report.values) else 1
 
 
-def plan(wanted: Target, weights: str, options: Namespace) -> Generation:
+def plan(target: Target, weights: str, options: Namespace) -> Generation:
     """The published recipe, but for the checksum of the weights."""
-    recipe = asdict(wanted.recipe)
+    recipe = asdict(target.recipe)
     sampler = ("solver", "steps", "guidance_scale", "guidance_interval", "time_shift")
     return Generation(
         model=load_config(weights).name,
         weights="",
-        num_samples=wanted.num_samples,
-        size=(wanted.size, wanted.size),
+        num_samples=target.num_samples,
+        size=(target.size, target.size),
         labels="balanced",
         seed=options.seed,
         batch_size=options.batch_size,

@@ -41,18 +41,6 @@ Array = np.ndarray
 
 
 # ---------------------------------------------------------------- .npz
-class Header(NamedTuple):
-    """What an array in a file is, before its values are read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row, that is of all dimensions but the first."""
-        return math.prod(self.shape[1:]) * self.dtype.itemsize
-
-
 class ArrayFile:
     """The arrays of an .npz. Nothing in it is unpickled, and none takes far more memory than its file.
 
@@ -67,11 +55,10 @@ class ArrayFile:
             kind = "is a folder" if self.path.is_dir() else "does not exist"
             raise UserError(f'"{path}" {kind}: give an .npz')
         with self._checked("the list of arrays"), zipfile.ZipFile(self.path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-        self.names = tuple(name.removesuffix(".npy") for name in names)
-        if len(set(names)) < len(names):
-            twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise UserError(f'"{path}" holds the array "{twice}" twice: write it anew')
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(f'"{path}" holds the array "{twice[0]}" twice: write it anew')
+        self.names = tuple(names)
 
     @contextmanager
     def _checked(self, what: str) -> Iterator[None]:
@@ -86,67 +73,53 @@ class ArrayFile:
             ) from None
 
     @contextmanager
-    def _open(self, name: str) -> Iterator[tuple[Any, Header, int]]:
-        """The values of an array as a file, what they are, and how many bytes may be read at once."""
-        with self._checked(name), zipfile.ZipFile(self.path) as archive:
-            info = archive.getinfo(f"{name}.npy")
-            with archive.open(info) as file:
-                yield file, self._header(file, name), max(AT_ONCE, PACKED * info.compress_size)
+    def _open(self, name: str, rows: int | None = 0) -> Iterator[tuple[Any, tuple[int, ...], np.dtype[Any]]]:
+        """The values of an array as a file, shape, dtype; `rows` (None: all) are to be read at once."""
+        with self._checked(name), zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+            old = np.lib.format.read_magic(file) == (1, 0)
+            read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            if dtype.hasobject:
+                reason = "holds Python objects, which could run code when read: save plain arrays"
+                raise UserError(f'"{self.path}": "{name}" {reason}')
+            if fortran and len(shape) > 1:
+                reason = "is in column order: save it with numpy.ascontiguousarray"
+                raise UserError(f'"{self.path}": "{name}" {reason}')
+            part = shape if rows is None else (min([rows, *shape[:1]]), *shape[1:])
+            size, packed = math.prod(part) * dtype.itemsize, archive.getinfo(f"{name}.npy").compress_size
+            if size > max(AT_ONCE, PACKED * packed):
+                reason = f"takes {size / 2**30:.3g} GiB of memory at once, out of a much smaller file"
+                raise UserError(f'"{self.path}": "{name}" {reason}: write it with numpy.savez')
+            yield file, shape, dtype
 
-    def _header(self, file: Any, name: str) -> Header:
-        version = np.lib.format.read_magic(file)
-        old = version == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject:
-            raise UserError(
-                f'"{self.path}": "{name}" holds Python objects, which could run code when read: '
-                "save plain arrays"
-            )
-        if fortran and len(shape) > 1:
-            raise UserError(
-                f'"{self.path}": "{name}" is in column order: save it with numpy.ascontiguousarray'
-            )
-        return Header(shape, dtype)
-
-    def _check_size(self, name: str, size: int, limit: int) -> None:
-        if size > limit:
-            raise UserError(
-                f'"{self.path}": "{name}" would take {size / 2**30:.3g} GiB of memory at once, '
-                f"out of a much smaller file: give one that was written by numpy.savez"
-            )
-
-    def header(self, name: str) -> Header:
+    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape and dtype of an array."""
-        with self._open(name) as (_, header, _):
-            return header
+        with self._open(name) as (_, shape, dtype):
+            return shape, dtype
 
     def read(self, name: str) -> Array:
         """A whole array."""
-        with self._open(name) as (file, header, limit):
-            size = math.prod(header.shape) * header.dtype.itemsize
-            self._check_size(name, size, limit)
+        with self._open(name, None) as (file, shape, dtype):
+            size = math.prod(shape) * dtype.itemsize
             data = bytearray(file.read(size))  # to the end, which checks the zip's checksum
             if len(data) != size or file.read(1):
                 raise ValueError("its header says another size")
-            return np.frombuffer(data, header.dtype).reshape(header.shape)
+            return np.frombuffer(data, dtype).reshape(shape)
 
     def rows(self, name: str, size: int, start: int = 0) -> Iterator[Array]:
         """An array in pieces of up to `size` rows, from row `start` on, in order; one piece is in memory.
 
         Reading to the end also checks the file's own checksum of the array, if it begins at row 0.
         """
-        with self._open(name) as (file, header, limit):
-            count, each = header.shape[0], header.row_bytes
-            self._check_size(name, each * min(size, count), limit)
-            if start:
-                file.seek(start * each, io.SEEK_CUR)
-            for first in range(start, count, size):
-                rows = min(size, count - first)
+        with self._open(name, size) as (file, shape, dtype):
+            each = math.prod(shape[1:]) * dtype.itemsize
+            file.seek(start * each, io.SEEK_CUR)
+            for first in range(start, shape[0], size):
+                rows = min(size, shape[0] - first)
                 data = file.read(rows * each)
                 if len(data) < rows * each:
-                    raise EOFError(f"row {first + len(data) // each} of {count} is missing")
-                yield np.frombuffer(data, header.dtype).reshape(rows, *header.shape[1:])
+                    raise EOFError(f"row {first + len(data) // each} of {shape[0]} is missing")
+                yield np.frombuffer(data, dtype).reshape(rows, *shape[1:])
             if file.read(1):
                 raise ValueError("there is more in it than its header says")
 
@@ -322,14 +295,12 @@ class ArrayImages(ImageSet):
         return row
 
 
-class PixelDigest:
-    """Checksum of a sequence of images; `state` suffices to go on with it."""
+def pixel_digest(state: str, images: Tensor) -> str:
+    """Checksum of a sequence of images, which begins with those of `state` and goes on with uint8 [B,H,W,3].
 
-    def __init__(self, state: str = "") -> None:
-        self.state = state
-
-    def update(self, images: Tensor) -> None:
-        """Add uint8 [B,H,W,3]; how a sequence is cut into batches makes no difference."""
-        for image in images.contiguous().numpy():
-            one = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
-            self.state = hashlib.sha256(f"{self.state}{one}".encode()).hexdigest()
+    "" is the state of no images; how a sequence is cut into batches makes no difference.
+    """
+    for image in images.contiguous().numpy():
+        one = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
+        state = hashlib.sha256(f"{state}{one}".encode()).hexdigest()
+    return state

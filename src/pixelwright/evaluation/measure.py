@@ -24,8 +24,8 @@ from pixelwright.evaluation.images import (
     ArrayFile,
     ArrayImages,
     ImageBatch,
-    PixelDigest,
     Provenance,
+    pixel_digest,
 )
 from pixelwright.evaluation.metrics import Coverage, Estimate, Memorisation
 from pixelwright.evaluation.references import Reference
@@ -172,13 +172,13 @@ def collect(
     Raises:
         UserError: no image, images of several sizes, or activations that are not finite.
     """
-    digest, columns = PixelDigest(), [_Table(expected) for _ in Activations._fields]
+    checksum, columns = "", [_Table(expected) for _ in Activations._fields]
     labels: list[Tensor | None] = []
     numbers: list[Tensor] = []
     shape: tuple[int, ...] = ()
     for batch in _in_batches(batches, BATCH):
         shape = tuple(batch.images.shape[1:3])
-        digest.update(batch.images)
+        checksum = pixel_digest(checksum, batch.images)
         activations = extractor(batch.images)
         check_finite(activations, batch.numbers)
         for column, part in zip(columns, activations, strict=True):
@@ -196,7 +196,7 @@ def collect(
         Activations(features, spatial, probabilities),
         torch.cat(known) if len(known) == len(labels) else None,
         torch.cat(numbers),
-        digest.state,
+        checksum,
         (shape[0], shape[1]),
     )
 

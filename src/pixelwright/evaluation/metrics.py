@@ -74,8 +74,7 @@ class Moments:
     def of(rows: Tensor, chunk: int = 8192) -> Moments:
         """Those of rows [N,D] of any floating type; N = 0 will do."""
         width = rows.shape[1]
-        zeros = [torch.zeros(*shape, dtype=torch.float64) for shape in ((width,), (width, width))]
-        found = Moments(0, *zeros)
+        found = Moments(0, torch.zeros(width).double(), torch.zeros(width, width).double())
         for part in rows.split(chunk):
             if len(part):
                 wide = part.double()
@@ -356,10 +355,10 @@ def memorisation(
     """
     centre = reference.double().mean(0)  # distances keep more digits near the origin
     drawn, real = (rows.to(torch.float64, copy=True).sub_(centre) for rows in (samples, reference))
-    own = torch.cat([_to_others(real, start, chunk) for start in range(0, len(real), chunk)])  # [M]
-    distances, indices = map(
-        torch.cat, zip(*(_nearest(part, real) for part in drawn.split(chunk)), strict=True)
-    )
+    starts = range(0, len(real), chunk)
+    own = torch.cat([_nearest(real[at : at + chunk], real, at)[0] for at in starts])  # [M]
+    found = [_nearest(part, real) for part in drawn.split(chunk)]
+    distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
     around = own[indices]
     ratios = torch.where((distances == 0) & (around == 0), 1.0, distances / around)
     pairs = [
@@ -370,19 +369,17 @@ def memorisation(
     return Memorisation(len(real), share, int((distances == 0).sum()), tuple(pairs))
 
 
-def _nearest(rows: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance to, and place of, the row of `real` nearest to each of `rows`, [b] each."""
-    found = torch.cdist(rows, real).min(1)  # [b,M] -> [b]
-    # The fast way of distances is wrong by about 1e-7 of the norms; the one that counts is computed anew.
-    return (rows - real[found.indices]).norm(dim=1), found.indices
+def _nearest(rows: Tensor, real: Tensor, start: int | None = None) -> tuple[Tensor, Tensor]:
+    """Distance to, and place of, the row of `real` nearest to each of `rows`, [b] each.
 
-
-def _to_others(real: Tensor, start: int, chunk: int) -> Tensor:
-    """Distance of rows start … start+chunk−1 to the nearest other row, [b]."""
-    rows = real[start : start + chunk]
+    With `start`, the rows are those of `real` from there on, and none is its own neighbour.
+    """
     distances = torch.cdist(rows, real)  # [b,M]
-    distances[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = math.inf
-    return (rows - real[distances.argmin(1)]).norm(dim=1)
+    if start is not None:
+        distances[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = math.inf
+    indices = distances.argmin(1)
+    # The fast way of distances is wrong by about 1e-7 of the norms; the one that counts is computed anew.
+    return (rows - real[indices]).norm(dim=1), indices
 
 
 # ---------------------------------------------------------------- checks

@@ -28,8 +28,8 @@ from pixelwright.evaluation.images import (
     ArrayFile,
     ImageBatch,
     ImageSet,
-    PixelDigest,
     Provenance,
+    pixel_digest,
 )
 from pixelwright.evaluation.metrics import Gaussian, Moments
 from pixelwright.files import replacing, sha256
@@ -241,7 +241,8 @@ class _Work:
         default_factory=lambda: {"features": [], "labels": [], "numbers": []}
     )
     """Of the chosen images."""
-    digest: PixelDigest = field(default_factory=PixelDigest)
+    checksum: str = ""
+    """Of their pixels."""
     image_size: tuple[int, int] = (0, 0)
 
     def add(self, batch: ImageBatch, extractor: Extractor, chosen: Tensor) -> None:
@@ -257,7 +258,7 @@ class _Work:
         for name, values in rows_of.items():
             if values is not None:
                 self.kept[name].append(values[picks])
-        self.digest.update(batch.images)
+        self.checksum = pixel_digest(self.checksum, batch.images)
         self.image_size = (batch.images.shape[1], batch.images.shape[2])
 
     def tables(self) -> dict[str, Tensor]:
@@ -272,7 +273,7 @@ class _Work:
             raise UserError(
                 f'"{images.path}" holds fewer than two images that can be read: a reference needs more'
             )
-        source = images.provenance(moments.count, self.digest.state, self.image_size)
+        source = images.provenance(moments.count, self.checksum, self.image_size)
         kept = {name: rows for name, rows in self.tables().items() if len(rows)}
         return Reference(
             path=str(out),
@@ -295,7 +296,7 @@ class _Work:
             "job": job,
             "position": self.position,
             "counts": {name: moments.count for name, moments in self.moments.items()},
-            "digest": self.digest.state,
+            "checksum": self.checksum,
             "image_size": self.image_size,
             "skipped": images.skipped,
             "converted": images.converted,
@@ -321,6 +322,6 @@ class _Work:
                 for name, count in meta["counts"].items()
             },
             {name: [tensors[name]] if name in tensors else [] for name in KEPT},
-            PixelDigest(meta["digest"]),
+            meta["checksum"],
             (meta["image_size"][0], meta["image_size"][1]),
         )

@@ -69,65 +69,58 @@ TARGETS: dict[str, Target] = {
 """By the name that `pixelwright reproduce` takes."""
 
 
-def target(name: str) -> Target:
+def find_target(name: str) -> Target:
     """The target of a name. Raises UserError for an unknown one."""
     if name not in TARGETS:
         raise UserError(f'no published result is called "{name}"{nearest(name, TARGETS)}')
     return TARGETS[name]
 
 
-@dataclass(frozen=True)
-class Files:
-    """What has to be there before anything can be reproduced."""
-
-    weights: str
-    reference: str
-    features: str
-
-
-def find_files(wanted: Target, folder: Path, given: Mapping[str, str | None]) -> Files:
-    """The three files: those that are `given`, the others in `folder`.
+def find_files(target: Target, folder: Path, given: Mapping[str, str | None]) -> dict[str, str]:
+    """Weights, reference and features: those that are `given`, the others in `folder`.
 
     Raises:
-        UserError: saying which file is missing, where it comes from and where to put it.
+        UserError: naming the file that is missing, where it comes from and where to put it.
     """
-    kind, _, file = wanted.features.partition(":")
-    names = {"weights": wanted.weights, "reference": wanted.reference_file, "features": file}
-    origins = {
-        "weights": f"published by {wanted.origin}",
-        "reference": "from the reference batches of ADM (github.com/openai/guided-diffusion, evaluations)",
-        "features": "the Inception network of 2015 as TorchScript, which StyleGAN3 and EDM distribute",
+    kind, _, network = target.features.partition(":")
+    published = {
+        "weights": (target.weights, f"published by {target.origin}"),
+        "reference": (
+            target.reference_file,
+            "github.com/openai/guided-diffusion, evaluations: ADM's batches",
+        ),
+        "features": (network, "the Inception network of 2015 as TorchScript, with StyleGAN3 and EDM"),
     }
-    found: dict[str, Any] = {}
-    for what, name in names.items():
-        if (path := given.get(what)) is not None:
-            found[what] = path
-            continue
-        if not (folder / name).exists():
-            raise UserError(
-                f"{folder / name} is not there: get it ({origins[what]}) and put it there, or give --{what}"
-            )
-        found[what] = f"{kind}:{folder / name}" if what == "features" else str(folder / name)
-    return Files(**found)
+    found: dict[str, str] = {}
+    for what, (name, origin) in published.items():
+        if (path := given.get(what)) is None:
+            if not (folder / name).exists():
+                raise UserError(
+                    f"{folder / name} is not there: get it ({origin}) and put it there, or give --{what}"
+                )
+            path = f"{kind}:{folder / name}" if what == "features" else str(folder / name)
+        found[what] = path
+    return found
 
 
 HEADER = ("metric", "expected", "measured", "difference", "tolerance", "")
+MET = "as published"
 
 
-def rows(wanted: Target, measured: Mapping[str, float]) -> list[tuple[Any, ...]]:
-    """Expected, measured, difference, tolerance, verdict of each published figure."""
+def rows(target: Target, measured: Mapping[str, float]) -> list[tuple[Any, ...]]:
+    """A row of `HEADER` for each published figure."""
     found: list[tuple[Any, ...]] = []
-    for name, expected in wanted.expected.items():
-        tolerance = wanted.tolerances[name]
+    for name, expected in target.expected.items():
+        tolerance = target.tolerances[name]
         if name not in measured:
             found.append((name, expected, "not measured", "", tolerance, "missing"))
             continue
         difference = measured[name] - expected
-        verdict = "as published" if abs(difference) <= tolerance else "differs"
-        found.append((name, expected, measured[name], difference, tolerance, verdict))
+        outcome = MET if abs(difference) <= tolerance else "differs"
+        found.append((name, expected, measured[name], difference, tolerance, outcome))
     return found
 
 
-def reproduced(wanted: Target, measured: Mapping[str, float]) -> bool:
+def reproduced(target: Target, measured: Mapping[str, float]) -> bool:
     """Whether every published figure was met."""
-    return all(row[-1] == "as published" for row in rows(wanted, measured))
+    return all(row[-1] == MET for row in rows(target, measured))

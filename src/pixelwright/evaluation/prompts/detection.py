@@ -26,19 +26,12 @@ TEMPLATES = (
 )
 BLANK = (0x99, 0x99, 0x99)  # around an object whose colour is asked for
 
-# GenEval's names of COCO's classes, where some detectors have others.
-OTHER_NAMES = {
-    "airplane": "aeroplane",
-    "computer keyboard": "keyboard",
-    "computer mouse": "mouse",
-    "couch": "sofa",
-    "dining table": "diningtable",
-    "motorcycle": "motorbike",
-    "potted plant": "pottedplant",
-    "tv": "tvmonitor",
-    "tv remote": "remote",
-}
-GENEVAL_NAMES = {other: name for name, other in OTHER_NAMES.items()}
+GENEVAL_NAMES = {
+    "aeroplane": "airplane", "diningtable": "dining table", "keyboard": "computer keyboard",
+    "motorbike": "motorcycle", "mouse": "computer mouse", "pottedplant": "potted plant",
+    "remote": "tv remote", "sofa": "couch", "tvmonitor": "tv",
+}  # fmt: skip
+"""GenEval's names of COCO's classes, where some detectors have others."""
 
 
 def _load(what: str, path: str, load: Callable[[], Any]) -> Any:
@@ -58,9 +51,8 @@ class Mask2Former:
         def load() -> tuple[Any, Any]:
             from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-            return Mask2FormerForUniversalSegmentation.from_pretrained(
-                path
-            ), AutoImageProcessor.from_pretrained(path)
+            processor = AutoImageProcessor.from_pretrained(path)
+            return Mask2FormerForUniversalSegmentation.from_pretrained(path), processor
 
         self.path, self.device = path, device
         model, self.processor = _load("the detector", path, load)
@@ -79,11 +71,9 @@ class Mask2Former:
     @torch.no_grad()
     def __call__(self, image: Image.Image) -> list[Detection]:
         inputs = self.processor(images=image, return_tensors="pt").to(self.device)
+        sizes, outputs = [(image.height, image.width)], self.model(**inputs)
         (result,) = self.processor.post_process_instance_segmentation(
-            self.model(**inputs),
-            threshold=THRESHOLD,
-            target_sizes=[(image.height, image.width)],
-            return_binary_maps=True,
+            outputs, threshold=THRESHOLD, target_sizes=sizes, return_binary_maps=True
         )
         masks = result["segmentation"]
         return [
