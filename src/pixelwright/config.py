@@ -120,10 +120,28 @@ def read(cls: type[T], values: Any, place: str = "") -> T:
 
 def _group(cls: type[T], values: Any, key: str) -> T:
     check_keys(cls, values, key)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if field.default is field.default_factory is dataclasses.MISSING and field.name not in values:
-            raise UserError(f'the key "{join(key, field.name)}" is missing')
-    return cls(**{name: convert(value, hints(cls)[name], join(key, name)) for name, value in values.items()})
+    if missing := _missing(cls, values, key):
+        raise UserError(f"missing: {', '.join(missing)}")
+    kinds = hints(cls)
+    groups: dict[str, Any] = {field.name: {} for field in _required(cls) if field.name not in values}
+    settings = {**groups, **values}
+    return cls(**{name: convert(value, kinds[name], join(key, name)) for name, value in settings.items()})
+
+
+def _required(cls: Any) -> list[dataclasses.Field[Any]]:
+    return [f for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+
+
+def _missing(cls: type, values: Mapping[str, Any], key: str) -> list[str]:
+    """The required keys that are not there; a group that is not there has its defaults, where it has them."""
+    found = []
+    for field in _required(cls):
+        group, there = group_of(hints(cls)[field.name]), values.get(field.name, {})
+        if group is not None and isinstance(there, Mapping):
+            found += _missing(group, there, join(key, field.name))
+        elif field.name not in values:
+            found.append(join(key, field.name))
+    return found
 
 
 def check_keys(cls: type, values: Any, key: str = "") -> None:

@@ -7,7 +7,11 @@ Detailers, objectives and loggers each have one `Registry`. In YAML and JSON a p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pixelwright.errors import UserError, nearest
@@ -82,6 +86,48 @@ class Registry(Generic[Built]):
             if required and name not in values:
                 raise UserError(f'{where}: the key "{name}" is missing')
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+def import_parts(names: Iterable[str]) -> None:
+    """Import Python files (`mine.py`, a path) or installed modules that register parts of the user's own.
+
+    A file is a module under its own name without the suffix; one that is imported already is left as it is.
+
+    Raises:
+        UserError: there is no such file or module, or another module has the name of the file.
+    """
+    for name in names:
+        if not name.endswith(".py"):
+            _import_module(name)
+            continue
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f'imports: "{name}" is not a file: give a .py file or a module name')
+        known = sys.modules.get(path.stem)
+        if known is not None and getattr(known, "__file__", None) != str(path):
+            raise UserError(f'imports: another module is called "{path.stem}": give {name} another name')
+        if known is None:
+            _run_file(path)
+
+
+def _import_module(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # what the module itself imports is missing
+        raise UserError(f'imports: no module "{error.name}": give a .py file or a module name') from None
+
+
+def _run_file(path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
 
 
 def _origin(cls: Any) -> str:

@@ -9,12 +9,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pixelwright.config import read, to_dict
 from pixelwright.data import DataConfig
 from pixelwright.diffusion.flow import FlowConfig
 from pixelwright.errors import UserError
 from pixelwright.training import ModelConfig, OptimConfig, SampleConfig, TrainConfig, load_config, save_config
 from pixelwright.training.config import HealthConfig
-from pixelwright.training.config_file import differences, from_dict, to_dict
+from pixelwright.training.config_file import differences
 
 NAN, INF = math.nan, math.inf
 
@@ -141,20 +142,20 @@ def test_numbers_that_yaml_takes_for_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (GOOD + "optim: {learning_rate: 1}\n", "unknown setting optim.learning_rate"),
+        (GOOD + "optim: {learning_rate: 1}\n", 'unknown key "optim.learning_rate"'),
         (GOOD + "stepz: 3\n", 'did you mean "steps"'),
-        (GOOD + "steps: many\n", "steps is 'many': int expected"),
-        (GOOD + "steps: 1.0\n", "steps is 1.0: int expected"),
-        (GOOD + "compile: 1\n", "compile is 1: bool expected"),
+        (GOOD + "steps: many\n", "steps is 'many': give a whole number"),
+        (GOOD + "steps: 1.0\n", "steps is 1.0: give a whole number"),
+        (GOOD + "compile: 1\n", "compile is 1: give true or false"),
         (GOOD + "optim: 3\n", "optim is 3"),
         (GOOD + "optim: {betas: [0.9]}\n", "optim.betas is [0.9]"),
         (GOOD + "optim: {lr: .nan}\n", "optim.lr is nan"),
         (GOOD + "precision: half\n", "precision is 'half'"),
-        ("run: r\ndata: {}\n", "missing setting model"),
-        ("run: r\ndata: {}\nmodel: {}\n", "missing setting model.preset"),
+        ("run: r\ndata: {}\n", "missing: model.preset"),
+        ("run: r\ndata: {}\nmodel: {}\n", "missing: model.preset"),
         ("- 1\n", "the config is [1]"),
-        ("", "the config is None"),
-        ("run: [", "cannot be read"),
+        ("", "the config is None: give a group of settings, such as run"),
+        ("run: [", "is not valid YAML"),
     ],
 )
 def test_bad_files_say_what_and_where(tmp_path: Path, text: str, told: str) -> None:
@@ -203,4 +204,4 @@ def test_differences_are_those_that_change_the_result() -> None:
 
 def test_plain_form_is_plain_yaml() -> None:
     config = TrainConfig(run="a", model=ModelConfig("dip-ti-4"), data=DataConfig())
-    assert from_dict(TrainConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+    assert read(TrainConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config

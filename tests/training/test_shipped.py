@@ -1,7 +1,6 @@
 """The configurations in configs/: each is read, says what the papers say, and runs at the size of a toy."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,9 @@ import pytest
 import torch
 
 from pixelwright.cli import main as cli
-from pixelwright.cli.config_file import read_yaml
-from pixelwright.cli.parsing import parse
-from pixelwright.cli.train import parser
-from pixelwright.training import TrainConfig, load_config
-from pixelwright.training.config_file import to_dict
+from pixelwright.cli.train import config_of, parser
+from pixelwright.config import read_yaml, to_dict
+from pixelwright.training import load_config
 
 from .conftest import log_of, weights_of
 
@@ -46,10 +43,7 @@ def flat(values: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
 
 def settings_of(*arguments: str) -> dict[str, Any]:
     """What the command line makes of these arguments, by dotted key."""
-    options = parse(parser(), list(arguments))
-    return dict(
-        flat(to_dict(TrainConfig(**{field.name: options[field.name] for field in fields(TrainConfig)})))
-    )
+    return dict(flat(to_dict(config_of(parser().parse(list(arguments))))))
 
 
 def test_none_is_forgotten() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from typing import Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from pixelwright.cli.parsing import new_parser
+from pixelwright.cli.parsing import Parser
 from pixelwright.hub.convert import convert
 from pixelwright.hub.recipes import RECIPES
 from pixelwright.models.config import DenoiserConfig
@@ -28,9 +28,9 @@ EXAMPLES = """  pixelwright convert imagenet256_pixeldit_xl_epoch320.ckpt models
   pixelwright convert runs/mine models/mine --ema power-0.05"""
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Source, target, and what changes on the way."""
-    parser = new_parser("convert", DESCRIPTION, EXAMPLES)
+    parser = Parser("convert", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="the model to read")
     add("out", metavar="OUT", help="the folder, or with --to public the .ckpt or .safetensors file, to make")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from tqdm import tqdm
 
-from pixelwright.cli.parsing import Verb, choose_verb, new_parser
+from pixelwright.cli.parsing import Command, Parser
 from pixelwright.data.check import check, contact_sheet, describe
 from pixelwright.data.config import DataConfig
 from pixelwright.data.opening import find_source
@@ -38,19 +38,13 @@ Exit code 0 if all is whole, 1 if something is broken, 2 if the data set cannot 
 SHOWN = 20  # skipped images that are named on the screen
 
 
-def choose(words: list[str]) -> tuple[Verb, list[str]]:
-    """The verb that `words` begin with, and the other words. Raises UserError on an unknown one."""
-    verbs = {"prepare": Verb(_prepare_parser, _prepare), "check": Verb(_check_parser, _check)}
-    return choose_verb("data", verbs, parser, words)
-
-
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """That of `pixelwright data` alone."""
-    return new_parser("data", DESCRIPTION, EXAMPLES)
+    return Parser("data", DESCRIPTION, EXAMPLES)
 
 
-def _prepare_parser() -> ArgumentParser:
-    parser = new_parser("data prepare", PREPARE, "  pixelwright data prepare photos photos-256 --size 256")
+def _prepare_parser() -> Parser:
+    parser = Parser("data prepare", PREPARE, "  pixelwright data prepare photos photos-256 --size 256")
     parser.add_argument("source", metavar="SRC", help="the images: what data.path can be")
     parser.add_argument("out", metavar="OUT", help="a new folder for shards, or a new .zip")
     parser.add_argument("--size", type=int, required=True, metavar="N", help="side of the images in pixels")
@@ -61,8 +55,8 @@ def _prepare_parser() -> ArgumentParser:
     return parser
 
 
-def _check_parser() -> ArgumentParser:
-    parser = new_parser("data check", CHECK, "  pixelwright data check photos --sheet sheet.png")
+def _check_parser() -> Parser:
+    parser = Parser("data check", CHECK, "  pixelwright data check photos --sheet sheet.png")
     parser.add_argument("path", metavar="PATH", help="the images: what data.path can be")
     parser.add_argument("--workers", type=int, default=1, help="processes that read")
     parser.add_argument("--sheet", default="contact-sheet.png", help="where the contact sheet goes")
@@ -107,3 +101,6 @@ def _check(options: Namespace) -> int:
         save_grid(contact_sheet(source, options.images, options.side), sheet)
         print(f"contact sheet: {sheet}", file=sys.stderr)
     return 0 if found.whole else 1
+
+
+SUBCOMMANDS = {"prepare": Command(_prepare_parser, _prepare), "check": Command(_check_parser, _check)}

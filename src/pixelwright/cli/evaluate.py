@@ -7,12 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 import pixelwright as pw
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import labels_for
-from pixelwright.cli.parsing import image_size, new_parser
+from pixelwright.cli.parsing import Parser, image_size
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.diffusion.sample import check_reuse
 from pixelwright.distributed.parallel import Layout, connect, together
@@ -63,9 +63,9 @@ DEFAULTS: dict[str, Any] = {
 """Of the settings that only a model has a use for; on the command line they are None unless given."""
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Model or images, reference, features, and how the images of a model are drawn."""
-    parser = new_parser("evaluate", DESCRIPTION, EXAMPLES)
+    parser = Parser("evaluate", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
         "subject",

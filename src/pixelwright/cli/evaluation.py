@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from tqdm import tqdm
 
-from pixelwright.cli.parsing import Verb, choose_verb, new_parser
+from pixelwright.cli.parsing import Command, Parser
 from pixelwright.data.config import DataConfig
 from pixelwright.data.opening import open_source
 from pixelwright.data.sources import Source
@@ -33,20 +33,14 @@ Interrupted, the same command goes on from the last whole epoch. Numbers are com
 is the same file: keep it."""
 
 
-def choose(words: list[str]) -> tuple[Verb, list[str]]:
-    """The verb that `words` begin with, and the other words. Raises UserError on an unknown one."""
-    verbs = {"train-features": Verb(train_parser, train_features)}
-    return choose_verb("evaluation", verbs, parser, words)
-
-
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """That of `pixelwright evaluation` alone."""
-    return new_parser("evaluation", DESCRIPTION, EXAMPLES)
+    return Parser("evaluation", DESCRIPTION, EXAMPLES)
 
 
-def train_parser() -> ArgumentParser:
+def train_parser() -> Parser:
     """Images, folder and the settings of the training."""
-    parser = new_parser("evaluation train-features", TRAIN, EXAMPLES.rpartition("\n\n")[0])
+    parser = Parser("evaluation train-features", TRAIN, EXAMPLES.rpartition("\n\n")[0])
     parser.add_argument("source", metavar="SRC", help="labelled images: what data.path can be")
     parser.add_argument("out", metavar="OUT", help="folder for the classifier; made if it does not exist")
     parser.add_argument(
@@ -125,3 +119,6 @@ def _read(source: Source, size: int, count: int | None = None) -> Labelled:
         picks = torch.randperm(len(source), generator=generator(0, "images"))[:count].sort().values.tolist()
     with tqdm(total=len(picks), unit="image", desc="reading", disable=None) as bar:
         return read_labelled(source, picks, size, bar.update)
+
+
+SUBCOMMANDS = {"train-features": Command(train_parser, train_features)}

@@ -6,10 +6,9 @@ import math
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from pixelwright.cli import train
-from pixelwright.cli.parsing import image_size, new_parser, parse
+from pixelwright.cli.parsing import Parser, image_size
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.hub.convert import DTYPES
@@ -17,6 +16,7 @@ from pixelwright.models.config import DenoiserConfig, MMDiTConfig
 from pixelwright.models.presets import PRESETS, preset
 from pixelwright.remote import is_address
 from pixelwright.training import TrainConfig
+from pixelwright.training import load_config as load_run_config
 from pixelwright.training.cost import PEAK_TFLOPS, cost, gpu_hours, peak_tflops
 from pixelwright.training.summary import Info, describe, human
 
@@ -37,9 +37,9 @@ EXAMPLES = """  pixelwright info pixeldit-xl-16
   pixelwright info --config configs/imagenet256-pixeldit-xl-16.yaml --gpus 8 --gpu h100 --mfu 0.4"""
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """One model, the image size and the batch size."""
-    parser = new_parser("info", DESCRIPTION + _names(), EXAMPLES)
+    parser = Parser("info", DESCRIPTION + _names(), EXAMPLES)
     parser.add_argument(
         "model",
         nargs="?",
@@ -111,8 +111,7 @@ def _run_report(options: Namespace) -> str:
     tflops = peak_tflops(options.gpu or "h100") if options.peak_tflops is None else options.peak_tflops
     if not 0 < tflops < math.inf:
         raise UserError(f"--peak-tflops is {tflops}: give a number above 0")
-    files = [word for file in options.config for word in ("--config", file)]
-    config = train.config_of(parse(train.parser(), files))
+    config = load_run_config(*options.config)
     return run_report(config, options.gpus, tflops, options.mfu)
 
 

@@ -1,8 +1,8 @@
 """The command line: `pixelwright train`, `sample`, `evaluate`, `report`, `data`, `convert`, `info`, ...
 
-This module knows the verbs and what becomes of their errors; each verb lives in a module of
-`pixelwright.cli` with two functions, `parser()` and `run(options)`. That module is imported when it is
-called, so that `pixelwright --help` does not wait for torch.
+This module knows the commands and what becomes of their errors. Each command is a module of `pixelwright.cli`
+with the functions `parser()` and `run(options)`, and perhaps `SUBCOMMANDS`. It is imported when it is called,
+so that `pixelwright --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from pixelwright.errors import UserError, nearest
+from pixelwright.registry import import_parts
 
 COMMANDS = {
-    "train": "train a model as a YAML configuration says, or go on with a run",
+    "train": "train a model, or continue a run",
     "sample": "draw images from a trained model",
-    "evaluate": "FID and its kin of a model or of images, against a reference",
-    "reproduce": "a published figure, measured again",
-    "reference": "the statistics of a data set that `evaluate` compares with",
+    "evaluate": "FID and other metrics of a model or of images",
+    "reproduce": "measure a published figure again",
+    "reference": "reference statistics of a data set, for evaluate",
     "evaluation": "train the features to evaluate with",
-    "prompts": "does a model draw what prompts say: ShapesBench, GenEval, DPG-Bench",
-    "report": "the page of a run: is it healthy, what does it draw; or of evaluations, compared",
-    "data": "prepare a data set for training, or check one",
-    "convert": "weights from one layout to another: published checkpoints in and out",
-    "info": "parts, parameters, FLOPs and memory of a preset or a saved model",
+    "prompts": "text-to-image benchmarks: ShapesBench, GenEval, DPG-Bench",
+    "report": "HTML report of a run, or of several evaluations",
+    "data": "prepare or check a data set",
+    "convert": "convert weights, published checkpoints in and out",
+    "info": "parameters, FLOPs and memory of a model or a run",
 }
 
 EXAMPLES = """examples:
@@ -36,13 +37,16 @@ EXAMPLES = """examples:
   pixelwright sample runs/first --labels 0-9 --out samples --guidance-scale 2
   pixelwright data prepare photos photos-256 --size 256
 
-`pixelwright COMMAND --help` tells the settings of a command.
-Exit codes: 0 done, 1 `data check` found damage, 2 something to put right
-(one line on stderr says what), 130 interrupted."""
+`pixelwright COMMAND --help` shows the options of a command.
+Exit codes: 0 done, 1 a failed check or a bug (with its traceback), 2 something to put right (one line on
+stderr says what), 130 interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; `argv` defaults to the arguments of the process."""
+    """Run one command and return its exit code; `argv` defaults to the arguments of the process.
+
+    Any exception but `UserError` is a bug, or a failure of the machine, and leaves with its traceback.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
@@ -53,14 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader went away (`pixelwright info ... | head`); the flush at exit must not fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 2, arguments)
-    except ValueError as error:
-        return _fail(str(error), 2, arguments)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error} (unforeseen; --debug shows where it comes from)"
-        return _fail(reason, 1, arguments)
+    except UserError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"pixelwright: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -70,26 +71,21 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if top.command not in COMMANDS:
         raise UserError(f'unknown command "{top.command}"{nearest(top.command, COMMANDS)}')
-    command = import_module(f"pixelwright.cli.{top.command}")
-    from pixelwright.cli import parsing
+    module = import_module(f"pixelwright.cli.{top.command}")
+    from pixelwright.cli.parsing import Command, choose
 
-    words = top.arguments
-    if hasattr(command, "choose"):  # a command with verbs of its own
-        command, words = command.choose(words)
-    return int(command.run(parsing.parse(command.parser(), words)) or 0)
-
-
-def _fail(message: str, code: int, arguments: list[str]) -> int:
-    """Say it in one line. `--debug` is looked for in the words: parsing them may be what failed."""
-    if "--debug" in arguments:
-        traceback.print_exc()
-    print(f"pixelwright: error: {' '.join(message.split())}", file=sys.stderr)
-    return code
+    if hasattr(module, "SUBCOMMANDS"):
+        command, words = choose(top.command, module.SUBCOMMANDS, module.parser, top.arguments)
+    else:
+        command, words = Command(module.parser, module.run), top.arguments
+    options = command.parser().parse(words)
+    import_parts(options.get("imports") or ())
+    return int(command.run(options) or 0)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message} (pixelwright --help tells the commands)")
+        raise UserError(f"{message} (pixelwright --help lists the commands)")
 
 
 class _Version(argparse.Action):
@@ -112,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)

@@ -1,123 +1,156 @@
-"""What the commands share: making a parser, reading settings, saying in one line what is wrong with them."""
+"""What the commands share: a parser with two levels of help, whose options take the types of configs."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, get_origin
 
-import jsonargparse
 from jsonargparse import ArgumentParser, Namespace
 
-from pixelwright.cli.config_file import check_files
+from pixelwright.cli.fields import metavar, shown, word_type
+from pixelwright.config import convert
 from pixelwright.errors import UserError, nearest
 
-# The line under a field of a configuration dataclass is its help text.
-jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-COMMAND_LINE_ONLY = ("config", "debug", "resume")
-"""Settings that a configuration file may not hold."""
+Add = Callable[..., None]
+"""Adds an option to a section: the arguments of `argparse`, with a `type` as in configs."""
+ADVANCED = "--help=advanced"
 
 
-class Verb(NamedTuple):
-    """What a command module offers."""
+class Command(NamedTuple):
+    """A command, or a subcommand."""
 
-    parser: Callable[[], ArgumentParser]
+    parser: Callable[[], Parser]
     run: Callable[[Namespace], int | None]
 
 
-def choose_verb(
-    command: str, verbs: Mapping[str, Verb], parser: Callable[[], ArgumentParser], words: list[str]
-) -> tuple[Verb, list[str]]:
-    """The verb of a command that `words` begin with, and the other words; without one, the command's help.
+class Parser:
+    """The options of one command. Advanced sections are in the help of `--help=advanced` alone."""
 
-    Raises UserError on an unknown verb.
+    def __init__(self, command: str, description: str, examples: str, usage: str | None = None) -> None:
+        self._parser = ArgumentParser(
+            prog=f"pixelwright {command}",
+            usage=usage,
+            description=description,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+        self._types: dict[str, tuple[str, Any]] = {}  # name and type of an option by the key of its value
+        self._names: list[str] = []
+        self._hidden: list[tuple[argparse.Action, str]] = []  # options of advanced sections, with their help
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def add_argument(self, *names: str, **more: Any) -> None:
+        """As in `argparse`; `type` may be any type of a config, whose range is checked."""
+        self._add(self._parser.add_argument, names, more)
+
+    def section(self, title: str, text: str | None = None, advanced: bool = False) -> Add:
+        """A section of the help; what it returns adds an option to it, as `add_argument` does."""
+        group = self._parser.add_argument_group(title, text)
+
+        def add(*names: str, **more: Any) -> None:
+            action = self._add(group.add_argument, names, more)
+            if advanced:
+                self._hidden.append((action, action.help or ""))
+                action.help = argparse.SUPPRESS
+
+        return add
+
+    def _add(self, add: Callable[..., Any], names: tuple[str, ...], more: dict[str, Any]) -> argparse.Action:
+        default, hint, text = more.get("default"), more.get("type"), more.get("help", "")
+        told = default is None or default is False or default in ("", [], argparse.SUPPRESS)
+        if not told and "(default" not in text:
+            more["help"] = f"{text} (default: {shown(default)})"
+        if hint is not None:
+            more |= {"type": word_type(hint), "metavar": more.get("metavar", metavar(hint))}
+        action: argparse.Action = add(*names, **more)
+        self._names += names
+        if hint is not None:
+            self._types[action.dest] = names[0], hint
+        return action
+
+    def print_help(self) -> None:
+        """Print the short help."""
+        self._parser.print_help()
+
+    def parse(self, words: list[str]) -> Namespace:
+        """The options in `words`, converted and checked. Raises UserError naming the option."""
+        if ADVANCED in words:
+            for action, text in self._hidden:
+                action.help = text
+            words = ["--help"]
+        try:
+            options = self._parser.parse_args(words)
+        except argparse.ArgumentError as error:
+            raise UserError(_explain(str(error), self._names)) from None
+        for key, (name, hint) in self._types.items():
+            value = options.get(key)
+            if isinstance(value, list) and get_origin(hint) is not tuple:
+                options[key] = [convert(item, hint, name) for item in value]
+            elif value is not None:
+                options[key] = convert(value, hint, name)
+        return options
+
+
+def _explain(message: str, names: Collection[str]) -> str:
+    """The parser's message in one line, with unknown options set beside the nearest known ones."""
+    text = " ".join(message.split())
+    if found := re.match(r"unrecognized arguments: (\S+)", text):
+        word = found[1].split("=")[0]
+        if not word.startswith("-"):
+            return f'unexpected argument "{word}"'
+        return f'unknown option "{word}"{nearest(word, names)}'
+    return re.sub(r'Parser key "(.+?)":', r"--\1:", text)
+
+
+def choose(
+    command: str, commands: Mapping[str, Command], parser: Callable[[], Parser], words: list[str]
+) -> tuple[Command, list[str]]:
+    """The subcommand that `words` begin with, and the other words; without one, the command's help.
+
+    Raises:
+        UserError: there is no such subcommand.
     """
     if not words or words[0].startswith("-"):
-        return Verb(parser, lambda _: _help(parser())), words
-    if words[0] not in verbs:
-        raise UserError(f'unknown command "{command} {words[0]}"{nearest(words[0], verbs)}')
-    return verbs[words[0]], words[1:]
+        return Command(parser, lambda _: parser().print_help()), words
+    if words[0] not in commands:
+        raise UserError(f'unknown command "{command} {words[0]}"{nearest(words[0], commands)}')
+    return commands[words[0]], words[1:]
 
 
-def _help(parser: ArgumentParser) -> int:
-    parser.print_help()
-    return 0
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-    """Defaults and types after each setting; description and examples as they were written."""
-
-
-def new_parser(command: str, description: str, examples: str) -> ArgumentParser:
-    """A parser for `pixelwright COMMAND` whose errors are exceptions."""
-    parser = ArgumentParser(
-        prog=f"pixelwright {command}",
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=_HelpFormatter,
-        exit_on_error=False,
-        allow_abbrev=False,
+# ---------------------------------------------------------------- options of several commands
+def add_imports(add: Add) -> None:
+    """`--imports`, for every command that reads a model."""
+    add(
+        "--imports",
+        nargs="+",
+        type=str,
+        default=[],
+        metavar="FILE",
+        help="Python files or modules of your own that register detailers, objectives, ...",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
 
 
-def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    """The settings in `arguments`, dataclasses built and checked. Raises UserError naming the setting."""
-    try:
-        if "model.preset" in keys(parser):  # the settings of a run, which files may hold
-            check_files(arguments, [key for key in keys(parser) if key not in COMMAND_LINE_ONLY])
-        options = parser.parse_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(_explain(str(error), keys(parser))) from error
-    for key in keys(parser):  # `--optim 3` passes the parser and would fail obscurely later
-        group, dot, _ = key.rpartition(".")
-        if dot and not isinstance(options.get(group), Namespace):
-            raise UserError(f"{group} is {options.get(group)!r}; it is a group of settings such as {key}")
-    return parser.instantiate(options)
-
-
-def keys(parser: ArgumentParser) -> list[str]:
-    """The names of all settings of a parser, with dots for those in groups."""
-    return [str(key) for key in parser.get_defaults().keys()]  # noqa: SIM118 (a Namespace, not a dict)
-
-
-def _explain(message: str, keys: list[str]) -> str:
-    """The parser's message in one line, with unknown names set beside the nearest known ones."""
-    text = re.sub(r"<class '(.+?)'>", r"\1", " ".join(message.split())).replace("typing.", "")
-    if found := re.match(r"unrecognized arguments: (\S+)", text):
-        return _unknown_argument(found[1], keys)
-    if found := re.search(r"Group '(.+?)' does not accept option '(.+?)'", text):
-        key = f"{found[1]}.{found[2]}"
-        return f'unknown key "{key}"{nearest(key, keys)}'
-    if found := re.match(
-        r'(.*)Parser key "(.+?)": .*?Expected an? (.+?)(?:\.| -) .*?(?:Got|Given) value: (.*)', text
-    ):
-        place, key, wanted, value = found.groups()
-        if choices := re.search(r"Literal\[(.+?)\]", text):
-            wanted = "one of " + choices[1].replace("'", "")
-        return f"{place}{key} is {value}; {wanted} is needed"
-    return re.sub(r'Parser key "(.+?)"', r"\1", text)
-
-
-def _unknown_argument(word: str, keys: list[str]) -> str:
-    if not word.startswith("-"):
-        return f'unexpected argument "{word}"'
-    word = word.split("=")[0]
-    return f'unknown option "{word}"{nearest(word, [f"--{key}" for key in keys])}'
+def add_device(add: Add) -> None:
+    """`--device`."""
+    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
 
 
 def image_size(numbers: list[int] | list[str] | None) -> tuple[int, int] | None:
     """(rows, columns) from `--size N`, `--size ROWS COLUMNS` or `--size WIDTHxHEIGHT`; None where it was not
-    given."""
+    given.
+
+    Raises:
+        UserError: anything else.
+    """
     if numbers is None:
         return None
-    if found := re.fullmatch(r"(\d+)x(\d+)", str(numbers[0])) if len(numbers) == 1 else None:
+    words = [str(number) for number in numbers]
+    if len(words) == 1 and (found := re.fullmatch(r"(\d+)x(\d+)", words[0])):
         return int(found[2]), int(found[1])
-    if not all(re.fullmatch(r"\d+", str(number)) for number in numbers):
-        raise UserError(f"--size is {' '.join(map(str, numbers))}; give N, ROWS COLUMNS or WIDTHxHEIGHT")
-    if len(numbers) > 2:
-        raise UserError(f"--size is {' '.join(map(str, numbers))}; give one number, or ROWS COLUMNS")
-    return int(numbers[0]), int(numbers[-1])
+    if len(words) > 2 or not all(re.fullmatch(r"\d+", word) for word in words):
+        raise UserError(f"--size is {' '.join(words)}; give N, ROWS COLUMNS or WIDTHxHEIGHT")
+    return int(words[0]), int(words[-1])

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 import pixelwright as pw
 from pixelwright.acceleration.fast import PRECISIONS
 from pixelwright.cli import sampler
-from pixelwright.cli.parsing import Verb, choose_verb, image_size, new_parser
+from pixelwright.cli.parsing import Command, Parser, image_size
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.errors import UserError
 from pixelwright.evaluation.generate import checksum
@@ -65,26 +65,14 @@ DPG = f"""Draw the images of DPG-Bench: OUT/grids/KEY.png, four images each, for
 DPG_SCORE = "Report the scores of DPG-Bench from the text file that its scorer wrote."
 
 
-def choose(words: list[str]) -> tuple[Verb, list[str]]:
-    """The verb that `words` begin with, and the other words. Raises UserError on an unknown one."""
-    verbs = {
-        "shapes": Verb(_shapes_parser, _shapes),
-        "geneval": Verb(_geneval_parser, _geneval),
-        "geneval-score": Verb(_geneval_score_parser, _geneval_score),
-        "dpg": Verb(_dpg_parser, _dpg),
-        "dpg-score": Verb(_dpg_score_parser, _dpg_score),
-    }
-    return choose_verb("prompts", verbs, parser, words)
-
-
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """That of `pixelwright prompts` alone."""
-    return new_parser("prompts", DESCRIPTION, EXAMPLES)
+    return Parser("prompts", DESCRIPTION, EXAMPLES)
 
 
-def _drawing_parser(verb: str, description: str, example: str) -> ArgumentParser:
+def _drawing_parser(verb: str, description: str, example: str) -> Parser:
     """A parser with what drawing takes."""
-    parser = new_parser(f"prompts {verb}", description, f"  pixelwright prompts {verb} {example}")
+    parser = Parser(f"prompts {verb}", description, f"  pixelwright prompts {verb} {example}")
     add = parser.add_argument
     add(
         "model", metavar="MODEL", help="a saved model of captions, a run, a published file or hf://OWNER/NAME"
@@ -132,7 +120,7 @@ def _write(out: Path, report: Mapping[str, Any], text: str) -> None:
 # --- ShapesBench -----------------------------------------------------------------------------------------
 
 
-def _shapes_parser() -> ArgumentParser:
+def _shapes_parser() -> Parser:
     parser = _drawing_parser("shapes", SHAPES, "runs/shapes-t2i --out bench/shapes --guidance-scale 3")
     parser.add_argument("--images", type=int, default=4, help="images of each prompt")
     return parser
@@ -154,7 +142,7 @@ def _shapes(options: Namespace) -> None:
 # --- GenEval ---------------------------------------------------------------------------------------------
 
 
-def _geneval_parser() -> ArgumentParser:
+def _geneval_parser() -> Parser:
     example = "models/pixeldit-t2i --metadata evaluation_metadata.jsonl --out bench/geneval"
     parser = _drawing_parser("geneval", GENEVAL, example)
     parser.add_argument(
@@ -175,9 +163,9 @@ def _geneval(options: Namespace) -> None:
     print(f"{len(images)} images of {len(tasks)} prompts are in {out}, as GenEval's scorer reads them")
 
 
-def _geneval_score_parser() -> ArgumentParser:
+def _geneval_score_parser() -> Parser:
     example = "  pixelwright prompts geneval-score bench/geneval --out bench/geneval-score --device cuda"
-    parser = new_parser("prompts geneval-score", GENEVAL_SCORE, example)
+    parser = Parser("prompts geneval-score", GENEVAL_SCORE, example)
     add = parser.add_argument
     add("path", metavar="PATH", help="a result file (.jsonl), or a folder of images")
     add("--out", type=str, required=True, metavar="DIR", help="folder for the report")
@@ -236,7 +224,7 @@ def _score_images(folder: Path, file: Path, options: Namespace) -> str:
 # --- DPG-Bench -------------------------------------------------------------------------------------------
 
 
-def _dpg_parser() -> ArgumentParser:
+def _dpg_parser() -> Parser:
     parser = _drawing_parser("dpg", DPG, "models/pixeldit-t2i --prompts dpg_bench/prompts --out bench/dpg")
     parser.add_argument("--prompts", required=True, metavar="DIR", help="the folder of its KEY.txt files")
     return parser
@@ -252,9 +240,9 @@ def _dpg(options: Namespace) -> None:
     print(f"{len(prompts)} grids are in {out / 'grids'}; the scorer takes --pic-num 4 --resolution {side}")
 
 
-def _dpg_score_parser() -> ArgumentParser:
+def _dpg_score_parser() -> Parser:
     example = "  pixelwright prompts dpg-score dpg-bench_results.txt --out bench/dpg-score"
-    parser = new_parser("prompts dpg-score", DPG_SCORE, example)
+    parser = Parser("prompts dpg-score", DPG_SCORE, example)
     parser.add_argument("path", metavar="FILE", help="the text file that the scorer of DPG-Bench wrote")
     parser.add_argument("--out", type=str, required=True, metavar="DIR", help="folder for the report")
     return parser
@@ -269,3 +257,12 @@ def _dpg_score(options: Namespace) -> None:
     text = f"# DPG-Bench: {escape_markdown(path.name)}\n\n{table}\n{result.prompts} prompts.\n"
     report = {"benchmark": "DPG-Bench", "overall": result.score, "prompts": result.prompts}
     _write(Path(options.out), {**report, "scores": result.categories}, text)
+
+
+SUBCOMMANDS = {
+    "shapes": Command(_shapes_parser, _shapes),
+    "geneval": Command(_geneval_parser, _geneval),
+    "geneval-score": Command(_geneval_score_parser, _geneval_score),
+    "dpg": Command(_dpg_parser, _dpg),
+    "dpg-score": Command(_dpg_score_parser, _dpg_score),
+}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from tqdm import tqdm
 
-from pixelwright.cli.parsing import new_parser
+from pixelwright.cli.parsing import Parser
 from pixelwright.device import resolve_device
 from pixelwright.evaluation.features import FORMS, open_extractor
 from pixelwright.evaluation.images import open_images
@@ -21,9 +21,9 @@ EXAMPLES = """  pixelwright reference cifar10/train.zip cifar10.npz --features f
   pixelwright reference imagenet/train imagenet-256.npz --size 256 --features inception"""
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Images, file, features."""
-    parser = new_parser("reference", DESCRIPTION, EXAMPLES)
+    parser = Parser("reference", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("images", metavar="SRC", help="a folder, a .zip, shards, or an .npz with arr_0")
     add("out", metavar="OUT", help="the file to write, a new .npz")

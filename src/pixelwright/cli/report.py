@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from pixelwright.cli.parsing import new_parser
+from pixelwright.cli.parsing import Parser
 from pixelwright.errors import UserError
 from pixelwright.evaluation.report import JSON, comparison, read_report
 from pixelwright.files import write_text
@@ -24,9 +24,9 @@ EXAMPLES = """  pixelwright report runs/mine
   pixelwright report evaluations/dip-1000 evaluations/dip-2000 --out comparison.html"""
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The run folder, or those of evaluations."""
-    parser = new_parser("report", DESCRIPTION, EXAMPLES)
+    parser = Parser("report", DESCRIPTION, EXAMPLES)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a run, or evaluations")
     parser.add_argument("--out", type=str | None, metavar="FILE", help="of evaluations: the page to write")
     return parser

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 import pixelwright as pw
 from pixelwright.cli.evaluate import TIMEOUT, open_scorer, with_weights
-from pixelwright.cli.parsing import new_parser
+from pixelwright.cli.parsing import Parser
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.diffusion.sample import balanced_labels
 from pixelwright.distributed.parallel import connect, together
@@ -43,9 +43,9 @@ EXAMPLES = """  pixelwright reproduce pixeldit-xl-epoch320
   pixelwright reproduce dip-xl-epoch600 --weights dip-xl.ckpt --batch-size 128"""
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The result, and where its files are."""
-    parser = new_parser("reproduce", DESCRIPTION, EXAMPLES)
+    parser = Parser("reproduce", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("target", metavar="NAME", help="a published result")
     add("--folder", type=str, default="reproduce", help="where the files are, and the images go")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,7 +15,7 @@ import pixelwright as pw
 from pixelwright.acceleration.fast import check_triton, prepared
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import parse_labels
-from pixelwright.cli.parsing import image_size, new_parser
+from pixelwright.cli.parsing import Parser, image_size
 from pixelwright.device import check_compiler, keep_memory, resolve_device, resolve_precision
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
@@ -41,9 +41,9 @@ EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
   pixelwright sample models/pixeldit-t2i --prompt "a fox in the snow" --size 1024x768 --out fox"""
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Model, labels, folder, and the settings of the sampler."""
-    parser = new_parser("sample", DESCRIPTION, EXAMPLES)
+    parser = Parser("sample", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
         "model",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from pixelwright.cli.parsing import Parser
 from pixelwright.diffusion.sample import SOLVERS, sample
 from pixelwright.hub.recipes import RECIPES, named
 from pixelwright.models.config import DenoiserConfig, Recipe
@@ -23,7 +24,7 @@ def _otherwise(name: str) -> str:
     return f" (default: the recipe's, else {DEFAULTS[name]})"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """`--recipe` and the settings it may give, each without a default of its own."""
     add = parser.add_argument
     add(
@@ -59,7 +60,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def add_machine_arguments(parser: ArgumentParser, batch_size: int, images_too: bool = False) -> None:
+def add_machine_arguments(parser: Parser, batch_size: int, images_too: bool = False) -> None:
     """`--batch-size`, `--device` and `--precision`.
 
     A command that takes images in place of a model must know what was given: there, that is None otherwise.

@@ -1,53 +1,96 @@
-"""`pixelwright train`: train a model as a configuration says, or go on with an interrupted run."""
+"""`pixelwright train`: train a model as a configuration says, or continue an interrupted run."""
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
+import inspect
+from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import Namespace
 
-from pixelwright.cli.parsing import new_parser
+from pixelwright.cli.fields import Setting, nested, settings
+from pixelwright.cli.parsing import Add, Parser, add_imports
+from pixelwright.config import group_of, hints, to_dict
 from pixelwright.device import keep_memory
-from pixelwright.training import Interrupted, TrainConfig, train
+from pixelwright.training import Interrupted, TrainConfig, load_config, train
 
-DESCRIPTION = """Train a model as a YAML configuration says; single settings override it.
+DESCRIPTION = """Train a model as YAML files say; settings on the command line override them.
 
-The run folder holds the configuration, logs (log.jsonl, tensorboard/), sample grids, a loss plot, checkpoints
+The run folder gets the configuration, logs (log.jsonl, tensorboard/), sample grids, a loss plot, checkpoints
 and the averaged weights (model/), which `pixelwright sample` reads. Ctrl-C saves and leaves; the same command
-again goes on where it stopped, with the same result as a run without a stop."""
+continues the run, with the same result as one without a stop. --help=advanced shows all settings."""
 
 EXAMPLES = """  pixelwright train --config configs/cifar10-dip-ti.yaml
   pixelwright train --config configs/cifar10-dip-ti.yaml --run runs/mine --optim.lr 2e-4 --data.path my.zip
   pixelwright train --run runs/shapes --model.preset dip-ti-4 --data.path shapes --steps 2000"""
 
+USAGE = "pixelwright train [--config FILE ...] [--SETTING VALUE ...]"
+BASIC = """
+run model.preset data.path data.size init steps batch_size optim.lr optim.warmup seed device
+precision checkpoint_every sample_every log_every
+""".split()  # noqa: SIM905
+"""The settings of the short help."""
 
-def parser() -> ArgumentParser:
-    """The settings of a run: the fields of `TrainConfig`, from a file or one by one."""
-    parser = new_parser("train", DESCRIPTION, EXAMPLES)
-    parser.add_argument("--config", action="config", help="YAML file with the settings below")
-    parser.add_argument(
-        "--resume",
-        type=str | None,
-        metavar="PATH",
-        help="another run, or a checkpoint of one, to start from (--run itself is continued without it)",
+
+def parser() -> Parser:
+    """Configuration files, and the fields of `TrainConfig` one by one."""
+    parser = Parser("train", DESCRIPTION, EXAMPLES, USAGE)
+    add = parser.add_argument
+    add(
+        "--config",
+        type=str,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML file; later ones override",
     )
-    parser.add_class_arguments(TrainConfig, None)
-    # Their defaults depend on optim.name: the parser would take them from a default config, which has filled
-    # in those of adamw.
-    parser.set_defaults({"optim.betas": None, "optim.eps": None})
+    add(
+        "--resume", type=str | None, metavar="PATH", help="another run, or a checkpoint of one, to start from"
+    )
+    add("--print-config", action="store_true", help="print the settings as YAML and exit")
+    add_imports(add)
+    found = {setting.key: setting for setting in settings(TrainConfig) if setting.key != "imports"}
+    add = parser.section("main settings")
+    for key in BASIC:
+        _add(add, found.pop(key))
+    sections = {"": parser.section("further settings of the run", advanced=True)}
+    for setting in found.values():
+        group = setting.key.rpartition(".")[0]
+        if group not in sections:
+            sections[group] = parser.section(group, _about(group), advanced=True)
+        _add(sections[group], setting)
     return parser
 
 
+def _add(add: Add, setting: Setting) -> None:
+    add(f"--{setting.key}", type=setting.hint, default=argparse.SUPPRESS, help=setting.help)
+
+
+def _about(group: str) -> str:
+    """The first line of the docstring of a group's dataclass."""
+    cls: Any = TrainConfig
+    for name in group.split("."):
+        cls = group_of(hints(cls)[name])
+    return (inspect.getdoc(cls) or "").split("\n")[0]
+
+
 def config_of(options: Namespace) -> TrainConfig:
-    """The settings of a run among the parsed options."""
-    return TrainConfig(**{field.name: options[field.name] for field in dataclasses.fields(TrainConfig)})
+    """The settings of a run among the parsed options and in the files they name."""
+    names = hints(TrainConfig)
+    given = {name: value for name, value in options.as_dict().items() if name in names}
+    return load_config(*options.config, changes=nested(given), imports=True)
 
 
 def run(options: Namespace) -> int:
-    """Train; 0 when the run is complete, 130 when it was interrupted (the trainer says how to go on)."""
+    """Train; 0 when the run is complete, 130 when it was interrupted (the trainer says how to continue)."""
+    config = config_of(options)
+    if options.print_config:
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+        return 0
     keep_memory()
     try:
-        train(config_of(options), resume=options.resume)
+        train(config, resume=options.resume)
     except Interrupted:
         return 130
     return 0

@@ -354,6 +354,9 @@ class TrainConfig:
     """Which model."""
     data: DataConfig
     """Which images."""
+    imports: tuple[str, ...] = ()
+    """Python files or modules of your own that register detailers, objectives, ...; imported by
+    `pixelwright train` before anything else."""
     init: str | None = None
     """Weights that a new run starts from, instead of random ones: those of a model folder, of a run (its
     averaged ones) or of a published file, of the same architecture. A run that is continued keeps its own."""

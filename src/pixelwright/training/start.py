@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pixelwright.config import to_dict
 from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.distributed.checkpoint import Checkpoint
 from pixelwright.errors import UserError
@@ -14,7 +15,7 @@ from pixelwright.hub.checkpoint import load as load_model
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.config import to_dict as model_dict
 from pixelwright.training.config import TrainConfig
-from pixelwright.training.config_file import differences, load_config, to_dict
+from pixelwright.training.config_file import differences, load_config
 
 ORIGIN = "resumed-from.txt"  # in a run folder: what --resume named when the run began
 MOST_NAMED = 3  # differing settings in an error message

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pixelwright.config import to_dict
 from pixelwright.data import Batch, Batches, Source, UnreadableImage, open_source
 from pixelwright.device import check_compiler, resolve_precision
 from pixelwright.diffusion import flow
@@ -31,7 +32,7 @@ from pixelwright.models.folder import skeleton
 from pixelwright.text import FeatureCache, note_of, open_encoder
 from pixelwright.training.averages import group
 from pixelwright.training.config import EvaluationConfig, TrainConfig
-from pixelwright.training.config_file import save_config, to_dict
+from pixelwright.training.config_file import save_config
 from pixelwright.training.control import Clock, Meter, Silent, ahead, stop_signals
 from pixelwright.training.ema import EMA
 from pixelwright.training.files import write_text
