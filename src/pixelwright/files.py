@@ -36,7 +36,7 @@ LIMIT = 1 << 30  # bytes of a text, JSON or picture that is read at once
 DENSE = 1 << 24, 100  # a larger member of a zip that is packed to less than 1/100 is a bomb, not data
 ABANDONED = 86_400  # seconds after which an unfinished file is taken for that of a killed process
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 class WriteError(UserError, OSError):
@@ -92,7 +92,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def raise_write_error(error: OSError, path: Path) -> None:
     """Raise WriteError if `error` says that `path` cannot be written; return if it says something else."""
-    ours = error.errno == errno.EROFS or str(error.filename).startswith(str(path.parent))
+    ours = error.errno == errno.EROFS or str(path).startswith(str(error.filename))
+    ours = ours or str(error.filename).startswith(str(path.parent))
     if error.errno in FULL:
         raise WriteError(f'"{path}" cannot be written ({error.strerror}): make room there') from error
     if error.errno in FORBIDDEN and ours:
@@ -111,7 +112,21 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        WriteError: a file is in its place, the disk is full, or writing there is not allowed.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise_write_error(error, path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -260,7 +260,7 @@ BAD = {
     "no verb of that name": (["chek"], 'unknown command "data chek", did you mean "check"'),
     "prepare without a size": (["prepare", "photos", "out"], "size"),
     "size 0": (["prepare", "photos", "out", "--size", "0"], "--size is 0"),
-    "size a word": (["prepare", "photos", "out", "--size", "big"], "size is big"),
+    "size a word": (["prepare", "photos", "out", "--size", "big"], "size is 'big'"),
     "no workers": (["prepare", "photos", "out", "--size", "8", "--workers", "0"], "--workers is 0"),
     "shard size": (["prepare", "photos", "out", "--size", "8", "--shard-size", "0"], "--shard-size is 0"),
     "quality": (

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelwright.cli import train as command
-from pixelwright.cli.parsing import parse
 from pixelwright.errors import UserError
 from pixelwright.training import OptimConfig, Trainer, train
 from pixelwright.training.optim import build_optimizer, learning_rate, update
@@ -84,11 +83,10 @@ def test_the_command_takes_the_defaults_of_the_chosen_optimiser(
             f"run: run\nmodel: {{preset: dit-ti-4}}\noptim: {{name: {name}}}\n"
         )
         words = ["--config", str(tmp_path / "run.yaml")]
-    config = command.config_of(parse(command.parser(), words))
+    config = command.config_of(command.parser().parse(words))
     assert config.optim == OptimConfig(name=name)
-    given = command.config_of(
-        parse(command.parser(), [*words, "--optim.betas", str([0.5] * len(config.optim.betas or ()))])
-    )
+    betas = str([0.5] * len(config.optim.betas or ()))
+    given = command.config_of(command.parser().parse([*words, "--optim.betas", betas]))
     assert given.optim == OptimConfig(name=name, betas=(0.5,) * len(config.optim.betas or ()))
 
 

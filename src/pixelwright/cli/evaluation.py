@@ -17,6 +17,7 @@ from pixelwright.device import resolve_device, resolve_precision
 from pixelwright.errors import UserError
 from pixelwright.evaluation.features.classifier import CONFIG, ClassifierConfig
 from pixelwright.evaluation.features.training import Labelled, Training, held_out, read_labelled, train
+from pixelwright.files import make_folder
 from pixelwright.rng import generator
 
 DESCRIPTION = "Features to evaluate with."
@@ -88,7 +89,7 @@ def train_features(options: Namespace) -> int:
     train_set, test_set = (
         held_out(whole) if test_source is None else (whole, _read(test_source, settings.size))
     )
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     total = settings.epochs * len(train_set.labels)
     with tqdm(total=total, unit="image", desc="training", disable=None) as bar:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, get_origin
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -38,7 +38,7 @@ class Parser:
             exit_on_error=False,
             allow_abbrev=False,
         )
-        self._types: dict[str, tuple[str, Any]] = {}  # name and type of an option by the key of its value
+        self._types: dict[str, tuple[str, Any, bool]] = {}  # by the key of a value: option, type, one of many
         self._names: list[str] = []
         self._hidden: list[tuple[argparse.Action, str]] = []  # options of advanced sections, with their help
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -69,7 +69,8 @@ class Parser:
         action: argparse.Action = add(*names, **more)
         self._names += names
         if hint is not None:
-            self._types[action.dest] = names[0], hint
+            many = ("nargs" in more and more["nargs"] != "?") or more.get("action") == "append"
+            self._types[action.dest] = names[0], hint, many
         return action
 
     def print_help(self) -> None:
@@ -86,12 +87,11 @@ class Parser:
             options = self._parser.parse_args(words)
         except argparse.ArgumentError as error:
             raise UserError(_explain(str(error), self._names)) from None
-        for key, (name, hint) in self._types.items():
+        for key, (name, hint, many) in self._types.items():
             value = options.get(key)
-            if isinstance(value, list) and get_origin(hint) is not tuple:
-                options[key] = [convert(item, hint, name) for item in value]
-            elif value is not None:
-                options[key] = convert(value, hint, name)
+            if value is not None:
+                items = [convert(item, hint, name) for item in (value if many else [value])]
+                options[key] = items if many else items[0]
         return options
 
 
@@ -128,7 +128,7 @@ def add_imports(add: Add) -> None:
         "--imports",
         nargs="+",
         type=str,
-        default=[],
+        default=argparse.SUPPRESS,
         metavar="FILE",
         help="Python files or modules of your own that register detailers, objectives, ...",
     )

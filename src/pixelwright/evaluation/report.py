@@ -20,7 +20,7 @@ from pixelwright.errors import UserError
 from pixelwright.evaluation.images import ImageSet, open_images
 from pixelwright.evaluation.measure import METRICS, Report
 from pixelwright.evaluation.metrics import PAIRS
-from pixelwright.files import read_json, write_text
+from pixelwright.files import make_folder, read_json, write_text
 from pixelwright.html import (
     bar_chart,
     escape_markdown,
@@ -59,7 +59,7 @@ def write_report(report: Report, folder: Path, images: ImageSet) -> None:
 
     Without matplotlib (extra `train`) the page has no bars.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     sheet = next(images.batches(SHEET_IMAGES)).images
     scale = max(1, SHEET_PIXELS // 8 // sheet.shape[1])
     save_grid(sheet, folder / SHEET, columns=8, scale=scale)

@@ -320,6 +320,16 @@ FEWEST_EVALUATED = 16  # samples; metrics of fewer say nothing
 
 
 @dataclass(frozen=True)
+class EvaluationSample(SampleConfig):
+    """The samples that are measured: always of the same noise, with the classes in turn."""
+
+    count: int = 2000
+    """Number of samples."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1 is without."""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Metrics of samples of the averaged (EMA) weights, measured on the way; they do not change the run."""
 
@@ -329,7 +339,7 @@ class EvaluationConfig:
     """What samples are compared with: an .npz of `pixelwright reference`, made with the same features."""
     every: int = 5000
     """Steps between two evaluations; there is one at the end too."""
-    sample: SampleConfig = field(default_factory=lambda: SampleConfig(count=2000, guidance_scale=1.0))
+    sample: EvaluationSample = field(default_factory=EvaluationSample)
     """The samples that are measured: always of the same noise, with the classes in turn."""
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import Saver, State
 from pixelwright.errors import UserError
+from pixelwright.files import make_folder
 from pixelwright.images import save_grid
 from pixelwright.models.conditions import Condition
 from pixelwright.models.denoiser import PixelDenoiser
@@ -199,7 +200,7 @@ class Trainer:
 
     def _open_folder(self) -> None:
         """Make the run folder and write down what it is a run of."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         save_config(self.config, self.folder / "config.yaml")
         if self.resume is not None:
             write_text(self.folder / ORIGIN, str(Path(self.resume).resolve()))
