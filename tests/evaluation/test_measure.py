@@ -167,10 +167,10 @@ def damage(place: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["cut", "flipped", "text"])
 def test_a_damaged_npz_is_an_error(kind: str, tmp_path: Path) -> None:
     place = damage(save_npz(pictures(50), tmp_path / "a.npz"), kind)
-    with pytest.raises(UserError, match=r"a.npz.* is damaged"):
+    with pytest.raises(UserError, match=r"a.npz.*damaged"):
         all_images(open_images(str(place)))
     np.savez(tmp_path / "r.npz", mu=np.zeros(30), sigma=np.eye(30))
-    with pytest.raises(UserError, match=r"r.npz.* is damaged"):
+    with pytest.raises(UserError, match=r"r.npz.*damaged"):
         read_reference(damage(tmp_path / "r.npz", kind))
 
 
@@ -180,7 +180,7 @@ def test_python_objects_are_never_unpickled(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "exploded"),)
 
     np.savez(tmp_path / "a.npz", mu=np.array([Bomb()], dtype=object), sigma=np.eye(1))
-    with pytest.raises(UserError, match=r"damaged or no \.npz|Python objects"):
+    with pytest.raises(UserError, match=r"damaged, or no|Python objects"):
         read_reference(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", arr_0=np.array([Bomb()], dtype=object))
     with pytest.raises(UserError, match="Python objects"):
@@ -202,7 +202,7 @@ def test_a_small_file_that_would_fill_the_memory_is_refused(name: str, tmp_path:
             np.lib.format.write_array(file, np.eye(1))
     assert place.stat().st_size < 1 << 20
     tracemalloc.start()
-    with pytest.raises(UserError, match=r"bomb.npz.*GiB of memory|images as uint8"):
+    with pytest.raises(UserError, match=r"bomb.npz.*GiB of memory"):
         next(iter(ArrayFile(place).rows(name, 4))) if name == "arr_0" else read_reference(place)
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
@@ -225,7 +225,7 @@ def test_a_header_that_promises_more_than_there_is(tmp_path: Path) -> None:
     ("arrays", "said"),
     [
         ({"mu": np.zeros(3)}, "not both of mu and sigma"),
-        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"sigma float64 \[4, 4\]"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"sigma is float64 \[4, 4\]"),
         ({"mu": np.zeros(3, int), "sigma": np.eye(3)}, "mu is int64"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "NaN"),
         ({"mu": np.zeros(3), "sigma": np.triu(np.ones((3, 3)))}, "not symmetric"),

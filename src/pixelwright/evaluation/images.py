@@ -57,8 +57,12 @@ class ArrayFile:
         with self._checked("the list of arrays"), zipfile.ZipFile(self.path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
         if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise UserError(f'"{path}" holds the array "{twice[0]}" twice: write it anew')
+            raise self.error(f"it holds {twice[0]} twice: write it anew")
         self.names = tuple(names)
+
+    def error(self, reason: str) -> UserError:
+        """What to raise where the file is not as it should be."""
+        return UserError(f'"{self.path}": {reason}')
 
     @contextmanager
     def _checked(self, what: str) -> Iterator[None]:
@@ -68,9 +72,7 @@ class ArrayFile:
             raise
         except DAMAGE as error:
             reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise UserError(
-                f'"{self.path}" is damaged or no .npz ({what}: {reason}): fetch or make it anew'
-            ) from None
+            raise self.error(f"damaged, or no .npz ({what}: {reason}): fetch or make it anew") from None
 
     @contextmanager
     def _open(self, name: str, rows: int | None = 0) -> Iterator[tuple[Any, tuple[int, ...], np.dtype[Any]]]:
@@ -80,16 +82,14 @@ class ArrayFile:
             read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
             if dtype.hasobject:
-                reason = "holds Python objects, which could run code when read: save plain arrays"
-                raise UserError(f'"{self.path}": "{name}" {reason}')
+                raise self.error(f"{name} holds Python objects, which could run code: save plain arrays")
             if fortran and len(shape) > 1:
-                reason = "is in column order: save it with numpy.ascontiguousarray"
-                raise UserError(f'"{self.path}": "{name}" {reason}')
+                raise self.error(f"{name} is in column order: save it with numpy.ascontiguousarray")
             part = shape if rows is None else (min([rows, *shape[:1]]), *shape[1:])
             size, packed = math.prod(part) * dtype.itemsize, archive.getinfo(f"{name}.npy").compress_size
             if size > max(AT_ONCE, PACKED * packed):
-                reason = f"takes {size / 2**30:.3g} GiB of memory at once, out of a much smaller file"
-                raise UserError(f'"{self.path}": "{name}" {reason}: write it with numpy.savez')
+                needs = f"{size / 2**30:.3g} GiB of memory at once, out of a much smaller file"
+                raise self.error(f"{name} takes {needs}: write it with numpy.savez")
             yield file, shape, dtype
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -249,13 +249,11 @@ class ArrayImages(ImageSet):
         self.file = ArrayFile(path)
         if IMAGES not in self.file.names:
             found = ", ".join(self.file.names) or "nothing"
-            raise UserError(f'"{path}" holds no {IMAGES}, where images are expected, but {found}')
+            raise self.file.error(f"it holds no {IMAGES}, where images are expected, but {found}")
         shape, dtype = self.file.header(IMAGES)
         channels = shape[3] if len(shape) == 4 else 1
         if dtype != np.uint8 or len(shape) not in (3, 4) or channels not in (1, 3, 4) or not all(shape):
-            raise UserError(
-                f'"{path}": {IMAGES} is {dtype} {list(shape)}; images as uint8 [N,H,W,3] are expected in it'
-            )
+            raise self.file.error(f"{IMAGES} is {dtype} {list(shape)}; images are expected, uint8 [N,H,W,3]")
         self._count, self._channels = shape[0], channels
 
     def __len__(self) -> int:
@@ -266,10 +264,8 @@ class ArrayImages(ImageSet):
             return None
         labels = self.file.read(LABELS)
         if labels.shape != (self._count,) or labels.dtype.kind not in "iu":
-            raise UserError(
-                f'"{self.path}": {LABELS} is {labels.dtype} {list(labels.shape)}; '
-                "one whole number an image is expected"
-            )
+            found = f"{labels.dtype} {list(labels.shape)}"
+            raise self.file.error(f"{LABELS} is {found}; one whole number an image is expected")
         return torch.from_numpy(labels.astype(np.int64))
 
     def batches(self, size: int, start: int = 0) -> Iterator[ImageBatch]:

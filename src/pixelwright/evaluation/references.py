@@ -84,11 +84,8 @@ def read_reference(path: str | Path) -> Reference:
     features = _gaussian(file, "mu", "sigma", count)
     if features is None:
         found = ", ".join(file.names) or "no arrays"
-        hint = f"; it holds images: make a reference of them with `pixelwright reference {path} OUT`"
-        raise UserError(
-            f'"{path}" is no reference: it holds {found}, not mu and sigma'
-            f"{hint if IMAGES in file.names else ''}"
-        )
+        hint = f" (make a reference of its images with `pixelwright reference {path} OUT`)"
+        raise file.error(f"no reference: it holds {found}, not mu and sigma{hint if IMAGES in found else ''}")
     return Reference(
         path=str(path),
         checksum=sha256(file.path),
@@ -110,11 +107,9 @@ def _meta(file: ArrayFile) -> dict[str, Any]:
         meta = json.loads(str(file.read("meta")))
         number = meta.pop("format")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f'"{file.path}": meta is damaged ({error}): make the reference anew') from None
+        raise file.error(f"meta is damaged ({error}): make the reference anew") from None
     if number != FORMAT:
-        raise UserError(
-            f'"{file.path}": format is {number!r}; this version reads format {FORMAT}: make it anew'
-        )
+        raise file.error(f"format is {number!r}; this version reads format {FORMAT}: make it anew")
     return dict(meta)
 
 
@@ -125,24 +120,16 @@ def _gaussian(file: ArrayFile, mean_name: str, covariance_name: str, count: int 
     if not present:
         return None
     if len(present) == 1:
-        raise UserError(
-            f'"{file.path}" holds {present[0]} but not both of {" and ".join(names)}: fetch it anew'
-        )
+        raise file.error(f"it holds {present[0]} but not both of {' and '.join(names)}: fetch it anew")
     mean, covariance = (file.read(name) for name in names)
     if mean.dtype.kind != "f" or covariance.dtype.kind != "f" or covariance.shape != (mean.size, mean.size):
-        raise UserError(
-            f'"{file.path}": {mean_name} is {mean.dtype} {list(mean.shape)}, {covariance_name} '
-            f"{covariance.dtype} {list(covariance.shape)}; a mean [D] and a covariance [D,D] are expected"
-        )
+        found = [f"{n} is {a.dtype} {list(a.shape)}" for n, a in zip(names, (mean, covariance), strict=True)]
+        raise file.error(f"{', '.join(found)}; a mean [D] and a covariance [D,D] are expected")
     mean, covariance = mean.reshape(-1).astype(np.float64), covariance.astype(np.float64)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(
-            f'"{file.path}": {mean_name} or {covariance_name} holds NaN or infinite numbers: make it anew'
-        )
+        raise file.error(f"{mean_name} or {covariance_name} holds NaN or infinite numbers: make it anew")
     if np.abs(covariance - covariance.T).max() > TOLERANCE * np.abs(covariance).max():
-        raise UserError(
-            f'"{file.path}": {covariance_name} is not symmetric, so it is no covariance: fetch it anew'
-        )
+        raise file.error(f"{covariance_name} is not symmetric, so it is no covariance: fetch it anew")
     return Gaussian(torch.from_numpy(mean), torch.from_numpy((covariance + covariance.T) / 2), count)
 
 
@@ -155,9 +142,7 @@ def _tensor(file: ArrayFile, name: str, dtype: torch.dtype, shape: tuple[int | N
         side not in (None, found) for side, found in zip(shape, array.shape, strict=True)
     )
     if wrong or array.dtype.kind not in "fiu":
-        raise UserError(
-            f'"{file.path}": {name} is {array.dtype} {list(array.shape)}: make the reference anew'
-        )
+        raise file.error(f"{name} is {array.dtype} {list(array.shape)}: make the reference anew")
     return torch.from_numpy(array).to(dtype)
 
 
@@ -309,9 +294,7 @@ class _Work:
         file = ArrayFile(path)
         meta = _meta(file)
         if meta.get("job") != job:
-            raise UserError(
-                f'"{path}" is unfinished work on other images or features: finish it as it was or remove it'
-            )
+            raise file.error("unfinished work on other images or features: finish it as it was or remove it")
         images.skipped.update(meta["skipped"])
         images.converted.update(Counter(meta["converted"]))
         tensors = {name: torch.from_numpy(file.read(name)) for name in file.names if name != "meta"}
