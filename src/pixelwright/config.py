@@ -55,7 +55,9 @@ def real(
     limits += [("<=", most)] if most is not None else []
     words = {">": "above", ">=": "of at least", "<": "below", "<=": "of at most"}
     told = " and ".join(f"{words[sign]} {limit:g}" for sign, limit in limits if math.isfinite(limit))
-    return restricted_number_type(None, float, limits, docstring=f"a finite number {told}".strip())
+    return restricted_number_type(
+        None, float, limits, docstring=f"a number {told}" if told else "a finite number"
+    )
 
 
 PositiveInt = Annotated[int, whole(1)]

@@ -251,8 +251,8 @@ def test_a_folder_tells_sizes_without_decoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"aspect_step": 32, "size": 512, "aspects": True}, "no use where size is 512"),
-        ({"aspect_step": 32}, "no use where aspects is false"),
+        ({"aspect_step": 32, "size": 512, "aspects": True}, "aspect_step is 32, but data.size is 512"),
+        ({"aspect_step": 32}, "aspect_step is 32, but data.aspects is false"),
         ({"longest_aspect": 0.5}, "give a number of at least 1"),
         ({"min_side": -1}, "data.min_side is -1"),
         ({"aspects": "yes"}, "data.aspects is 'yes'"),

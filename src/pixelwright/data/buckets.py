@@ -168,7 +168,7 @@ def _filter(sizes: np.ndarray, config: DataConfig) -> np.ndarray:
     reasons = {
         "whose size cannot be read": unreadable,
         f"with a side below {config.min_side} pixels": small,
-        f"longer than {limit} to 1": long,
+        f"longer than {limit or 0:g} to 1": long,
     }
     told = [f"{int(which.sum())} {reason}" for reason, which in reasons.items() if which.any()]
     if told:
