@@ -48,7 +48,7 @@ def source(path: Path) -> Source:
 
 def said(path: Path) -> list[Captions | None]:
     images = source(path)
-    return [images[i].said for i in range(len(images))]
+    return [images[i].all_captions for i in range(len(images))]
 
 
 def one(text: str) -> Captions:

@@ -138,7 +138,7 @@ BAD: dict[str, tuple[dict[str, list[Any]], Any, str]] = {
         None,
         "label None",
     ),
-    "label a word": ({"image": cells([1]), "label": ["cat"]}, None, "'cat'"),
+    "label half a word": ({"image": cells([1, 2]), "label": ["cat", None]}, None, "are names"),
     "label without a name": ({"image": cells([1]), "label": [7]}, FEATURES, "label 7 .* has no name"),
     "two labels": (
         {"image": cells([1]), "fine": [1], "coarse": [0]},
@@ -159,7 +159,7 @@ def test_sets_that_cannot_be_used(tmp_path: Path, name: str) -> None:
 
 def test_splits_are_not_mixed(hub: Path) -> None:
     numbered(hub / "data" / "test-00000-of-00001.parquet", 0, 2)
-    with pytest.raises(UserError, match=r"splits test, train: give one, such as .*train-\*\.parquet"):
+    with pytest.raises(UserError, match=r"splits test, train side by side: give .*train-\*\.parquet"):
         opened(hub)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from pixelwright.cli.main import main
 from pixelwright.data import DataConfig, Sample, centre_crop, open_source
 from pixelwright.data.check import aspect, check, contact_sheet
-from pixelwright.data.opening import find_source
+from pixelwright.data.open import find_source
 from pixelwright.data.prepare import Job, prepare
 from pixelwright.errors import UserError
 

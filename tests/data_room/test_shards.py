@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pixelwright.data import Batches, DataConfig, FolderSource, open_source
-from pixelwright.data.opening import expand_braces
+from pixelwright.data.open import expand_braces
 from pixelwright.data.shards import Index, ShardSource, read_index
 from pixelwright.errors import UserError
 

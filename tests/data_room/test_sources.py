@@ -112,7 +112,7 @@ BAD_LABELS = {
     "no labels key": (b"{}", "malformed"),
     "top is a list": (b"[]", "malformed"),
     "not json": (b"labels: a", "malformed"),
-    "not text": (b"\xff\xfe\xfa", "malformed"),
+    "not text": (b"\xff\xfe\xfa", "is not UTF-8 text"),
 }
 
 

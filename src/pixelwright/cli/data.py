@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pixelwright.cli.parsing import Command, Parser
 from pixelwright.data.check import check, contact_sheet, describe
 from pixelwright.data.config import DataConfig
-from pixelwright.data.opening import find_source
+from pixelwright.data.open import find_source
 from pixelwright.data.prepare import REPORT, Format, Job, Report, prepare
 from pixelwright.errors import UserError
 from pixelwright.images import save_grid

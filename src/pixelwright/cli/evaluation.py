@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pixelwright.cli.parsing import Command, Parser
 from pixelwright.data.config import DataConfig
-from pixelwright.data.opening import open_source
+from pixelwright.data.open import open_source
 from pixelwright.data.sources import Source
 from pixelwright.device import resolve_device, resolve_precision
 from pixelwright.errors import UserError

@@ -3,7 +3,7 @@
 from pixelwright.data.captioned import CaptionedShapes
 from pixelwright.data.config import DataConfig
 from pixelwright.data.loader import Batch, Batches
-from pixelwright.data.opening import open_source
+from pixelwright.data.open import open_source
 from pixelwright.data.shapes import Shapes
 from pixelwright.data.sources import FolderSource, Sample, Source, ZipSource
 from pixelwright.data.transforms import UnreadableImage, centre_crop, read_image

@@ -1,17 +1,20 @@
-"""What is said of an image: one caption, or several of which each epoch draws one."""
+"""The captions of an image: one, or several of which each epoch draws one."""
 
 from __future__ import annotations
 
-import json
+import logging
 import math
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pixelwright.errors import UserError
+from pixelwright.files import decode_text, parse_json, split_lines
 
 KEYS = ("caption", "text", "prompt", "captions")
 METADATA = "metadata.jsonl"
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, as a damaged JSON text may hold
+logger = logging.getLogger(__name__)
 
 
 class Captions(NamedTuple):
@@ -33,30 +36,38 @@ def from_meta(meta: Mapping[str, Any], place: str) -> Captions | None:
     """The captions in a JSON object, None if there are none.
 
     {"caption": "..."} (or text, prompt), or {"captions": ["...", "..."]} with or without "weights": [2, 1].
-    What is neither a text nor a list of texts is passed over: it means something else.
+    What is neither a text nor a list of texts is passed over: it means something else. So are empty texts.
 
     Raises:
         UserError: weights that do not fit.
     """
-    texts = next((texts for key in KEYS if (texts := _texts(meta.get(key)))), None)
-    if texts is None:
+    for key in KEYS:
+        texts = _texts(meta.get(key))
+        if any(texts):
+            break
+    else:
         return None
     weights = [1] * len(texts) if meta.get("weights") is None else meta["weights"]
     good = isinstance(weights, list) and len(weights) == len(texts) and all(map(_is_weight, weights))
-    if not good or not sum(weights) > 0:
+    kept = [(text, w) for text, w in zip(texts, weights, strict=True) if text and w] if good else []
+    if not kept:
         raise UserError(
             f"the weights of {place} are {str(weights)[:60]}: give {len(texts)} numbers, one for each caption"
         )
-    kept = [(text, w / sum(weights)) for text, w in zip(texts, weights, strict=True) if w]
-    return Captions(tuple(text for text, _ in kept), tuple(weight for _, weight in kept))
+    total = sum(weight for _, weight in kept)
+    return Captions(tuple(text for text, _ in kept), tuple(weight / total for _, weight in kept))
 
 
 def _texts(value: object) -> list[str]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    """The texts of a value, empty ones included; [] if it is none and no list of them."""
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) or text is None for text in texts):
         return []
-    cleaned = [" ".join(text.split()) for text in texts]
-    return cleaned if all(cleaned) else []
+    return [_clean(str(text or "")) for text in texts]
+
+
+def _clean(text: str) -> str:
+    return " ".join(SURROGATE.sub("\ufffd", text).split())
 
 
 def _is_weight(value: object) -> bool:
@@ -64,34 +75,39 @@ def _is_weight(value: object) -> bool:
     return real and math.isfinite(value) and value >= 0  # type: ignore[operator, arg-type]
 
 
-def from_text(text: str) -> Captions | None:
-    """The one caption that a text file holds; None if it is empty."""
-    text = " ".join(text.split())
+def from_text(data: bytes, place: str) -> Captions | None:
+    """The one caption in a text file; None if it is empty or, with a warning, in no known encoding."""
+    try:
+        text = _clean(decode_text(data, place))
+    except UserError as error:
+        logger.warning("%s; until then it is no caption", error)
+        return None
     return Captions((text,), (1.0,)) if text else None
 
 
-def read_folder(folder: Path) -> dict[str, Captions]:
-    """Captions by the name of the image: of `metadata.jsonl`, a line for each image with its "file_name".
+def read_metadata(data: bytes, place: str) -> dict[str, Captions]:
+    """Captions by the name of the image: of a `metadata.jsonl`, a line for each image with its "file_name".
 
     Raises:
-        UserError: a line that is no such object.
+        UserError: a line that is no such object, or an image named twice.
     """
-    path = folder / METADATA
-    if not path.is_file():
-        return {}
-    found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    found: dict[str, Captions] = {}
+    seen: set[str] = set()
+    broken = 0
+    for number, line in enumerate(split_lines(decode_text(data, place)), start=1):
         if not line.strip():
             continue
-        place = f'line {number} of "{path}"'
-        try:
-            meta = json.loads(line)
-            name = meta["file_name"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{place} is malformed ({type(error).__name__}): "
-                'write {"file_name": "...", "caption": "..."}'
-            ) from None
-        if (captions := from_meta(meta, place)) is not None:
-            found[str(name)] = captions
+        where = f"line {number} of {place}"
+        meta = parse_json(line, where)
+        name = meta.get("file_name") if isinstance(meta, dict) else None
+        if not isinstance(name, str):
+            raise UserError(f'{where} is malformed: write {{"file_name": "...", "caption": "..."}}')
+        if name in seen:
+            raise UserError(f'{where} names "{name}" again: keep one line, with "captions": ["...", "..."]')
+        seen.add(name)
+        broken += sum(SURROGATE.search(str(value)) is not None for value in meta.values())
+        if (captions := from_meta(meta, where)) is not None:
+            found[name] = captions
+    if broken:
+        logger.warning("%s: %d texts with halves of characters, which are replaced", place, broken)
     return found

@@ -136,9 +136,9 @@ class Batches:
         return Batch(from_uint8(images.permute(0, 2, 3, 1)), labels, indices, captions)
 
     def _caption(self, order: _Order, index: int) -> str:
-        said = self._held[index].said
-        assert said is not None  # the reader refuses images without
-        return said.pick(float(order.drawn[self.plan.place_of[index]]))
+        captions = self._held[index].captions
+        assert captions is not None  # the reader refuses images without
+        return captions.pick(float(order.drawn[self.plan.place_of[index]]))
 
     def _readable(self, group: int, epoch: int, place: int) -> int:
         """The index at `place` of the permutation, or the first readable one after it, now held in memory."""
@@ -158,7 +158,7 @@ class Batches:
         shared = self._keep and loaded.pixels.is_shared()
         pixels = (loaded.pixels.clone() if shared else loaded.pixels).numpy()
         for row, index in enumerate(loaded.indices):
-            self._held[index] = _Decoded(pixels[row], loaded.labels[row], loaded.said[row])
+            self._held[index] = _Decoded(pixels[row], loaded.labels[row], loaded.captions[row])
         for index, reason in loaded.failures.items():
             self._unreadable.add(index)
             name = self.source.name(index)
@@ -178,7 +178,7 @@ class _Order(NamedTuple):
 class _Decoded(NamedTuple):
     pixels: np.ndarray  # [3, H, W] uint8
     label: int
-    said: Captions | None
+    captions: Captions | None
 
 
 class _Loaded(NamedTuple):
@@ -187,7 +187,7 @@ class _Loaded(NamedTuple):
     indices: list[int]
     pixels: Tensor  # [m, 3, H, W] uint8
     labels: list[int]
-    said: list[Captions | None]
+    captions: list[Captions | None]
     failures: dict[int, str]
 
 
@@ -198,7 +198,7 @@ class _Reader(Dataset[_Loaded]):
         self.source, self.sizes, self.group_of, self.captions = source, sizes, group_of, captions
 
     def __getitem__(self, indices: Sequence[int]) -> _Loaded:
-        images, labels, said, good = [], [], [], []
+        images, labels, captions, good = [], [], [], []
         failures: dict[int, str] = {}
         for index in indices:
             try:
@@ -206,14 +206,14 @@ class _Reader(Dataset[_Loaded]):
             except UnreadableImage as error:
                 failures[index] = str(error)
                 continue
-            if self.captions and sample.said is None:
+            if self.captions and sample.all_captions is None:
                 failures[index] = "it has no caption"
                 continue
             picture = np.asarray(cover(sample.image, *self.sizes[self.group_of[index]]))  # [H, W, 3]
             images.append(np.ascontiguousarray(picture.transpose(2, 0, 1)))
             labels.append(sample.label)
-            said.append(sample.said if self.captions else None)
+            captions.append(sample.all_captions if self.captions else None)
             good.append(index)
         nothing = torch.empty((0, 3, *self.sizes[0]), dtype=torch.uint8)
         pixels = torch.from_numpy(np.stack(images)) if images else nothing
-        return _Loaded(good, pixels, labels, said, failures)
+        return _Loaded(good, pixels, labels, captions, failures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ from pixelwright.data.transforms import UnreadableImage, read_image, read_size
 from pixelwright.errors import UserError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+LABEL_COLUMNS = ("labels", "class", "category")
 KEPT_GROUPS = 2  # row groups each process keeps decoded
+logger = logging.getLogger(__name__)
 
 
 class ParquetSource:
@@ -27,8 +30,9 @@ class ParquetSource:
 
     The image column is that of type Image in the schema's Hugging Face metadata, else `image` or `img`: a
     struct of `bytes` and `path`, or plain bytes. The label is the column `label`, else the only one of type
-    ClassLabel, whose names become the class names. A read fetches the row group of the sample, which is a
-    hundred images in most published sets: `pixelwright data prepare` makes shards for fast shuffled reading.
+    ClassLabel, else `labels`, `class` or `category`: whole numbers, which ClassLabel gives names, or names. A
+    read fetches the row group of the sample, which is a hundred images in most published sets: `pixelwright
+    data prepare` makes shards for fast shuffled reading.
 
     Raises UserError if pyarrow is missing, no file is whole, or columns cannot be told.
     """
@@ -49,23 +53,15 @@ class ParquetSource:
         label = self._label_column(schema, features)
         caption = next((c for c in KEYS if c in schema.names and c != label and _is_text(schema, c)), None)
         weighted = caption is not None and "weights" in schema.names
-        self._said = [caption, *(["weights"] if weighted else [])] if caption is not None else []
+        self._text = [caption, *(["weights"] if weighted else [])] if caption is not None else []
         sizes = [[f.metadata.row_group(g).num_rows for g in range(f.metadata.num_row_groups)] for f in opened]
         self._groups = [(file, g) for file, rows in enumerate(sizes) for g in range(len(rows))]
-        self._starts = np.cumsum(
-            [0, *(n for rows in sizes for n in rows)]
-        )  # first row of each group, and end
+        starts = [0, *(n for rows in sizes for n in rows)]
+        self._starts = np.cumsum(starts)  # first row of each group, and end
         self._first_rows = np.cumsum([0, *map(sum, sizes)])  # of each file
         if not len(self):
             raise UserError(f'"{self.path}" holds no rows: give parquet files with images')
-        self._labels = self._read_labels(opened, label)
-        names = features.get(label, {}).get("names") if label else None
-        self._classes = tuple(map(str, names)) if names else None
-        if self._classes and self._labels.max() >= len(self._classes):
-            raise UserError(
-                f'label {self._labels.max()} in "{self.path}" has no name among {len(self._classes)}: '
-                "mend the class names in the schema"
-            )
+        self._labels, self._classes = self._read_labels(opened, label)
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._handles: dict[tuple[int, int], Any] = {}
         for file in opened:
@@ -86,21 +82,54 @@ class ParquetSource:
         if "label" in schema.names:
             return "label"
         typed = [name for name, f in features.items() if f.get("_type") == "ClassLabel"]
-        if len(typed) > 1:
-            raise UserError(f'"{self.path}" has the label columns {_list(typed)}: name one of them "label"')
-        return typed[0] if typed else None
+        named = [name for name in LABEL_COLUMNS if name in schema.names and _is_scalar(schema, name)]
+        found = typed or named
+        if len(found) > 1:
+            raise UserError(f'"{self.path}" has the label columns {_list(found)}: name one of them "label"')
+        others = [name for name in schema.names if name not in KEYS and _is_scalar(schema, name)]
+        if not found and others:
+            text = '"%s" has no column of labels (%s), so all images are one class; its columns: %s'
+            logger.warning(text, self.path, ", ".join(("label", *LABEL_COLUMNS)), _list(schema.names))
+        return found[0] if found else None
 
-    def _read_labels(self, opened: Sequence[Any], column: str | None) -> np.ndarray:
+    def _read_labels(
+        self, opened: Sequence[Any], column: str | None
+    ) -> tuple[np.ndarray, tuple[str, ...] | None]:
+        """Labels [n] and class names. Files may number their classes in different orders: names tell."""
         if column is None:
-            return np.zeros(len(self), np.int64)
-        values = [v for file in opened for v in file.read([column], use_threads=False)[column].to_pylist()]
-        for row, value in enumerate(values):
+            return np.zeros(len(self), np.int64), None
+        rows: list[Any] = []
+        names: list[str] = []  # of the classes, those of the first file first
+        for file in opened:
+            values = file.read([column], use_threads=False)[column].to_pylist()
+            own = _features(file.schema_arrow.metadata).get(column, {}).get("names")
+            if not own:
+                rows += values
+                continue
+            own = [str(name) for name in own]
+            names += [name for name in own if name not in names]
+            self._check_numbers(values, column, len(rows), own)
+            rows += [names.index(own[value]) for value in values]
+        if not names and all(isinstance(value, str) for value in rows):
+            names = sorted(set(rows))
+            number = {name: label for label, name in enumerate(names)}
+            rows = [number[value] for value in rows]
+        self._check_numbers(rows, column, 0, names)
+        return np.array(rows, np.int64), tuple(names) or None
+
+    def _check_numbers(self, values: Sequence[Any], column: str, first: int, names: Sequence[str]) -> None:
+        """Raise UserError for a label that is no number from 0, or has no name; `first` is the first row."""
+        for row, value in enumerate(values, start=first):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise UserError(
-                    f'"{self.name(row)}" has the {column} {value!r}: labels are whole numbers from 0 '
-                    "(splits without labels, such as test, cannot be used)"
+                    f'"{self.name(row)}" has the {column} {value!r}: labels are whole numbers from 0, or all '
+                    "are names (splits without labels, such as test, cannot be used)"
                 )
-        return np.array(values, np.int64)  # [n]
+            if names and value >= len(names):
+                raise UserError(
+                    f'label {value} in "{self.path}" has no name among {len(names)}: '
+                    "mend the class names in the schema"
+                )
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -128,9 +157,9 @@ class ParquetSource:
         group, row = self._place(index)
         table = self._group(group)
         data = self._bytes(table, row)
-        said = from_meta({c: table[c][row].as_py() for c in self._said}, f'"{self.name(index)}"')
-        label = int(self._labels[index])
-        return Sample(read_image(data), label, said and said.texts[0], self.name(index), said)
+        captions = from_meta({c: table[c][row].as_py() for c in self._text}, f'"{self.name(index)}"')
+        label, first = int(self._labels[index]), captions.texts[0] if captions else None
+        return Sample(read_image(data), label, first, self.name(index), captions)
 
     def dimensions(self, index: int) -> tuple[int, int]:
         """(width, height) of an image, without decoding it; raises UnreadableImage."""
@@ -147,7 +176,7 @@ class ParquetSource:
     def _group(self, group: int) -> Any:
         if group not in self._kept:
             number, inner = self._groups[group]
-            columns = [self._image, *self._said]
+            columns = [self._image, *self._text]
             try:
                 table = self._open(number).read_row_group(inner, columns, use_threads=False)
             except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
@@ -175,7 +204,12 @@ class ParquetSource:
 
 
 def _is_text(schema: Any, column: str) -> bool:
-    return str(schema.field(column).type).startswith(("string", "large_string", "list<", "large_list<"))
+    kind = str(schema.field(column).type)
+    return kind.startswith(("string", "large_string", "list<", "large_list<", "dictionary<values=string"))
+
+
+def _is_scalar(schema: Any, column: str) -> bool:
+    return str(schema.field(column).type).startswith(("int", "uint", "string", "large_string", "dictionary<"))
 
 
 def _pyarrow() -> tuple[Any, type[Exception]]:

@@ -30,7 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pixelwright.data.config import DataConfig
-from pixelwright.data.opening import UNFINISHED, open_source
+from pixelwright.data.open import UNFINISHED, open_source
 from pixelwright.data.sources import LABEL_FILE, Sample, Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
 from pixelwright.errors import UserError
@@ -72,7 +72,7 @@ class Job:
         if self.quality is None:
             cropped.save(buffer, "PNG")
         else:
-            cropped.save(buffer, "JPEG", quality=self.quality)
+            cropped.save(buffer, "JPEG", quality=self.quality, subsampling=0)  # 4:4:4: colours survive
         return buffer.getvalue()
 
     @property

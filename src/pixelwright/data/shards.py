@@ -1,33 +1,45 @@
 """WebDataset shards with random access: tar files whose members are found through an index made once.
 
-A sample is the run of neighbouring members that share a key (the name up to the first dot of its last part):
+A sample is the members of a shard that share a key (the name up to the first dot of its last part):
 `KEY.jpg`, and beside it `KEY.cls` (the class number), `KEY.json` ("label", "class", and captions as
-`captions.from_meta` reads them) and `KEY.txt` (one caption, before those of the .json).
+`captions.from_meta` reads them) and `KEY.txt` (one caption, before those of the .json). Where no sample has
+a label or a caption, the folders in the names are classes, as in a zip.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
+import posixpath
 import tarfile
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
 from pixelwright.data.captions import Captions, from_meta, from_text
-from pixelwright.data.sources import MEMBER_LIMIT, SUFFIXES, Sample
+from pixelwright.data.layout import (
+    SUFFIXES,
+    folder_classes,
+    image_names,
+    is_hidden,
+    refuse_splits,
+    shown,
+    suffix,
+    tidy,
+    wrapper,
+)
+from pixelwright.data.sources import Sample
 from pixelwright.data.transforms import UnreadableImage, read_image, read_size
 from pixelwright.errors import UserError
-from pixelwright.files import cache_folder
+from pixelwright.files import LIMIT, cache_folder, digest, parse_json, write_text
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 BLOCK = 512  # bytes; a tar is made of such blocks
+TEXT_LIMIT = 1 << 24  # bytes of a .json, .txt or .cls
 Span = tuple[int, int]  # first byte and number of bytes
+Content = TypeVar("Content")
 logger = logging.getLogger(__name__)
 
 
@@ -43,17 +55,18 @@ class ShardSource:
     def __init__(self, shards: Sequence[Path]):
         self.path = shards[0] if len(shards) == 1 else shards[0].parent
         self.files, self.damaged, indices = open_each(shards, read_index, tarfile.TarError)
-        self._names = [
-            f"{shard.name}/{key}" for shard, i in zip(self.files, indices, strict=True) for key in i.keys
-        ]
+        pairs = list(zip(self.files, indices, strict=True))
+        self._names = [f"{shard.name}/{shown(key)}" for shard, index in pairs for key in index.keys]
         if not self._names:
             raise UserError(f'"{self.path}" holds no images: give shards with .jpg, .png or .webp members')
         self._shard = np.repeat(np.arange(len(indices)), [len(i.keys) for i in indices])  # [n]
         self._images = _spans([i.images for i in indices])  # [n, 2]
         self._captions = _spans([i.captions for i in indices])  # [n, 2], size 0: none
         self._in_json = np.concatenate([np.array(i.in_json, bool) for i in indices])  # [n]
-        self._labels = self._join_labels(np.concatenate([np.array(i.labels, np.int64) for i in indices]))
-        self._classes = self._join_classes(indices)
+        labels = np.concatenate([np.array(i.labels, np.int64) for i in indices])  # [n], -1: none
+        self._labels, self._classes = self._join_labels(labels), self._join_classes(pairs)
+        if (labels < 0).all() and not self._captions[:, 1].any():
+            self._labels, self._classes = self._classes_of_folders([k for i in indices for k in i.keys])
 
     def _join_labels(self, labels: np.ndarray) -> np.ndarray:
         missing = np.flatnonzero(labels < 0)
@@ -67,9 +80,9 @@ class ShardSource:
             )
         return labels
 
-    def _join_classes(self, indices: Sequence[Index]) -> tuple[str, ...] | None:
+    def _join_classes(self, pairs: Sequence[tuple[Path, Index]]) -> tuple[str, ...] | None:
         names: dict[int, str] = {}
-        for shard, index in zip(self.files, indices, strict=True):
+        for shard, index in pairs:
             for label, name in index.classes.items():
                 if names.setdefault(label, name) != name:
                     raise UserError(
@@ -77,6 +90,16 @@ class ShardSource:
                         "give shards of one data set"
                     )
         return tuple(names[i] for i in range(len(names))) if names.keys() == set(range(len(names))) else None
+
+    def _classes_of_folders(self, keys: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+        """Labels [n] and class names by the folders in the keys, if there are several side by side."""
+        root = wrapper(sorted(keys))
+        inner = [key.removeprefix(root) for key in keys]
+        if len({key.partition("/")[0] for key in inner if "/" in key}) < 2:
+            return np.zeros(len(keys), np.int64), None
+        refuse_splits(keys, self.path, lambda part: f'make shards of one alone, such as "{part}"')
+        labels, classes = folder_classes(inner, self.path)
+        return np.array(labels, np.int64), classes
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -94,9 +117,10 @@ class ShardSource:
         return self._names[index]
 
     def __getitem__(self, index: int) -> Sample:
-        image, caption = self._members(index, self._images, self._captions)
-        said, name = self._said(index, caption.decode("utf-8", "replace")), self._names[index]
-        return Sample(read_image(image), int(self._labels[index]), said and said.texts[0], name, said)
+        image, text = self._members(index, self._images, self._captions)
+        captions, label = self._captions_of(index, text), int(self._labels[index])
+        first = captions.texts[0] if captions else None
+        return Sample(read_image(image), label, first, self._names[index], captions)
 
     def dimensions(self, index: int) -> tuple[int, int]:
         """(width, height) of an image, without decoding it; raises UnreadableImage."""
@@ -109,19 +133,20 @@ class ShardSource:
         except OSError as error:
             raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
-    def _said(self, index: int, text: str) -> Captions | None:
+    def _captions_of(self, index: int, text: bytes) -> Captions | None:
+        place = f'"{self._names[index]}"'
         if not self._in_json[index]:
-            return from_text(text)
-        return from_meta(json.loads(text), f'"{self._names[index]}"')
+            return from_text(text, f"the .txt of {place}")
+        return from_meta(parse_json(text, f"the .json of {place}"), place)
 
 
 def _spans(parts: Sequence[Sequence[Span]]) -> np.ndarray:
     return np.array([span for part in parts for span in part], np.int64).reshape(-1, 2)
 
 
-def _read(file: Any, span: np.ndarray) -> bytes:
+def _read(file: BinaryIO, span: np.ndarray) -> bytes:
     offset, size = map(int, span)
-    if size > MEMBER_LIMIT:
+    if size > LIMIT:
         raise UnreadableImage(f"too large: {size} bytes")
     file.seek(offset)
     data = file.read(size)
@@ -131,8 +156,8 @@ def _read(file: Any, span: np.ndarray) -> bytes:
 
 
 def open_each(
-    files: Sequence[Path], read: Any, damage: type[Exception]
-) -> tuple[list[Path], dict[str, str], list[Any]]:
+    files: Sequence[Path], read: Callable[[Path], Content], damage: type[Exception]
+) -> tuple[list[Path], dict[str, str], list[Content]]:
     """The whole ones among `files`, the reasons against the others by name, and what `read` made of each.
 
     Only `damage` in the content makes a file "damaged". One that cannot be read at all (no permission, a disk
@@ -154,7 +179,13 @@ def open_each(
     return whole, damaged, contents
 
 
-# ---------------------------------------------------------------- the index of a shard
+def identity(file: Path) -> tuple[str, int, int, int, int]:
+    """What changes whenever a file does: also if another of the same size and time takes its place."""
+    state = file.stat()
+    return str(file.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+
+
+# --- the index of a shard ---
 
 
 class Index(NamedTuple):
@@ -173,46 +204,110 @@ def read_index(shard: Path) -> Index:
 
     Raises tarfile.TarError if the shard is damaged, OSError if it cannot be read.
     """
-    state = shard.stat()
-    identity = [INDEX_VERSION, str(shard.resolve()), state.st_size, state.st_mtime_ns]
-    digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
-    kept = cache_folder() / "shards" / f"{digest}.json"
+    kept = cache_folder() / "shards" / f"{digest(INDEX_VERSION, *identity(shard))}.json"
     try:
-        found = json.loads(kept.read_text())
+        found = json.loads(kept.read_text(encoding="utf-8"))
         found["classes"] = {int(label): name for label, name in found["classes"].items()}
         return Index(**found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass  # not there, or not as it should be: made anew
     index = _make_index(shard)
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(index._asdict()))
-        os.replace(part, kept)
+        write_text(kept, json.dumps(index._asdict()))
     except OSError as error:
         logger.warning("the index of %s is not kept: %s", shard, error)
     return index
 
 
+class _Sample:
+    """The members of a shard that share a key."""
+
+    def __init__(self, key: str) -> None:
+        self.key, self.parts = key, dict[str, tarfile.TarInfo]()
+
+
 def _make_index(shard: Path) -> Index:
     index = Index([], [], [], [], [], {})
-    with tarfile.open(shard, "r:") as archive:
-        for key, members in groupby(_members(archive, shard), key=lambda member: _split(member.name)[0]):
-            _add(index, key, {_split(m.name)[1]: m for m in members}, archive, shard)
+    with shard.open("rb") as file:
+        members = list(_members(file, shard))
+        image_names((name for name, _ in members), shard)  # which tells of kinds that are not read
+        samples = _samples(members)
+        beside = [name for name, _ in members if suffix(name) in SUFFIXES]
+        for sample in samples:
+            _add(index, sample, file, shard)
+    if lost := len(beside) - len(index.keys):
+        used = {f"{key}." for key in index.keys}
+        odd = next((n for n in beside if _split(n)[0] + "." not in used or _split(n)[1] not in SUFFIXES), "")
+        text = '"%s": left out %d images beside the one of their sample, such as "%s"'
+        logger.warning(text, shard, lost, shown(odd))
     return index
 
 
-def _members(archive: tarfile.TarFile, shard: Path) -> Iterator[tarfile.TarInfo]:
-    """The files in a tar. tarfile takes a damaged header for the end; what follows the last member tells."""
-    end = 0
-    for member in archive:
-        end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
-        if member.isreg() and not any(part.startswith(".") for part in member.name.split("/")):
-            yield member
-    with shard.open("rb") as file:
-        file.seek(end)
-        if any(file.read(BLOCK)):
-            raise tarfile.ReadError(f"bad header at byte {end}")
+def _samples(members: Sequence[tuple[str, tarfile.TarInfo]]) -> list[_Sample]:
+    """Members by key, in the order in which the keys appear; a suffix that comes again begins a new sample.
+
+    Where nothing under a key is an image by all that follows the first dot, as with "img_0.5.png", names are
+    split at their last dot.
+    """
+    plain = {key for key, extension in (_split(name) for name, _ in members) if extension in SUFFIXES}
+    samples: list[_Sample] = []
+    newest: dict[str, _Sample] = {}
+    for name, member in members:
+        key, extension = _split(name)
+        if key not in plain and "." in extension:
+            key, _, extension = name.rpartition(".")
+        sample = newest.get(key)
+        if sample is None or extension.lower() in sample.parts:
+            sample = newest[key] = _Sample(key)
+            samples.append(sample)
+        sample.parts[extension.lower()] = member
+    return samples
+
+
+def _members(file: BinaryIO, shard: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """The files in a tar, or in several that were joined, with tidy names and links resolved.
+
+    tarfile takes a damaged header for the end; what follows the last member tells.
+    """
+    start: int | None = 0
+    while start is not None:
+        end = start
+        seen: dict[str, tarfile.TarInfo] = {}
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                if member.issparse():
+                    raise tarfile.ReadError(f'"{member.name}" is sparse: pack it anew without holes')
+                end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
+                found: tarfile.TarInfo | None = member
+                if member.islnk() or member.issym():
+                    inside = posixpath.dirname(member.name) if member.issym() else ""
+                    found = seen.get(tidy(posixpath.normpath(posixpath.join(inside, member.linkname))))
+                    if found is None:
+                        logger.warning('"%s": left out "%s", a link to nowhere', shard, shown(member.name))
+                name = tidy(member.name)
+                if found is not None and found.isreg() and not is_hidden(name):
+                    seen[name] = found
+                    yield name, found
+        start = _further(file, end, shard)
+
+
+def _further(file: BinaryIO, end: int, shard: Path) -> int | None:
+    """Where another tar begins behind the end of one, None if there is none."""
+    file.seek(end)
+    if any(file.read(BLOCK)):
+        raise tarfile.ReadError(f"bad header at byte {end}")
+    at = end + BLOCK
+    while block := file.read(BLOCK):
+        if any(block):
+            try:
+                tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                return at
+            except tarfile.HeaderError:
+                logger.warning('"%s": what follows byte %d, behind its end, is no tar: left out', shard, at)
+                return None
+        at += BLOCK
+    return None
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -222,25 +317,27 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _add(
-    index: Index, key: str, parts: dict[str, tarfile.TarInfo], archive: tarfile.TarFile, shard: Path
-) -> None:
+def _add(index: Index, sample: _Sample, file: BinaryIO, shard: Path) -> None:
+    parts, place = sample.parts, f'sample "{shown(sample.key)}" of "{shard}"'
     images = [extension for extension in parts if extension in SUFFIXES]
     if not images:
         return
-    place = f'sample "{key}" of "{shard}"'
     if len(images) > 1:
         raise UserError(f"{place} has {len(images)} images ({', '.join(images)}): keep one of them")
-    meta = _meta(archive, parts, place)
-    label = _label(archive, parts, meta, place)
+    told = _content(file, parts["json"], place) if "json" in parts else b"{}"
+    meta = parse_json(told, f"the .json of {place}")
+    meta = meta if isinstance(meta, dict) else {}
+    label = _label(_content(file, parts["cls"], place) if "cls" in parts else None, meta, place)
     if label >= 0 and isinstance(meta.get("class"), str):
         index.classes.setdefault(label, meta["class"])
-    index.keys.append(key)
+    in_json = from_meta(meta, place) is not None
+    if in_json and "txt" in parts:  # which comes first, unless it is empty
+        in_json = not _content(file, parts["txt"], place).strip()
+    text = parts.get("json" if in_json else "txt")
+    index.keys.append(sample.key)
     index.images.append(_span(parts[images[0]]))
     index.labels.append(label)
-    in_json = "txt" not in parts and from_meta(meta, place) is not None
     index.in_json.append(in_json)
-    text = parts.get("json" if in_json else "txt")
     index.captions.append((0, 0) if text is None else _span(text))
 
 
@@ -248,29 +345,19 @@ def _span(member: tarfile.TarInfo) -> Span:
     return member.offset_data, member.size
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None  # a regular file
-    return file.read()
+def _content(file: BinaryIO, member: tarfile.TarInfo, place: str) -> bytes:
+    if member.size > TEXT_LIMIT:
+        raise UserError(f"{place}: {member.name} has {member.size} bytes, more than any label or caption")
+    file.seek(member.offset_data)
+    return file.read(member.size)
 
 
-def _meta(archive: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], place: str) -> dict[str, Any]:
-    if "json" not in parts:
-        return {}
-    try:
-        meta = json.loads(_content(archive, parts["json"]))
-    except ValueError as error:
-        raise UserError(f"the .json of {place} is malformed ({error}): mend or remove it") from error
-    return meta if isinstance(meta, dict) else {}
-
-
-def _label(
-    archive: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], meta: dict[str, Any], place: str
-) -> int:
+def _label(text: bytes | None, meta: dict[str, Any], place: str) -> int:
+    """The label of a sample, -1 if it has none."""
     value: object = meta.get("label")
-    if "cls" in parts:
-        text = _content(archive, parts["cls"]).decode("utf-8", "replace").strip()
-        value = int(text) if text.isascii() and text.isdigit() else text
+    if text is not None:
+        word = text.decode("utf-8-sig", "replace").strip()
+        value = int(word) if word.isascii() and word.isdigit() else word
     if value is None:
         return -1
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from pixelwright.data.captions import Captions, from_text, read_folder
+from pixelwright.data.captions import METADATA, Captions, from_text, read_metadata
+from pixelwright.data.layout import (
+    KINDS,
+    folder_classes,
+    image_names,
+    is_hidden,
+    refuse_splits,
+    shown,
+    tidy,
+    wrapper,
+)
 from pixelwright.data.transforms import UnreadableImage, read_image, read_size
 from pixelwright.errors import UserError
+from pixelwright.files import parse_json, read_bytes, read_member
 
 LABEL_FILE = "dataset.json"
-KINDS = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
-SUFFIXES = frozenset(KINDS.split())
-MEMBER_LIMIT = 1 << 30  # bytes; a zip member that claims more is not a picture
+DAMAGE = (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, NotImplementedError)
+"""What a broken zip raises while it is read."""
+logger = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
@@ -39,9 +50,9 @@ class Sample(NamedTuple):
     """All sentences about the image, with weights, from sources that may hold several."""
 
     @property
-    def said(self) -> Captions | None:
-        """All that is said of the image."""
-        return self.captions or (from_text(self.caption) if self.caption else None)
+    def all_captions(self) -> Captions | None:
+        """The captions with their weights, also where there is but one."""
+        return self.captions or (Captions((self.caption,), (1.0,)) if self.caption else None)
 
 
 class Source(Protocol):
@@ -66,12 +77,53 @@ class Source(Protocol):
 
 
 class _Files(ABC):
-    """Named image files with labels; folders and zips differ only in how a file is listed and read."""
+    """Named image files with labels; folders and zips differ only in how files are listed and read.
 
-    def __init__(self, path: Path, names: Sequence[str], label_file: bytes | None):
-        self.path, self._names = path, names
-        self._labels, self._classes = _classify(names, label_file, path)
+    Labels come from a `dataset.json` {"labels": [[name, class], ...]} (null: one class), the one nearest the
+    top, or else from the first folder in each name. Captions come from the `metadata.jsonl` of a folder, or
+    else from a text file beside the image, `cat.txt` for `cat.jpg`.
+    """
+
+    def __init__(self, path: Path, names: Iterable[str], remedy: Callable[[str], str]):
+        """`names` are those of all files in `path`; see `refuse_splits` for `remedy`."""
+        self.path = path
+        visible = [name for name in names if not is_hidden(name)]
+        images = image_names(visible, path)
+        if not images:
+            raise UserError(f'"{path}" holds no images: give one with files that end in one of {KINDS}')
+        tables = [name for name in visible if name.rpartition("/")[2] == LABEL_FILE]
+        table = min(tables, key=lambda name: (name.count("/"), name), default=None)
+        if table is None:
+            refuse_splits(images, path, remedy)
+        self._root = table.removesuffix(LABEL_FILE) if table else wrapper(images)
+        self._names = [name.removeprefix(self._root) for name in images if name.startswith(self._root)]
+        if len(self._names) < len(images):
+            left = len(images) - len(self._names)
+            logger.warning('"%s": left out %d images outside the folder of "%s"', path, left, table)
+        if table is None:
+            self._labels, self._classes = folder_classes(self._names, path)
+        else:
+            self._labels, self._classes = _read_labels(self._read(table), self._names, f'"{path}/{table}"')
         self._count = len(self._classes) if self._classes is not None else max(self._labels) + 1
+        self._captions = self._read_metadata(visible)
+
+    def _read_metadata(self, names: Iterable[str]) -> dict[str, Captions]:
+        found: dict[str, Captions] = {}
+        known = set(self._names)
+        for name in names:
+            folder, _, base = name.rpartition("/")
+            if base in ("metadata.csv", "metadata.parquet"):
+                logger.warning('"%s/%s" is not read: captions come from %s', self.path, name, METADATA)
+            if base != METADATA:
+                continue
+            captions = read_metadata(self._read(name), f'"{self.path}/{name}"')
+            prefix = f"{folder}/".removeprefix("/").removeprefix(self._root)
+            named = {prefix + tidy(image): text for image, text in captions.items()}
+            if strange := [image for image in named if image not in known]:
+                text = '"%s/%s" names %d images that are not there, such as "%s"'
+                logger.warning(text, self.path, name, len(strange), shown(strange[0]))
+            found |= named
+        return found
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -85,96 +137,99 @@ class _Files(ABC):
         return len(self._names)
 
     def name(self, index: int) -> str:
-        return self._names[index]
+        return shown(self._names[index])
 
     def __getitem__(self, index: int) -> Sample:
-        name = self._names[index]
-        image, said = read_image(self._data(name)), self._said(name)
-        return Sample(image, self._labels[index], said and said.texts[0], name, said)
+        captions, image = self._captions_of(self._names[index]), read_image(self._data(index))
+        return Sample(image, self._labels[index], captions and captions.texts[0], self.name(index), captions)
 
     @abstractmethod
     def _read(self, name: str) -> bytes:
-        """The content of a file."""
+        """The content of a file. Raises UserError, or one of DAMAGE."""
 
-    def _said(self, name: str) -> Captions | None:
-        """The captions of an image."""
-        return None
+    @abstractmethod
+    def _has(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+    def _captions_of(self, name: str) -> Captions | None:
+        if name in self._captions:
+            return self._captions[name]
+        beside = f"{self._root}{name.rpartition('.')[0]}.txt"
+        return from_text(self._read(beside), f'"{self.path}/{shown(beside)}"') if self._has(beside) else None
 
     def dimensions(self, index: int) -> tuple[int, int]:
         """(width, height) of an image, without decoding it; raises UnreadableImage."""
-        return read_size(self._data(self._names[index]))
+        return read_size(self._data(index))
 
-    def _data(self, name: str) -> bytes:
+    def _data(self, index: int) -> bytes:
         try:
-            return self._read(name)
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+            return self._read(self._root + self._names[index])
+        except UserError as error:
+            raise UnreadableImage(str(error)) from error
+        except DAMAGE as error:
             raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
 class FolderSource(_Files):
     """The images in a folder; its sub-folders, sorted, are the classes, and a flat folder is one class.
 
-    A `dataset.json` in the folder, as in a zip, overrides the sub-folders. Hidden files and files that are
-    not images by their suffix are passed over. Captions come from `metadata.jsonl` in the folder, or else
-    from a text file beside the image, `cat.txt` for `cat.jpg`.
+    A single folder around the class folders is no class. Hidden files and files that are not images by their
+    suffix are passed over. Links are followed.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, names: Iterable[str] | None = None):
+        """`names` are those of `walk(path)`, where that is known already."""
         folder = Path(path).expanduser()
         if not folder.is_dir():
             raise UserError(f'"{path}" is not a folder: give a folder of images')
-        label_file = folder / LABEL_FILE
-        labels = label_file.read_bytes() if label_file.is_file() else None
-        super().__init__(folder, _image_names(_walk(folder)), labels)
-        self._captions = read_folder(folder)
+        names = walk(folder) if names is None else names
+        super().__init__(folder, names, lambda part: f'give one, such as "{folder / part}"')
 
     def _read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        return read_bytes(self.path / name)
 
-    def _said(self, name: str) -> Captions | None:
-        if name in self._captions:
-            return self._captions[name]
-        beside = (self.path / name).with_suffix(".txt")
-        return from_text(beside.read_text("utf-8", "replace")) if beside.is_file() else None
+    def _has(self, name: str) -> bool:
+        return (self.path / name).is_file()
 
 
 class ZipSource(_Files):
-    """The images in a zip, read in place and never unpacked.
+    """The images in a zip, read in place and never unpacked; all else is as in a folder.
 
-    Labels come from a `dataset.json` {"labels": [[name, class], ...]} (null: one class) or else from the
-    folders in the zip; folders that wrap everything, as when a whole folder was zipped, are not classes. Safe
-    in worker processes: each opens the file for itself.
+    Safe in worker processes: each opens the file for itself.
     """
 
     def __init__(self, path: str | Path):
         file = Path(path).expanduser()
         self._handles: dict[int, zipfile.ZipFile] = {}
+        self.path = file
         try:
             with zipfile.ZipFile(file) as archive:
-                members = archive.namelist()
-                for member in members:
-                    _refuse_escape(member, file)
-                label_file = _label_member(members)
-                labels = archive.read(label_file) if label_file else None
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
-            raise UserError(f'"{path}" is not a whole zip file ({error}): give an intact .zip') from error
+                every = archive.namelist()
         except OSError as error:
             raise UserError(f'"{path}" cannot be opened ({error.strerror}): give a .zip file') from error
-        names = _image_names(members)
-        self.doubles = _image_names(name for name, count in Counter(members).items() if count > 1)
+        except DAMAGE as error:
+            raise UserError(f'"{path}" is not a whole zip file ({error}): give an intact .zip') from error
+        for member in every:
+            _refuse_escape(member, file)
+        self._members = {tidy(member): member for member in every if not member.endswith("/")}
+        double = (name for name, count in Counter(map(tidy, every)).items() if count > 1)
+        self.doubles = image_names((name for name in double if not is_hidden(name)), path)
         """Images that were written twice; the last is read."""
-        self._root = label_file.removesuffix(LABEL_FILE) if label_file else _wrapper(names)
-        names = [name.removeprefix(self._root) for name in names if name.startswith(self._root)]
-        super().__init__(file, names, labels)
+        try:
+            super().__init__(file, self._members, lambda part: f'pack one of them alone, such as "{part}"')
+        except DAMAGE as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f'"{path}" is not a whole zip file ({error}): give an intact .zip') from error
 
     def _read(self, name: str) -> bytes:
         archive = self._handles.get(os.getpid())
         if archive is None:  # a forked worker must not share its parent's file position
             archive = self._handles[os.getpid()] = zipfile.ZipFile(self.path)
-        info = archive.getinfo(self._root + name)
-        if info.file_size > MEMBER_LIMIT:
-            raise UnreadableImage(f"too large: {info.file_size} bytes")
-        return archive.read(info)
+        return read_member(archive, self._members[name])
+
+    def _has(self, name: str) -> bool:
+        return name in self._members
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}}  # open files cannot travel to a spawned worker
@@ -186,87 +241,49 @@ def _refuse_escape(member: str, file: Path) -> None:
         raise UserError(f'"{file}" holds the member "{member}", which points outside the zip: pack it anew')
 
 
-def _label_member(members: Iterable[str]) -> str | None:
-    """The `dataset.json` nearest the top, if there is one; names in it are relative to its own folder."""
-    found = [m for m in members if m.rpartition("/")[2] == LABEL_FILE and not _hidden(m)]
-    return min(found, key=lambda member: (member.count("/"), member), default=None)
+def walk(folder: Path) -> Iterator[str]:
+    """The files under `folder` as relative paths with forward slashes.
 
-
-def _wrapper(names: Sequence[str]) -> str:
-    """The folders around all class folders: "set/" for "set/cat/1.png", "set/dog/2.png"."""
-    if not names:
-        return ""
-    first, last = names[0].split("/"), names[-1].split("/")  # names are sorted, so these differ the most
-    depth = 0
-    while depth < min(map(len, (first, last))) and first[depth] == last[depth]:
-        depth += 1
-    while depth and not all(name.count("/") > depth for name in names):
-        depth -= 1
-    return "".join(part + "/" for part in first[:depth])
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Files under `folder` as relative paths with forward slashes; links are followed, no folder twice."""
-    seen = set()
+    Links are followed, except to a folder that they lie in. Hidden folders and those of the system are not
+    looked into.
+    """
+    above = {str(folder): {os.path.realpath(folder)}}  # what each folder lies in, itself included
     for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
+        inside = above.pop(place)
+        for name in list(folders):
+            path = os.path.join(place, name)
+            real = os.path.realpath(path)
+            if real in inside or is_hidden(name):
+                folders.remove(name)
+            else:
+                above[path] = inside | {real}
         relative = Path(place).relative_to(folder)
         yield from ((relative / file).as_posix() for file in files)
 
 
-def _hidden(name: str) -> bool:
-    return name[0] == "." or "/." in name or "__MACOSX" in name.split("/")
-
-
-def _image_names(names: Iterable[str]) -> list[str]:
-    return sorted({n for n in names if n.rpartition(".")[2].lower() in SUFFIXES and not _hidden(n)})
-
-
-def _classify(
-    names: Sequence[str], label_file: bytes | None, where: Path
-) -> tuple[list[int], tuple[str, ...] | None]:
-    """Labels and class names: of the label file if there is one, else of the first folder in each name."""
-    if not names:
-        raise UserError(f'"{where}" holds no images: give one with files that end in one of {KINDS}')
-    if label_file is not None:
-        return _read_labels(label_file, names, where)
-    folders = [name.split("/")[0] if "/" in name else None for name in names]
-    if all(folder is None for folder in folders):
-        return [0] * len(names), None
-    if None in folders:
-        stray = names[folders.index(None)]
-        raise UserError(f'"{where}" holds class folders and "{stray}" beside them: move it into one')
-    classes = tuple(sorted({folder for folder in folders if folder is not None}))
-    number = {name: label for label, name in enumerate(classes)}
-    return [number[folder] for folder in folders if folder is not None], classes
-
-
-def _read_labels(
-    label_file: bytes, names: Sequence[str], where: Path
-) -> tuple[list[int], tuple[str, ...] | None]:
+def _read_labels(data: bytes, names: list[str], place: str) -> tuple[list[int], tuple[str, ...] | None]:
     """One label per name from {"labels": [["name", label], ...]}, or all 0 from {"labels": null}.
 
     Class names are those of {"class_names": [...]}, where the file has them.
     """
-    place = f'{LABEL_FILE} in "{where}"'
-    shape = 'it should read {"labels": [["file name", 0], ...]} or {"labels": null}'
+    content = parse_json(data, place)
     try:
-        content = json.loads(label_file)
         entries = content["labels"]
         classes = tuple(map(str, content.get("class_names") or ())) or None
-        table = dict.fromkeys(names, 0) if entries is None else {name: label for name, label in entries}
+        pairs = [(name, label) for name, label in entries or ()]
+        table = dict.fromkeys(names, 0) if entries is None else dict(pairs)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{place} is malformed ({type(error).__name__}: {error}): {shape}") from error
-    for name, label in table.items():
+        raise UserError(
+            f"{place} is malformed ({type(error).__name__}: {error}): it should read "
+            '{"labels": [["file name", 0], ...]} or {"labels": null}'
+        ) from error
+    for name, label in pairs:
         if not isinstance(label, int) or isinstance(label, bool) or label < 0:
             raise UserError(f'{place} gives "{name}" the label {label!r}: labels are whole numbers from 0')
         if classes is not None and label >= len(classes):
             raise UserError(f'{place} gives "{name}" the label {label} of {len(classes)} class names: add it')
+        if table[name] != label:
+            raise UserError(f'{place} gives "{name}" the labels {label} and {table[name]}: keep one')
     missing = [name for name in names if name not in table]
     if missing:
         raise UserError(

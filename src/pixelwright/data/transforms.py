@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,6 +18,7 @@ TURNS = {  # EXIF orientation -> what brings the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+LATE_EXIF = re.compile(rb"eXIf|Raw profile type exif|XML:com\.adobe\.xmp")  # where a PNG tells how to turn it
 LONGEST_ASPECT = 16
 CONVERTED = "converted"  # in the `info` of an image that `read_image` had to convert: its mode in the file
 
@@ -39,7 +41,8 @@ def read_image(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            return _noted(_upright(image, _to_rgb(image)), image.mode)
+            turn, rgb = TURNS.get(_orientation(image)), _to_rgb(image, data)
+            return _noted(rgb if turn is None else rgb.transpose(turn), image.mode)
     except UnidentifiedImageError:
         raise UnreadableImage("not an image in a known format") from None
     except Image.DecompressionBombError as error:
@@ -61,31 +64,46 @@ def read_size(data: bytes) -> tuple[int, int]:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            # A PNG without EXIF in front would be decoded to look for it behind the pixels.
-            looked = image.format != "PNG" or "exif" in image.info
-            turned = looked and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-            return (image.height, image.width) if turned else image.size
+            if image.format == "TIFF":  # which Pillow itself turns upright, the size at once
+                return image.size
+            if image.format == "PNG" and not LATE_EXIF.search(data):  # or it would be decoded to look behind
+                return image.size
+            return (image.height, image.width) if _orientation(image) >= 5 else image.size
     except Exception as error:  # as in `read_image`
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
-def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """How the picture is to be turned, 1 to 8; 1 where it does not say, or says what has no meaning."""
     try:
-        turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
+        value = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # a damaged EXIF block says nothing of the pixels, which are whole
-        turn = None
-    return rgb if turn is None else rgb.transpose(turn)
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
+def _to_rgb(image: Image.Image, data: bytes) -> Image.Image:
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and clear is None:
         return image.copy()
+    if image.format == "PNG" and isinstance(clear, int) and image.mode != "P":
+        return _grey_on_white(image, clear, depth=data[24])
+    if image.format == "PNG" and isinstance(clear, tuple) and data[24] == 16:
+        image.info["transparency"] = tuple(level >> 8 for level in clear)  # as Pillow cuts the pixels
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or clear is not None:
         front = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey_on_white(image: Image.Image, clear: int, depth: int) -> Image.Image:
+    """A grey PNG in which the level `clear`, in the file's own `depth` in bits, is transparent."""
+    values = np.asarray(image)  # [H, W]: of 8 bits, scaled to that, or of 16
+    grey = np.asarray(image.convert("L")) if values.dtype.itemsize == 1 else _to_bytes(values)
+    at = clear if values.dtype == bool or depth >= 8 else clear * (255 // (2**depth - 1))
+    return Image.fromarray(np.where(values == at, np.uint8(255), grey)).convert("RGB")
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
@@ -97,7 +115,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     wide = values.astype(np.float64)
     if not np.isfinite(wide).all():
         raise ValueError("pixels that are not finite")
-    if values.dtype == np.uint16:
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         white = 65535.0
     else:
         scales = [255.0, 65535.0, 2.0**32 - 1]

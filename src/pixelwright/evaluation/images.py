@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixelwright.data.config import DataConfig
-from pixelwright.data.opening import open_source
+from pixelwright.data.open import open_source
 from pixelwright.data.sources import Sample, ZipSource
 from pixelwright.data.transforms import CONVERTED, UnreadableImage, centre_crop
 from pixelwright.errors import UserError

@@ -453,15 +453,15 @@ def sample_condition(
 
 
 def _first_captions(source: Source, count: int) -> Iterator[str]:
-    """What is said of the first images; nothing (one empty caption) where nothing is said of any."""
+    """The captions of the first images that have one; one empty caption where none has."""
     found = 0
     for index in range(len(source)):
         try:
-            said = source[index].said
+            captions = source[index].all_captions
         except UnreadableImage:
             continue
-        if said is not None:
-            yield said.texts[0]
+        if captions is not None:
+            yield captions.texts[0]
             found += 1
         if found == count:
             return

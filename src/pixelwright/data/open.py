@@ -5,13 +5,17 @@ from __future__ import annotations
 import glob
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pixelwright.data.config import PROCEDURAL, SHAPES, SHAPES_COUNT, DataConfig
-from pixelwright.data.sources import SUFFIXES, FolderSource, Source, ZipSource
+from pixelwright.data.layout import COMPRESSED, SUFFIXES, is_hidden, refuse_splits, suffix, top
+from pixelwright.data.sources import FolderSource, Source, ZipSource, walk
 from pixelwright.data.transforms import UnreadableImage
 from pixelwright.errors import UserError
+from pixelwright.remote import fetch, is_address
+from pixelwright.remote import glob as find_addresses
 
 FORMS = 'give "shapes", a folder, a .zip file, or .tar or .parquet files (a pattern or an address will do)'
 DAMAGED_SHARE = 10  # of this many files, one may be damaged; of fewer (but at least two), one
@@ -36,10 +40,10 @@ def find_source(config: DataConfig) -> Source:
     """Like `open_source`, but without a look at how much of it is damaged."""
     if config.path in PROCEDURAL:
         return _procedural(config)
-    files = _files(config.path)
+    files, names = _files(config.path)
     if len(files) == 1 and files[0].is_dir():
         return _open_folder(files[0])
-    return _open_files(files, config.path)
+    return _open_files(files, names, config.path)
 
 
 def _procedural(config: DataConfig) -> Source:
@@ -55,19 +59,17 @@ def _procedural(config: DataConfig) -> Source:
     return CaptionedShapes(config.size, seed, count)
 
 
-def _files(path: str) -> list[Path]:
-    """The folder or the files that `path` names; those behind addresses are fetched."""
-    if "://" in path:
-        from pixelwright import remote  # late: not everyone has fsspec's extras
-
+def _files(path: str) -> tuple[list[Path], list[str]]:
+    """The folder or the files that `path` names, fetched where it is an address, and what they are called."""
+    if is_address(path):
         words = list(expand_braces(path))
-        found = [name for word in words for name in (remote.glob(word) if "*" in word else [word])]
+        found = [name for word in words for name in (find_addresses(word) if "*" in word else [word])]
         if not found:
             raise UserError(f'data.path "{path}": no file matches; check the pattern')
-        return remote.fetch(found)
+        return fetch(found), found
     plain = Path(path).expanduser()
     if plain.is_dir() or plain.is_file():
-        return [plain]
+        return [plain], [str(plain)]
     if not re.search(r"[*?[{]", path):
         raise UserError(f'data.path "{path}" does not exist: {FORMS}')
     found = []
@@ -77,12 +79,9 @@ def _files(path: str) -> list[Path]:
             raise UserError(f'data.path "{path}": no file matches "{pattern}"; check the pattern')
         found += matches
     if len(set(found)) < len(found):
-        raise UserError(f'data.path "{path}" names "{_double(found)}" twice: name each file once')
-    return [Path(name) for name in found]
-
-
-def _double(names: Sequence[str]) -> str:
-    return next(name for i, name in enumerate(names) if name in names[:i])
+        double = next(name for name, count in Counter(found).items() if count > 1)
+        raise UserError(f'data.path "{path}" names "{double}" twice: name each file once')
+    return [Path(name) for name in found], found
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -108,34 +107,52 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _open_folder(folder: Path) -> Source:
-    """Shards or parquet files at the top of a folder (or in its `data`, as the Hub has it), else images."""
+    """The shards or parquet files in a folder, or else its images."""
     if folder.name.endswith(UNFINISHED):
         raise UserError(f'"{folder}" is not finished: run the same `pixelwright data prepare` again')
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    shards = sorted(e for e in entries if e.suffix.lower() == ".tar")
-    tables = sorted([*(e for e in entries if e.suffix.lower() == ".parquet"), *folder.glob("data/*.parquet")])
-    if not shards and not tables:
-        return FolderSource(folder)
-    others = [e for e in entries if e.is_dir() and not (tables and e.name == "data")]
-    images = [e for e in entries if e.suffix.lower().lstrip(".") in SUFFIXES] or others
-    kinds = [kind[0].name for kind in (shards, tables, images) if kind]
-    if len(kinds) > 1:
-        pattern = shards[0] if shards else tables[0]
-        raise UserError(
-            f'"{folder}" holds both "{kinds[0]}" and "{kinds[1]}": keep one kind in it, or give the pattern '
-            f'"{pattern.parent}/*{pattern.suffix}"'
+    names = [name for name in walk(folder) if not is_hidden(name)]
+    archives = sorted(name for name in names if _kind(name))
+    images = next((name for name in names if suffix(name) in SUFFIXES), None)
+    if archives and images is None:
+        return _open_files(
+            [folder / name for name in archives], [str(folder / n) for n in archives], str(folder)
         )
-    return _open_files(shards or tables, str(folder))
+    sets = [name for name in archives if _kind(name) != ".zip" and "/" not in name]
+    if sets and images is not None:
+        raise UserError(
+            f'"{folder}" holds both "{sets[0]}" and "{top(images) or images}": keep one kind in it, '
+            f'or give the pattern "{folder}/*{_kind(sets[0])}"'
+        )
+    if archives:
+        logger.warning('"%s": left out %d archives, such as "%s"', folder, len(archives), archives[0])
+    return FolderSource(folder, names)
 
 
-def _open_files(files: Sequence[Path], path: str) -> Source:
+def _kind(name: str) -> str | None:
+    """The suffix of a file that may hold many images, None for other files."""
+    lower = name.lower()
+    return next((kind for kind in (".tar", ".parquet", ".zip", *COMPRESSED) if lower.endswith(kind)), None)
+
+
+def _open_files(files: Sequence[Path], names: Sequence[str], path: str) -> Source:
     """Several files of one kind as one source."""
-    kinds = {file.suffix.lower() for file in files}
+    packed = [name for name in names if _kind(name) in COMPRESSED]
+    kinds = {Path(name.partition("?")[0]).suffix.lower() for name in names if name not in packed}
     if len(kinds) > 1:
         raise UserError(
             f'data.path "{path}" names files of different kinds ({", ".join(sorted(kinds))}): give one kind'
         )
+    if packed:
+        raise UserError(f'"{packed[0]}" is compressed and cannot be read in place: unpack it to a .tar')
     kind = kinds.pop()
+    if kind in (".tar", ".parquet"):
+        refuse_splits(names, path, _pattern, files=True)
+        folders = sorted({name.rpartition("/")[0] for name in names})
+        if len(folders) > 1 and Path(path).is_dir():
+            raise UserError(
+                f'"{path}" holds {kind} files in several folders, "{folders[0]}" and "{folders[1]}": '
+                f'give one, or the pattern "{path}/**/*{kind}" for all'
+            )
     if kind == ".tar":
         from pixelwright.data.shards import ShardSource
 
@@ -143,23 +160,16 @@ def _open_files(files: Sequence[Path], path: str) -> Source:
     if kind == ".parquet":
         from pixelwright.data.parquet import ParquetSource
 
-        _check_splits(files, path)
         return ParquetSource(files)
-    if kind in (".gz", ".tgz", ".bz2", ".xz", ".zst"):
-        raise UserError(f'"{files[0]}" is compressed and cannot be read in place: unpack it to a .tar')
     if len(files) > 1:
         raise UserError(f'data.path "{path}" names {len(files)} files "{files[0].name}", ...: {FORMS}')
     return ZipSource(files[0])
 
 
-def _check_splits(files: Sequence[Path], path: str) -> None:
-    """`train-00000-of-00294.parquet` beside `test-...`: both at once would train on the test images."""
-    found = {m[1]: f for f in files if (m := re.match(r"(.+?)-\d+-of-\d+", f.name))}
-    if len(found) > 1:
-        example = f"{files[0].parent}/{max(found)}-*.parquet"
-        raise UserError(
-            f'data.path "{path}" names the splits {", ".join(sorted(found))}: give one, such as "{example}"'
-        )
+def _pattern(example: str) -> str:
+    """What to give instead of several splits: a folder, or the pattern of the files of one."""
+    folder, _, name = example.rpartition("/")
+    return f'give one, such as "{folder}/{re.sub("[0-9]+(-of-[0-9]+)?", "*", name) if _kind(name) else name}"'
 
 
 def _check_damage(source: Source, path: str) -> None:
