@@ -48,13 +48,8 @@ class Scorer:
             UserError: either is not there or damaged, or they do not belong together.
         """
         found = read_reference(reference)
-        made_by = found.extractor
-        if features is None and made_by is None:
-            features = "inception"
-        elif features is None and made_by is not None:
-            features = f"{made_by.kind}:{made_by.path}" if made_by.path else made_by.kind
-        assert features is not None
-        return Scorer(found, open_extractor(features, device))
+        known = "inception" if found.extractor is None else found.extractor.spec
+        return Scorer(found, open_extractor(known if features is None else features, device))
 
     def __post_init__(self) -> None:
         check_comparable(self.extractor, self.reference)

@@ -15,21 +15,13 @@ from typing import Any
 
 import torch
 
+from pixelwright import html
 from pixelwright.config import read
 from pixelwright.errors import UserError
 from pixelwright.evaluation.images import ImageSet, open_images
 from pixelwright.evaluation.measure import METRICS, Report
 from pixelwright.evaluation.metrics import PAIRS
 from pixelwright.files import make_folder, read_json, write_text
-from pixelwright.html import (
-    bar_chart,
-    escape_markdown,
-    image_data,
-    line_chart,
-    markdown_table,
-    number_text,
-    render,
-)
 from pixelwright.images import save_grid
 
 FORMAT = 2
@@ -169,16 +161,16 @@ def page(report: Report, sheet: Path | None = None, neighbours: Path | None = No
     per_class = [(label, *found.values()) for label, found in sorted(worst, key=lambda item: int(item[0]))]
     memorised = report.memorisation
     pairs = () if memorised is None else memorised.pairs
-    return render(
+    return html.render(
         "evaluation",
         title=f"Evaluation of {report.name}",
         note=_summary(report),
         warnings=_warnings(report),
         metrics=(HEADER, metric_rows(report)),
         provenance=provenance(report),
-        samples=None if sheet is None else image_data(sheet),
+        samples=None if sheet is None else html.image_data(sheet),
         memorisation=memorised,
-        neighbours=None if neighbours is None else image_data(neighbours),
+        neighbours=None if neighbours is None else html.image_data(neighbours),
         pairs=[(pair.sample, pair.image, pair.distance, pair.own, pair.ratio) for pair in pairs],
         classes=len(report.per_class),
         per_class=per_class,
@@ -190,24 +182,29 @@ def _bars(per_class: Sequence[tuple[Any, ...]]) -> str | None:
     """The chart of precision and recall by class; None without matplotlib."""
     try:
         labels, precision, recall = zip(*per_class, strict=True)
-        return bar_chart(labels, {"precision": precision, "recall": recall}, "share")
+        return html.bar_chart(labels, {"precision": precision, "recall": recall}, "share")
     except ImportError:
         return None
 
 
 def _summary(report: Report) -> str:
-    best = [f"{report.title(name)} {number_text(value)}" for name, value in report.values.items()]
+    best = [f"{report.title(name)} {html.number_text(value)}" for name, value in report.values.items()]
     return f"{', '.join(best)} of {report.images.count:,} images."
 
 
 def markdown(report: Report) -> str:
     """The numbers and what makes them comparable, in Markdown."""
-    lines = [f"# Evaluation of {escape_markdown(report.name)}", "", escape_markdown(_summary(report)), ""]
+    lines = [
+        f"# Evaluation of {html.escape_markdown(report.name)}",
+        "",
+        html.escape_markdown(_summary(report)),
+        "",
+    ]
     if warnings := _warnings(report):
-        lines += [*(f"- {escape_markdown(warning)}" for warning in warnings), ""]
+        lines += [*(f"- {html.escape_markdown(warning)}" for warning in warnings), ""]
     tables = (
-        markdown_table(HEADER, metric_rows(report)),
-        markdown_table(("what", "value"), provenance(report)),
+        html.markdown_table(HEADER, metric_rows(report)),
+        html.markdown_table(("what", "value"), provenance(report)),
     )
     return "\n".join([*lines, *tables])
 
@@ -240,7 +237,7 @@ def _short(value: Any) -> str:
 def comparison(reports: Sequence[Report]) -> str:
     """The page of several reports: a table, what they do not share, and curves over the checkpoints."""
     names = [metric for metric in METRICS if any(metric in report.metrics for report in reports)]
-    return render(
+    return html.render(
         "comparison",
         title="Evaluations compared",
         note=", ".join(report.name for report in reports),
@@ -270,7 +267,7 @@ def _curves(reports: Sequence[Report], names: Sequence[str]) -> Iterator[tuple[s
                 xs.append(x)
                 ys.append(report.values[metric])
         title = reports[0].title(metric)
-        yield line_chart(series, "checkpoint", title), title
+        yield html.line_chart(series, "checkpoint", title), title
 
 
 def checkpoints(names: Sequence[str]) -> list[tuple[str, float]]:

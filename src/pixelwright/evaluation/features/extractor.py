@@ -39,6 +39,11 @@ class ExtractorInfo:
     path: str = ""
     """Where it was read from; says nothing about the numbers."""
 
+    @property
+    def spec(self) -> str:
+        """What `open_extractor` makes it from."""
+        return f"{self.kind}:{self.path}" if self.path else self.kind
+
     def same_network(self, other: ExtractorInfo) -> bool:
         """Whether features of both may be compared: same kind, weights and rule, wherever they lie."""
         mine, others = ((info.kind, info.checksum, info.size, info.resize) for info in (self, other))
