@@ -11,7 +11,6 @@ from jinja2 import UndefinedError
 
 from pixelwright.html import (
     MOST_POINTS,
-    bar_chart,
     escape_markdown,
     image_data,
     line_chart,
@@ -94,7 +93,6 @@ def test_charts_are_pictures_and_always_the_same_ones() -> None:
     for chart in (
         lambda: line_chart(lines, "step", "loss", log=True, faint=["a"], marks={"limit": 5.0}),
         lambda: line_chart(lines, "FID", "IS", labels={"a": ["1", "2", "3"]}),
-        lambda: bar_chart(["x", "y", "z"], {"p": [1, 2, 3], "q": [3, 2, 1]}, "share"),
     ):
         assert svg(chart()).rstrip().endswith("</svg>") and chart() == chart()
     assert svg(line_chart(lines, "x", "y", log=True)) != svg(line_chart(lines, "x", "y"))

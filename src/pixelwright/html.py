@@ -99,21 +99,6 @@ def line_chart(
     return _chart(x, y, paint, legend=len(series) + len(marks or {}) > 1)
 
 
-def bar_chart(names: Sequence[str], series: Mapping[str, Sequence[float]], y: str) -> str:
-    """Groups of bars, one for each name."""
-    width = 0.8 / max(1, len(series))
-
-    def paint(axis: Any) -> None:
-        for place, (name, values) in enumerate(series.items()):
-            at = [i + (place - (len(series) - 1) / 2) * width for i in range(len(names))]
-            axis.bar(at, values, width, label=name)
-        crowded = len(names) > 6 or sum(map(len, names)) > 60
-        turned = {"rotation": 30, "ha": "right"} if crowded else {}
-        axis.set_xticks(range(len(names)), names, **turned)
-
-    return _chart("", y, paint, legend=len(series) > 1)
-
-
 def thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
     """At most `MOST_POINTS` points: the means of groups of neighbours."""
     size = -(-len(xs) // MOST_POINTS) or 1

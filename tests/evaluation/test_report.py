@@ -1,5 +1,6 @@
 """Reports: what is written is what was measured, and what must not be compared is said."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,7 +95,9 @@ def test_the_page_holds_numbers_provenance_and_pictures(made: Report, samples: P
     ):
         assert wanted in cells
     assert f"{made.values['fid']:.4g}" in cells
-    assert len(page.images) == 3  # sheet, neighbours, bars
+    assert len(page.images) == 2  # sheet, neighbours
+    shares = [f"{share:.3f}" for label in "0123" for share in made.per_class[label].values()]
+    assert [cell for cell in cells if re.fullmatch(r"\d\.\d{3}", cell)][-8:] == shares
     assert all(str(image["src"]).startswith("data:image/") for image in page.images)
     markdown = (tmp_path / "report.md").read_text()
     assert (
@@ -119,12 +122,12 @@ def test_the_copy_is_told(made: Report) -> None:
     assert any("very features of a training image" in note for note in room._warnings(made))
 
 
-def test_without_matplotlib_there_are_no_bars(
+def test_the_page_needs_no_matplotlib(
     made: Report, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     write_report(made, tmp_path, open_images(str(samples)))
-    assert "pixelwright[train]" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "report.html").read_text().count("<meter") == 8
 
 
 @pytest.mark.parametrize(

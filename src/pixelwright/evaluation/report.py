@@ -29,7 +29,7 @@ JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
 SHEET, NEIGHBOURS = "sheet.png", "neighbours.png"
 SHEET_IMAGES = 64
 SHEET_PIXELS = 1024  # side of the sheet, about
-MOST_BARS = 50  # classes in the chart; of more, the worst are shown
+MOST_CLASSES = 50  # in the table; of more, the worst are shown
 
 
 # ---------------------------------------------------------------- files
@@ -47,10 +47,7 @@ def read_report(path: Path) -> Report:
 
 
 def write_report(report: Report, folder: Path, images: ImageSet) -> None:
-    """Write the report and its pictures into `folder`; report.json, which vouches for the rest, comes last.
-
-    Without matplotlib (extra `train`) the page has no bars.
-    """
+    """Write the report and its pictures into `folder`; report.json, which vouches for the rest, last."""
     make_folder(folder)
     sheet = next(images.batches(SHEET_IMAGES)).images
     scale = max(1, SHEET_PIXELS // 8 // sheet.shape[1])
@@ -157,7 +154,7 @@ def _warnings(report: Report) -> list[str]:
 
 def page(report: Report, sheet: Path | None = None, neighbours: Path | None = None) -> str:
     """The page of a report, its pictures inside."""
-    worst = sorted(report.per_class.items(), key=lambda item: sum(item[1].values()))[:MOST_BARS]
+    worst = sorted(report.per_class.items(), key=lambda item: sum(item[1].values()))[:MOST_CLASSES]
     per_class = [(label, *found.values()) for label, found in sorted(worst, key=lambda item: int(item[0]))]
     memorised = report.memorisation
     pairs = () if memorised is None else memorised.pairs
@@ -174,17 +171,7 @@ def page(report: Report, sheet: Path | None = None, neighbours: Path | None = No
         pairs=[(pair.sample, pair.image, pair.distance, pair.own, pair.ratio) for pair in pairs],
         classes=len(report.per_class),
         per_class=per_class,
-        bars=_bars(per_class) if per_class else None,
     )
-
-
-def _bars(per_class: Sequence[tuple[Any, ...]]) -> str | None:
-    """The chart of precision and recall by class; None without matplotlib."""
-    try:
-        labels, precision, recall = zip(*per_class, strict=True)
-        return html.bar_chart(labels, {"precision": precision, "recall": recall}, "share")
-    except ImportError:
-        return None
 
 
 def _summary(report: Report) -> str:
