@@ -179,3 +179,54 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("pixelwright.data.parquet.import_module", absent)
     with pytest.raises(UserError, match=r"pip install .pixelwright\[data\]"):
         opened(path)
+
+
+def named(names: list[str], column: str = "label") -> dict[str, Any]:
+    return {"image": {"_type": "Image"}, column: {"names": names, "_type": "ClassLabel"}}
+
+
+def test_files_that_number_their_classes_differently_are_joined_by_name(tmp_path: Path) -> None:
+    for number, names in enumerate((["cat", "dog"], ["dog", "cat"], ["eel", "dog"])):
+        write(tmp_path / f"{number}.parquet", {"image": cells([0, 1]), "label": [0, 1]}, named(names))
+    source = opened(tmp_path)
+    assert source.class_names == ("cat", "dog", "eel")
+    assert [source[i].label for i in range(6)] == [0, 1, 1, 0, 2, 1]
+
+
+@pytest.mark.parametrize("column", ["label", "labels", "class", "category"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_labels_may_be_names_or_numbers_in_columns_of_several_names(
+    tmp_path: Path, column: str, dictionary: bool
+) -> None:
+    words = pyarrow.array(["dog", "cat", "dog"])
+    columns = {"image": cells([0, 1, 2]), column: words.dictionary_encode() if dictionary else words}
+    source = opened(write(tmp_path / "a.parquet", columns))
+    assert (source.class_names, [source[i].label for i in range(3)]) == (("cat", "dog"), [1, 0, 1])
+    numbers = pyarrow.array([2, 0, 1])
+    columns[column] = numbers.dictionary_encode() if dictionary else numbers
+    source = opened(write(tmp_path / "b.parquet", columns))
+    assert (source.class_names, [source[i].label for i in range(3)]) == (None, [2, 0, 1])
+
+
+def test_columns_that_may_be_labels_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    opened(write(tmp_path / "a.parquet", {"image": cells([0]), "text": ["a dog"]}))
+    assert not caplog.text
+    source = opened(write(tmp_path / "b.parquet", {"image": cells([0]), "species": [3]}))
+    assert source.num_classes == 1 and "has no column of labels (label, labels, class" in caplog.text
+    assert '"species"' in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names", [("train.parquet", "test.parquet"), ("a-train-0.parquet", "a-val-0.parquet")]
+)
+def test_splits_by_any_name_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        numbered(tmp_path / name, 0, 2)
+    with pytest.raises(UserError, match=r"holds the splits .*train.* side by side: give one, such as"):
+        opened(tmp_path)
+
+
+def test_captions_of_which_some_are_empty(tmp_path: Path) -> None:
+    columns = {"image": cells([0, 1, 2]), "captions": [["one", ""], ["", None], [None, "two"]]}
+    source = opened(write(tmp_path / "a.parquet", columns))
+    assert [(c := source[i].all_captions) and c.texts for i in range(3)] == [("one",), None, ("two",)]

@@ -299,3 +299,13 @@ def test_bad_commands(
     stdout, stderr = capsys.readouterr()
     assert said in stderr and stderr.startswith("pixelwright: error: ") and stderr.count("\n") == 1
     assert not stdout and digests(tmp_path) == before and not (tmp_path / "out.prepare").exists()
+
+
+def test_jpeg_keeps_the_colours_of_every_pixel(tmp_path: Path) -> None:
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[:, ::2], stripes[:, 1::2] = (255, 0, 0), (0, 0, 255)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(stripes).save(tmp_path / "in" / "a.png")
+    prepare(Job(str(tmp_path / "in"), 32, "shards", 10, 100), tmp_path / "out")
+    source = open_source(DataConfig(path=str(tmp_path / "out")))
+    assert np.abs(np.asarray(source[0].image).astype(int) - stripes).max() <= 3

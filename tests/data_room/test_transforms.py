@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pixelwright.data import UnreadableImage, centre_crop, read_image
+from pixelwright.data.transforms import TURNS, read_size
 
 # Left half red, right half blue; 12 wide, 8 high.
 PICTURE = np.zeros((8, 12, 3), np.uint8)
@@ -212,3 +213,77 @@ def test_crop_follows_the_steps_of_adm() -> None:
 def test_crop_leaves_an_image_of_the_right_size_alone() -> None:
     image = np.random.default_rng(2).integers(0, 256, (32, 32, 3), np.uint8)
     assert (np.asarray(centre_crop(Image.fromarray(image), 32)) == image).all()
+
+
+# --- pixels of other people's files ---
+
+
+QUARTERS = np.zeros((48, 96, 3), np.uint8)  # four corners that tell how a picture is turned
+QUARTERS[:24, :48], QUARTERS[:24, 48:], QUARTERS[24:, :48] = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+
+
+def turned(kind: str, orientation: int, late: bool = False) -> bytes:
+    """A picture whose file says how it is to be turned; `late` says so behind the pixels of a PNG."""
+    image, exif, buffer = Image.fromarray(QUARTERS), Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    if not late:
+        image.save(buffer, kind, exif=exif, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
+        return buffer.getvalue()
+    image.save(buffer, kind)
+    data, body = buffer.getvalue(), b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    return data[:-12] + chunk + data[-12:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "late"), [("JPEG", False), ("PNG", False), ("PNG", True), ("TIFF", False), ("WEBP", False)]
+)
+@pytest.mark.parametrize("orientation", range(10))
+def test_headers_and_pixels_agree_on_how_to_turn(kind: str, late: bool, orientation: int) -> None:
+    data = turned(kind, orientation, late)
+    image = read_image(data)
+    assert read_size(data) == image.size == ((48, 96) if 5 <= orientation <= 8 else (96, 48))
+    upright = Image.fromarray(QUARTERS)
+    expected = np.asarray(upright.transpose(TURNS[orientation]) if orientation in TURNS else upright)
+    assert np.abs(np.asarray(image).astype(int) - expected).mean() < 12  # JPEG and WebP are not exact
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_that_is_no_number_turns_nothing(kind: str) -> None:
+    entry = struct.pack(">HHI4sI", 0x0112, 2, 2, b"6\0\0\0", 0)  # as text
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + entry
+    data = encode(Image.fromarray(QUARTERS), kind, exif=exif)
+    assert read_size(data) == read_image(data).size == (96, 48)
+
+
+def grey_png(depth: int, levels: list[int], clear: int) -> bytes:
+    """A PNG of one row of grey levels in the file's own depth, one of which is transparent."""
+    bits = "".join(f"{level:0{depth}b}" for level in levels)
+    row = b"\0" + int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = len(levels).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([depth, 0, 0, 0, 0])
+    chunks = {b"IHDR": header, b"tRNS": clear.to_bytes(2, "big"), b"IDAT": zlib.compress(row), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in chunks.items())
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_of_any_depth_is_white(depth: int) -> None:
+    most = 2**depth - 1
+    levels = [0, most // 3, most]
+    for clear in set(levels):
+        row = np.asarray(read_image(grey_png(depth, levels, clear)))[0, :, 0].tolist()
+        expected = [255 if level == clear else round(level / most * 255) for level in levels]
+        assert row == expected
+
+
+def test_big_endian_tiffs_of_16_bits() -> None:
+    values = np.array([[0, 100, 30000, 65535]], ">u2")
+    buffer = io.BytesIO()
+    Image.frombytes("I;16B", (4, 1), values.tobytes()).save(buffer, "TIFF")
+    assert np.asarray(read_image(buffer.getvalue()))[0, :, 0].tolist() == [0, 0, 117, 255]
+    dark = io.BytesIO()
+    Image.frombytes("I;16B", (2, 1), np.array([[0, 200]], ">u2").tobytes()).save(dark, "TIFF")
+    assert np.asarray(read_image(dark.getvalue()))[0, :, 0].tolist() == [0, 1]  # white is 65535 all the same

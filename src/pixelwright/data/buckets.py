@@ -6,23 +6,20 @@ its own; it is enlarged or reduced to cover it, and what sticks out is cut off. 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from pixelwright.data.config import DataConfig
+from pixelwright.data.shards import identity
 from pixelwright.data.sources import Source
 from pixelwright.data.transforms import UnreadableImage
 from pixelwright.errors import UserError
-from pixelwright.files import cache_folder
+from pixelwright.files import cache_folder, digest, replacing
 from pixelwright.rng import generator
 
 Bucket = tuple[int, int]
@@ -182,9 +179,10 @@ def _filter(sizes: np.ndarray, config: DataConfig) -> np.ndarray:
 def image_sizes(source: Source) -> np.ndarray:
     """(rows, columns) of every image as it is shown, [n, 2]; 0, 0 where they cannot be read.
 
-    Kept on the disk for sets of shards and of parquet files, by name, length and time of these.
+    Kept on the disk for sets of shards and of parquet files, by name, length and times of these.
     """
-    kept = _kept_place(source)
+    files = getattr(source, "files", None)
+    kept = cache_folder() / "sizes" / f"{digest(*map(identity, files))}.npy" if files else None
     if kept is not None:
         try:
             found = np.load(kept, allow_pickle=False)
@@ -196,10 +194,8 @@ def image_sizes(source: Source) -> np.ndarray:
     sizes = np.array([_size(source, index) for index in numbers], np.int32).reshape(-1, 2)
     if kept is not None:
         try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(f".{os.getpid()}.npy")
-            np.save(part, sizes)
-            os.replace(part, kept)
+            with replacing(kept) as part, part.open("wb") as file:
+                np.save(file, sizes)
         except OSError as error:
             logger.warning("the sizes of the images are not kept: %s", error)
     return sizes
@@ -212,12 +208,3 @@ def _size(source: Source, index: int) -> Bucket:
     except UnreadableImage:
         return 0, 0
     return height, width
-
-
-def _kept_place(source: Source) -> Path | None:
-    files = getattr(source, "files", None)
-    if not files:
-        return None
-    states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    digest = hashlib.blake2b(json.dumps(states).encode(), digest_size=16).hexdigest()
-    return cache_folder() / "sizes" / f"{digest}.npy"
