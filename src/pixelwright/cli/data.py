@@ -78,10 +78,6 @@ def _tell(report: Report, out: Path) -> str:
     lines = [f"{out}: {report.images} images of {report.classes} classes in {files}"]
     if report.resumed:
         lines.append(f"{report.resumed} parts were there from an earlier run")
-    if report.captions_dropped:
-        lines.append(
-            f"a zip holds no captions: {report.captions_dropped} left out (--format shards keeps them)"
-        )
     if report.skipped:
         lines.append(f"skipped {len(report.skipped)}, all named in its {REPORT}:")
         lines += [f"  {name}: {reason}" for name, reason in list(report.skipped.items())[:SHOWN]]

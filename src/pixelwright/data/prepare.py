@@ -7,7 +7,6 @@ in a folder beside the outcome, which appears under its own name in one step whe
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import multiprocessing
@@ -18,7 +17,8 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -29,11 +29,13 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
+from pixelwright.data.captions import METADATA
 from pixelwright.data.config import DataConfig
 from pixelwright.data.open import UNFINISHED, open_source
 from pixelwright.data.sources import LABEL_FILE, Sample, Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
 from pixelwright.errors import UserError
+from pixelwright.files import read_json, replacing, sha256, write_text
 from pixelwright.remote import CHECKSUMS
 
 Format = Literal["shards", "zip"]
@@ -89,8 +91,6 @@ class Report:
     files: int
     skipped: dict[str, str]
     """Name and reason of each image that could not be used."""
-    captions_dropped: int
-    """Captions of the source that the format cannot hold."""
     resumed: int
     """Parts that an earlier, interrupted run had finished."""
 
@@ -101,7 +101,7 @@ def prepare(job: Job, out: Path, workers: int = 1) -> Report:
     An interrupted job goes on where it stopped when it is started again with the same settings.
 
     Raises UserError if `out` exists, if the settings are not those of the unfinished work, if another process
-    is at it, or if no image can be used.
+    is at it, if the disk is full, or if no image can be used.
     """
     if workers < 1:
         raise UserError(f"--workers is {workers}: give a whole number of at least 1")
@@ -110,136 +110,202 @@ def prepare(job: Job, out: Path, workers: int = 1) -> Report:
     if (out.suffix.lower() == ".zip") != (job.format == "zip"):
         raise UserError(f'"{out}" and --format {job.format} do not agree: a zip ends in .zip, shards do not')
     source = open_source(DataConfig(path=job.source, size=job.size))
-    folder = out.with_name(out.name + UNFINISHED)
-    (folder / NOTES).mkdir(parents=True, exist_ok=True)
+    work = _Work(job, source, out.with_name(out.name + UNFINISHED))
+    (work.folder / NOTES).mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / NOTES / "lock", timeout=0):
-            _claim(folder, job, source)
-            return _run(job, source, out, folder, workers)
+        with FileLock(work.folder / NOTES / "lock", timeout=0):
+            work.claim()
+            return work.run(out, workers)
     except Timeout:
         raise UserError(f'"{out}" is being prepared by another process: wait for it or stop it') from None
 
 
-def _claim(folder: Path, job: Job, source: Source) -> None:
-    """Write down whose work the folder holds, or make sure that it is the same job's."""
-    ends = [source.name(0), source.name(len(source) - 1)]
-    wanted = {**asdict(job), "images": len(source), "ends": ends}
-    file = folder / NOTES / "job.json"
-    if not file.exists():
-        _write(file, json.dumps(wanted).encode())
-        return
-    found = json.loads(file.read_text())
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise UserError(
-                f'"{folder}" holds unfinished work with {key} {found.get(key)!r}, not {value!r}: '
-                "finish it with the same settings or remove it"
-            )
+@dataclass
+class _Work:
+    """A job under way: its folder holds the finished parts, each a tar with a note of what is in it."""
 
+    job: Job
+    source: Source
+    folder: Path
 
-def _run(job: Job, source: Source, out: Path, folder: Path, workers: int) -> Report:
-    _clear(folder)
-    parts = -(-len(source) // job.shard_size)
-    done = [k for k in range(parts) if _finished(folder, k)]
-    left = [k for k in range(parts) if k not in set(done)]
-    _make_parts(job, source, folder, left, workers)
-    notes = [json.loads(_note(folder, k).read_text()) for k in range(parts)]
-    skipped = {name: reason for note in notes for name, reason in note["skipped"].items()}
-    images = sum(note["images"] for note in notes)
-    if not images:
-        shutil.rmtree(folder)
-        name, reason = next(iter(skipped.items()))
-        raise UserError(f'none of the {len(source)} images of "{job.source}" can be used: "{name}": {reason}')
-    captions = sum(note["captions"] for note in notes)
-    report = {
-        "images": images,
-        "class_names": list(source.class_names or ()) or None,
-        "per_class": _add_counts(notes),
-        "settings": {**asdict(job)},
-        "skipped": skipped,
-    }
-    _write(folder / REPORT, json.dumps(report, indent=1).encode())
-    if job.format == "zip":
-        _join(job, source, folder, notes, out)
-    else:
-        _publish(folder, notes, out)
-    dropped = captions if job.format == "zip" else 0
-    files = 1 if job.format == "zip" else parts
-    return Report(images, source.num_classes, files, skipped, dropped, len(done))
-
-
-def _add_counts(notes: list[dict[str, Any]]) -> dict[str, int]:
-    total: dict[int, int] = {}
-    for note in notes:
-        for label, count in note["per_class"].items():
-            total[int(label)] = total.get(int(label), 0) + count
-    return {str(label): total[label] for label in sorted(total)}
-
-
-# ---------------------------------------------------------------- parts, in worker processes
-
-
-def _tar(folder: Path, part: int) -> Path:
-    return folder / f"shard-{part:05}.tar"
-
-
-def _note(folder: Path, part: int) -> Path:
-    """What is known of a finished part; written after it, so that it vouches for it."""
-    return folder / NOTES / f"{part:05}.json"
-
-
-def _finished(folder: Path, part: int) -> bool:
-    if not _note(folder, part).exists() or not _tar(folder, part).exists():
-        return False
-    return bool(json.loads(_note(folder, part).read_text())["bytes"] == _tar(folder, part).stat().st_size)
-
-
-def _make_parts(job: Job, source: Source, folder: Path, parts: list[int], workers: int) -> None:
-    total = len(source)
-    sizes = {k: min((k + 1) * job.shard_size, total) - k * job.shard_size for k in parts}
-    todo = sum(sizes.values())
-    with tqdm(total=total, initial=total - todo, unit="image", desc="preparing", disable=None) as bar:
-        if workers == 1:
-            for part in parts:
-                _make_part(job, source, folder, part, bar.update)
+    def claim(self) -> None:
+        """Write down whose work the folder holds, or make sure that it is the same job's."""
+        ends = [self.source.name(0), self.source.name(len(self.source) - 1)]
+        settings = {**asdict(self.job), "images": len(self.source), "ends": ends}
+        file = self.folder / NOTES / "job.json"
+        if not file.exists():
+            write_text(file, json.dumps(settings))
             return
-        counter, others = multiprocessing.Value("q", 0), set(multiprocessing.active_children())
-        pool = ProcessPoolExecutor(
-            workers, initializer=_start_worker, initargs=(job, source, folder, counter)
-        )
-        try:
-            waiting: set[Future[None]] = {pool.submit(_worker_part, part) for part in parts}
-            while waiting:
-                finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                bar.update(counter.value - (bar.n - (total - todo)))
-                for future in finished:
-                    future.result()
-        except KeyboardInterrupt:  # now, rather than at the end of the shards that are being written
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.kill()
-            raise
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"a worker process died, perhaps for want of memory: what is done is kept in {folder}; "
-                "run the command again, with fewer --workers"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            _clear(folder)
+        found = read_json(file)
+        for key, value in settings.items():
+            if found.get(key) != value:
+                raise UserError(
+                    f'"{self.folder}" holds unfinished work with {key} {found.get(key)!r}, not {value!r}: '
+                    "finish it with the same settings or remove it"
+                )
+
+    def run(self, out: Path, workers: int) -> Report:
+        self.clear()
+        parts = range(-(-len(self.source) // self.job.shard_size))
+        done = [part for part in parts if self.finished(part)]
+        self.make_parts([part for part in parts if part not in set(done)], workers)
+        notes = [read_json(self.note(part)) for part in parts]
+        skipped = {name: reason for note in notes for name, reason in note["skipped"].items()}
+        images = sum(note["images"] for note in notes)
+        if not images:
+            shutil.rmtree(self.folder)
+            name, reason = next(iter(skipped.items()))
+            many = f'none of the {len(self.source)} images of "{self.job.source}"'
+            raise UserError(f'{many} can be used: "{name}": {reason}')
+        counts = sum((Counter(note["per_class"]) for note in notes), Counter[str]())
+        report = {
+            "images": images,
+            "class_names": list(self.source.class_names or ()) or None,
+            "per_class": {label: counts[label] for label in sorted(counts, key=int)},
+            "settings": asdict(self.job),
+            "skipped": skipped,
+        }
+        write_text(self.folder / REPORT, json.dumps(report, indent=1))
+        if self.job.format == "zip":
+            self.join(len(parts), out)
+        else:  # the folder of the work itself, cleared of notes, becomes the outcome
+            sums = "".join(f"{note['sha256']}  {self.tar(k).name}\n" for k, note in enumerate(notes))
+            write_text(self.folder / CHECKSUMS, sums)
+            os.replace(self.folder, out)
+            shutil.rmtree(out / NOTES)
+        files = 1 if self.job.format == "zip" else len(parts)
+        return Report(images, self.source.num_classes, files, skipped, len(done))
+
+    def tar(self, part: int) -> Path:
+        return self.folder / f"shard-{part:05}.tar"
+
+    def note(self, part: int) -> Path:
+        """What is known of a finished part; written after it, so that it vouches for it."""
+        return self.folder / NOTES / f"{part:05}.json"
+
+    def finished(self, part: int) -> bool:
+        if not self.note(part).exists() or not self.tar(part).exists():
+            return False
+        return bool(read_json(self.note(part))["bytes"] == self.tar(part).stat().st_size)
+
+    def clear(self) -> None:
+        """Remove what was being written when the work stopped."""
+        for stray in self.folder.glob("*.tmp"):
+            stray.unlink()
+
+    def range(self, part: int) -> range:
+        """The images of a part."""
+        size = self.job.shard_size
+        return range(part * size, min((part + 1) * size, len(self.source)))
+
+    # --- parts, in worker processes ---
+
+    def make_parts(self, parts: list[int], workers: int) -> None:
+        total, todo = len(self.source), sum(len(self.range(part)) for part in parts)
+        with tqdm(total=total, initial=total - todo, unit="image", desc="preparing", disable=None) as bar:
+            if workers == 1:
+                for part in parts:
+                    self.make_part(part, bar.update)
+                return
+            counter, others = multiprocessing.Value("q", 0), set(multiprocessing.active_children())
+            pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(self, counter))
+            try:
+                waiting: set[Future[None]] = {pool.submit(_worker_part, part) for part in parts}
+                while waiting:
+                    finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                    bar.update(counter.value - (bar.n - (total - todo)))
+                    for future in finished:
+                        future.result()
+            except KeyboardInterrupt:  # now, rather than at the end of the shards that are being written
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.kill()
+                raise
+            except BrokenProcessPool as error:
+                raise UserError(
+                    "a worker process died, perhaps for want of memory: what is done is kept in "
+                    f"{self.folder}; run the command again, with fewer --workers"
+                ) from error
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+                self.clear()
+
+    def make_part(self, part: int, count: Callable[[int], object]) -> None:
+        """Write one shard and its note; `count` is told of each image."""
+        note: dict[str, Any] = {"images": 0, "per_class": Counter(), "skipped": {}}
+        with replacing(self.tar(part)) as unfinished:
+            with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as archive:
+                for index in self.range(part):
+                    try:
+                        sample = self.source[index]
+                        members = list(self.members(index, sample))
+                    except UnreadableImage as error:
+                        note["skipped"][self.source.name(index)] = str(error)
+                    else:
+                        for name, data in members:
+                            member = tarfile.TarInfo(name)  # no date, no owner: equal content, equal files
+                            member.size = len(data)
+                            archive.addfile(member, io.BytesIO(data))
+                        note["images"] += 1
+                        note["per_class"][sample.label] += 1
+                    count(1)
+            note |= {"bytes": unfinished.stat().st_size, "sha256": sha256(unfinished)}
+        write_text(self.note(part), json.dumps(note))
+
+    def members(self, index: int, sample: Sample) -> Iterator[tuple[str, bytes]]:
+        """The files of one sample, as WebDataset names them."""
+        key = f"{index:08}"
+        meta: dict[str, Any] = {"label": sample.label, "name": sample.name}
+        if self.source.class_names:
+            meta["class"] = self.source.class_names[sample.label]
+        if sample.captions is not None and len(sample.captions.texts) > 1:
+            meta |= {"captions": sample.captions.texts, "weights": sample.captions.weights}
+        yield f"{key}.{self.job.suffix}", self.job.encode(sample.image)
+        yield f"{key}.cls", str(sample.label).encode()
+        yield f"{key}.json", json.dumps(meta).encode()
+        if sample.caption is not None and "captions" not in meta:
+            yield f"{key}.txt", sample.caption.encode()
+
+    def join(self, parts: int, out: Path) -> None:
+        """Copy the images out of the parts into a zip, then labels and captions."""
+        labels: list[tuple[str, int]] = []
+        captions: list[str] = []
+        with replacing(out) as whole, zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+            for part in range(parts):
+                with tarfile.open(self.tar(part)) as shard:
+                    files = {member.name: member for member in shard}
+                    for name in files:
+                        key, _, suffix = name.partition(".")
+                        if suffix != self.job.suffix:
+                            continue
+                        label = int(_content(shard, files[f"{key}.cls"]))
+                        labels.append((f"{label:05}/{name}", label))
+                        archive.writestr(zipfile.ZipInfo(labels[-1][0], DATE), _content(shard, files[name]))
+                        meta = json.loads(_content(shard, files[f"{key}.json"]))
+                        told = {k: meta[k] for k in ("captions", "weights") if k in meta}
+                        if text := files.get(f"{key}.txt"):
+                            told = {"caption": _content(shard, text).decode()}
+                        if told:
+                            captions.append(json.dumps({"file_name": labels[-1][0], **told}) + "\n")
+            table = {"labels": labels, "class_names": list(self.source.class_names or ()) or None}
+            archive.writestr(zipfile.ZipInfo(LABEL_FILE, DATE), json.dumps(table))
+            if captions:
+                archive.writestr(zipfile.ZipInfo(METADATA, DATE), "".join(captions))
+            archive.writestr(zipfile.ZipInfo(REPORT, DATE), (self.folder / REPORT).read_bytes())
+        shutil.rmtree(self.folder)
 
 
-def _clear(folder: Path) -> None:
-    """Remove what was being written when the work stopped."""
-    for stray in folder.glob("*.part"):
-        stray.unlink()
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None  # a regular file
+    return file.read()
 
 
-_work: tuple[Job, Source, Path, Any]  # of a worker process
+_worker: tuple[_Work, Any]  # of a worker process
 
 
-def _start_worker(job: Job, source: Source, folder: Path, counter: Any) -> None:
-    global _work
-    _work = job, source, folder, counter
+def _start_worker(work: _Work, counter: Any) -> None:
+    global _worker
+    _worker = work, counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
 
@@ -252,108 +318,10 @@ def _leave_with(parent: int) -> None:
 
 
 def _worker_part(part: int) -> None:
-    job, source, folder, counter = _work
+    work, counter = _worker
 
     def count(images: int) -> None:
         with counter.get_lock():
             counter.value += images
 
-    _make_part(job, source, folder, part, count)
-
-
-def _make_part(job: Job, source: Source, folder: Path, part: int, count: Any) -> None:
-    """Write one shard and its note, each under its name only when whole."""
-    file, unfinished = _tar(folder, part), folder / f"shard-{part:05}.tar.part"
-    note: dict[str, Any] = {"images": 0, "captions": 0, "per_class": {}, "skipped": {}}
-    try:
-        with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as archive:
-            for index in range(part * job.shard_size, min((part + 1) * job.shard_size, len(source))):
-                try:
-                    sample = source[index]
-                    members = _members(job, source, index, sample)
-                except UnreadableImage as error:
-                    note["skipped"][source.name(index)] = str(error)
-                else:
-                    for name, data in members:
-                        _add(archive, name, data)
-                    note["images"] += 1
-                    note["captions"] += sample.caption is not None
-                    note["per_class"][sample.label] = note["per_class"].get(sample.label, 0) + 1
-                count(1)
-        note["bytes"] = unfinished.stat().st_size
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())
-            note["sha256"] = hashlib.file_digest(written, "sha256").hexdigest()
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _write(_note(folder, part), json.dumps(note).encode())
-
-
-def _members(job: Job, source: Source, index: int, sample: Sample) -> Iterator[tuple[str, bytes]]:
-    """The files of one sample, as WebDataset names them."""
-    key = f"{index:08}"
-    meta: dict[str, Any] = {"label": sample.label, "name": sample.name}
-    if source.class_names:
-        meta["class"] = source.class_names[sample.label]
-    if sample.captions is not None and len(sample.captions.texts) > 1:
-        meta |= {"captions": sample.captions.texts, "weights": sample.captions.weights}
-    yield f"{key}.{job.suffix}", job.encode(sample.image)
-    yield f"{key}.cls", str(sample.label).encode()
-    yield f"{key}.json", json.dumps(meta).encode()
-    if sample.caption is not None and "captions" not in meta:
-        yield f"{key}.txt", sample.caption.encode()
-
-
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no date, no owner: equal content makes equal files
-    member.size = len(data)
-    archive.addfile(member, io.BytesIO(data))
-
-
-# ---------------------------------------------------------------- the outcome
-
-
-def _publish(folder: Path, notes: list[dict[str, Any]], out: Path) -> None:
-    """Shards: the folder of the work itself, cleared of notes, becomes the outcome."""
-    sums = "".join(f"{note['sha256']}  {_tar(folder, k).name}\n" for k, note in enumerate(notes))
-    _write(folder / CHECKSUMS, sums.encode())
-    os.replace(folder, out)
-    shutil.rmtree(out / NOTES)
-
-
-def _join(job: Job, source: Source, folder: Path, notes: list[dict[str, Any]], out: Path) -> None:
-    """Zip: copy the images out of the parts, then the labels, then give it its name."""
-    whole = folder / "whole.zip.part"
-    labels: list[tuple[str, int]] = []
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
-        for part in range(len(notes)):
-            with tarfile.open(_tar(folder, part)) as shard:
-                files = {member.name: member for member in shard}
-                for name in files:
-                    key, _, suffix = name.partition(".")
-                    if suffix != job.suffix:
-                        continue
-                    label = int(_content(shard, files[f"{key}.cls"]))
-                    labels.append((f"{label:05}/{name}", label))
-                    archive.writestr(zipfile.ZipInfo(labels[-1][0], DATE), _content(shard, files[name]))
-        table = {"labels": labels, "class_names": list(source.class_names or ()) or None}
-        archive.writestr(zipfile.ZipInfo(LABEL_FILE, DATE), json.dumps(table))
-        archive.writestr(zipfile.ZipInfo(REPORT, DATE), (folder / REPORT).read_bytes())
-    with whole.open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(whole, out)
-    shutil.rmtree(folder)
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None  # a regular file
-    return file.read()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a small file in one step."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    work.make_part(part, count)
