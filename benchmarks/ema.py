@@ -14,7 +14,7 @@ import tempfile
 import time
 
 from pixelwright.data import DataConfig
-from pixelwright.training import ModelConfig, OptimConfig, SampleConfig, TrainConfig, Trainer
+from pixelwright.training import ModelConfig, OptimConfig, SampleConfig, TrainConfig, build_trainer
 from pixelwright.training.ema import EMA
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(
+            trainer = build_trainer(
                 TrainConfig(
                     run=f"{folder}/run",
                     model=ModelConfig(name),

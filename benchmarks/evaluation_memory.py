@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 import pixelwright as pw
 from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.distributed.config import ParallelConfig
 from pixelwright.distributed.parallel import Layout
 from pixelwright.evaluation import generate
 from pixelwright.evaluation.evaluate import FORMS, Evaluation, Scorer
@@ -33,7 +34,6 @@ from pixelwright.evaluation.images import open_images
 from pixelwright.evaluation.references import build_reference, read_reference
 from pixelwright.images import to_uint8
 from pixelwright.rng import normal
-from pixelwright.training.config import ParallelConfig
 
 REFERENCE_IMAGES = 10_000
 

@@ -41,7 +41,7 @@ from pixelwright.training import (
     save_config,
     train,
 )
-from pixelwright.training.report import read_log
+from pixelwright.training.loggers import read_log
 
 MEASURED = ("loss", "grad_norm", "lr", "skipped")  # of a log line: all but times
 PATIENCE = 300.0  # seconds without an end after which a run counts as hanging

@@ -25,7 +25,7 @@ from pixelwright.images import to_uint8
 from pixelwright.models.config import DenoiserConfig, UNetConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.presets import preset
-from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, Trainer
+from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer
 from pixelwright.training.summary import describe
 from pixelwright.training.trainer import Inputs
 
@@ -278,7 +278,7 @@ def _our_training(work: Work) -> Side:
         device=work.device,
         compile=work.compile,
     )
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     x, t, noise, labels = inputs_of(work, trainer.device)
     inputs = Inputs(x, t, noise, labels % trainer.model.config.num_classes)
 

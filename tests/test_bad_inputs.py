@@ -332,7 +332,7 @@ CASES = [
     Case(
         "folder without pictures",
         ["prompts", "geneval-score", "empty", "--out", "out"],
-        '"empty" holds no pictures',
+        '"empty" holds no images',
         lambda: Path("empty").mkdir(),
     ),
     Case(

@@ -13,9 +13,9 @@ import torch
 
 import pixelwright as pw
 from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.distributed.config import ParallelConfig
 from pixelwright.distributed.parallel import connect, together
 from pixelwright.evaluation import generate as room
-from pixelwright.training.config import ParallelConfig
 
 
 def generation(model: str, count: int, batch: int, **changes: Any) -> room.Generation:

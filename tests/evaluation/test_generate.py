@@ -21,10 +21,10 @@ from pixelwright.cli.labels import labels_for
 from pixelwright.data.sources import FolderSource, ZipSource
 from pixelwright.diffusion.sample import balanced_labels
 from pixelwright.distributed import parallel
+from pixelwright.distributed.config import ParallelConfig
 from pixelwright.errors import UserError
 from pixelwright.evaluation import generate as room
 from pixelwright.evaluation.generate import generate, recipe_file
-from pixelwright.training.config import ParallelConfig
 from tests.training.test_parallel import torchrun
 
 from .generating import generation

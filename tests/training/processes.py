@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from pixelwright.cli import main as cli
 from pixelwright.errors import UserError
-from pixelwright.training import Trainer, load_config
+from pixelwright.training import Trainer, build_trainer, load_config
 from pixelwright.training.trainer import Inputs
 
 TIMEOUT = 60.0
@@ -51,7 +51,7 @@ def train_all(runs: Path) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
     rank = dist.get_rank()
     for name, config, resume, fail_at in json.loads(runs.read_text()):
-        trainer = Trainer(load_config(Path(config)), resume)
+        trainer = build_trainer(load_config(Path(config)), resume)
         found: dict[str, Any] = {"seen": record(trainer, fail_at)}
         trainer.run()
         found["held"] = sum(

@@ -14,7 +14,7 @@ import pixelwright as pw
 from pixelwright.data import DataConfig
 from pixelwright.errors import UserError
 from pixelwright.text import TextConfig
-from pixelwright.training import ModelConfig, Trainer, train
+from pixelwright.training import ModelConfig, build_trainer, train
 from pixelwright.training.trainer import Inputs
 
 from .conftest import Tiny, same_state
@@ -44,7 +44,7 @@ def test_three_shapes_train_and_draw(preset: str, tiny: Tiny, bert: Path, photos
         data=DataConfig(path=str(photos), size=16, aspects=True, aspect_step=8, min_side=16),
         steps=12,
     )
-    whole = Trainer(dataclasses.replace(config, run=config.run + "-whole"))
+    whole = build_trainer(dataclasses.replace(config, run=config.run + "-whole"))
     seen, step = set(), whole.train_step
 
     def watch(inputs: Inputs) -> None:
@@ -56,7 +56,7 @@ def test_three_shapes_train_and_draw(preset: str, tiny: Tiny, bert: Path, photos
     assert seen == SHAPES
     train(dataclasses.replace(config, steps=5))
     train(config)
-    same_state(Trainer(config).state(), whole.state())
+    same_state(build_trainer(config).state(), whole.state())
     model = pw.load(config.run)
     for size in SHAPES:
         drawn = pw.sample(model, ["a red star"], size=size, steps=2, guidance_scale=2.0)

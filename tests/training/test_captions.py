@@ -20,7 +20,14 @@ from pixelwright.errors import UserError
 from pixelwright.models.conditions import TextCondition
 from pixelwright.models.config import TextNote
 from pixelwright.text import TextConfig, open_encoder
-from pixelwright.training import Interrupted, ModelConfig, SampleConfig, TrainConfig, Trainer, train
+from pixelwright.training import (
+    Interrupted,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+    build_trainer,
+    train,
+)
 from pixelwright.training.trainer import Inputs
 
 from .conftest import Tiny, log_of, same_state
@@ -40,7 +47,7 @@ def captioned(tiny: Tiny, bert: Path) -> Any:
 
 def inputs_of(config: TrainConfig, steps: int) -> list[Inputs]:
     found = []
-    for inputs in Trainer(config)._inputs():
+    for inputs in build_trainer(config)._inputs():
         found.append(inputs)
         if len(found) == steps:
             return found
@@ -49,10 +56,11 @@ def inputs_of(config: TrainConfig, steps: int) -> list[Inputs]:
 
 def test_the_model_gets_the_features_of_the_captions(captioned: Any, bert: Path) -> None:
     config = captioned(flow=FlowConfig(null_probability=0.0), data=DataConfig(path="shapes", size=8))
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     encoder = open_encoder(config.text, trainer.model.config)
-    batch = next(iter(pw.data.Batches(trainer.source, config.data, 4, config.seed, captions=True)))
-    assert [trainer.source[i].caption for i in batch.indices.tolist()] == list(batch.captions)
+    source = pw.data.open_source(config.data)
+    batch = next(iter(pw.data.Batches(source, config.data, 4, config.seed, captions=True)))
+    assert [source[i].caption for i in batch.indices.tolist()] == list(batch.captions)
     (inputs,) = inputs_of(config, 1)
     condition, expected = inputs.condition, encoder.encode(batch.captions)
     assert isinstance(condition, TextCondition)
@@ -66,7 +74,7 @@ def test_the_model_gets_the_features_of_the_captions(captioned: Any, bert: Path)
 
 def test_captions_are_dropped_as_often_as_told(captioned: Any) -> None:
     config = captioned(batch_size=32, flow=FlowConfig(null_probability=0.25))
-    null = Trainer(config).text.encode([""]).features[0]  # type: ignore[union-attr]
+    null = build_trainer(config).text.encode([""]).features[0]  # type: ignore[union-attr]
     dropped = 0
     for inputs in inputs_of(config, 20):
         assert isinstance(inputs.condition, TextCondition) and inputs.condition.mask is not None
@@ -80,20 +88,20 @@ def test_interrupted_and_continued_with_and_without_a_cache(captioned: Any, tmp_
     train(whole)
     cached = dataclasses.replace(whole.text, cache=str(tmp_path / "features"))
     config = captioned("stopped", steps=12, text=cached)
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     step = trainer.train_step
 
     def stop(inputs: Inputs) -> None:
         step(inputs)
         if trainer.step == 7:
-            trainer._ask_to_stop()
+            trainer.request_stop()
 
     trainer.train_step = stop  # type: ignore[method-assign]
     with pytest.raises(Interrupted):
         trainer.run()
     train(config)
-    again = Trainer(config)
-    same_state(Trainer(whole).state(), again.state())
+    again = build_trainer(config)
+    same_state(build_trainer(whole).state(), again.state())
     losses = [[line["loss"] for line in log_of(Path(c.run))] for c in (whole, config)]
     assert losses[0] == losses[1]
     again.text.encode(["red circle"])  # type: ignore[union-attr]

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pixelwright.distributed import checkpoint as checkpoints
+from pixelwright.distributed.config import ParallelConfig
 from pixelwright.distributed.parallel import Layout
 from pixelwright.errors import UserError
-from pixelwright.training import Trainer, train
-from pixelwright.training.config import ParallelConfig
+from pixelwright.training import build_trainer, train
 
 from .conftest import Tiny, same_state
 
@@ -105,20 +105,22 @@ def test_the_one_before_is_used_and_the_damaged_one_named(
 ) -> None:
     config = tiny(steps=8, sample_every=0)
     folder = train(config)
-    expected = {group: {k: v.clone() for k, v in t.items()} for group, t in Trainer(config).state().items()}
+    expected = {
+        group: {k: v.clone() for k, v in t.items()} for group, t in build_trainer(config).state().items()
+    }
     file = folder / "checkpoints" / "step-0000008" / name
     if damage == "missing":
         file.unlink()
     else:
         file.write_bytes(b"" if damage == "empty" else bytes(file.stat().st_size))
     with caplog.at_level(logging.WARNING):
-        trainer = Trainer(config)
+        trainer = build_trainer(config)
     assert trainer.step == 5
     (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("pixelwright")]
     assert "step-0000008" in warning
     assert "step-0000005" in warning
     trainer.run()
-    same_state(Trainer(config).state(), expected)
+    same_state(build_trainer(config).state(), expected)
 
 
 def test_if_all_are_damaged_training_does_not_start_over(tiny: Tiny) -> None:

@@ -7,12 +7,12 @@ import pytest
 from torch import Tensor
 
 from pixelwright.cli.main import main
-from pixelwright.data import Batches
 from pixelwright.errors import UserError
 from pixelwright.models import layers
-from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, Trainer, save_config
-from pixelwright.training.config import ParallelConfig, RepaConfig
+from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer, save_config
+from pixelwright.training.config import ParallelConfig
 from pixelwright.training.cost import FORWARD_AND_BACKWARD, cost, gpu_hours, teacher_of
+from pixelwright.training.objectives import RepaConfig
 from pixelwright.training.summary import PeakMemory
 
 from .conftest import Tiny
@@ -35,10 +35,10 @@ def thousand(trainer_config: TrainConfig) -> int:
 
 @pytest.mark.parametrize("name", ["adamw", "came"])
 def test_what_stays_is_what_a_run_holds(tiny: Tiny, dino: Any, name: Any) -> None:
-    repa = RepaConfig(teacher=str(dino), depth=1)
+    repa = (RepaConfig(teacher=str(dino), depth=1),)
     data = dataclasses.replace(tiny().data, size=16)
-    config = tiny(repa=repa, data=data, ema_more=(0.5, "power-0.1"), optim=OptimConfig(name=name))
-    trainer = Trainer(config)
+    config = tiny(objectives=repa, data=data, ema_more=(0.5, "power-0.1"), optim=OptimConfig(name=name))
+    trainer = build_trainer(config)
     found = cost(config)
     memory = found.memory["single", False]
     table = thousand(config)
@@ -48,9 +48,8 @@ def test_what_stays_is_what_a_run_holds(tiny: Tiny, dino: Any, name: Any) -> Non
     state = bytes_of(t for slots in trainer.optimizer.state.values() for t in slots.values())
     rows = 2 * 4 * (1000 - 24)  # CAME keeps a number per row of the table, twice, beside the mean
     assert memory.optimizer == state + (2 * table if name == "adamw" else table + rows)
-    assert trainer.repa is not None
     assert found.parameters == sum(p.numel() for p in trainer.model.parameters()) + table // 4
-    assert found.projector == sum(p.numel() for p in trainer.repa.student.projector.parameters())
+    assert found.projector == sum(p.numel() for p in trainer.losses.objectives.parameters())
     assert memory.total == sum(dataclasses.astuple(memory))
 
 
@@ -71,8 +70,8 @@ def test_activations_are_those_of_a_step(
         parallel=ParallelConfig(checkpointing=recompute),
         data=dataclasses.replace(tiny().data, size=16),
     )
-    trainer = Trainer(dataclasses.replace(config, batch_size=64, accumulate=1))
-    batch = next(iter(Batches(trainer.source, config.data, 64, 0)))
+    trainer = build_trainer(dataclasses.replace(config, batch_size=64, accumulate=1))
+    batch = next(iter(trainer.data(0)))  # type: ignore[operator]
     inputs = trainer.prepare(batch, 0)
     trainer.gradients(inputs)
     with PeakMemory(trainer.model) as memory:

@@ -1,6 +1,5 @@
 """Several averages: their formulas, their names, exact resume, export."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pixelwright.cli.main import main
-from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.errors import UserError
-from pixelwright.training import Trainer, train
-from pixelwright.training.averages import load_average
+from pixelwright.training import build_trainer, train
 from pixelwright.training.ema import EMA, WIDEST, power_exponent, read_rule
 
 from .conftest import Tiny, same_state
@@ -66,7 +63,7 @@ def test_continued_run_has_the_same_averages(tiny: Tiny) -> None:
     train(whole)
     train(tiny("parts", ema_more=MORE, steps=10))
     train(tiny("parts", ema_more=MORE))
-    whole_state, parts = Trainer(whole).state(), Trainer(tiny("parts", ema_more=MORE)).state()
+    whole_state, parts = build_trainer(whole).state(), build_trainer(tiny("parts", ema_more=MORE)).state()
     assert {"ema", "ema-0.5", "ema-power-0.1"} <= set(whole_state)
     same_state(whole_state, parts)
 
@@ -74,7 +71,7 @@ def test_continued_run_has_the_same_averages(tiny: Tiny) -> None:
 def test_further_averages_change_nothing_else(tiny: Tiny) -> None:
     for name, more in (("one", ()), ("three", MORE)):
         train(tiny(name, ema_more=more))
-    one, three = Trainer(tiny("one")).state(), Trainer(tiny("three", ema_more=MORE)).state()
+    one, three = build_trainer(tiny("one")).state(), build_trainer(tiny("three", ema_more=MORE)).state()
     same_state(one, {group: three[group] for group in one})
 
 
@@ -83,7 +80,7 @@ def test_convert_writes_the_average_that_is_named(
 ) -> None:
     config = tiny(ema_more=MORE)
     run = train(config)
-    state = Trainer(config).state()
+    state = build_trainer(config).state()
     for name, group in (("0.9", "ema"), ("0.5", "ema-0.5"), ("power-0.1", "ema-power-0.1")):
         out = tmp_path / f"out-{name}"
         assert main(["convert", str(run), str(out), "--ema", name]) == 0
@@ -93,16 +90,3 @@ def test_convert_writes_the_average_that_is_named(
     assert main(["convert", str(tmp_path), str(tmp_path / "no"), "--ema", "0.5"]) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
-
-
-def test_a_run_from_before_there_were_several_goes_on(tiny: Tiny) -> None:
-    """Its settings have no ema_more, and optim no schedule."""
-    run = train(tiny(steps=10))
-    text = (run / "config.yaml").read_text().splitlines(keepends=True)
-    gone = ("ema_more", "  name", "  schedule", "  lr_end", "  drop_at")
-    (run / "config.yaml").write_text("".join(line for line in text if not line.startswith(gone)))
-    train(tiny())
-    found = checkpoints.newest(run)
-    assert found is not None
-    assert found.step == 20
-    assert set(load_average(run, "0.9").state_dict()) == set(Trainer(dataclasses.replace(tiny())).ema.weights)

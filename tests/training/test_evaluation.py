@@ -18,7 +18,7 @@ from pixelwright.evaluation.measure import collect
 from pixelwright.evaluation.metrics import Moments
 from pixelwright.evaluation.references import Reference, write_reference
 from pixelwright.hub import load
-from pixelwright.training import SampleConfig, TrainConfig, Trainer, save_config, train
+from pixelwright.training import SampleConfig, TrainConfig, build_trainer, save_config, train
 from pixelwright.training.config import EvaluationConfig, ParallelConfig
 from pixelwright.training.trainer import Interrupted
 
@@ -67,7 +67,7 @@ def test_a_run_ends_with_the_same_bits_with_and_without(tiny: Tiny, evaluated) -
     without, with_it = tiny("without", log_every=5), evaluated("with", log_every=5)
     train(without)
     train(with_it)
-    same_state(Trainer(without).state(), Trainer(with_it).state())
+    same_state(build_trainer(without).state(), build_trainer(with_it).state())
     found = metrics_of(Path(with_it.run))
     assert list(found) == [6, 12, 18, 20]
     for metrics in found.values():
@@ -100,32 +100,32 @@ def test_the_metrics_are_those_of_the_exported_weights(evaluated, measured: dict
 def test_stopped_and_continued(evaluated) -> None:  # type: ignore[no-untyped-def]
     whole, stopped = evaluated("whole"), evaluated("stopped")
     train(whole)
-    trainer = Trainer(stopped)
+    trainer = build_trainer(stopped)
     train_step = trainer.train_step
 
     def stop_at_nine(inputs: Any) -> None:
         train_step(inputs)
         if trainer.step == 9:
-            trainer._ask_to_stop()
+            trainer.request_stop()
 
     trainer.train_step = stop_at_nine  # type: ignore[method-assign]
     with pytest.raises(Interrupted):
         trainer.run()
     train(stopped)
-    same_state(Trainer(whole).state(), Trainer(stopped).state())
+    same_state(build_trainer(whole).state(), build_trainer(stopped).state())
     assert metrics_of(Path(whole.run)) == metrics_of(Path(stopped.run))
 
 
 def test_an_interrupt_does_not_wait_for_the_evaluation(evaluated) -> None:  # type: ignore[no-untyped-def]
-    trainer = Trainer(evaluated("run"))
-    while_drawing, seen = trainer._while_drawing, []
+    trainer = build_trainer(evaluated("run"))
+    stop_if_asked, seen = trainer.stop_if_asked, []
 
     def stop(step: Any) -> None:
-        trainer._ask_to_stop()
+        trainer.request_stop()
         seen.append(step.index)
-        while_drawing(step)
+        stop_if_asked(step)
 
-    trainer._while_drawing = stop  # type: ignore[method-assign]
+    trainer.stop_if_asked = stop  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match="step 6"):
         trainer.run()
     assert seen == [0] and metrics_of(trainer.folder) == {}
@@ -156,12 +156,12 @@ def test_what_cannot_be_measured_is_told_before_the_first_step(tiny: Tiny, measu
         ({"sample": SampleConfig(count=3)}, "evaluation.sample.count is 3"),
     ):
         with pytest.raises(UserError, match=said):
-            Trainer(tiny("run", evaluation=EvaluationConfig(**{**measured, **change})))
+            build_trainer(tiny("run", evaluation=EvaluationConfig(**{**measured, **change})))
     assert not Path(tiny("run").run).exists()
 
 
 def test_the_page_shows_a_curve_of_each_metric(tiny: Tiny, measured: dict[str, str], tmp_path: Path) -> None:
-    from pixelwright.training.page import write_report
+    from pixelwright.training.report import write_report
 
     run = tmp_path / "run"
     run.mkdir()

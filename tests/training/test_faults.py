@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pixelwright.data import Batches, DataConfig, Sample
+from pixelwright.data import Batches, DataConfig, Sample, open_source
 from pixelwright.errors import UserError
-from pixelwright.training import Interrupted, OptimConfig, TrainConfig, Trainer, train
+from pixelwright.training import Interrupted, OptimConfig, TrainConfig, Trainer, build_trainer, train
 from pixelwright.training.config import HealthConfig
 from pixelwright.training.trainer import Inputs
 from tests.data_room.test_shards import damaged, make_tar, numbered, picture
@@ -33,8 +33,8 @@ Settings = Callable[..., TrainConfig]
 def spiky(tiny: Tiny) -> Settings:
     """Makes configs of runs that look for spikes."""
 
-    def make(run: str, answer: Any, **changes: Any) -> TrainConfig:
-        health = HealthConfig(answer=answer, window=16, threshold=50)
+    def make(run: str, on_spike: Any, **changes: Any) -> TrainConfig:
+        health = HealthConfig(on_spike=on_spike, window=16, threshold=50)
         settings = {"steps": 24, "checkpoint_every": 7, "optim": OptimConfig(lr=1e-3), "health": health}
         return tiny(run, **{**settings, **changes})
 
@@ -49,12 +49,12 @@ def spike(trainer: Trainer, batches: Collection[int] = (BAD,)) -> Trainer:
         current[0] = number
         return prepare(batch, number)
 
-    def spiked(inputs: Inputs) -> Tensor:
-        losses = gradients(inputs)
+    def spiked(inputs: Inputs) -> Any:
+        found = gradients(inputs)
         for p in trainer.parameters if current[0] in batches else ():
             assert p.grad is not None
             p.grad.mul_(FACTOR)
-        return losses
+        return found
 
     trainer.prepare, trainer.gradients = prepared, spiked  # type: ignore[method-assign]
     return trainer
@@ -86,7 +86,7 @@ def first_moment(state: dict[str, dict[str, Tensor]]) -> Tensor:
 
 
 def test_without_an_answer_a_spike_goes_into_the_optimiser(spiky: Settings) -> None:
-    trainer = spike(Trainer(spiky("run", "off", optim=OptimConfig(lr=1e-3, clip=None))))
+    trainer = spike(build_trainer(spiky("run", "off", optim=OptimConfig(lr=1e-3, clip=None))))
     copies = around(trainer, BAD + 1)
     lines = log_of(trainer.run())
     before, after = copies
@@ -97,7 +97,7 @@ def test_without_an_answer_a_spike_goes_into_the_optimiser(spiky: Settings) -> N
 
 
 def test_clip_scales_the_gradient_to_the_usual_norm(spiky: Settings) -> None:
-    trainer = spike(Trainer(spiky("run", "clip", optim=OptimConfig(lr=1e-3, clip=None))))
+    trainer = spike(build_trainer(spiky("run", "clip", optim=OptimConfig(lr=1e-3, clip=None))))
     copies = around(trainer, BAD + 1)
     lines = log_of(trainer.run())
     gradient = (first_moment(copies[1]) - 0.9 * first_moment(copies[0])) / 0.1
@@ -106,7 +106,7 @@ def test_clip_scales_the_gradient_to_the_usual_norm(spiky: Settings) -> None:
 
 
 def test_skip_changes_neither_weights_nor_optimiser(spiky: Settings) -> None:
-    trainer = spike(Trainer(spiky("run", "skip")))
+    trainer = spike(build_trainer(spiky("run", "skip")))
     copies = around(trainer, BAD + 1)
     lines = log_of(trainer.run())
     for group in ("model", "optimizer"):
@@ -114,23 +114,23 @@ def test_skip_changes_neither_weights_nor_optimiser(spiky: Settings) -> None:
     assert [line["skipped"] for line in lines] == [0] * 24  # that counts steps that are not finite
 
 
-@pytest.mark.parametrize("answer", ["clip", "skip"])
-def test_spikes_are_told(spiky: Settings, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = spike(Trainer(spiky("run", answer, log_every=8)), {BAD, BAD + 2})
+@pytest.mark.parametrize("on_spike", ["clip", "skip"])
+def test_spikes_are_told(spiky: Settings, on_spike: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = spike(build_trainer(spiky("run", on_spike, log_every=8)), {BAD, BAD + 2})
     lines = log_of(trainer.run())
     assert [line.get("event", {}).get("spikes") for line in lines] == [None, None, 2]
     event = lines[-1]["event"]
-    assert event["answer"] == answer and event["step"] in (BAD + 1, BAD + 3)
+    assert event["on_spike"] == on_spike and event["step"] in (BAD + 1, BAD + 3)
     assert event["grad_norm"] > 1000 and event["loss"] < 10 and event["z"] > 50
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("spike at step")]
     assert len(told) == 1 and "the highest of 2" in told[0]
 
 
-@pytest.mark.parametrize("answer", ["clip", "skip"])
-def test_no_spike_no_difference(spiky: Settings, answer: str) -> None:
+@pytest.mark.parametrize("on_spike", ["clip", "skip"])
+def test_no_spike_no_difference(spiky: Settings, on_spike: str) -> None:
     train(spiky("off", "off"))
-    train(spiky(answer, answer))
-    states = [Trainer(spiky(name, name)).state() for name in ("off", answer)]
+    train(spiky(on_spike, on_spike))
+    states = [build_trainer(spiky(name, name)).state() for name in ("off", on_spike)]
     same_state(*({k: v for k, v in state.items() if k != "health"} for state in states))
 
 
@@ -143,7 +143,7 @@ def stop_at(trainer: Trainer, step: int, kill: bool) -> None:
         if trainer.step == step:
             if kill:
                 raise InterruptedError
-            trainer._ask_to_stop()
+            trainer.request_stop()
 
     trainer.train_step = stopping  # type: ignore[method-assign]
     with pytest.raises(InterruptedError if kill else Interrupted):
@@ -153,15 +153,15 @@ def stop_at(trainer: Trainer, step: int, kill: bool) -> None:
 KEYS = ("step", "loss", "grad_norm", "lr", "skipped", "loss_by_time", "event")
 
 
-@pytest.mark.parametrize("answer", ["clip", "skip"])
+@pytest.mark.parametrize("on_spike", ["clip", "skip"])
 @pytest.mark.parametrize(("step", "kill"), [(BAD, False), (BAD + 1, False), (BAD + 2, True)])
-def test_stopped_around_a_spike_and_continued(spiky: Settings, answer: str, step: int, kill: bool) -> None:
-    config = spiky("undisturbed", answer, log_every=5)
-    spike(Trainer(config)).run()
+def test_stopped_around_a_spike_and_continued(spiky: Settings, on_spike: str, step: int, kill: bool) -> None:
+    config = spiky("undisturbed", on_spike, log_every=5)
+    spike(build_trainer(config)).run()
     stopped = dataclasses.replace(config, run=str(Path(config.run).with_name("stopped")))
-    stop_at(spike(Trainer(stopped)), step, kill)
-    spike(Trainer(stopped)).run()
-    same_state(Trainer(config).state(), Trainer(stopped).state())
+    stop_at(spike(build_trainer(stopped)), step, kill)
+    spike(build_trainer(stopped)).run()
+    same_state(build_trainer(config).state(), build_trainer(stopped).state())
     first, second = (
         [{key: line.get(key) for key in KEYS} for line in log_of(Path(c.run))] for c in (config, stopped)
     )
@@ -172,7 +172,7 @@ def test_stopped_around_a_spike_and_continued(spiky: Settings, answer: str, step
 def test_a_new_run_may_look_for_spikes_in_another_way(spiky: Settings) -> None:
     first = spiky("first", "off", steps=7)
     train(first)
-    wider = HealthConfig(answer="skip", window=20, threshold=50)
+    wider = HealthConfig(on_spike="skip", window=20, threshold=50)
     lines = log_of(train(spiky("second", "skip", steps=9, health=wider), resume=first.run))
     assert [line["step"] for line in lines] == [8, 9]
 
@@ -209,11 +209,10 @@ STALL = DataConfig(path="shapes", size=8, shapes_count=48, workers=1, cache="non
 
 def faulty(config: TrainConfig, notes: Path, fault: str, times: int) -> Trainer:
     """A run whose first image of batch AT makes its worker die or stall."""
-    trainer = Trainer(config)
-    batches = Batches(trainer.source, dataclasses.replace(config.data, workers=0), 4, config.seed)
+    source = open_source(config.data)
+    batches = Batches(source, dataclasses.replace(config.data, workers=0), 4, config.seed)
     batch = next(itertools.islice(batches, AT, None))
-    trainer.source = Faulty(trainer.source, notes, fault, int(batch.indices[0]), times)
-    return trainer
+    return build_trainer(config, source=Faulty(source, notes, fault, int(batch.indices[0]), times))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of forking
@@ -229,7 +228,7 @@ def test_a_worker_that_fails_once_changes_no_bit(
     assert said in caplog.text and "starting the workers anew" in caplog.text
     undisturbed = tiny("undisturbed", steps=9, data=dataclasses.replace(STALL, workers=0))
     train(undisturbed)
-    same_state(Trainer(config).state(), Trainer(undisturbed).state())
+    same_state(build_trainer(config).state(), build_trainer(undisturbed).state())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -241,11 +240,11 @@ def test_workers_that_always_fail_stop_the_run_with_its_checkpoint_good(
     with pytest.raises(UserError, match=r"images of step [56] failed 2 times: worker .* SIGKILL"):
         faulty(config, tmp_path / "notes", "dies", times=99).run()
     here = dataclasses.replace(config, data=dataclasses.replace(STALL, workers=0))
-    assert Trainer(here).step == 5
+    assert build_trainer(here).step == 5
     train(here)
     undisturbed = dataclasses.replace(here, run=str(tmp_path / "undisturbed"))
     train(undisturbed)
-    same_state(Trainer(here).state(), Trainer(undisturbed).state())
+    same_state(build_trainer(here).state(), build_trainer(undisturbed).state())
 
 
 def test_a_damaged_shard_and_a_damaged_image_are_left_out(
@@ -265,8 +264,8 @@ def test_a_damaged_shard_and_a_damaged_image_are_left_out(
     )
     with caplog.at_level(logging.WARNING):
         train(dataclasses.replace(config, steps=5))
-        assert Trainer(config).step == 5
+        assert build_trainer(config).step == 5
         train(config)
     assert f'left out "{bad}"' in caplog.text and "2.tar/0020" in caplog.text
     train(other)
-    same_state(Trainer(config).state(), Trainer(other).state())
+    same_state(build_trainer(config).state(), build_trainer(other).state())

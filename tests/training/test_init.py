@@ -11,7 +11,7 @@ import pixelwright as pw
 from pixelwright.distributed.checkpoint import checkpoint_folders
 from pixelwright.errors import UserError
 from pixelwright.models.folder import save
-from pixelwright.training import ModelConfig, Trainer, train
+from pixelwright.training import ModelConfig, build_trainer, train
 
 from .conftest import Tiny, log_of, same_state
 
@@ -22,7 +22,7 @@ def test_model_averages_and_all_that_is_new_start_from_the_weights(tiny: Tiny) -
     first = train(tiny("first", steps=5, ema_more=(0.5,)))
     weights = pw.load(first).state_dict()
     larger = dataclasses.replace(tiny().data, size=16)  # the size of the image is no part of a model
-    trainer = Trainer(tiny("second", init=str(first), data=larger, ema_more=(0.5,)))
+    trainer = build_trainer(tiny("second", init=str(first), data=larger, ema_more=(0.5,)))
     state = trainer.state()
     for group in ("model", "ema", "ema-0.5"):
         same_state({"": state[group]}, {"": weights})
@@ -34,9 +34,9 @@ def test_model_averages_and_all_that_is_new_start_from_the_weights(tiny: Tiny) -
 def test_a_model_folder_in_any_dtype_is_trained_in_float32(
     tiny: Tiny, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    source = Trainer(tiny("source", seed=3)).model.to(dtype)
+    source = build_trainer(tiny("source", seed=3)).model.to(dtype)
     save(source, tmp_path / "model")
-    model = Trainer(tiny("new", init=str(tmp_path / "model"))).model
+    model = build_trainer(tiny("new", init=str(tmp_path / "model"))).model
     for name, p in model.named_parameters():
         assert p.dtype == torch.float32
         assert torch.equal(p.detach(), source.state_dict()[name].float())
@@ -50,7 +50,7 @@ def test_a_run_that_is_continued_keeps_its_own_weights(tiny: Tiny) -> None:
     shutil.rmtree(first)  # not needed any more
     longer = dataclasses.replace(stopped, steps=10)
     train(longer)
-    same_state(Trainer(straight).state(), Trainer(longer).state())
+    same_state(build_trainer(straight).state(), build_trainer(longer).state())
     assert [line["step"] for line in log_of(Path(longer.run))] == list(range(1, 11))
 
 

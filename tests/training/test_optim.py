@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pixelwright.cli import train as command
 from pixelwright.errors import UserError
-from pixelwright.training import OptimConfig, Trainer, train
+from pixelwright.training import OptimConfig, build_trainer, train
 from pixelwright.training.optim import build_optimizer, learning_rate, update
 
 from .conftest import Tiny, same_state
@@ -100,7 +100,7 @@ def test_came_is_the_packages_own(shape: tuple[int, ...]) -> None:
 
     start = gradients(shape, 1)[0]
     p, q = (torch.nn.Parameter(start.clone()) for _ in range(2))
-    ours, own = build_optimizer([p], CAME), Own([q], lr=1e-3, weight_decay=0.01)
+    ours, own = build_optimizer([("p", p)], CAME), Own([q], lr=1e-3, weight_decay=0.01)
     for step, gradient in enumerate(gradients(shape, 6)):
         p.grad, q.grad = gradient.clone(), gradient.clone()
         update(ours, 1e-3, torch.tensor(step != 3))  # the fourth is not finite, say
@@ -115,7 +115,7 @@ def test_continued_run_ends_alike(tiny: Tiny, config: OptimConfig) -> None:
     train(tiny("whole", optim=config))
     train(tiny("parts", optim=config, steps=10))
     train(tiny("parts", optim=config))
-    whole, parts = (Trainer(tiny(name, optim=config)).state() for name in ("whole", "parts"))
+    whole, parts = (build_trainer(tiny(name, optim=config)).state() for name in ("whole", "parts"))
     assert any("exp_avg_res_row" in key for key in whole["optimizer"]) == (config.name == "came")
     same_state(whole, parts)
 
@@ -123,11 +123,11 @@ def test_continued_run_ends_alike(tiny: Tiny, config: OptimConfig) -> None:
 def test_came_without_its_package(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "came_pytorch", None)
     with pytest.raises(UserError, match=r"pixelwright\[came\]"):
-        Trainer(tiny(optim=CAME))
+        build_trainer(tiny(optim=CAME))
 
 
 def test_a_step_that_is_not_finite_leaves_came_as_it_was(tiny: Tiny) -> None:
-    trainer = Trainer(tiny(optim=CAME))
+    trainer = build_trainer(tiny(optim=CAME))
     batch = next(trainer._inputs())
     trainer.train_step(batch)
     before = copy.deepcopy(trainer.state())

@@ -1,6 +1,7 @@
 """report.html of a run, and its verdict."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 
 from pixelwright.cli.main import main
 from pixelwright.training import train
-from pixelwright.training.health import in_words
-from pixelwright.training.page import _series, write_report
-from pixelwright.training.verdict import judge
+from pixelwright.training.diagnosis import diagnose
+from pixelwright.training.health import describe_spike
+from pixelwright.training.report import _series, write_report
 from tests.test_html import read
 
 from .conftest import Tiny
@@ -23,7 +24,7 @@ def line(step: int, **changes: Any) -> dict[str, Any]:
 
 def kinds(lines: list[dict[str, Any]], clip: float | None = 1.0) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"ok": [], "look": [], "bad": []}
-    for finding in judge(lines, clip):
+    for finding in diagnose(lines, clip):
         found[finding.kind].append(finding.text)
     return found
 
@@ -93,7 +94,7 @@ def test_a_dead_run_has_its_page_too(tiny: Tiny, no_extras: None, monkeypatch: p
     assert not (run / "report.html").exists()
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
-    spike = {"spikes": 1, "answer": "skip", "step": 1, "grad_norm": 1e4, "loss": 0.5, "z": 44.0}
+    spike = {"spikes": 1, "on_spike": "skip", "step": 1, "grad_norm": 1e4, "loss": 0.5, "z": 44.0}
     lines = [
         line(1, event=spike),
         line(2, skipped=3, rollbacks=[[9, 1]]),
@@ -103,7 +104,7 @@ def test_a_dead_run_has_its_page_too(tiny: Tiny, no_extras: None, monkeypatch: p
     assert main(["report", str(run)]) == 0
     page = read((run / "report.html").read_text())
     assert "Something is wrong." in page.texts("strong")  # 3 of 3 steps skipped
-    assert in_words(spike) in page.texts("td")
+    assert describe_spike(spike) in page.texts("td")
     assert any("step 9: rolled back to the checkpoint of step 1 " in text for text in page.texts("td"))
     assert "3 steps skipped, whose loss or gradient was not finite" in page.texts("td")
     assert "odd" in page.texts("figcaption")
@@ -119,16 +120,17 @@ def test_no_run_and_no_matplotlib(tiny: Tiny, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_page_that_cannot_be_written_does_not_stop_the_run(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("matplotlib")
 
     def full(run: Path) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pixelwright.training.page.write_report", full)
-    run = train(tiny(steps=4, sample_every=2))
+    monkeypatch.setattr("pixelwright.training.callbacks.write_report", full)
+    with caplog.at_level(logging.ERROR):
+        run = train(tiny(steps=4, sample_every=2))
     assert (run / "model" / "config.json").is_file()
-    assert capsys.readouterr().err.count("could not be written") == 1
+    assert caplog.text.count("Report.on_step failed") == 2 and "No space left on device" in caplog.text
     monkeypatch.undo()
     assert write_report(run).is_file()

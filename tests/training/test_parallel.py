@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixelwright.data import Batches, DataConfig
+from pixelwright.data import DataConfig
 from pixelwright.diffusion import flow
 from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.distributed import parallel
@@ -29,11 +29,12 @@ from pixelwright.training import (
     OptimConfig,
     SampleConfig,
     TrainConfig,
-    Trainer,
+    build_trainer,
     save_config,
     train,
 )
-from pixelwright.training.config import HealthConfig, ParallelConfig, RepaConfig
+from pixelwright.training.config import HealthConfig, ParallelConfig
+from pixelwright.training.objectives import RepaConfig
 
 from .conftest import log_of, same_state, weights_of
 from .processes import record
@@ -52,7 +53,7 @@ MODELS = {
 
 # So low a threshold finds spikes in any run.
 ROLLBACK: dict[str, Any] = {
-    "health": HealthConfig(0, "rollback", window=10, threshold=0.6, persist=2, max_rollbacks=16),
+    "health": HealthConfig(0, "rollback", window=10, threshold=0.6, patience=2, max_rollbacks=16),
     "steps": 24,
     "sample_every": 0,
 }
@@ -128,14 +129,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
     with pytest.MonkeyPatch.context() as patch:
         for extra in ("matplotlib.figure", "torch.utils.tensorboard"):
             patch.setitem(sys.modules, extra, None)
-        alone = Trainer(make(folder, "alone", accumulate=2))
+        alone = build_trainer(make(folder, "alone", accumulate=2))
         seen = record(alone)
         alone.run()
         for model in ("dip", "pixeldit"):
             train(make(folder, f"{model}-alone", model, steps=3))
         repa: dict[str, Any] = {
             "data": DataConfig(path="shapes", size=16, shapes_count=24),
-            "repa": RepaConfig(teacher=str(dino), depth=1, until=2),
+            "objectives": (RepaConfig(teacher=str(dino), depth=1, until=2),),
             "steps": 4,
         }
         train(make(folder, "repa-alone", **repa))
@@ -199,7 +200,7 @@ def same_losses(one: Path, other: Path) -> None:
 
 def state_of(folder: Path, name: str) -> State:
     """The last checkpoint of a run, read by one process."""
-    trainer = Trainer(make(folder, "probe"))
+    trainer = build_trainer(make(folder, "probe"))
     found = checkpoints.inspect(checkpoint_folders(folder / name)[-1])
     checkpoints.load(found, trainer.state())
     return trainer.state()
@@ -381,9 +382,9 @@ def test_more_processes_than_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="4 processes on this machine, which has 2 GPUs"):
-        parallel.join(make(tmp_path, "run", device="cuda"))
+        parallel.join("cuda", ParallelConfig(), 8)
     with pytest.raises(UserError, match=r"device is 'cuda:1', but there are 4 processes"):
-        parallel.join(make(tmp_path, "run", device="cuda:1"))
+        parallel.join("cuda:1", ParallelConfig(), 8)
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
@@ -411,8 +412,9 @@ def test_settings_that_are_refused(settings: dict[str, Any], told: str) -> None:
 def test_recomputing_keeps_less_and_changes_no_bit(tmp_path: Path, model: str) -> None:
     gradients, kept = [], []
     for checkpointing in (False, True):
-        trainer = Trainer(make(tmp_path, "run", model, parallel=ParallelConfig(checkpointing=checkpointing)))
-        batch = next(iter(Batches(trainer.source, trainer.config.data, 8, 0)))
+        settings = ParallelConfig(checkpointing=checkpointing)
+        trainer = build_trainer(make(tmp_path, "run", model, parallel=settings))
+        batch = next(iter(trainer.data(0)))  # type: ignore[operator]
         with torch.no_grad():
             for p in trainer.parameters:  # the zeros at the start would hide most gradients
                 p.add_(0.1)
@@ -424,7 +426,7 @@ def test_recomputing_keeps_less_and_changes_no_bit(tmp_path: Path, model: str) -
 
         inputs = trainer.prepare(batch, 0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            flow.loss(trainer.forward, *inputs)
+            trainer.forward(*inputs, 0)
         kept.append(sum(inside))
         trainer.gradients(inputs)
         gradients.append({"": {name: p.grad for name, p in trainer.model.named_parameters()}})
@@ -463,4 +465,4 @@ def test_a_write_that_fails_stops_the_run_and_leaves_the_last_checkpoint(
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000002"]
     assert len(log_of(tmp_path / "run")) < STEPS
     train(config)
-    assert Trainer(config).step == STEPS
+    assert build_trainer(config).step == STEPS

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,12 +11,25 @@ from safetensors import safe_open
 from pixelwright import hub
 from pixelwright.diffusion import flow
 from pixelwright.errors import UserError
-from pixelwright.training.repa import Projector, Student, alignment_loss, match_grid, objective
+from pixelwright.training.objectives import FlowMatching, Losses
+from pixelwright.training.objectives import repa as repa_module
+from pixelwright.training.objectives.repa import Projector, Repa, RepaConfig, alignment_loss, match_grid
 
 RECORDING = Path(__file__).parents[1] / "data" / "train_step.safetensors"
 
 
-def test_training_step_of_the_public_code() -> None:
+class Recorded(NamedTuple):
+    """A teacher that gives the same tokens [B, 16, 24] for any images."""
+
+    tokens: torch.Tensor
+    size: int = 24
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return self.tokens
+
+
+def test_training_step_of_the_public_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repa_module, "teacher_grid", lambda size: (4, 4))
     with safe_open(RECORDING, "pt") as file:
         told = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -26,19 +40,22 @@ def test_training_step_of_the_public_code() -> None:
 
     given, expected = group("input."), group("output.")
     model = hub.from_public(group("weights.")).train()
-    projector = Projector(hidden_size=48, teacher_size=24, projector_size=40)
-    projector.load_state_dict({k.removeprefix("0."): v for k, v in group("proj.").items()})
+    config = RepaConfig(
+        teacher="recorded",
+        depth=trainer["align_layer"],
+        weight=trainer["feat_loss_weight"],
+        projector_size=40,
+    )
+    repa = Repa(config, model, Recorded(given["teacher"]))
+    repa.projector.load_state_dict({k.removeprefix("0."): v for k, v in group("proj.").items()})
 
     t = flow.shift_time(torch.sigmoid(given["logit_t"]), trainer["timeshift"])
-    flow_loss, projected = flow.loss(
-        Student(model, projector), given["x"], t, given["noise"], given["y"], tap=trainer["align_layer"]
-    )
-    alignment = alignment_loss(projected, given["teacher"], (4, 4))
-    loss = objective(flow_loss, alignment, trainer["feat_loss_weight"]).mean()
+    found = Losses(model, [FlowMatching(), repa])(given["x"], t, given["noise"], given["y"], 0)
+    loss = found.total.mean()
     loss.backward()
 
-    torch.testing.assert_close(flow_loss.mean(), expected["fm_loss"][0], rtol=1e-5, atol=0)
-    torch.testing.assert_close(alignment.mean(), expected["cos_loss"][0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.loss.mean(), expected["fm_loss"][0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.logs["repa_loss"].mean(), expected["cos_loss"][0], rtol=1e-5, atol=0)
     torch.testing.assert_close(loss, expected["loss"][0], rtol=1e-5, atol=0)
 
     gradients = gradients_by_public_name(model)

@@ -19,6 +19,7 @@ from pixelwright.training import (
     OptimConfig,
     TrainConfig,
     Trainer,
+    build_trainer,
     load_config,
     save_config,
     train,
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("no_extras")
 
 
 def final_state(config: TrainConfig):  # type: ignore[no-untyped-def]
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     assert trainer.step == config.steps
     return trainer.state()
 
@@ -89,7 +90,7 @@ def test_every_stopping_place_gives_the_same_end(tiny: Tiny, stop_at: int) -> No
 
 def run_until_signal(config: TrainConfig, step: int, number: int) -> None:
     """Train and send this process a signal during step `step`, counted from 1."""
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     signal_during(trainer, step, number)
     trainer.run()
 
@@ -115,7 +116,7 @@ def test_interrupt_finishes_the_step_and_saves(tiny: Tiny) -> None:
 
 
 def test_second_interrupt_stops_at_once(tiny: Tiny) -> None:
-    trainer = Trainer(tiny())
+    trainer = build_trainer(tiny())
     train_step = trainer.train_step
 
     def twice(inputs) -> None:  # type: ignore[no-untyped-def]
@@ -131,15 +132,15 @@ def test_second_interrupt_stops_at_once(tiny: Tiny) -> None:
 
 
 def test_interrupt_while_pictures_are_drawn(tiny: Tiny) -> None:
-    trainer = Trainer(tiny(sample_every=4, sample=dataclasses.replace(tiny().sample, steps=50)))
-    while_drawing = trainer._while_drawing
+    trainer = build_trainer(tiny(sample_every=4, sample=dataclasses.replace(tiny().sample, steps=50)))
+    stop_if_asked = trainer.stop_if_asked
 
     def signalled(step) -> None:  # type: ignore[no-untyped-def]
         if step.index == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        while_drawing(step)
+        stop_if_asked(step)
 
-    trainer._while_drawing = signalled  # type: ignore[method-assign]
+    trainer.stop_if_asked = signalled  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match="step 4"):
         trainer.run()
     assert [path.name for path in checkpoint_folders(trainer.folder)] == ["step-0000004"]

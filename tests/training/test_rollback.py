@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from pixelwright.data import Batches
+from pixelwright.data import Batches, open_source
 from pixelwright.distributed.checkpoint import checkpoint_folders, superseded
 from pixelwright.errors import UserError
-from pixelwright.training import OptimConfig, TrainConfig, Trainer
+from pixelwright.training import OptimConfig, TrainConfig, Trainer, build_trainer
 from pixelwright.training.config import HealthConfig
 from pixelwright.training.health import Detector
 from pixelwright.training.trainer import Inputs
@@ -30,8 +30,8 @@ def rolling(tiny: Tiny) -> Settings:
     """Makes configs of runs that roll back: with the bad batches from step 18 to step 8."""
 
     def make(run: str, health: dict[str, Any] | None = None, **changes: Any) -> TrainConfig:
-        settings = {"window": 12, "threshold": 50, "persist": PERSIST, "rollback_lr": 0.5, **(health or {})}
-        settings["answer"] = "rollback"
+        settings = {"window": 12, "threshold": 50, "patience": PERSIST, "rollback_lr": 0.5, **(health or {})}
+        settings["on_spike"] = "rollback"
         usual = {"steps": STEPS, "checkpoint_every": EVERY, "keep": 3, "optim": OptimConfig(lr=1e-3)}
         return tiny(run, health=HealthConfig(**settings), **{**usual, **changes})  # type: ignore[arg-type]
 
@@ -73,7 +73,7 @@ def poison(trainer: Trainer, batches: Collection[int], value: float) -> None:
 def test_it_goes_back_and_past_the_batches_it_has_seen(
     rolling: Settings, values: float | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer = Trainer(rolling("run"))
+    trainer = build_trainer(rolling("run"))
     seen = watched(trainer, BAD, values)
     lines = log_of(trainer.run())
     assert seen == [(k, k) for k in range(18)] + [(k, k + 10) for k in range(8, STEPS)]
@@ -88,12 +88,12 @@ def test_it_goes_back_and_past_the_batches_it_has_seen(
 
 def test_after_it_the_run_is_one_that_began_at_the_checkpoint_with_later_batches(rolling: Settings) -> None:
     """Every tensor of the end, by another way: steps 1 to 8, then batches 18, 19, ... at half the rate."""
-    trainer = Trainer(rolling("run"))
+    trainer = build_trainer(rolling("run"))
     watched(trainer)
     trainer.run()
-    other = Trainer(rolling("other"))
-    config = other.config
-    batches = iter(Batches(other.source, config.data, config.batch_size, config.seed))
+    other = build_trainer(rolling("other"))
+    config = rolling("other")
+    batches = iter(Batches(open_source(config.data), config.data, config.batch_size, config.seed))
     numbered = dict(zip(range(18 - 8 + STEPS), batches, strict=False))
     for number in [*range(8), *range(18, 18 + STEPS - 8)]:
         if number == 18:
@@ -110,17 +110,17 @@ def test_after_it_the_run_is_one_that_began_at_the_checkpoint_with_later_batches
 def test_stopped_before_or_after_it_and_continued(rolling: Settings, stop: int, kill: bool) -> None:
     """`stop`: the step; those below 18 are reached for the second time, after the rollback."""
     config = rolling("undisturbed", log_every=5)
-    undisturbed = Trainer(config)
+    undisturbed = build_trainer(config)
     watched(undisturbed)
     undisturbed.run()
     stopped = dataclasses.replace(config, run=str(Path(config.run).with_name("stopped")))
-    trainer = Trainer(stopped)
+    trainer = build_trainer(stopped)
     watched(trainer)
     stop_after(trainer, stop, times=1 if stop in (17, 19) else 2, kill=kill)
-    again = Trainer(stopped)
+    again = build_trainer(stopped)
     watched(again)
     again.run()
-    same_state(Trainer(config).state(), Trainer(stopped).state())
+    same_state(build_trainer(config).state(), build_trainer(stopped).state())
     keys = (*KEYS, "rollbacks")
     first, second = (
         [{k: line.get(k) for k in keys} for line in log_of(Path(c.run))] for c in (config, stopped)
@@ -140,7 +140,7 @@ def stop_after(trainer: Trainer, step: int, times: int, kill: bool) -> None:
         if trainer.step == step and left[0] == 0:
             if kill:
                 raise InterruptedError
-            trainer._ask_to_stop()
+            trainer.request_stop()
 
     trainer.train_step = counting  # type: ignore[method-assign]
     with pytest.raises((InterruptedError, KeyboardInterrupt)):
@@ -150,7 +150,7 @@ def stop_after(trainer: Trainer, step: int, times: int, kill: bool) -> None:
 def test_twice_and_then_it_stops(rolling: Settings) -> None:
     """Spikes that come again soon after a rollback lead further back, at most so often."""
     config = rolling("run", {"max_rollbacks": 2})
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     seen = watched(trainer, range(15, 1000))
     with pytest.raises(UserError, match=r"after 2 rollbacks .*step-0000008 is good"):
         trainer.run()
@@ -162,7 +162,7 @@ def test_twice_and_then_it_stops(rolling: Settings) -> None:
 def test_without_a_checkpoint_the_steps_are_left_out(
     rolling: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer = Trainer(rolling("run", checkpoint_every=100))
+    trainer = build_trainer(rolling("run", checkpoint_every=100))
     seen = watched(trainer)
     lines = log_of(trainer.run())
     assert seen == [(k, k) for k in range(STEPS)]
@@ -171,7 +171,7 @@ def test_without_a_checkpoint_the_steps_are_left_out(
 
 
 def test_spikes_that_do_not_persist_are_left_out(rolling: Settings) -> None:
-    trainer = Trainer(rolling("run"))
+    trainer = build_trainer(rolling("run"))
     seen = watched(trainer, (15, 16, 19, 20))
     lines = log_of(trainer.run())
     assert seen == [(k, k) for k in range(STEPS)]
@@ -179,11 +179,11 @@ def test_spikes_that_do_not_persist_are_left_out(rolling: Settings) -> None:
 
 
 def test_in_a_row_is_spikes_and_steps_that_are_not_finite() -> None:
-    detector = Detector(HealthConfig(answer="rollback", window=10, persist=2), torch.device("cpu"))
+    detector = Detector(HealthConfig(on_spike="rollback", window=10, patience=2), torch.device("cpu"))
     values = [1.0] * 10 + [99.0, float("nan"), 99.0, 1.0, 99.0]
     rows = []
     for step, value in enumerate(values, start=1):
-        detector.answer(step, torch.tensor(value), torch.tensor(1.0), None)
+        detector.check(step, torch.tensor(value), torch.tensor(1.0), None)
         rows.append((int(detector.in_a_row), detector.persisting(step)))
     assert rows[10:] == [(1, 0), (2, 2), (3, 0), (0, 0), (1, 0)]  # looked at after steps 12 and 14
 

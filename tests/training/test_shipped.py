@@ -10,7 +10,7 @@ import torch
 from pixelwright.cli import main as cli
 from pixelwright.cli.train import config_of, parser
 from pixelwright.config import read_yaml, to_dict
-from pixelwright.training import load_config
+from pixelwright.training import RepaConfig, load_config
 
 from .conftest import log_of, weights_of
 
@@ -32,7 +32,7 @@ IMAGENET = {
 }
 # What makes a run a small one, and nothing else.
 SIZES = {"run", "steps", "batch_size", "log_every", "checkpoint_every", "sample_every"}
-SIZES |= {"model.depth", "model.hidden_size", "model.num_heads", "repa.depth", "sample.count", "sample.steps"}
+SIZES |= {"model.depth", "model.hidden_size", "model.num_heads", "sample.count", "sample.steps"}
 SIZES |= {"data.path", "data.size", "data.workers"}
 
 
@@ -64,8 +64,9 @@ def test_the_numbers_of_the_papers(name: str) -> None:
     assert (config.batch_size, config.steps) == (BATCH, round(epochs * IMAGES / BATCH))
     assert (config.optim.name, config.optim.lr, config.optim.weight_decay) == ("adamw", 1e-4, 0.0)
     assert (config.ema_decay, config.precision) == (0.9999, "bf16")
-    assert config.repa is not None
-    assert (config.repa.depth, config.repa.weight) == (8, 0.5)
+    (repa,) = config.objectives
+    assert isinstance(repa, RepaConfig)
+    assert (repa.depth, repa.weight) == (8, 0.5)
     assert config.flow.null_probability == 0.1
     assert config.flow.time_shift == (3.0 if name == "imagenet512-pixeldit-xl-16" else 1.0)
     if "pixeldit" in name:
@@ -78,7 +79,7 @@ def test_the_numbers_of_the_papers(name: str) -> None:
 
 
 def test_the_debug_file_holds_sizes_alone() -> None:
-    assert {key for key, _ in flat(read_yaml(DEBUG))} == SIZES
+    assert {key for key, _ in flat(read_yaml(DEBUG))} == SIZES | {"objectives.repa.depth"}
 
 
 @pytest.mark.parametrize("name", list(IMAGENET))
@@ -86,7 +87,8 @@ def test_twins_differ_from_their_originals_in_sizes_alone(name: str) -> None:
     full = settings_of("--config", str(CONFIGS / f"{name}.yaml"))
     twin = settings_of("--config", str(CONFIGS / f"{name}.yaml"), "--config", str(DEBUG))
     assert full.keys() == twin.keys()
-    assert {key for key in full if full[key] != twin[key]} == SIZES
+    assert {key for key in full if full[key] != twin[key]} == SIZES | {"objectives"}
+    assert twin["objectives"] == [{**full["objectives"][0], "depth": 2}]
 
 
 @pytest.mark.usefixtures("no_extras")
@@ -111,4 +113,4 @@ def test_the_second_stage_starts_from_the_weights_of_the_first(tmp_path: Path, d
 
 def twin(name: str, run: Path, dino: Path) -> list[str]:
     files = ["--config", str(CONFIGS / f"{name}.yaml"), "--config", str(DEBUG)]
-    return ["train", *files, "--run", str(run), "--repa.teacher", str(dino), "--device", "cpu"]
+    return ["train", *files, "--run", str(run), "--objectives.repa.teacher", str(dino), "--device", "cpu"]

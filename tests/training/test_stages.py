@@ -31,7 +31,7 @@ NUMBERS = {
 @pytest.mark.parametrize("name", STAGES)
 def test_the_numbers_of_the_paper(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
-    repa = config.repa.depth if config.repa else None
+    repa = config.objectives[0].depth if config.objectives else None
     assert NUMBERS[name] == (
         config.data.size,
         config.data.aspects,
@@ -41,7 +41,7 @@ def test_the_numbers_of_the_paper(name: str) -> None:
         config.flow.time_shift,
         config.init,
     )
-    assert config.repa is None or config.repa.weight == 0.5
+    assert all(objective.weight == 0.5 for objective in config.objectives)
     assert (config.model.preset, config.optim.name, config.sample.solver) == (
         "pixeldit-t2i",
         "came",
@@ -99,7 +99,7 @@ def test_their_twins_run_one_after_the_other(
             "device": "cpu",
         }
         if number == 0:
-            small |= {"repa.teacher": dino, "repa.depth": 1}
+            small |= {"objectives": f"[{{type: repa, teacher: {dino}, depth: 1}}]"}
         else:
             small |= {"init": tmp_path / STAGES[number - 1], "data.aspect_step": 16}
         words = [word for key, value in small.items() for word in (f"--{key}", str(value))]

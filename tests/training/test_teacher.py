@@ -12,11 +12,11 @@ from pixelwright.cli.main import main
 from pixelwright.data import DataConfig
 from pixelwright.errors import UserError
 from pixelwright.models.vision import positions
-from pixelwright.training import Trainer, load_config, train
-from pixelwright.training.config import RepaConfig
+from pixelwright.training import build_trainer, load_config, train
 from pixelwright.training.config_file import save_config
-from pixelwright.training.report import read_log
-from pixelwright.training.teacher import Cache, Teacher, teacher_grid
+from pixelwright.training.loggers import read_log
+from pixelwright.training.objectives import RepaConfig
+from pixelwright.training.objectives.teacher import Cache, Teacher, teacher_grid
 
 from .conftest import Tiny, same_state
 
@@ -28,7 +28,7 @@ def aligned(tiny: Tiny, dino: Path, run: str = "run", **changes: Any) -> Any:
     """A tiny run with REPA after the first of two blocks."""
     repa = RepaConfig(teacher=str(dino), depth=1, **changes.pop("repa", {}))
     data = DataConfig(path="shapes", size=SIZE, shapes_count=24, flip=True)
-    return tiny(run, data=data, repa=repa, **{"steps": 6, "checkpoint_every": 3, **changes})
+    return tiny(run, data=data, objectives=(repa,), **{"steps": 6, "checkpoint_every": 3, **changes})
 
 
 def images(count: int = 3, size: int = SIZE) -> torch.Tensor:
@@ -97,9 +97,9 @@ def test_continued_run_ends_alike_with_and_without_cache(tiny: Tiny, dino: Path,
     train(aligned(tiny, dino, "whole"))
     train(aligned(tiny, dino, "parts", steps=3))
     train(aligned(tiny, dino, "parts", repa={"cache": str(tmp_path / "cache")}))
-    whole, parts = (Trainer(aligned(tiny, dino, name)).state() for name in ("whole", "parts"))
-    assert {"projector", "repa"} <= set(whole)
-    assert any(key.startswith("projector.") for key in whole["optimizer"])
+    whole, parts = (build_trainer(aligned(tiny, dino, name)).state() for name in ("whole", "parts"))
+    assert all(key.startswith("1.projector.") for key in whole["objectives"])
+    assert any(key.startswith("objectives.1.projector.") for key in whole["optimizer"])
     same_state(whole, parts)
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "parts")]
     assert [line["repa_loss"] for line in logs[0]] == [line["repa_loss"] for line in logs[1]]
@@ -108,9 +108,9 @@ def test_continued_run_ends_alike_with_and_without_cache(tiny: Tiny, dino: Path,
 
 def test_the_projector_is_trained_and_not_exported(tiny: Tiny, dino: Path) -> None:
     config = aligned(tiny, dino)
-    before = {k: v.clone() for k, v in Trainer(config).state()["projector"].items()}
+    before = {k: v.clone() for k, v in build_trainer(config).state()["objectives"].items()}
     run = train(config)
-    after = Trainer(config).state()["projector"]
+    after = build_trainer(config).state()["objectives"]
     assert all(not torch.equal(before[key], after[key]) for key in before)
     from pixelwright.models.folder import load
 
@@ -119,13 +119,12 @@ def test_the_projector_is_trained_and_not_exported(tiny: Tiny, dino: Path) -> No
 
 def test_alignment_pulls_only_until_its_end(tiny: Tiny, dino: Path) -> None:
     """It changes the weights while it lasts; from its end on the model's gradients are those without it."""
-    plain, during = Trainer(aligned(tiny, dino)), Trainer(aligned(tiny, dino))
-    plain.repa = None
-    plain.forward = plain.model
-    over = Trainer(aligned(tiny, dino, repa={"until": 1}))
+    during = build_trainer(aligned(tiny, dino))
+    plain = build_trainer(dataclasses.replace(during.config, objectives=()))  # type: ignore[type-var]
+    over = build_trainer(aligned(tiny, dino, repa={"until": 1}))
     over.step = 1
     batch = next(plain._inputs())
-    losses = [trainer.gradients(batch) for trainer in (plain, during, over)]
+    losses = [trainer.gradients(batch)[0] for trainer in (plain, during, over)]
     assert torch.equal(losses[0], losses[1])
     assert torch.equal(losses[0], losses[2])  # the log's loss is that of flow matching
     first = "backbone.patch_embedder.weight"
@@ -136,10 +135,10 @@ def test_alignment_pulls_only_until_its_end(tiny: Tiny, dino: Path) -> None:
 
 
 def test_accumulation_gives_the_same_gradient(tiny: Tiny, dino: Path) -> None:
-    whole, parts = Trainer(aligned(tiny, dino)), Trainer(aligned(tiny, dino, accumulate=2))
+    whole, parts = build_trainer(aligned(tiny, dino)), build_trainer(aligned(tiny, dino, accumulate=2))
     batch = next(whole._inputs())
     whole.gradients(batch), parts.gradients(batch)
-    for (name, p), (_, q) in zip(whole._named(), parts._named(), strict=True):
+    for (name, p), (_, q) in zip(whole.losses.named(), parts.losses.named(), strict=True):
         if p.grad is not None and q.grad is not None:
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-7, msg=name)
 
@@ -147,17 +146,18 @@ def test_accumulation_gives_the_same_gradient(tiny: Tiny, dino: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"repa": {"weight": 0.0}}, "repa.weight is 0.0"),
+        ({"repa": {"weight": 0.0}}, "weight is 0.0"),
         ({"repa": {"until": 0}}, "repa.until is 0"),
         ({"model_depth": 9}, "repa.depth is 9, but the model has 2 global blocks"),
-        ({"size": 24}, "data.size is 24: with repa it must be a multiple of 16"),
+        ({"size": 24}, "images are 24x24: with repa both sides must be multiples of 16"),
     ],
 )
 def test_bad_settings(tiny: Tiny, dino: Path, changes: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError) as error:
         config = aligned(tiny, dino, repa=changes.get("repa", {}))
         if "model_depth" in changes:
-            dataclasses.replace(config, repa=dataclasses.replace(config.repa, depth=changes["model_depth"]))
+            deeper = dataclasses.replace(config.objectives[0], depth=changes["model_depth"])
+            dataclasses.replace(config, objectives=(deeper,))
         if "size" in changes:
             dataclasses.replace(config, data=dataclasses.replace(config.data, size=changes["size"]))
     assert told in str(error.value)
@@ -165,12 +165,14 @@ def test_bad_settings(tiny: Tiny, dino: Path, changes: dict[str, Any], told: str
 
 def test_no_such_teacher(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"repa.teacher .*nothing cannot be read"):
-        Trainer(aligned(tiny, tmp_path / "nothing"))
+        build_trainer(aligned(tiny, tmp_path / "nothing"))
 
 
 def test_settings_from_file_and_command_line(tiny: Tiny, dino: Path, tmp_path: Path) -> None:
     config = aligned(tiny, dino)
     save_config(config, tmp_path / "c.yaml")
     assert load_config(tmp_path / "c.yaml") == config
-    assert main(["train", "--config", str(tmp_path / "c.yaml"), "--repa.weight", "0.25", "--steps", "1"]) == 0
-    assert load_config(Path(config.run) / "config.yaml").repa == dataclasses.replace(config.repa, weight=0.25)
+    words = ["--objectives.repa.weight", "0.25", "--steps", "1"]
+    assert main(["train", "--config", str(tmp_path / "c.yaml"), *words]) == 0
+    (written,) = load_config(Path(config.run) / "config.yaml").objectives
+    assert written == dataclasses.replace(config.objectives[0], weight=0.25)

@@ -13,32 +13,30 @@ import torch
 from PIL import Image
 
 import pixelwright as pw
-from pixelwright.data import Batches, open_source
 from pixelwright.device import check_compiler, resolve_device, resolve_precision
 from pixelwright.errors import UserError
-from pixelwright.training import OptimConfig, Trainer, train
-from pixelwright.training import trainer as trainer_module
-from pixelwright.training.control import ahead
+from pixelwright.training import OptimConfig, Trainer, build_trainer, train
+from pixelwright.training.callbacks import SampleGrid
+from pixelwright.training.control import prefetch
 from pixelwright.training.ema import EMA
+from pixelwright.training.loggers import JsonLines, Run, smooth
 from pixelwright.training.optim import build_optimizer, learning_rate
-from pixelwright.training.report import Report, plot_losses, smooth
+from pixelwright.training.report import plot_losses
 from pixelwright.training.trainer import Inputs
 
 from .conftest import Tiny, same_state, weights_of
 
 
 def inputs_of(trainer: Trainer) -> Inputs:
-    config = trainer.config
-    batch = next(iter(Batches(trainer.source, config.data, config.batch_size, config.seed)))
-    return trainer.prepare(batch, 0)
+    return trainer.prepare(next(iter(trainer.data(0))), 0)  # type: ignore[operator]
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny: Tiny) -> None:
-    whole = Trainer(tiny(batch_size=8))
-    parts = Trainer(tiny(batch_size=8, accumulate=4))
-    losses = whole.gradients(inputs_of(whole))
+    whole = build_trainer(tiny(batch_size=8))
+    parts = build_trainer(tiny(batch_size=8, accumulate=4))
+    losses, _ = whole.gradients(inputs_of(whole))
     assert losses.shape == (8,)
-    torch.testing.assert_close(parts.gradients(inputs_of(parts)), losses)
+    torch.testing.assert_close(parts.gradients(inputs_of(parts))[0], losses)
     norm = torch.nn.utils.get_total_norm([p.grad for p in whole.parameters if p.grad is not None])
     assert norm > 0
     for p, q in zip(whole.parameters, parts.parameters, strict=True):
@@ -55,7 +53,7 @@ def test_loss_falls_on_a_small_problem(tiny: Tiny) -> None:
 
 def test_the_first_step_is_adamw_of_the_clipped_gradient(tiny: Tiny) -> None:
     config = tiny(optim=OptimConfig(lr=1e-3, warmup=4, clip=0.01, weight_decay=0.1))
-    trainer, reference = Trainer(config), Trainer(config)
+    trainer, reference = build_trainer(config), build_trainer(config)
     inputs = inputs_of(trainer)
     reference.gradients(inputs)
     assert float(torch.nn.utils.clip_grad_norm_(reference.parameters, 0.01)) > 0.01
@@ -74,7 +72,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 
 def test_ema_follows_its_formula(tiny: Tiny) -> None:
-    model = Trainer(tiny()).model
+    model = build_trainer(tiny()).model
     ema = EMA(model, 0.5)
     expected = [p.detach().clone() for p in model.parameters()]
     for step in (1, 2, 50):
@@ -101,7 +99,7 @@ def test_state_made_beforehand_is_what_adamw_makes_itself() -> None:
 
     p, q = (torch.nn.Parameter(torch.arange(5.0)) for _ in range(2))
     own = trained(torch.optim.AdamW([p], lr=0.1, weight_decay=0.0, fused=True), p)
-    assert torch.equal(own, trained(build_optimizer([q], OptimConfig(lr=0.1)), q))
+    assert torch.equal(own, trained(build_optimizer([("q", q)], OptimConfig(lr=0.1)), q))
 
 
 def poison(trainer: Trainer, steps: set[int]) -> None:
@@ -116,7 +114,7 @@ def poison(trainer: Trainer, steps: set[int]) -> None:
 
 
 def test_a_step_that_is_not_finite_changes_no_weight(tiny: Tiny) -> None:
-    trainer = Trainer(tiny())
+    trainer = build_trainer(tiny())
     good = inputs_of(trainer)
     trainer.train_step(good)
     before = {group: {k: v.clone() for k, v in tensors.items()} for group, tensors in trainer.state().items()}
@@ -132,7 +130,7 @@ def test_a_step_that_is_not_finite_changes_no_weight(tiny: Tiny) -> None:
 
 @pytest.mark.usefixtures("no_extras")
 def test_skipped_steps_are_counted_and_logged(tiny: Tiny) -> None:
-    trainer = Trainer(tiny(steps=8, max_skipped=3))
+    trainer = build_trainer(tiny(steps=8, max_skipped=3))
     poison(trainer, {2, 3, 5})
     lines = [json.loads(line) for line in (trainer.run() / "log.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines] == [0, 0, 1, 2, 2, 3, 3, 3]
@@ -143,11 +141,11 @@ def test_skipped_steps_are_counted_and_logged(tiny: Tiny) -> None:
 @pytest.mark.usefixtures("no_extras")
 def test_too_many_in_a_row_stop_the_run_with_its_checkpoint_good(tiny: Tiny) -> None:
     config = tiny(max_skipped=4)
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     poison(trainer, set(range(7, 99)))
     with pytest.raises(UserError, match=r"step 11: .*last 4 steps.*step-0000010 is good.*optim\.lr"):
         trainer.run()
-    resumed = Trainer(config)
+    resumed = build_trainer(config)
     assert resumed.step == 10
     weights = [resumed.state()[group] for group in ("model", "ema", "optimizer")]
     assert all(v.isfinite().all() for group in weights for v in group.values())
@@ -166,7 +164,7 @@ def test_drawing_leaves_the_weights_alone(tiny: Tiny) -> None:
 
 def trained_state(config):  # type: ignore[no-untyped-def]
     train(config)
-    return Trainer(config).state()
+    return build_trainer(config).state()
 
 
 @pytest.mark.usefixtures("no_extras")
@@ -186,8 +184,9 @@ def test_grids_show_the_averaged_weights_with_fixed_noise(tiny: Tiny) -> None:
     assert model.config.image_size == (8, 8)
     assert model.config.class_names is not None
     assert len(model.config.class_names) == model.config.num_classes
-    condition = trainer_module.sample_condition(config, model, open_source(config.data), None)
-    again = trainer_module.draw_samples(model, condition, config, folder, 99)
+    trainer = build_trainer(config)
+    grid = next(each for each in trainer.callbacks if isinstance(each, SampleGrid))
+    again = grid.draw(model, folder, 99, trainer)
     assert again.read_bytes() == (folder / "samples" / "step-0000004.png").read_bytes()
     with Image.open(again) as grid:
         assert np.asarray(grid).std() > 0
@@ -210,8 +209,8 @@ def test_the_run_folder(tiny: Tiny) -> None:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert [line["lr"] for line in lines] == pytest.approx([8e-4, 1e-3, 1e-3])
-    always = {"step", "loss", "grad_norm", "lr", "images_per_second", "seconds", "skipped", "loss_by_time"}
-    assert set(lines[0]) == always
+    rates = {"images_per_second", "images_per_second_wall"}
+    assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", "seconds", "skipped", "loss_by_time", *rates}
     with Image.open(folder / "loss.png") as plot:
         assert plot.size[0] > 300
 
@@ -250,17 +249,18 @@ def test_smoothing_has_no_bias_at_the_start() -> None:
 
 
 def test_a_plot_of_an_empty_log_is_none(tmp_path: Path) -> None:
-    plot_losses(tmp_path / "log.jsonl", tmp_path / "loss.png")
+    plot_losses(tmp_path)
     assert not (tmp_path / "loss.png").exists()
 
 
-def test_report_cuts_lines_that_will_come_again(tmp_path: Path) -> None:
+def test_the_log_is_cut_where_lines_that_will_come_again(tmp_path: Path) -> None:
     line = {"loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "images_per_second": 1.0, "seconds": 1.0, "skipped": 0}
     text = "".join(json.dumps({"step": step, **line}) + "\n" for step in (1, 2, 3, 4))
     (tmp_path / "log.jsonl").write_text(text + '{"step": 5, "lo')
-    report = Report(tmp_path, 2, 9)
-    report.write({"step": 3, **line})
-    report.close()
+    logger = JsonLines()
+    logger.open(Run(tmp_path, 2, 9, {}))
+    logger.record(3, line)
+    logger.close()
     steps = [json.loads(text)["step"] for text in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
 
@@ -283,7 +283,7 @@ def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bf16_trains_float32_weights(tiny: Tiny) -> None:
-    trainer = Trainer(tiny(precision="bf16"))
+    trainer = build_trainer(tiny(precision="bf16"))
     before = [p.detach().clone() for p in trainer.parameters]
     trainer.train_step(inputs_of(trainer))
     assert all(p.dtype is torch.float32 for p in trainer.parameters)
@@ -295,23 +295,23 @@ def test_no_compiler_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tiny: 
     with pytest.raises(UserError, match="no-such-compiler"):
         check_compiler()
     with pytest.raises(UserError, match="no-such-compiler"):
-        Trainer(tiny(compile=True))
+        build_trainer(tiny(compile=True))
 
 
-def test_ahead_keeps_order_and_errors() -> None:
+def test_prefetching_keeps_order_and_errors() -> None:
     def numbers():  # type: ignore[no-untyped-def]
         yield from range(3)
         raise UserError("the images are gone")
 
     seen = []
     with pytest.raises(UserError, match="gone"):
-        for number in ahead(numbers()):
+        for number in prefetch(numbers()):
             seen.append(number)
     assert seen in ([0, 1, 2], [0, 1])
 
 
 def test_seed_changes_weights_and_order(tiny: Tiny) -> None:
-    one, other = Trainer(tiny()), Trainer(dataclasses.replace(tiny(), seed=1))
+    one, other = build_trainer(tiny()), build_trainer(dataclasses.replace(tiny(), seed=1))
     assert not torch.equal(one.parameters[0], other.parameters[0])
     assert not torch.equal(inputs_of(one).images, inputs_of(other).images)
 

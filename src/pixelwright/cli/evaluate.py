@@ -15,6 +15,7 @@ from pixelwright.cli.labels import labels_for
 from pixelwright.cli.parsing import Parser, image_size
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.diffusion.sample import check_reuse
+from pixelwright.distributed.config import ParallelConfig
 from pixelwright.distributed.parallel import Layout, connect, together
 from pixelwright.errors import UserError
 from pixelwright.evaluation import sweep
@@ -30,7 +31,6 @@ from pixelwright.hub.checkpoint import load_config
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.folder import CONFIG
 from pixelwright.remote import is_address
-from pixelwright.training.config import ParallelConfig
 
 DESCRIPTION = """Measure a model, or images that exist, against a reference: FID, sFID, Inception Score,
 precision, recall and KID, each with its noise: other images of the same source would differ by about so much.

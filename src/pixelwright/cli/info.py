@@ -126,9 +126,10 @@ def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str
     lines = [
         f"{config.model.preset} at {config.data.size}²: {config.steps:,} steps of {config.batch_size} images",
         "",
-        f"parameters {found.parameters:>18,}" + (f" and {found.projector:,} of REPA" if config.repa else ""),
+        f"parameters {found.parameters:>18,}"
+        + (f" and {found.projector:,} of REPA" if found.projector else ""),
         f"FLOPs of an image {human(found.image_flops, ''):>11}  (one pass {human(found.forward_flops, '')}"
-        + (f", teacher {human(found.teacher_flops, '')})" if config.repa else ")"),
+        + (f", teacher {human(found.teacher_flops, '')})" if found.projector else ")"),
         f"FLOPs of a step {human(found.image_flops * config.batch_size, ''):>13}",
         "",
         f"{'GiB on each GPU':<26}" + "".join(f"{column:>15}" for column in columns),

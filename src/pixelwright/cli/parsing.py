@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 
 from pixelwright.cli.fields import metavar, shown, word_type
-from pixelwright.config import convert
+from pixelwright.config import convert, registry_of
 from pixelwright.errors import UserError, nearest
 
 Add = Callable[..., None]
@@ -89,7 +89,8 @@ class Parser:
             raise UserError(_explain(str(error), self._names)) from None
         for key, (name, hint, many) in self._types.items():
             value = options.get(key)
-            if value is not None:
+            # Settings of parts may be changes of those in files: they are checked when both are joined.
+            if value is not None and not (isinstance(value, Mapping) and registry_of(hint)):
                 items = [convert(item, hint, name) for item in (value if many else [value])]
                 options[key] = items if many else items[0]
         return options

@@ -11,7 +11,7 @@ from pixelwright.cli.parsing import Parser
 from pixelwright.errors import UserError
 from pixelwright.evaluation.report import JSON, comparison, read_report
 from pixelwright.files import write_text
-from pixelwright.training.page import write_report
+from pixelwright.training.report import write_report
 
 DESCRIPTION = """Write report.html of a run: a summary, samples over time, curves, events, settings.
 

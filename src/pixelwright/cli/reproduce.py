@@ -12,6 +12,7 @@ from pixelwright.cli.evaluate import TIMEOUT, open_scorer, with_weights
 from pixelwright.cli.parsing import Parser
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.distributed.config import ParallelConfig
 from pixelwright.distributed.parallel import connect, together
 from pixelwright.evaluation.evaluate import Evaluation
 from pixelwright.evaluation.generate import Generation
@@ -28,7 +29,6 @@ from pixelwright.evaluation.reproduce import (
 from pixelwright.files import write_text
 from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.hub.checkpoint import load_config
-from pixelwright.training.config import ParallelConfig
 
 DESCRIPTION = f"""Draw the images of a published result by its recipe, measure them, and set the figures
 beside those of the paper. Interrupted, the same command goes on; under torchrun, all processes draw.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,14 +77,11 @@ def draw(
     return t.to(images.device), torch.stack(noises).to(images.device), labels
 
 
-def loss(
-    model: Callable[..., Any], x: Tensor, t: Tensor, noise: Tensor, labels: Condition, tap: int | None = None
-) -> Any:
-    """Flow-matching loss of each sample, mean over its pixels of (v̂ − v)², v = x − ε; float32 [B].
+def velocity_loss(velocity: Tensor, x: Tensor, noise: Tensor) -> Tensor:
+    """Mean over the pixels of (v̂ − v)², v = x − ε, of each sample; float32 [B]. All [B,3,H,W]."""
+    return (velocity.float() - (x - noise).float()).square().mean(dim=(1, 2, 3))
 
-    With `tap`, (loss, tokens after that global block): the model's tokens for REPA.
-    """
-    output = model(interpolate(x, noise, t), t, labels, **({} if tap is None else {"tap": tap}))
-    velocity, tokens = output if tap is not None else (output, None)
-    error = (velocity.float() - (x - noise).float()).square().mean(dim=(1, 2, 3))
-    return error if tap is None else (error, tokens)
+
+def loss(model: Callable[..., Tensor], x: Tensor, t: Tensor, noise: Tensor, labels: Condition) -> Tensor:
+    """Flow-matching loss of each sample [B]: the model is evaluated at x_t. See `velocity_loss`."""
+    return velocity_loss(model(interpolate(x, noise, t), t, labels), x, noise)

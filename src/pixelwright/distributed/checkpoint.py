@@ -15,7 +15,9 @@ import logging
 import os
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Collection, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from pixelwright.distributed.parallel import Layout
 from pixelwright.errors import UserError
-from pixelwright.training.files import checksum, sync
+from pixelwright.files import sync
 
 INDEX = "checkpoint.json"
 FILE_BYTES = 1 << 29
@@ -46,6 +48,20 @@ class Checkpoint:
     """The run's config in its `to_dict` form."""
     seconds: float
     """Time trained until then."""
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run / "checkpoints" / f"step-{step:07d}"
 
 
 def step_of(folder: Path) -> int:
@@ -94,10 +110,10 @@ class Saver:
         from torch.distributed.checkpoint.state_dict_saver import async_save  # late: it takes a while
 
         self.wait()
-        target = self.run / "checkpoints" / f"step-{step:07d}"
+        target = folder_of(self.run, step)
         part = target.with_name(target.name + ".tmp")
         index = {"step": step, "seconds": round(seconds, 3), "config": config}
-        self.layout.first(lambda: _guarded(target, part, lambda: _make_room(part)))
+        self.layout.first(lambda: _guarded(target, part, lambda: _make_folder(part)))
         # It warns of a run in one process that it takes it for one. Filters hold in its thread as well.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         written = cast(
@@ -136,6 +152,11 @@ class Saver:
         pending, self._pending = self._pending, None
         return None if pending is None else pending.result()
 
+    def settle(self) -> None:
+        """Let the checkpoint in the making come to its end; `failed` then says how."""
+        if self._pending is not None:
+            futures.wait([self._pending])
+
     def close(self) -> None:
         """Let the checkpoint in the making come to its end; what went wrong is logged."""
         try:
@@ -171,7 +192,7 @@ def _file_numbers(state: State) -> dict[str, int]:
     return numbers
 
 
-def _make_room(part: Path) -> None:
+def _make_folder(part: Path) -> None:
     """Remove what interrupted processes left, and make the folder."""
     for unfinished in part.parent.glob("step-*.tmp"):
         shutil.rmtree(unfinished)
@@ -272,11 +293,11 @@ def load(checkpoint: Checkpoint, state: State, optional: Collection[str] = ()) -
     def fits(group: str) -> bool:
         return all(sizes.get(f"{group}.{name}") == tensor.shape for name, tensor in state[group].items())
 
-    wanted = {group: tensors for group, tensors in state.items() if group not in optional or fits(group)}
+    read_into = {group: tensors for group, tensors in state.items() if group not in optional or fits(group)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            read(dict(wanted), storage_reader=reader, no_dist=True)
+            read(dict(read_into), storage_reader=reader, no_dist=True)
     except CheckpointException as error:
         reasons = "; ".join(_one_line(failure[0]) for failure in error.failures.values())
         raise UserError(f"{checkpoint.path} does not fit this model: {reasons}") from error

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,10 +31,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from pixelwright.device import resolve_device
+from pixelwright.distributed.config import ParallelConfig
 from pixelwright.errors import UserError
-
-if TYPE_CHECKING:
-    from pixelwright.training.config import ParallelConfig, TrainConfig
 
 T = TypeVar("T")
 POLL = 0.02  # seconds between two looks at who has come
@@ -75,16 +73,16 @@ class Layout:
         """What `function` returns on rank 0, where alone it is called. A UserError of it is raised on all."""
         if self.world == 1:
             return function()
-        answer: list[Any] = [None]
+        found: list[Any] = [None]
         if self.main:
             try:
-                answer = [function()]
+                found = [function()]
             except UserError as error:
-                answer = [error]
-        dist.broadcast_object_list(answer, src=0, group=group, device=torch.device("cpu"))
-        if isinstance(answer[0], UserError):
-            raise answer[0]
-        return answer[0]
+                found = [error]
+        dist.broadcast_object_list(found, src=0, group=group, device=torch.device("cpu"))
+        if isinstance(found[0], UserError):
+            raise found[0]
+        return found[0]
 
     def new_group(self) -> dist.ProcessGroup | None:
         """All processes once more, over the CPU, for a thread that talks beside the training loop."""
@@ -149,11 +147,6 @@ class Layout:
 
 
 # ---------------------------------------------------------------- starting and ending
-def joined(config: TrainConfig) -> AbstractContextManager[Layout]:
-    """The layout of this process in a training run; see `together` and `join`."""
-    return together(partial(join, config))
-
-
 @contextmanager
 def together(start: Callable[[], Layout]) -> Iterator[Layout]:
     """The layout that `start` finds, in the process group that `torchrun` describes, until the end.
@@ -176,22 +169,21 @@ def together(start: Callable[[], Layout]) -> Iterator[Layout]:
         dist.destroy_process_group()
 
 
-def join(config: TrainConfig) -> Layout:
-    """Find out which process of a training run this is and join the others.
+def join(device: str, config: ParallelConfig, batch_size: int, accumulate: int = 1) -> Layout:
+    """The layout of this process in a training run; see `connect`.
 
     Raises:
-        UserError: a setting that needs `torchrun` without it, a batch or a number of replicas that does not
+        UserError: a mode that needs `torchrun` without it, a batch or copies of the weights that do not
             divide, and what `connect` raises.
     """
-    parallel = config.parallel
     if (world := _world()) is not None:
-        check(config, world)
-    elif parallel.mode != "auto":
+        check(config, world, batch_size, accumulate)
+    elif config.mode != "auto":
         raise UserError(
-            f"parallel.mode is {parallel.mode}, which needs torchrun: "
+            f"parallel.mode is {config.mode}, which needs torchrun: "
             f"torchrun --standalone --nproc-per-node gpu --no-python pixelwright train ..."
         )
-    return connect(config.device, parallel)
+    return connect(device, config)
 
 
 def connect(device: str, config: ParallelConfig) -> Layout:
@@ -216,13 +208,13 @@ def _world() -> int | None:
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else None
 
 
-def check(config: TrainConfig, world: int) -> None:
+def check(config: ParallelConfig, world: int, batch_size: int, accumulate: int = 1) -> None:
     """Raise UserError unless the batch and the copies of the weights divide among `world` processes."""
-    parts, replicas = world * config.accumulate, config.parallel.replicas
-    if config.batch_size % parts:
+    parts, replicas = world * accumulate, config.replicas
+    if batch_size % parts:
         raise UserError(
-            f"batch_size is {config.batch_size}: with {world} processes and accumulate {config.accumulate} "
-            f"it must be a multiple of {parts}, such as {-(-config.batch_size // parts) * parts}"
+            f"batch_size is {batch_size}: with {world} processes and accumulate {accumulate} "
+            f"it must be a multiple of {parts}, such as {-(-batch_size // parts) * parts}"
         )
     if replicas is not None and world % replicas:
         raise UserError(f"parallel.replicas is {replicas}: it must divide the {world} processes")
@@ -236,8 +228,8 @@ def _own_device(name: str, world: int) -> torch.device:
     if device.type != "cuda" or device.index is not None:
         raise UserError(f"device is {str(device)!r}, but there are {world} processes: give cuda or cpu")
     here, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", 0))
-    if (wanted := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > here:
-        raise UserError(f"{wanted} processes on this machine, which has {here} GPUs: one each is needed")
+    if (asked := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > here:
+        raise UserError(f"{asked} processes on this machine, which has {here} GPUs: one each is needed")
     return torch.device("cuda", local)
 
 
@@ -249,35 +241,36 @@ def _start(device: torch.device, timeout: float) -> None:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         timeout=limit,
-        store=_own_part(store, rank, world, timeout),
+        store=_fresh_part(store, rank, world, timeout),
         rank=rank,
         world_size=world,
         device_id=device if cuda and device.index is not None else None,
     )
 
 
-def _own_part(store: Store, rank: int, world: int, timeout: float) -> Store:
+def _fresh_part(store: Store, rank: int, world: int, timeout: float) -> Store:
     """A part of the store that these very processes have to themselves.
 
-    After a restart torchrun hands out the same store, and the addresses of dead processes are still in it.
-    So rank 0 makes up a name and tells it to those who ask, each through a key that nobody used before; a
-    question left by a dead process is answered too, and not heard.
+    After a restart torchrun hands out the same store, and the addresses of dead processes are still in it:
+    without this the run hangs. (Its count of restarts is no name, as it may differ between machines.) So rank
+    0 makes up a name and gives it to those who ask, each through a key that nobody used before; a request
+    left by a dead process is answered too, and not read.
     """
     if rank > 0:
-        question = uuid.uuid4().hex
-        store.set(f"question/{rank}", question)
-        name = store.get(question).decode()  # waits for it
-        store.add(f"{name}/heard", 1)
+        request = uuid.uuid4().hex
+        store.set(f"request/{rank}", request)
+        name = store.get(request).decode()  # waits for it
+        store.add(f"{name}/read", 1)
         return PrefixStore(name, store)
-    name, answered, end = uuid.uuid4().hex, set(), time.monotonic() + timeout
-    while (heard := store.add(f"{name}/heard", 0)) < world - 1:
+    name, served, end = uuid.uuid4().hex, set(), time.monotonic() + timeout
+    while (read := store.add(f"{name}/read", 0)) < world - 1:
         if time.monotonic() > end:
-            raise UserError(f"{world - 1 - heard} of {world} processes did not come within {timeout} s")
+            raise UserError(f"{world - 1 - read} of {world} processes did not come within {timeout} s")
         for other in range(1, world):
-            key = f"question/{other}"
-            if store.check([key]) and (question := store.get(key).decode()) not in answered:
-                store.set(question, name)
-                answered.add(question)
+            key = f"request/{other}"
+            if store.check([key]) and (request := store.get(key).decode()) not in served:
+                store.set(request, name)
+                served.add(request)
         time.sleep(POLL)
     return PrefixStore(name, store)
 

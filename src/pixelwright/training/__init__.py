@@ -1,22 +1,54 @@
-"""Training: configs, the trainer, checkpoints and the alignment loss."""
+"""Training: the trainer, objectives, callbacks and loggers, and runs from a config."""
 
-from pixelwright.training.config import (
-    ModelConfig,
-    OptimConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from pixelwright.training.build import build_trainer, train
+from pixelwright.training.callbacks import Callback, Report, SampleGrid
+from pixelwright.training.config import LoopConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 from pixelwright.training.config_file import load_config, save_config
-from pixelwright.training.trainer import Interrupted, Trainer, train
+from pixelwright.training.loggers import (
+    JsonLines,
+    Logger,
+    Progress,
+    TensorBoard,
+    Wandb,
+    WandbConfig,
+    register_logger,
+)
+from pixelwright.training.objectives import (
+    FlowMatching,
+    Objective,
+    ObjectiveConfig,
+    Repa,
+    RepaConfig,
+    register_objective,
+)
+from pixelwright.training.trainer import Interrupted, Trainer
 
 __all__ = [
+    "Callback",
+    "FlowMatching",
     "Interrupted",
+    "JsonLines",
+    "Logger",
+    "LoopConfig",
     "ModelConfig",
+    "Objective",
+    "ObjectiveConfig",
     "OptimConfig",
+    "Progress",
+    "Repa",
+    "RepaConfig",
+    "Report",
     "SampleConfig",
+    "SampleGrid",
+    "TensorBoard",
     "TrainConfig",
     "Trainer",
+    "Wandb",
+    "WandbConfig",
+    "build_trainer",
     "load_config",
+    "register_logger",
+    "register_objective",
     "save_config",
     "train",
 ]

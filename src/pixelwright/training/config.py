@@ -8,17 +8,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pixelwright.config import convert, hints
 from pixelwright.data.buckets import buckets_of
 from pixelwright.data.config import DataConfig
 from pixelwright.diffusion.flow import FlowConfig
 from pixelwright.diffusion.sample import SOLVERS
+from pixelwright.distributed.config import ParallelConfig
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.config import DenoiserConfig, Placement, Prediction
 from pixelwright.models.presets import preset
 from pixelwright.text.config import TextConfig, read_prompts
 from pixelwright.training.ema import read_rule
+from pixelwright.training.loggers import LOGGERS, ProgressConfig, TensorBoardConfig
+from pixelwright.training.objectives import OBJECTIVES, check_objectives
 
 
 # ---------------------------------------------------------------- checks
@@ -75,6 +79,31 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class OptimGroup:
+    """Parameters with a learning rate or weight decay of their own."""
+
+    pattern: str
+    """Their names, or the ends of their names after a point: class_embedder.*, *.bias, blocks.0.*"""
+    lr: float | None = None
+    """Their learning rate, where `optim.lr` is that of the others; it takes part in warm-up and schedule."""
+    lr_factor: float = 1.0
+    """Instead of lr: what multiplies the learning rate of the others."""
+    weight_decay: float | None = None
+    """None: that of the others."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str) or not self.pattern:
+            raise UserError(f"optim.groups.pattern is {self.pattern!r}: give a pattern, such as *.bias")
+        if self.lr is not None:
+            _number("optim.groups.lr", self.lr, 0)
+            if self.lr_factor != 1:
+                raise UserError("optim.groups: lr and lr_factor are both given: leave one out")
+        _number("optim.groups.lr_factor", self.lr_factor, 0)
+        if self.weight_decay is not None:
+            _number("optim.groups.weight_decay", self.weight_decay, 0)
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """The optimiser, and its learning rate: a linear rise, then a schedule."""
 
@@ -101,6 +130,9 @@ class OptimConfig:
     """step-down only: the step from which the learning rate is lr_end."""
     clip: float | None = 1.0
     """Largest norm of the gradients; longer ones are scaled down to it. None: no clipping."""
+    groups: tuple[OptimGroup, ...] = ()
+    """Parameters with settings of their own: [{pattern: class_embedder.*, lr_factor: 10}]; each parameter is
+    in the first group whose pattern it matches."""
 
     def __post_init__(self) -> None:
         if self.name not in _BETAS:
@@ -216,45 +248,20 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
-class ParallelConfig:
-    """How a run under `torchrun` shares the work among its processes; it does not change what is computed."""
-
-    mode: Literal["auto", "ddp", "fsdp"] = "auto"
-    """ddp: every process holds all weights; fsdp: each holds a part; auto: ddp where there are several."""
-    replicas: int | None = None
-    """fsdp only: whole copies of the weights, each over processes / replicas processes (HSDP); None: one."""
-    checkpointing: bool = False
-    """Compute each block's activations again in the backward pass instead of keeping them: less memory."""
-    timeout: float = 1800.0
-    """Seconds that a process waits for the others before the run ends with an error."""
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("auto", "ddp", "fsdp"):
-            raise UserError(f"parallel.mode is {self.mode!r}{nearest(self.mode, ('auto', 'ddp', 'fsdp'))}")
-        if self.replicas is not None:
-            _whole("parallel.replicas", self.replicas)
-            if self.mode != "fsdp":
-                raise UserError(
-                    f"parallel.replicas is {self.replicas}, but parallel.mode is {self.mode}: "
-                    "leave one out, or give mode fsdp"
-                )
-        _number("parallel.timeout", self.timeout, 0, open_low=True)
-
-
-@dataclass(frozen=True)
 class HealthConfig:
-    """What a run watches in itself, and what it does about spikes of the gradient norm or the loss."""
+    """What a run measures of itself, and what it does about spikes of the gradient norm or the loss."""
 
     measure_every: int = 100
     """Steps between two measurements of updates and activations; loss by time is logged too. 0: nothing."""
-    answer: Literal["off", "clip", "skip", "rollback"] = "off"
-    """To a spike. clip: scale the gradient down to the usual norm; skip: leave the step out; rollback: leave
-    it out, and when spikes persist go back to an earlier checkpoint and past these batches; off: none."""
+    on_spike: Literal["off", "clip", "skip", "rollback"] = "off"
+    """What a spike leads to. clip: scale the gradient down to the usual norm; skip: leave the step out;
+    rollback: leave it out, and when spikes persist go back to an earlier checkpoint and past these batches;
+    off: nothing."""
     window: int = 200
     """Steps before that say what is usual; there are no spikes before half of it has been seen."""
     threshold: float = 10.0
     """A spike is so many robust standard deviations (1.4826 · MAD) above the median of the window."""
-    persist: int = 5
+    patience: int = 5
     """rollback only: so many spikes or steps that are not finite in a row persist; looked at as often."""
     rollback_lr: float = 0.5
     """rollback only: what each rollback multiplies the learning rate with, to the end of the run."""
@@ -263,57 +270,29 @@ class HealthConfig:
 
     def __post_init__(self) -> None:
         _whole("health.measure_every", self.measure_every, 0)
-        if self.answer not in (answers := ("off", "clip", "skip", "rollback")):
-            raise UserError(f"health.answer is {self.answer!r}{nearest(str(self.answer), answers)}")
+        if self.on_spike not in (known := ("off", "clip", "skip", "rollback")):
+            raise UserError(f"health.on_spike is {self.on_spike!r}{nearest(str(self.on_spike), known)}")
         _whole("health.window", self.window, 10)
         _number("health.threshold", self.threshold, 0, open_low=True)
         self._check_rollback()
 
     def _check_rollback(self) -> None:
-        _whole("health.persist", self.persist)
+        _whole("health.patience", self.patience)
         _number("health.rollback_lr", self.rollback_lr, 0, 1, open_low=True)
         _whole("health.max_rollbacks", self.max_rollbacks)
         if self.max_rollbacks > MOST_ROLLBACKS:
             raise UserError(f"health.max_rollbacks is {self.max_rollbacks}: {MOST_ROLLBACKS} is the most")
-        if self.persist > self.window // 2:
+        if self.patience > self.window // 2:
             raise UserError(
-                f"health.persist is {self.persist}, health.window {self.window}: spikes that fill more than "
-                "half of the window become the usual; give a smaller persist or a larger window"
+                f"health.patience is {self.patience}, health.window {self.window}: spikes that fill more "
+                "than half of the window become the usual; give a smaller patience or a larger window"
             )
-        for name in ("persist", "rollback_lr", "max_rollbacks"):
-            if self.answer != "rollback" and getattr(self, name) != getattr(type(self), name):
+        for name in ("patience", "rollback_lr", "max_rollbacks"):
+            if self.on_spike != "rollback" and getattr(self, name) != getattr(type(self), name):
                 raise UserError(
-                    f"health.{name} is {getattr(self, name)}, but health.answer is {self.answer}: "
-                    "leave it out, or give --health.answer rollback"
+                    f"health.{name} is {getattr(self, name)}, but health.on_spike is {self.on_spike}: "
+                    "leave it out, or give --health.on_spike rollback"
                 )
-
-
-@dataclass(frozen=True)
-class RepaConfig:
-    """REPA: the tokens after an early block learn to agree with those of a vision model."""
-
-    teacher: str
-    """DINOv2 in the format of transformers: a folder, or a hub name such as facebook/dinov2-base."""
-    depth: int = 8
-    """The block whose tokens are aligned, counted from 1."""
-    weight: float = 0.5
-    """Weight of the alignment loss beside the flow-matching loss."""
-    until: int | None = None
-    """The step at which alignment ends; None: it stays to the end of the run."""
-    projector_size: int | None = None
-    """Width of the projector between tokens and teacher; None: the width of the tokens."""
-    cache: str | None = None
-    """Folder in which the teacher's tokens are kept, float16, one file an image (and flip); None: none."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.teacher, str) or not self.teacher:
-            raise UserError(f"repa.teacher is {self.teacher!r}: give a folder or a hub name")
-        _whole("repa.depth", self.depth)
-        _number("repa.weight", self.weight, 0, open_low=True)
-        if self.until is not None:
-            _whole("repa.until", self.until)
-        if self.projector_size is not None:
-            _whole("repa.projector_size", self.projector_size)
 
 
 FEWEST_EVALUATED = 16  # samples; metrics of fewer say nothing
@@ -354,30 +333,16 @@ class EvaluationConfig:
         _whole("evaluation.sample.count", self.sample.count, FEWEST_EVALUATED)
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """A whole training run."""
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how to train: all that a `Trainer` is told beside its model, data and objectives."""
 
     run: str
     """Folder of the run. The same command again continues it."""
-    model: ModelConfig
-    """Which model."""
-    data: DataConfig
-    """Which images."""
-    imports: tuple[str, ...] = ()
-    """Python files or modules of your own that register detailers, objectives, ...; imported by
-    `pixelwright train` before anything else."""
-    init: str | None = None
-    """Weights that a new run starts from, instead of random ones: those of a model folder, of a run (its
-    averaged ones) or of a published file, of the same architecture. A run that is continued keeps its own."""
-    text: TextConfig | None = None
-    """The text encoder, for models of captions."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     """How times are drawn and labels dropped."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimiser."""
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    """The pictures drawn on the way."""
     steps: int = 10_000
     """Optimiser steps of the whole run; raise it to continue a run that is complete."""
     batch_size: int = 32
@@ -397,12 +362,8 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1, mps ..."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Several processes, under torchrun."""
-    repa: RepaConfig | None = None
-    """Alignment with a vision model (REPA); None: without."""
     health: HealthConfig = field(default_factory=HealthConfig)
     """What the run watches in itself, and what it does about spikes."""
-    evaluation: EvaluationConfig | None = None
-    """Metrics measured on the way; None: none."""
     compile: bool = False
     """Compile each block with torch.compile (needs a C++ compiler; the first step takes a minute or more)."""
     log_every: int = 20
@@ -413,28 +374,16 @@ class TrainConfig:
     """Number of checkpoints kept, the newest ones."""
     keep_every: int = 0
     """Checkpoints at multiples of this step are kept as well, for good; 0: none."""
-    sample_every: int = 1000
-    """Steps between two sample grids and loss plots; 0 draws none but at the end."""
     max_skipped: int = 25
     """Stop after so many steps in a row without a finite loss and gradient; such steps change nothing."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.run, str) or not self.run.strip():
             raise UserError(f"run is {self.run!r}: give the folder of the run, such as runs/first")
-        if self.init is not None and (not isinstance(self.init, str) or not self.init.strip()):
-            raise UserError(f"init is {self.init!r}: give a model folder, a run or a file of weights")
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "log_every",
-            "checkpoint_every",
-            "keep",
-            "max_skipped",
-        ):
+        whole = ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "max_skipped")
+        for name in whole:
             _whole(name, getattr(self, name))
         _whole("seed", self.seed, 0)
-        _whole("sample_every", self.sample_every, 0)
         _whole("keep_every", self.keep_every, 0)
         if self.batch_size % self.accumulate:
             raise UserError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
@@ -442,13 +391,61 @@ class TrainConfig:
             raise UserError(
                 f"precision is {self.precision!r}{nearest(self.precision, ('auto', 'bf16', 'fp32'))}"
             )
-        for rows, columns in buckets_of(self.data):
-            self.model.denoiser().check_size(rows, columns)
         _number("ema_decay", self.ema_decay, 0, 1)
         if self.ema_decay == 1:
             raise UserError("ema_decay is 1: the averaged weights would never move; give a number below 1")
         self._check_averages()
-        self._check_repa()
+
+    def _check_averages(self) -> None:
+        if not isinstance(self.ema_more, (tuple, list)):
+            raise UserError(f"ema_more is {self.ema_more!r}: give a list, such as [0.999, power-0.05]")
+        rules = [read_rule(rule) for rule in (self.ema_decay, *self.ema_more)]
+        if len(set(rules)) < len(rules):
+            raise UserError(
+                f"ema_more is {list(self.ema_more)}, ema_decay {self.ema_decay}: one is there twice"
+            )
+        object.__setattr__(self, "ema_more", tuple(self.ema_more))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LoopConfig):
+    """A whole training run."""
+
+    model: ModelConfig
+    """Which model."""
+    data: DataConfig
+    """Which images."""
+    imports: tuple[str, ...] = ()
+    """Python files or modules of your own that register detailers, objectives, ...; imported by
+    `pixelwright train` before anything else."""
+    init: str | None = None
+    """Weights that a new run starts from, instead of random ones: those of a model folder, of a run (its
+    averaged ones) or of a published file, of the same architecture. A run that is continued keeps its own."""
+    text: TextConfig | None = None
+    """The text encoder, for models of captions."""
+    objectives: tuple[Annotated[Any, OBJECTIVES], ...] = ()
+    """What is minimised beside flow matching: [{type: repa, teacher: ..., depth: 8, weight: 0.5}]."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """The pictures drawn on the way."""
+    evaluation: EvaluationConfig | None = None
+    """Metrics measured on the way; None: none."""
+    sample_every: int = 1000
+    """Steps between two sample grids and loss plots; 0 draws none but at the end."""
+    loggers: tuple[Annotated[Any, LOGGERS], ...] = (TensorBoardConfig(), ProgressConfig())
+    """Beside log.jsonl: tensorboard, progress, or {type: wandb, project: ..., mode: offline} and the like."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init is not None and (not isinstance(self.init, str) or not self.init.strip()):
+            raise UserError(f"init is {self.init!r}: give a model folder, a run or a file of weights")
+        _whole("sample_every", self.sample_every, 0)
+        for name in ("objectives", "loggers"):
+            object.__setattr__(self, name, convert(getattr(self, name), hints(type(self))[name], name))
+        check_objectives(self.objectives)
+        for size in buckets_of(self.data):
+            self.model.denoiser().check_size(*size)
+            for objective in self.objectives:
+                objective.check(self.model.denoiser(), size)
         self._check_text()
 
     def _check_text(self) -> None:
@@ -468,20 +465,3 @@ class TrainConfig:
             raise UserError(
                 f"{name} draws from captions: say which encoder reads them, such as --text.encoder minilm"
             )
-
-    def _check_repa(self) -> None:
-        depth = self.model.denoiser().backbone.depth
-        if self.repa is not None and self.repa.depth > depth:
-            raise UserError(f"repa.depth is {self.repa.depth}, but the model has {depth} global blocks")
-        if self.repa is not None and self.data.size % 16:
-            raise UserError(f"data.size is {self.data.size}: with repa it must be a multiple of 16")
-
-    def _check_averages(self) -> None:
-        if not isinstance(self.ema_more, (tuple, list)):
-            raise UserError(f"ema_more is {self.ema_more!r}: give a list, such as [0.999, power-0.05]")
-        rules = [read_rule(rule) for rule in (self.ema_decay, *self.ema_more)]
-        if len(set(rules)) < len(rules):
-            raise UserError(
-                f"ema_more is {list(self.ema_more)}, ema_decay {self.ema_decay}: one is there twice"
-            )
-        object.__setattr__(self, "ema_more", tuple(self.ema_more))

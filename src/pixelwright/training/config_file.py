@@ -10,12 +10,13 @@ import yaml
 
 from pixelwright.config import check_keys, convert, join, merge, read, read_yaml, to_dict
 from pixelwright.errors import UserError
+from pixelwright.files import write_text
 from pixelwright.registry import import_parts
-from pixelwright.training.config import TrainConfig
-from pixelwright.training.files import write_text
+from pixelwright.training.config import LoopConfig, TrainConfig
+from pixelwright.training.objectives import OBJECTIVES
 
 
-def save_config(config: TrainConfig, path: Path) -> None:
+def save_config(config: LoopConfig, path: Path) -> None:
     """Write a config as YAML, atomically."""
     write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
@@ -48,21 +49,33 @@ def load_config(
     return read(TrainConfig, settings, place)
 
 
+def read_settings(path: Path) -> LoopConfig:
+    """The settings in a run folder: a `TrainConfig`, or those of a run that was built from objects."""
+    values = read_yaml(path)
+    from_file = isinstance(values, dict) and "model" in values
+    return load_config(path) if from_file else read(LoopConfig, values, str(path))
+
+
 # ---------------------------------------------------------------- what a resumed run may change
 # Where the run lives, how long, on what, and what it reports: beyond rounding they do not change what is
 # computed.
 FREE = {"run", "imports", "steps", "accumulate", "device", "compile", "max_skipped"}
 FREE |= {"log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "sample", "parallel"}
-FREE |= {"evaluation"}
+FREE |= {"evaluation", "loggers"}
 FREE |= {
     "data.workers",
     "data.cache",
     "data.stall_seconds",
     "health.measure_every",
     "health.max_rollbacks",
-    "repa.cache",
     "text.cache",
 }
+
+
+def _fixed(part: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an objective without those that its config names as FREE."""
+    free = getattr(OBJECTIVES.config_type(part["type"], "objectives"), "FREE", ())
+    return {key: value for key, value in part.items() if key not in (*free, "type")}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], only: str = "") -> list[str]:
@@ -73,8 +86,11 @@ def differences(old: dict[str, Any], new: dict[str, Any], only: str = "") -> lis
         found: dict[str, Any] = {}
         for key, value in values.items():
             name = join(where, key)
-            if name not in FREE:
-                found.update(flat(value, name) if isinstance(value, dict) else {name: value})
+            if name in FREE:
+                continue
+            if key == "objectives":
+                value = {part["type"]: _fixed(part) for part in value}
+            found.update(flat(value, name) if isinstance(value, dict) else {name: value})
         return found
 
     before, after = flat(old), flat(new)

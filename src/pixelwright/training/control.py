@@ -1,4 +1,4 @@
-"""Small parts of the training loop: running sums, a clock, stop signals, work done ahead."""
+"""Small parts of the training loop: running sums, a clock, stop signals, prefetching."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
@@ -24,6 +24,8 @@ class Means(NamedTuple):
     loss: float | None
     """Mean over the finite steps since the last reading; None if there was none."""
     grad_norm: float | None
+    logs: dict[str, float]
+    """Means of what the objectives logged, over the finite steps in which they did."""
     skipped: int
     """Steps without a finite loss and gradient since the start of the run."""
     skipped_in_a_row: int
@@ -33,54 +35,65 @@ class Means(NamedTuple):
 class Meter:
     """Sums over training steps, kept on the device so that no step waits for the one before.
 
-    `sums` (loss, gradient norm, finite steps, skipped steps, skipped in a row) is part of a checkpoint: the
-    log of a continued run then holds the same numbers as that of an uninterrupted one.
+    `sums` (loss, gradient norm, finite steps, skipped steps, skipped in a row) and `logs` (sums and numbers
+    of steps by name) are part of a checkpoint: the log of a continued run then holds the same numbers as that
+    of an uninterrupted one.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(5, device=device)
+    def __init__(self, device: torch.device, names: Sequence[str] = ()) -> None:
+        self.names = names
+        self.sums, self.logs = torch.zeros(5, device=device), torch.zeros(2, len(names), device=device)
         self._skipped = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0], device=device)
         self._zero, self._one = torch.zeros((), device=device), torch.ones((), device=device)
 
-    def add(self, loss: Tensor, norm: Tensor, finite: Tensor) -> None:
-        """Count one step. All three are 0-d tensors on the device; `finite` is a bool."""
+    def tensors(self) -> dict[str, Tensor]:
+        """What belongs into a checkpoint, by reference."""
+        return {"sums": self.sums, **({"logs": self.logs} if self.names else {})}
+
+    def add(self, loss: Tensor, norm: Tensor, finite: Tensor, logs: Mapping[str, Tensor]) -> None:
+        """Count one step. All are 0-d tensors on the device; `finite` is a bool, `logs` hold means."""
         good = torch.stack([loss, norm, self._one, self._zero, -self.sums[4]])
         self.sums += torch.where(finite, good, self._skipped)
+        if logs:
+            values = torch.stack([logs.get(name, self._zero) for name in self.names])
+            there = torch.stack([self._one if name in logs else self._zero for name in self.names])
+            self.logs += torch.where(finite, torch.stack((values, there)), 0.0)
 
     def read(self) -> Means:
         """The means since the last reading, and the counts."""
         loss, norm, count, skipped, in_a_row = self.sums.tolist()
+        rows = zip(self.names, *self.logs.tolist(), strict=True)
+        logs = {name: total / steps for name, total, steps in rows if steps}
         self.sums[:3] = 0
+        self.logs.zero_()
         if not count:
-            return Means(None, None, int(skipped), int(in_a_row))
-        return Means(loss / count, norm / count, int(skipped), int(in_a_row))
+            return Means(None, None, logs, int(skipped), int(in_a_row))
+        return Means(loss / count, norm / count, logs, int(skipped), int(in_a_row))
 
 
 class Clock:
-    """Seconds spent on training, without the pauses for pictures and checkpoints."""
+    """Seconds spent on training: all of them, and those without the pauses for pictures and checkpoints."""
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self._begun = time.perf_counter() - seconds
+        self._begun = self._begun_net = time.perf_counter()
+        self._begun_net -= seconds
 
     def seconds(self) -> float:
-        """Seconds until now."""
+        """Seconds of training until now, pauses left out."""
+        return time.perf_counter() - self._begun_net
+
+    def wall(self) -> float:
+        """Seconds since the clock was made, pauses included."""
         return time.perf_counter() - self._begun
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count what happens inside."""
+        """What happens inside is no training."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._begun += time.perf_counter() - start
-
-
-class Silent:
-    """Takes any call and does nothing: the report of the processes that do not report."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
+            self._begun_net += time.perf_counter() - start
 
 
 @contextmanager
@@ -113,9 +126,9 @@ def stop_signals(ask: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
     """The same items, each made in a thread while the one before is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
         pending = pool.submit(next, items)
         while True:
             item = pending.result()

@@ -18,17 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pixelwright.diffusion import flow
 from pixelwright.distributed import parallel
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.conditions import Condition
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
-from pixelwright.training.config import RepaConfig, TrainConfig
+from pixelwright.training.config import TrainConfig
+from pixelwright.training.objectives import FlowMatching, Losses, Repa, RepaConfig
+from pixelwright.training.objectives.teacher import teacher_grid
 from pixelwright.training.optim import build_optimizer
-from pixelwright.training.repa import Projector, Student, alignment_loss, objective
 from pixelwright.training.summary import AsOnDevice, PeakMemory, example_inputs, flops_by_part
-from pixelwright.training.teacher import teacher_grid
 
 T = TypeVar("T")
 Mode = Literal["single", "ddp", "fsdp"]
@@ -108,19 +107,19 @@ def cost(config: TrainConfig, gpus: int = 1) -> Cost:
     """
     if gpus < 1:
         raise UserError(f"--gpus is {gpus}: give at least 1")
-    parallel.check(config, gpus)
+    parallel.check(config.parallel, gpus, config.batch_size, config.accumulate)
     model = skeleton(config.model.denoiser())
     side = (config.data.size, config.data.size)
     forward = sum(flops_by_part(model, side).values())
-    teacher = None if config.repa is None else teacher_of(config.repa.teacher)
+    repa = repa_of(config)
+    teacher = None if repa is None else teacher_of(repa.teacher)
     tokens = 0 if teacher is None else teacher_grid(side)[0] * teacher_grid(side)[1] + 1
     shown = (
         0
         if teacher is None
         else 2 * teacher.parameters * tokens + 4 * teacher.depth * tokens**2 * teacher.hidden
     )
-    projector = None if config.repa is None or teacher is None else _projector(config, config.repa, teacher)
-    added = 0 if projector is None else sum(p.numel() for p in projector.parameters())
+    added = sum(p.numel() for p in _losses(config, model, teacher).objectives.parameters())
     projected = 2 * added * (side[0] // model.config.patch_size) ** 2
     modes: Sequence[Mode] = ("single",) if gpus == 1 else ("ddp", "fsdp")
     if config.optim.name == "came":
@@ -170,19 +169,33 @@ def teacher_of(name: str) -> _Teacher:
     return _Teacher(hidden, depth, inner * hidden**2 * depth)
 
 
-def _projector(config: TrainConfig, repa: RepaConfig, teacher: _Teacher) -> Projector:
-    return Projector(config.model.denoiser().backbone.hidden_size, teacher.hidden, repa.projector_size).to(
-        "meta"
-    )
+def repa_of(config: TrainConfig) -> RepaConfig | None:
+    """The settings of REPA, where it is among the objectives."""
+    return next((each for each in config.objectives if isinstance(each, RepaConfig)), None)
+
+
+class _Tokens(NamedTuple):
+    """Tensors of the shapes that a teacher gives."""
+
+    size: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        rows, columns = teacher_grid(images.shape[-2:])
+        return torch.empty(len(images), rows * columns, self.size, device=images.device)
+
+
+def _losses(config: TrainConfig, model: PixelDenoiser, teacher: _Teacher | None) -> Losses:
+    """What is minimised, without contents: flow matching and REPA."""
+    repa = repa_of(config)
+    aligned = [] if repa is None or teacher is None else [Repa(repa, model, _Tokens(teacher.hidden))]
+    return Losses(model, [FlowMatching(), *aligned]).to("meta")
 
 
 def _memory(config: TrainConfig, gpus: int, mode: Mode, recompute: bool, teacher: _Teacher | None) -> Memory:
     shards = gpus // (config.parallel.replicas or 1) if mode == "fsdp" else 1
     compute = None if config.precision == "fp32" else torch.bfloat16
     model = skeleton(config.model.denoiser())
-    whole: nn.Module = model
-    if config.repa is not None and teacher is not None:
-        whole = Student(model, _projector(config, config.repa, teacher))
+    whole = _losses(config, model, teacher)
     weights, averages = _bytes(whole), _bytes(model) * (1 + len(config.ema_more))
     state = _optimizer_bytes(whole, config)
     units = model.units()
@@ -213,7 +226,7 @@ def _memory(config: TrainConfig, gpus: int, mode: Mode, recompute: bool, teacher
 
 def _optimizer_bytes(module: nn.Module, config: TrainConfig) -> int:
     with FakeTensorMode():
-        parameters = [nn.Parameter(torch.empty(p.shape)) for p in module.parameters()]
+        parameters = [(name, nn.Parameter(torch.empty(p.shape))) for name, p in module.named_parameters()]
         state = build_optimizer(parameters, config.optim).state
         tensors = [x for slots in state.values() for x in slots.values() if isinstance(x, Tensor)]
         return sum(x.numel() * x.element_size() for x in tensors)
@@ -240,19 +253,12 @@ class _Device:
 
 
 def _activations(
-    config: TrainConfig, whole: nn.Module, model: PixelDenoiser, batch: int, device: _Device
+    config: TrainConfig, whole: Losses, model: PixelDenoiser, batch: int, device: _Device
 ) -> int:
     """Most bytes alive in a step, beside the weights and the gradients that are there before."""
 
     def forward(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        noise, side = torch.empty_like(x), config.data.size
-        if config.repa is None:
-            losses: Tensor = flow.loss(whole, x, t, noise, condition)
-            return losses.mean()
-        losses, tokens = flow.loss(whole, x, t, noise, condition, tap=config.repa.depth)
-        grid, seen = side // model.config.patch_size, teacher_grid((side, side))
-        teacher = torch.empty(batch, seen[0] * seen[1], tokens.shape[-1], device=x.device)
-        return objective(losses, alignment_loss(tokens, teacher, (grid, grid), seen)).mean()
+        return whole(x, t, torch.empty_like(x), condition, 0).total.mean()
 
     inputs = example_inputs(model, (config.data.size, config.data.size), batch)
     with PeakMemory(whole) as memory:

@@ -54,15 +54,22 @@ class EMA:
     """Averages of a model's weights under the names of the model; sharded weights have sharded averages.
 
     A decay warms up, min(decay, (1 + n) / (10 + n)) at step n, so that the first random weights are soon
-    forgotten; a power-function average keeps 1 − (1 − 1/n)^(gamma + 1) of the newest. Both are functions of
-    the step alone, so nothing but the weights has to be saved.
+    forgotten, unless they are trained ones; a power-function average keeps 1 − (1 − 1/n)^(gamma + 1) of the
+    newest. Both are functions of the step alone, so nothing but the weights has to be saved.
     """
 
-    def __init__(self, model: nn.Module, rule: float | str, more: Sequence[float | str] = ()) -> None:
-        """`rule` makes `weights`, each of `more` one of `others` under its own text; see `read_rule`."""
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: float | str,
+        more: Sequence[float | str] = (),
+        warm_up: bool = True,
+    ) -> None:
+        """`rule` makes `weights`, each of `more` one of `others` under its own text; see `read_rule`. Without
+        `warm_up`, for a model that starts from trained weights, decays are the full ones from step 1."""
         current = model.state_dict()  # by reference
         self._current = [local(tensor) for tensor in current.values()]
-        self._rules = [_Rule(each) for each in (rule, *more)]
+        self._rules = [_Rule(each, warm_up) for each in (rule, *more)]
         copies = [{name: tensor.clone() for name, tensor in current.items()} for _ in self._rules]
         self._averages = [[local(tensor) for tensor in copy.values()] for copy in copies]
         self.weights: dict[str, Tensor] = copies[0]
@@ -76,8 +83,8 @@ class EMA:
 
 
 class _Rule:
-    def __init__(self, rule: float | str) -> None:
-        number = read_rule(rule)
+    def __init__(self, rule: float | str, warm_up: bool) -> None:
+        self._warm_up, number = warm_up, read_rule(rule)
         self._decay = number if number >= 0 else None
         self._gamma = power_exponent(-number) if number < 0 else 0.0
 
@@ -85,4 +92,4 @@ class _Rule:
         """Share of the old average that stays at step `step`."""
         if self._decay is None:
             return (1 - 1 / step) ** (self._gamma + 1)
-        return min(self._decay, (1 + step) / (10 + step))
+        return min(self._decay, (1 + step) / (10 + step)) if self._warm_up else self._decay

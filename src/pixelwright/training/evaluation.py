@@ -22,28 +22,55 @@ from pixelwright.evaluation.images import ImageBatch
 from pixelwright.evaluation.measure import Collected, check_comparable, collect, compare
 from pixelwright.evaluation.references import read_reference
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.training.config import EvaluationConfig, TrainConfig
+from pixelwright.training.callbacks import Callback
+from pixelwright.training.config import EvaluationConfig, LoopConfig
+from pixelwright.training.trainer import Trainer
 
 
-class Evaluator:
-    """Measures a model as `config.evaluation` says; opened once, before a run begins.
+class Evaluation(Callback):
+    """Draws and measures samples of the averaged weights; opened once, before a run begins.
 
     Raises:
         UserError: features or reference that are not there, or do not belong together.
     """
 
-    def __init__(self, config: TrainConfig, settings: EvaluationConfig, layout: Layout) -> None:
-        self.every = settings.every
+    def __init__(self, settings: EvaluationConfig, config: LoopConfig, name: str, layout: Layout) -> None:
+        """`name`: what the model is called in the record of the samples."""
+        self.every, self._settings = settings.every, settings
         self._layout, self._group = layout, layout.new_group()
         self._extractor = open_extractor(settings.features, layout.device)
         self._reference = read_reference(settings.reference)
         check_comparable(self._extractor, self._reference)
-        sample, side = settings.sample, config.data.size
-        self._generation = Generation(
-            model=config.model.preset,
+        self._batch_size = max(1, min(config.batch_size, settings.sample.count // layout.world))
+        self._precision, self._name = name_precision(config.precision, layout.device), name
+
+    def on_step(self, trainer: Trainer) -> None:
+        model = trainer.averaged(everywhere=True)
+        assert model is not None
+        # One of many processes must not leave the others waiting: alone it may stop, or fail, on the way.
+        callback = trainer.stop_if_asked if self._layout.world == 1 else None
+        own: Collected | Exception
+        try:
+            own = collect(self._share(model, callback), self._extractor)
+        except Exception as error:
+            own = error
+        (failed,) = self._layout.any(isinstance(own, Exception))
+        if failed:
+            raise own if isinstance(own, Exception) else RuntimeError("another process failed to measure")
+        assert isinstance(own, Collected)
+        if parts := self._gather(own):
+            measured = compare(_joined(parts), self._reference, self._extractor)
+            metrics = {name: estimate.value for name, estimate in measured.metrics.items()}
+            trainer.log({"evaluation": metrics})
+
+    def _generation(self, model: PixelDenoiser) -> Generation:
+        sample = self._settings.sample
+        assert model.config.image_size is not None
+        return Generation(
+            model=self._name,
             weights="",
             num_samples=sample.count,
-            size=(side, side),
+            size=model.config.image_size,
             labels="balanced",
             solver=sample.solver,
             steps=sample.steps,
@@ -51,21 +78,13 @@ class Evaluator:
             guidance_interval=sample.guidance_interval,
             time_shift=sample.time_shift,
             seed=sample.seed,
-            batch_size=max(1, min(config.batch_size, sample.count // layout.world)),
-            precision=name_precision(config.precision, layout.device),
+            batch_size=self._batch_size,
+            precision=self._precision,
         )
-
-    def __call__(self, model: PixelDenoiser, callback: sampling.Callback | None = None) -> dict[str, float]:
-        """The metrics by name, in the main process; {} in the others. All processes call it alike."""
-        parts = self._gather(collect(self._share(model, callback), self._extractor))
-        if not parts:
-            return {}
-        measured = compare(_joined(parts), self._reference, self._extractor)
-        return {name: estimate.value for name, estimate in measured.metrics.items()}
 
     def _share(self, model: PixelDenoiser, callback: sampling.Callback | None) -> Iterator[ImageBatch]:
         """The images of this process, batch by batch."""
-        generation = self._generation
+        generation = self._generation(model)
         labels = sampling.balanced_labels(generation.num_samples, model.config.num_classes)
         for k in range(self._layout.rank, generation.batches, self._layout.world):
             numbers = torch.tensor(generation.indices(k))

@@ -1,4 +1,4 @@
-"""What a run measures of itself, which changes no weight, and the spikes that it notices and may answer.
+"""What a run measures of itself, which changes no weight, and the spikes that it notices and may act on.
 
 All numbers stay in tensors of fixed sizes on the device, which no step waits for, and are part of a
 checkpoint: the log of a continued run holds what that of an uninterrupted one does.
@@ -23,7 +23,6 @@ BUCKETS = 10  # of t in [0,1]
 NOT_MEASURED = -1.0
 NORMAL = 1.4826  # standard deviation of a normal distribution / its median absolute deviation
 STEADY = 0.01  # of the median: what varies less than this is not steadier for that
-DONE = {"clip": "its gradient was scaled down to the usual norm", "skip": "left out", "rollback": "left out"}
 
 
 def by_time(losses: Tensor, t: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ class Detector:
 
         z = (x − median) / (1.4826 · MAD),   MAD = median of |x − median| over the window.
 
-    Both are of the whole batch, so that all processes come to the same answer without asking each other.
+    Both are of the whole batch, so that all processes decide alike without asking each other.
     Spikes enter the window as they are: up to half of it they move the median little, and a new level that
     lasts becomes the usual one.
     """
@@ -135,31 +134,31 @@ class Detector:
         return {"window": self.window, "spikes": self.spikes, "in_a_row": self.in_a_row}
 
     def persisting(self, step: int) -> int:
-        """How many spikes in a row there are, after `step`, if they persist and the answer is to roll back;
-        else 0. The device is waited for, at every step that is a multiple of `persist` alone."""
+        """How many spikes in a row there are, after `step`, if they persist and the run is to roll back;
+        else 0. The device is waited for, at every step that is a multiple of `patience` alone."""
         config = self.config
-        if config.answer != "rollback" or step % config.persist:
+        if config.on_spike != "rollback" or step % config.patience:
             return 0
         count = int(self.in_a_row)
-        return count if count >= config.persist else 0
+        return count if count >= config.patience else 0
 
-    def answer(
+    def check(
         self, step: int, norm: Tensor, loss: Tensor, clip: float | None
     ) -> tuple[Tensor, Tensor | float | None]:
-        """Judge `step`, counted from 1, by its gradient norm [] and loss [].
+        """Look for a spike at `step`, counted from 1, in its gradient norm [] and loss [].
 
         Returns:
             whether the step is to be taken (bool []), and the norm to clip to: `clip` unless it is a spike.
         """
         finite = torch.isfinite(loss + norm)
-        if self.config.answer == "off":
+        if self.config.on_spike == "off":
             return finite, clip
         usual, z = self._score(torch.stack((norm, loss)), finite)
         spike = z > self.config.threshold
-        self._note(spike, torch.stack((norm.new_tensor(step), norm, loss, z)))
+        self._remember(spike, torch.stack((norm.new_tensor(step), norm, loss, z)))
         good = finite & ~spike
         self.in_a_row.copy_(torch.where(good, 0, self.in_a_row + 1))
-        if self.config.answer in ("skip", "rollback"):
+        if self.config.on_spike in ("skip", "rollback"):
             return good, clip
         limit = math.inf if clip is None else clip
         return finite, torch.where(spike, usual.clamp(max=limit), limit)
@@ -174,8 +173,8 @@ class Detector:
         self.window.copy_(torch.where(finite, later, self.window))
         return median[0], torch.where(finite, z.max(), math.nan)
 
-    def _note(self, spike: Tensor, record: Tensor) -> None:
-        """Keep what there is to tell of a step: `record` (step, gradient norm, loss, z), if it is a spike."""
+    def _remember(self, spike: Tensor, record: Tensor) -> None:
+        """Keep the `record` of a step (step, gradient norm, loss, z), if it is a spike."""
         worse = spike & (record[3] > self.spikes[4])
         self.spikes[1:] = torch.where(worse, record, self.spikes[1:])
         self.spikes[0] += spike
@@ -186,18 +185,20 @@ class Detector:
         self.spikes.zero_()
         if not count:
             return None
-        event = {"spikes": int(count), "answer": self.config.answer, "step": int(step)}
+        event = {"spikes": int(count), "on_spike": self.config.on_spike, "step": int(step)}
         return {**event, "grad_norm": norm, "loss": loss, "z": z}
 
 
-def in_words(event: dict[str, Any]) -> str:
+def describe_spike(event: dict[str, Any]) -> str:
     """An event of the log in a line for a person."""
     more = (
         f" (the highest of {event['spikes']} since the last line of the log)" if event["spikes"] > 1 else ""
     )
+    clipped = "its gradient was scaled down to the usual norm"
+    action = clipped if event["on_spike"] == "clip" else "left out"
     return (
         f"spike at step {event['step']}{more}: gradient norm {event['grad_norm']:.4g}, loss "
-        f"{event['loss']:.4g}, {event['z']:.4g} deviations above the usual; {DONE[event['answer']]}"
+        f"{event['loss']:.4g}, {event['z']:.4g} deviations above the usual; {action}"
     )
 
 

@@ -3,39 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pixelwright.errors import UserError
+from pixelwright.errors import UserError, nearest
 from pixelwright.training.config import OptimConfig
 
 # What CAME notes down but never reads: no part of its state.
-_NOTES = ("step", "RMS")
+_UNREAD = ("step", "RMS")
 
 
-def build_optimizer(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser, with its whole state from the start, so that a checkpoint always holds the same tensors.
+def build_optimizer(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of parameters by name, with its whole state from the start, so that a checkpoint always
+    holds the same tensors.
 
     Raises:
-        UserError: CAME for sharded weights, or without the package it comes from.
+        UserError: a pattern of `optim.groups` that no name matches; CAME for sharded weights, or without the
+            package it comes from.
     """
-    return _adamw(parameters, config) if config.name == "adamw" else _came(parameters, config)
+    groups = _grouped(named, config)
+    return _adamw(groups, config) if config.name == "adamw" else _came(groups, config)
 
 
-def _adamw(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
+def _grouped(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameter groups: each parameter is in that of the first pattern that its name, or the end of its name
+    after a point, matches; the others are in the last one. `factor` is what multiplies the learning rate."""
+    found: list[dict[str, Any]] = []
+    rest = list(named)
+    for wish in config.groups:
+        fits = [(n, p) for n, p in rest if fnmatch(n, wish.pattern) or fnmatch(n, f"*.{wish.pattern}")]
+        if not fits:
+            near = nearest(wish.pattern, [name for name, _ in named])
+            raise UserError(f'optim.groups: no parameter is left for the pattern "{wish.pattern}"{near}')
+        taken = {name for name, _ in fits}
+        rest = [(name, p) for name, p in rest if name not in taken]
+        factor = wish.lr_factor if wish.lr is None else wish.lr / config.lr
+        decay = config.weight_decay if wish.weight_decay is None else wish.weight_decay
+        found.append({"params": [p for _, p in fits], "factor": factor, "weight_decay": decay})
+    if rest:
+        found.append({"params": [p for _, p in rest], "factor": 1.0, "weight_decay": config.weight_decay})
+    return found
+
+
+def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:
     optimizer = torch.optim.AdamW(
-        parameters,
+        groups,
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),  # type: ignore[index]
         eps=config.eps,  # type: ignore[arg-type]
-        weight_decay=config.weight_decay,
         fused=True,
     )
-    for p in parameters:
+    for p in _parameters(groups):
         optimizer.state[p] = {
             "step": torch.zeros((), device=p.device),
             "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
@@ -44,9 +67,13 @@ def _adamw(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.A
     return optimizer
 
 
-def _came(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
+def _parameters(groups: list[dict[str, Any]]) -> list[nn.Parameter]:
+    return [p for group in groups for p in group["params"]]
+
+
+def _came(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     """CAME (arXiv 2307.02047), which keeps rows and columns of the squares instead of all of them."""
-    if any(isinstance(p, DTensor) for p in parameters):
+    if any(isinstance(p, DTensor) for p in _parameters(groups)):
         raise UserError(
             "optim.name is came, which needs whole matrices, but parallel.mode fsdp cuts them: "
             "give --parallel.mode ddp or --optim.name adamw"
@@ -55,10 +82,8 @@ def _came(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Op
         from came_pytorch import CAME
     except ImportError:
         raise UserError('optim.name is came, which needs: pip install "pixelwright[came]"') from None
-    optimizer: torch.optim.Optimizer = CAME(
-        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-    )
-    for p in parameters:
+    optimizer: torch.optim.Optimizer = CAME(groups, lr=config.lr, betas=config.betas)
+    for p in _parameters(groups):
         state: dict[str, Any] = {"step": 0, "RMS": 0, "exp_avg": torch.zeros_like(p)}
         if p.ndim < 2:
             state["exp_avg_sq"] = torch.zeros_like(p)
@@ -78,13 +103,14 @@ def optimizer_state(
         f"{name}.{key}": value
         for name, p in named
         for key, value in optimizer.state.get(p, {}).items()
-        if isinstance(value, Tensor) and (isinstance(optimizer, torch.optim.AdamW) or key not in _NOTES)
+        if isinstance(value, Tensor) and (isinstance(optimizer, torch.optim.AdamW) or key not in _UNREAD)
     }
 
 
 def update(optimizer: torch.optim.Optimizer, lr: float, taken: Tensor) -> None:
     """One step with the gradients there are, without effect where `taken`, a 0-d bool, is false."""
-    optimizer.param_groups[0]["lr"] = lr
+    for each in optimizer.param_groups:
+        each["lr"] = lr * each["factor"]
     if isinstance(optimizer, torch.optim.AdamW):
         # The fused kernel reads this flag where the weights are, so that an accelerator is never waited for.
         optimizer.found_inf = 1 - taken.float()  # type: ignore[attr-defined]

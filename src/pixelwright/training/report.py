@@ -1,151 +1,197 @@
-"""What a run tells a person: log.jsonl, TensorBoard, the progress bar or plain lines, and loss.png."""
+"""loss.png and report.html of a run: how it goes, what it draws, what happened, from its folder alone."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pixelwright.errors import UserError
-from pixelwright.training.files import write_text
+from pixelwright.files import replacing, write_text
+from pixelwright.html import line_chart, render
+from pixelwright.training.config import LoopConfig, TrainConfig
+from pixelwright.training.config_file import read_settings
+from pixelwright.training.diagnosis import diagnose
+from pixelwright.training.health import describe_spike
+from pixelwright.training.loggers import LOG, read_log, smooth
+from pixelwright.training.rollback import describe_rollback
 
-PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
-SMOOTHING = 0.8  # of the loss curve and the progress bar, per log line, which is a mean already
+NAME = "report.html"
+WORDS = {
+    "ok": "Nothing to worry about.",
+    "look": "Worth a look.",
+    "bad": "Something is wrong.",
+}
+TITLES = {
+    "grad_norm": "gradient norm",
+    "lr": "learning rate",
+    "images_per_second": "images per second of training",
+    "images_per_second_wall": "images per second, pauses included",
+    "repa_loss": "alignment loss (REPA)",
+    "loss_by_time": "loss by time t",
+    "activation_rms": "activations of the last blocks, RMS",
+    "update_ratio": "size of an update / of the weights",
+}
+METRICS = {
+    "fid": "Fréchet distance (FID)",
+    "sfid": "sFID",
+    "inception_score": "Inception Score",
+    "kid": "KID",
+}
+LOGARITHMIC = {"loss", "grad_norm", "loss_by_time", "activation_rms", "update_ratio"}
+NOT_DRAWN = {"step", "seconds", "skipped", "loss", "event", "rollbacks", "evaluation"}
+FIRST = ("grad_norm", "loss_by_time", "lr", "images_per_second")
+OLDER = 12  # sample grids beside the newest
 
 
-def read_log(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """The lines of a log up to `last_step`; a line that was cut off by a kill ends it."""
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if last_step is not None and line["step"] > last_step:
-            break
-        lines.append(line)
-    return lines
+def write_report(run: Path) -> Path:
+    """Write report.html into a run folder, also of a run under way or dead. Returns its path.
 
+    Pictures of samples are linked, so the page belongs beside them; all else is inside.
 
-def smooth(values: list[float]) -> list[float]:
-    """Exponential average without the bias of its start."""
-    total = weight = 0.0
-    result = []
-    for value in values:
-        total, weight = total * SMOOTHING + value, weight * SMOOTHING + 1
-        result.append(total / weight)
-    return result
-
-
-class Report:
-    """Keeps log.jsonl and TensorBoard in `run` and shows progress.
-
-    Lines after `start_step`, left by a run that was killed past its last checkpoint, are cut off, so that
-    every step is logged once.
+    Raises:
+        UserError: no run folder, or a config.yaml that cannot be read.
+        ImportError: matplotlib is not installed.
     """
-
-    def __init__(self, run: Path, start_step: int, steps: int) -> None:
-        self.run, self.steps, self.step = run, steps, start_step
-        lines = read_log(run / "log.jsonl", start_step)
-        write_text(run / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        self._log = (run / "log.jsonl").open("a")
-        self._told: set[str] = set()
-        self._losses = [line["loss"] for line in lines if line["loss"] is not None]
-        self._board = self._tensorboard(start_step)
-        self._last_plain, self._first_step, self._begun = -PLAIN_SECONDS, start_step, time.perf_counter()
-        self._bar: tqdm[Any] | None = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=steps, initial=start_step, unit="step", dynamic_ncols=True, smoothing=0.05)
-
-    def _tensorboard(self, start_step: int) -> Any:
-        try:
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self.say('TensorBoard is off: pip install "pixelwright[train]"', once=True)
-            return None
-        return SummaryWriter(str(self.run / "tensorboard"), purge_step=start_step + 1)
-
-    def advance(self) -> None:
-        """One step is done."""
-        self.step += 1
-        if self._bar is not None:
-            self._bar.update()
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Log one line and show it."""
-        self._log.write(json.dumps(line) + "\n")
-        self._log.flush()
-        if self._board is not None:
-            for name in ("loss", "grad_norm", "lr", "images_per_second", "skipped", "repa_loss"):
-                if line.get(name) is not None:
-                    self._board.add_scalar(f"train/{name}", line[name], line["step"])
-            for group in ("loss_by_time", "activation_rms", "update_ratio", "evaluation"):
-                for part, value in _named(line.get(group, {})):
-                    if value is not None:
-                        self._board.add_scalar(f"{group}/{part}", value, line["step"])
-        if line["loss"] is not None:
-            self._losses.append(line["loss"])
-        self._show(line)
-
-    def _show(self, line: dict[str, Any]) -> None:
-        loss = smooth(self._losses[-200:])[-1] if self._losses else float("nan")
-        if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss {loss:.4f}, {line['images_per_second']:.0f} images/s", refresh=False
-            )
-            return
-        now = time.perf_counter()
-        if now - self._last_plain >= PLAIN_SECONDS or self.step >= self.steps:
-            left = (now - self._begun) / max(1, self.step - self._first_step) * (self.steps - self.step)
-            rate = f"{line['images_per_second']:.0f} images/s"
-            self.say(
-                f"step {self.step}/{self.steps}  loss {loss:.4f}  {rate}  {tqdm.format_interval(left)} left"
-            )
-            self._last_plain = now
-
-    def say(self, text: str, once: bool = False) -> None:
-        """Print a line on stderr without breaking the bar; `once` not again if it was said."""
-        if not (once and text in self._told):
-            tqdm.write(text, file=sys.stderr)
-        self._told.add(text)
-
-    def plot(self) -> None:
-        """Draw loss.png and report.html, if matplotlib is installed. The run goes on whatever happens."""
-        from pixelwright.training.page import write_report  # which reads with this module
-
-        try:
-            plot_losses(self.run / "log.jsonl", self.run / "loss.png")
-            write_report(self.run)
-        except ImportError:
-            self.say('loss.png and report.html are off: pip install "pixelwright[train]"', once=True)
-        except (OSError, UserError) as error:
-            self.say(f"loss.png or report.html could not be written: {error}", once=True)
-
-    def close(self) -> None:
-        """Flush and close everything."""
-        self._log.close()
-        if self._board is not None:
-            self._board.close()
-        if self._bar is not None:
-            self._bar.close()
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder: it has no config.yaml")
+    config, lines = read_settings(run / "config.yaml"), read_log(run / LOG)
+    findings = diagnose(lines, config.optim.clip)
+    metrics_note, metrics = _evaluations(lines, config)
+    page = render(
+        "run",
+        title=f"Run {run.resolve().name}",
+        note=_summary(config, lines),
+        state=findings[0].kind,
+        headline=WORDS[findings[0].kind],
+        findings=[finding.text for finding in findings],
+        samples=_samples(run),
+        charts=list(_charts(lines, config)),
+        metrics=metrics,
+        metrics_note=metrics_note,
+        events=list(_events(lines)),
+        settings=list(_changed(config)),
+    )
+    write_text(run / NAME, page)
+    return run / NAME
 
 
-def _named(values: dict[str, Any] | list[Any]) -> Iterable[tuple[object, Any]]:
-    return values.items() if isinstance(values, dict) else enumerate(values)
+def _summary(config: LoopConfig, lines: Sequence[dict[str, Any]]) -> str:
+    name = f"{config.model.preset} at {config.data.size}²" if isinstance(config, TrainConfig) else "A run"
+    lines = [line for line in lines if "seconds" in line]  # not those of metrics alone
+    if not lines:
+        return f"{name}: {config.steps:,} steps planned; nothing was logged yet."
+    last = lines[-1]
+    images, seconds = last["step"] * config.batch_size, last["seconds"]
+    return (
+        f"{name}: step {last['step']:,} of {config.steps:,}, "
+        f"{images:,} images in {timedelta(seconds=round(seconds))} of training, "
+        f"{images / max(seconds, 1e-9):,.1f} images/s over all."
+    )
 
 
-def plot_losses(log: Path, target: Path) -> None:
-    """Draw loss (raw and smoothed), gradient norm and learning rate over the steps. Needs matplotlib."""
-    from matplotlib.figure import Figure
+# ---------------------------------------------------------------- curves
+def _charts(lines: Sequence[dict[str, Any]], config: LoopConfig) -> Iterator[tuple[str, str]]:
+    """(chart, caption) of the loss and of everything else that is a number or a group of numbers."""
+    if "loss" in (found := _series(lines, "loss")):
+        steps, losses = found["loss"]
+        series = {"mean between two lines": (steps, losses), "smoothed": (steps, smooth(losses))}
+        drawn = line_chart(series, "step", "loss", log=True, faint=["mean between two lines"])
+        yield drawn, "loss (flow matching)"
+    names = dict.fromkeys((*FIRST, *(name for line in lines for name in line)))
+    for name in names:
+        series = {} if name in NOT_DRAWN else _series(lines, name)
+        if series:
+            title = TITLES.get(name, name.replace("_", " "))
+            clip = config.optim.clip
+            marks = {"optim.clip": clip} if name == "grad_norm" and clip is not None else None
+            yield line_chart(series, "step", title, log=name in LOGARITHMIC, marks=marks), title
 
-    lines = [line for line in read_log(log) if line["loss"] is not None]
+
+def _evaluations(lines: Sequence[dict[str, Any]], config: LoopConfig) -> tuple[str, list[tuple[str, str]]]:
+    """A note, and (chart, caption) of each metric that was measured on the way."""
+    if not isinstance(config, TrainConfig) or config.evaluation is None:
+        return "", []
+    sample = config.evaluation.sample
+    note = (
+        f"{sample.count:,} samples of the averaged weights, guidance {sample.guidance_scale:g}, against "
+        f"{config.evaluation.reference}. Numbers of few samples are comparable with one another alone."
+    )
+    titled = [(METRICS.get(name, name), points) for name, points in _series(lines, "evaluation").items()]
+    return note, [(line_chart({title: points}, "step", title), title) for title, points in titled]
+
+
+def _series(lines: Sequence[dict[str, Any]], name: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Every curve under a name: one for a number, one for each part of a group or list."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for line in lines:
+        for part, value in _parts(name, line.get(name)):
+            xs, ys = found.setdefault(
+                part, ([], [])
+            )  # also of a part without a value yet: they stay in order
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                xs.append(line["step"])
+                ys.append(value)
+    return {part: points for part, points in found.items() if points[0]}
+
+
+def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
+    """(name, value) of each number in a value of the log; the parts of a list divide [0, 1] among them."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, list):
+        count = len(value)
+        return [(f"{i / count:g} to {(i + 1) / count:g}", v) for i, v in enumerate(value)]
+    return [(name, value)]
+
+
+# ---------------------------------------------------------------- the rest
+def _samples(run: Path) -> list[tuple[str, str]]:
+    """(address, caption) of the sample grids, the newest first; of many older ones, some over the run."""
+    grids = sorted((run / "samples").glob("step-*.png"), reverse=True)
+    if len(grids) > OLDER + 1:
+        grids = [grids[0], *(grids[1 + round(i * (len(grids) - 2) / (OLDER - 1))] for i in range(OLDER))]
+    return [(f"samples/{grid.name}", f"step {int(grid.stem.removeprefix('step-')):,}") for grid in grids]
+
+
+def _events(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+    """(step, what happened)."""
+    skipped = 0
+    for line in lines:
+        if line.get("skipped", 0) > skipped:
+            more = line["skipped"] - skipped
+            steps = "step" if more == 1 else "steps"
+            yield line["step"], f"{more} {steps} skipped, whose loss or gradient was not finite"
+            skipped = line["skipped"]
+        if event := line.get("event"):
+            yield line["step"], describe_spike(event)
+        for rollback in line.get("rollbacks", ()):
+            yield line["step"], describe_rollback(*rollback)
+
+
+def _changed(config: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """(key, value) of every setting without a default or with another value."""
+    has_default = (f.default is not MISSING or f.default_factory is not MISSING for f in fields(config))
+    default = type(config)() if all(has_default) else None  # it may fill in what is None
+    for field in fields(config):
+        value, name = getattr(config, field.name), f"{where}{field.name}"
+        if is_dataclass(value):
+            yield from _changed(value, f"{name}.")
+        elif value != getattr(default, field.name, field.default):
+            yield name, str(list(value) if isinstance(value, tuple) else value)
+
+
+def plot_losses(run: Path) -> None:
+    """Draw loss (raw and smoothed), gradient norm and learning rate over the steps as RUN/loss.png.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure  # late: it takes a while, and is an extra
+
+    lines = [line for line in read_log(run / LOG) if line.get("loss") is not None]
     if not lines:
         return
     steps = [line["step"] for line in lines]
@@ -163,6 +209,5 @@ def plot_losses(log: Path, target: Path) -> None:
     lower.set(ylabel="learning rate", xlabel="step")
     for axis in (upper, middle, lower):
         axis.grid(alpha=0.3)
-    part = target.with_name(target.name + ".part")
-    figure.savefig(part, format="png", dpi=100)
-    os.replace(part, target)
+    with replacing(run / "loss.png") as part:
+        figure.savefig(part, format="png", dpi=100)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pixelwright.distributed.checkpoint import Checkpoint, checkpoint_folders, newest, remove_after, step_of
 from pixelwright.errors import UserError
-from pixelwright.training.config import MOST_ROLLBACKS, HealthConfig, TrainConfig
+from pixelwright.training.config import MOST_ROLLBACKS, HealthConfig, LoopConfig
 
 
 class Rollbacks:
@@ -24,7 +24,7 @@ class Rollbacks:
 
     def __init__(self, config: HealthConfig) -> None:
         self.config = config
-        # One row each: the step it went back from, the step it went to, and that of the log line that told.
+        # One row each: the step it went back from, the step it went to, and that of the log line with it.
         self.rows = torch.zeros(MOST_ROLLBACKS, 3, dtype=torch.int64)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -50,19 +50,19 @@ class Rollbacks:
         """Note that a run with the rows `earlier` went back from step `last` to `step`, in words."""
         self.rows.copy_(earlier)
         self.rows[self.count] = torch.tensor([last, step, 0])
-        told = self.rows[:, 2]
-        told[told > step] = 0  # those lines are cut off the log
-        return in_words(last, step)
+        logged = self.rows[:, 2]
+        logged[logged > step] = 0  # those lines are cut off the log
+        return describe_rollback(last, step)
 
     def read(self, step: int) -> dict[str, list[list[int]]]:
-        """The rollbacks that no line of the log has told of, each [from, to], as an entry of the next one."""
+        """The rollbacks that no line of the log has yet, each [from, to], as an entry of the next one."""
         new = (self.rows[:, 0] > 0) & (self.rows[:, 2] == 0)
         found: list[list[int]] = self.rows[new, :2].tolist()
         self.rows[new, 2] = step
         return {"rollbacks": found} if found else {}
 
 
-def in_words(last: int, step: int) -> str:
+def describe_rollback(last: int, step: int) -> str:
     """A rollback in a line for a person."""
     return (
         f"spikes persisted at step {last}: rolled back to the checkpoint of step {step} and to a lower "
@@ -70,7 +70,7 @@ def in_words(last: int, step: int) -> str:
     )
 
 
-def go_back(config: TrainConfig, count: int, last: int, before: int) -> Checkpoint | None:
+def go_back(config: LoopConfig, count: int, last: int, before: int) -> Checkpoint | None:
     """The checkpoint to go back to from step `last`, once later ones are removed; None if there is none.
 
     It is the newest that was saved half a window before the spikes, which began after step `before`, or else

@@ -14,8 +14,8 @@ from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load as load_model
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.config import to_dict as model_dict
-from pixelwright.training.config import TrainConfig
-from pixelwright.training.config_file import differences, load_config
+from pixelwright.training.config import LoopConfig
+from pixelwright.training.config_file import differences, read_settings
 
 ORIGIN = "resumed-from.txt"  # in a run folder: what --resume named when the run began
 MOST_NAMED = 3  # differing settings in an error message
@@ -29,7 +29,7 @@ NOTES = {
 }  # of a model, with no say in its weights
 
 
-def find_start(config: TrainConfig, resume: str | os.PathLike[str] | None) -> Checkpoint | None:
+def find_start(config: LoopConfig, resume: str | os.PathLike[str] | None) -> Checkpoint | None:
     """The checkpoint that a run begins with, or None to begin with random weights. Writes nothing.
 
     Raises:
@@ -69,11 +69,11 @@ def initial_weights(init: str, config: DenoiserConfig) -> dict[str, Tensor]:
         model = load_model(init)
     except UserError as error:
         raise UserError(f"init: {error}") from None
-    found, wanted = (
+    found, needed = (
         {key: value for key, value in model_dict(each).items() if key not in NOTES}
         for each in (model.config, config)
     )
-    if changed := differences(found, wanted):
+    if changed := differences(found, needed):
         raise UserError(f"init: {init} holds another model ({_named(changed)})")
     return model.state_dict()
 
@@ -89,7 +89,7 @@ def _came_from(run: Path, resume: Path) -> bool:
     return origin.is_file() and origin.read_text() == str(resume.resolve())
 
 
-def _check_folder(run: Path, config: TrainConfig) -> None:
+def _check_folder(run: Path, config: LoopConfig) -> None:
     """Raise UserError unless `run` is new, empty, or a run of the same settings."""
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file: give another folder with --run")
@@ -100,7 +100,7 @@ def _check_folder(run: Path, config: TrainConfig) -> None:
                 f"{run} is not empty and not a run (no config.yaml): give another folder with --run"
             )
         return
-    if changed := differences(to_dict(load_config(stored)), to_dict(config)):
+    if changed := differences(to_dict(read_settings(stored)), to_dict(config)):
         raise UserError(
             f"{run} was started with other settings ({_named(changed)}): "
             "give the old ones to continue it, or another folder with --run"

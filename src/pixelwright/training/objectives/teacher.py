@@ -46,6 +46,8 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        if images.device != self.model.device:
+            self.to(images.device)
         rows, columns = teacher_grid(images.shape[-2:])
         size = (rows * self.patch_size, columns * self.patch_size)
         shown = F.interpolate(normalised((images + 1) / 2), size, mode="bicubic", align_corners=False)
@@ -65,7 +67,8 @@ class Cache:
     """
 
     def __init__(self, teacher: Teacher, folder: str | Path) -> None:
-        self.teacher, self.folder = teacher, Path(folder) / teacher.checksum()
+        self.teacher, self.size = teacher, teacher.size
+        self.folder = Path(folder) / teacher.checksum()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Is my run healthy? A few plain rules over the log, each with its threshold in its words."""
+"""Is a run healthy? A few plain rules over its log, each with its threshold in its text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLIPPED = 0.5  # share of the lines in the last quarter above the clipping norm
 SKIPPED = 0.01  # share of all steps
 SLOW = 0.7  # of the median speed
 NORM = 5.0  # gradient norm of the last tenth against the median
-FEWEST = 20  # lines below which trends are not judged
+FEWEST = 20  # lines below which trends are not looked at
 
 
 class Finding(NamedTuple):
@@ -23,15 +23,16 @@ class Finding(NamedTuple):
     text: str
 
 
-def judge(lines: Sequence[dict[str, Any]], clip: float | None) -> list[Finding]:
+def diagnose(lines: Sequence[dict[str, Any]], clip: float | None) -> list[Finding]:
     """Findings about a log, the worst first; all is well if every one is "ok"."""
+    lines = [line for line in lines if "loss" in line]  # not those of metrics alone
     if not lines:
         return [Finding("look", "nothing was logged yet")]
     findings = [_skipped(lines), *_spikes(lines), *_rollbacks(lines)]
     if len(lines) >= FEWEST:
         findings += [_loss(lines), _norm(lines), *_clipping(lines, clip), _speed(lines)]
     else:
-        findings.append(Finding("ok", f"{len(lines)} lines of log: trends are judged from {FEWEST} on"))
+        findings.append(Finding("ok", f"{len(lines)} lines of log: trends are looked at from {FEWEST} on"))
     order = ("bad", "look", "ok")
     return sorted(findings, key=lambda finding: order.index(finding.kind))
 

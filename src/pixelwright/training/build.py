@@ -1,0 +1,171 @@
+"""A run from its config: model, data, objectives, callbacks and loggers, put into a `Trainer`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixelwright.data import Batches, Source, UnreadableImage, open_source
+from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.distributed import parallel
+from pixelwright.distributed.checkpoint import checkpoint_folders
+from pixelwright.files import write_text
+from pixelwright.models.conditions import Condition
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.text import FeatureCache, note_of, open_encoder
+from pixelwright.training.callbacks import Callback, Report, SampleGrid
+from pixelwright.training.config import TrainConfig
+from pixelwright.training.loggers import LOGGERS, JsonLines, Logger
+from pixelwright.training.objectives import build_objectives
+from pixelwright.training.start import initial_weights
+from pixelwright.training.trainer import Trainer
+
+PROMPTS = "prompts.txt"  # beside the pictures: a line for each of a grid
+
+
+def train(config: TrainConfig, resume: str | os.PathLike[str] | None = None) -> Path:
+    """Train until `config.steps` and return the run folder, whose `model/` holds the averaged weights.
+
+    A run folder with checkpoints is continued from the newest. `resume` names another run or checkpoint to
+    start a new run folder from: weights, optimiser and step are taken over; everything but the model may be
+    changed. Under `torchrun` all its processes call this alike, and share the work.
+
+    Raises:
+        UserError: the run folder belongs to something else or to other settings, `resume` is not there, the
+            processes do not fit the settings, or the loss is not finite for too long.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    with parallel.together(partial(join, config)) as layout:
+        return build_trainer(config, resume, layout=layout).run()
+
+
+def join(config: TrainConfig) -> parallel.Layout:
+    """The layout of this process in the run."""
+    return parallel.join(config.device, config.parallel, config.batch_size, config.accumulate)
+
+
+def build_trainer(
+    config: TrainConfig,
+    resume: str | os.PathLike[str] | None = None,
+    *,
+    source: Source | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+    layout: parallel.Layout | None = None,
+) -> Trainer:
+    """The trainer of a run; see `train`.
+
+    Args:
+        source: replaces the images that `config.data` names.
+        callbacks, loggers: added to those of the config.
+    """
+    layout = layout or join(config)
+    source = source or open_source(config.data)
+    text = open_text(config, layout.device)
+    model = build_model(config, source, text).to(layout.device)
+    if config.init is not None and resume is None and not checkpoint_folders(Path(config.run)):
+        model.load_state_dict(initial_weights(config.init, model.config))
+    batches = partial(
+        Batches,
+        source,
+        config.data,
+        config.batch_size,
+        config.seed,
+        rank=layout.rank,
+        world=layout.world,
+        captions=text is not None,
+    )
+    return Trainer(
+        model,
+        batches,
+        config,
+        build_objectives(config.objectives, model, config.seed),
+        callbacks=(*_callbacks(config, model, source, text, layout), *callbacks),
+        loggers=(JsonLines(), *(LOGGERS.build(each) for each in config.loggers if layout.main), *loggers),
+        text=text,
+        resume=resume,
+        pretrained=config.init is not None,
+        layout=layout,
+    )
+
+
+def open_text(config: TrainConfig, device: torch.device) -> FeatureCache | None:
+    """The text encoder of a run, None for a model of classes."""
+    if config.text is None:
+        return None
+    return FeatureCache(open_encoder(config.text, config.model.denoiser(), device), config.text.cache)
+
+
+def build_model(config: TrainConfig, source: Source, text: FeatureCache | None = None) -> PixelDenoiser:
+    """The model of a run for the classes of its images, or for the text encoder of their captions, with
+    weights drawn from the run's seed."""
+    side = config.data.size
+    more: dict[str, Any] = {"image_size": (side, side)}
+    if text is None:
+        more |= {"num_classes": source.num_classes, "class_names": source.class_names}
+    else:
+        assert config.text is not None
+        more |= {"text_size": text.encoder.width, "text": note_of(config.text, text.encoder)}
+    denoiser = config.model.denoiser(**more)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return PixelDenoiser(denoiser)
+
+
+def _callbacks(
+    config: TrainConfig,
+    model: PixelDenoiser,
+    source: Source,
+    text: FeatureCache | None,
+    layout: parallel.Layout,
+) -> list[Callback]:
+    count, around = config.sample.count, model.config.num_classes or len(config.sample.read_prompts())
+    grid = SampleGrid(
+        partial(sample_condition, config, model.config.num_classes, source, text),
+        config.sample,
+        config.sample_every,
+        # A row holds the labels or prompts before the first comes again.
+        columns=around if count >= around and 0 < around <= 16 else None,
+    )
+    found: list[Callback] = [grid]
+    if config.evaluation is not None:
+        from pixelwright.training.evaluation import Evaluation  # late: few runs need all this
+
+        found.append(Evaluation(config.evaluation, config, config.model.preset, layout))
+    return [*found, Report(config.sample_every)]
+
+
+def sample_condition(
+    config: TrainConfig, num_classes: int, source: Source, text: FeatureCache | None
+) -> Condition:
+    """What the sample grids are of: classes spread evenly, or the prompts in turn, which are written beside
+    the pictures."""
+    count = config.sample.count
+    if text is None:
+        return balanced_labels(count, num_classes)
+    prompts = config.sample.read_prompts() or list(_first_captions(source, count))
+    shown = [prompts[i % len(prompts)] for i in range(count)]
+    write_text(Path(config.run) / "samples" / PROMPTS, "\n".join(shown) + "\n")
+    return text.encode(shown)
+
+
+def _first_captions(source: Source, count: int) -> Iterator[str]:
+    """The captions of the first images that have one; one empty caption where none has."""
+    found = 0
+    for index in range(len(source)):
+        try:
+            captions = source[index].all_captions
+        except UnreadableImage:
+            continue
+        if captions is not None:
+            yield captions.texts[0]
+            found += 1
+        if found == count:
+            return
+    if not found:
+        yield ""

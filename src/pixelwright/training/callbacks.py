@@ -1,0 +1,109 @@
+"""What happens beside training: hooks, and the pictures and the report drawn at them.
+
+Callbacks run after the checkpoint of their step. What they raise is logged with its traceback and training
+goes on, so whatever a callback does in several processes, all must come to the same end of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pixelwright.device import resolve_precision
+from pixelwright.diffusion.sample import sample
+from pixelwright.images import load_png, save_grid
+from pixelwright.models.conditions import Condition
+from pixelwright.models.denoiser import PixelDenoiser, device_of
+from pixelwright.training.config import SampleConfig
+from pixelwright.training.loggers import say
+from pixelwright.training.report import plot_losses, write_report
+
+if TYPE_CHECKING:
+    from pixelwright.training.trainer import Trainer
+
+GRID_PIXELS = 96  # small pictures are enlarged to about this side in sample grids
+
+
+class Callback:
+    """Hooks into a run; each does nothing by default. All processes call them alike."""
+
+    every: int = 1
+    """`on_step` is called after steps that are multiples of it, and after the last; 0: after that alone."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step, or the first after the run was continued."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        """After step `trainer.step`, and after its checkpoint. May call `trainer.log`, `trainer.image`,
+        `trainer.averaged` and `trainer.request_stop`."""
+
+    def on_checkpoint(self, trainer: Trainer, folder: Path) -> None:
+        """A checkpoint was begun: it is being written, and appears as `folder`."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """After the last step."""
+
+
+class SampleGrid(Callback):
+    """RUN/samples/step-XXXXXXX.png: pictures of the averaged weights, always of the same noise."""
+
+    def __init__(
+        self,
+        condition: Condition | Callable[[], Condition],
+        config: SampleConfig | None = None,
+        every: int = 1000,
+        size: tuple[int, int] | None = None,
+        columns: int | None = None,
+    ) -> None:
+        """`condition`: labels [B] or captions, or what makes them when the first grid is drawn. `size`:
+        (height, width) of the pictures, by default that of the model."""
+        self._condition, self.config, self.every = condition, config or SampleConfig(), every
+        self.size, self.columns = size, columns
+
+    def on_step(self, trainer: Trainer) -> None:
+        model = trainer.averaged()
+        if model is not None:
+            path = self.draw(model, trainer.folder, trainer.step, trainer)
+            trainer.image("samples", load_png(path))
+
+    def draw(self, model: PixelDenoiser, folder: Path, step: int, trainer: Trainer) -> Path:
+        """Draw the grid of `step` and return its path."""
+        if callable(self._condition):
+            self._condition = self._condition()
+        config, run = self.config, trainer.config
+        images = sample(
+            model,
+            self._condition,
+            size=self.size or model.config.image_size,
+            seed=config.seed,
+            steps=config.steps,
+            solver=config.solver,
+            guidance_scale=config.guidance_scale,
+            guidance_interval=config.guidance_interval,
+            time_shift=config.time_shift,
+            callback=trainer.stop_if_asked,
+            batch_size=run.batch_size,
+            autocast=resolve_precision(run.precision, device_of(model)),
+        )
+        path = folder / "samples" / f"step-{step:07d}.png"
+        save_grid(images, path, columns=self.columns, scale=max(1, GRID_PIXELS // images.shape[1]))
+        return path
+
+
+class Report(Callback):
+    """RUN/loss.png and RUN/report.html, if matplotlib is installed."""
+
+    def __init__(self, every: int = 1000) -> None:
+        self.every, self._warned = every, False
+
+    def on_step(self, trainer: Trainer) -> None:
+        if not trainer.layout.main:
+            return
+        try:
+            plot_losses(trainer.folder)
+            write_report(trainer.folder)
+        except ImportError:
+            if not self._warned:
+                say('loss.png and report.html are off: pip install "pixelwright[train]"')
+            self._warned = True

@@ -1,0 +1,31 @@
+"""What training minimises: flow matching, and what is added to it, a file each."""
+
+from pixelwright.training.objectives.base import (
+    OBJECTIVES,
+    Forward,
+    Logs,
+    Losses,
+    Objective,
+    ObjectiveConfig,
+    build_objectives,
+    check_objectives,
+    register_objective,
+)
+from pixelwright.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from pixelwright.training.objectives.repa import Repa, RepaConfig
+
+__all__ = [
+    "OBJECTIVES",
+    "FlowMatching",
+    "FlowMatchingConfig",
+    "Forward",
+    "Logs",
+    "Losses",
+    "Objective",
+    "ObjectiveConfig",
+    "Repa",
+    "RepaConfig",
+    "build_objectives",
+    "check_objectives",
+    "register_objective",
+]

@@ -1,0 +1,180 @@
+"""What an objective is, and the module that evaluates the denoiser once for all of them.
+
+An objective is called as `(model, batch) -> (loss [b], logs)`. The forward pass of the micro-batch is done
+already (`batch.velocity`, and `batch.tokens` after the blocks in its `taps`); `model` is there for further
+evaluations. To add one, write its config and its class in a file of your own:
+
+    @dataclass(frozen=True)
+    class L1Config(ObjectiveConfig):
+        weight: float = 0.1
+
+    @register_objective("l1", L1Config)
+    class L1(Objective):
+        logged = ("l1",)
+
+        def forward(self, model, batch):
+            loss = (batch.velocity - (batch.x - batch.noise)).abs().mean((1, 2, 3))
+            return loss, {"l1": loss}
+
+and list it: `objectives: [{type: l1, weight: 0.2}]`, or `Trainer(..., objectives=[FlowMatching(), L1(...)])`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from pixelwright.diffusion import flow
+from pixelwright.errors import UserError
+from pixelwright.models.conditions import Condition
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.registry import Registry
+
+Logs = dict[str, Tensor]
+"""Values [b] by name, whose means are logged."""
+
+
+class Forward(NamedTuple):
+    """One evaluation of the denoiser on a micro-batch of b images, shared by the objectives."""
+
+    x: Tensor  # images [b,3,H,W] in [-1,1]
+    t: Tensor  # [b] in [0,1], 0 = noise
+    noise: Tensor  # [b,3,H,W]
+    condition: Condition  # labels [b] or captions, some of them null
+    x_t: Tensor  # t·x + (1−t)·noise [b,3,H,W]
+    velocity: Tensor  # the prediction at x_t [b,3,H,W]
+    tokens: dict[int, Tensor]  # [b, L, D] after each block that an objective asks for, counted from 1
+    step: int  # of the run, counted from 0
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What every objective is told."""
+
+    weight: float = 1.0
+    """Its factor in the sum that is minimised."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weight, (int, float)) or not 0 < self.weight < float("inf"):
+            raise UserError(f"an objective's weight is {self.weight!r}: it must be a finite number above 0")
+
+    def check(self, model: DenoiserConfig, size: tuple[int, int]) -> None:
+        """Raise UserError where the objective does not fit a model or images of (height, width) pixels."""
+
+
+class Objective(nn.Module):
+    """A loss of each sample. Its parameters are trained, sharded and checkpointed with the model's, and are
+    no part of the exported model. They must take part in every step, if only with a factor 0."""
+
+    taps: tuple[int, ...] = ()
+    """Global blocks, counted from 1, whose tokens it needs."""
+    logged: tuple[str, ...] = ()
+    """Names of what it may log."""
+    weight: float = 1.0
+
+    def forward(self, model: PixelDenoiser, batch: Forward) -> tuple[Tensor, Logs]:
+        """(loss [b], logs). Logs may be left out in some steps, by all processes alike."""
+        raise NotImplementedError
+
+
+OBJECTIVES: Registry[Objective] = Registry("objective")
+
+
+def register_objective(name: str, config: type) -> Callable[[Any], Any]:
+    """A decorator: the class is built as `(config, model)` where a run lists `{type: name, ...}`.
+
+    Raises:
+        UserError: `config` is no dataclass, or another class has the name.
+    """
+    return OBJECTIVES.register(name, config)
+
+
+class Found(NamedTuple):
+    """What `Losses` gives for a micro-batch."""
+
+    total: Tensor  # [b], what is minimised: the weighted sum
+    loss: Tensor  # [b], that of the first objective, which is logged and watched for spikes
+    logs: Logs
+
+
+class Losses(nn.Module):
+    """Denoiser and objectives as one module, which DDP and FSDP wrap."""
+
+    def __init__(self, model: PixelDenoiser, objectives: Sequence[Objective]) -> None:
+        super().__init__()
+        if not objectives:
+            raise UserError("there is no objective: give at least one, such as FlowMatching()")
+        self.model, self.objectives = model, nn.ModuleList(objectives)
+        self.taps = sorted({block for objective in objectives for block in objective.taps})
+        if self.taps and not 1 <= self.taps[0] <= self.taps[-1] <= len(model.backbone.blocks):
+            raise UserError(f"an objective asks for block {self.taps[-1]}: the model has {_count(model)}")
+        self.logged = [name for objective in objectives for name in objective.logged]
+
+    def forward(self, x: Tensor, t: Tensor, noise: Tensor, condition: Condition, step: int) -> Found:
+        """The losses of b images, each [b]."""
+        x_t = flow.interpolate(x, noise, t)
+        with tapped(self.model, self.taps) as tokens:
+            velocity = self.model(x_t, t, condition)
+        batch = Forward(x, t, noise, condition, x_t, velocity, tokens, step)
+        losses: list[Tensor] = []
+        weighted: list[Tensor] = []
+        logs: Logs = {}
+        for objective in cast("Iterable[Objective]", self.objectives):
+            loss, more = objective(self.model, batch)
+            losses.append(loss)
+            logs.update(more)
+            weighted.append(objective.weight * loss)
+        return Found(sum(weighted[1:], weighted[0]), losses[0], logs)
+
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """What is trained, by name: the model's under its own names, then `objectives.…`."""
+        return [(n.removeprefix("model."), p) for n, p in self.named_parameters() if p.requires_grad]
+
+
+def _count(model: PixelDenoiser) -> str:
+    return f"{len(model.backbone.blocks)} global blocks"
+
+
+@contextmanager
+def tapped(model: PixelDenoiser, blocks: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """In here, the tokens [B, L, D] after these global blocks, counted from 1, are kept as the model runs."""
+    found: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, state: Any) -> None:
+            found[number] = state.tokens
+
+        return hook
+
+    hooks = [model.backbone.blocks[n - 1].register_forward_hook(keep(n)) for n in blocks]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_objectives(configs: Sequence[Any]) -> None:
+    """Raise UserError where an objective is listed twice."""
+    names = [OBJECTIVES.name_of(config) for config in configs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"objectives: {', '.join(sorted(twice))} is listed twice")
+
+
+def build_objectives(configs: Sequence[Any], model: PixelDenoiser, seed: int) -> list[Objective]:
+    """The objectives of a run, flow matching first, with weight 1 where it is not listed. Their parameters
+    are drawn from `seed`."""
+    main = OBJECTIVES.config_type("flow-matching", "objectives")
+    first = [config for config in configs if type(config) is main] or [main()]
+    built = []
+    for config in (*first, *(config for config in configs if type(config) is not main)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built.append(OBJECTIVES.build(config, model))
+    return built
