@@ -24,12 +24,15 @@ from pixelwright.data.shapes import (
     Scene,
     caption,
     label,
-    random_scene,
     render,
 )
 from pixelwright.errors import UserError
 
 PLAIN = Background("plain", "grey", "grey", 0.0)
+
+
+def random_scene(seed: int, index: int, variation: float = 1.0) -> Scene:
+    return Shapes(8, seed, 10**7, variation).scene(index)
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:

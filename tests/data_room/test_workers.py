@@ -6,6 +6,8 @@ import itertools
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -110,3 +112,29 @@ def test_no_sample_is_lost_or_doubled_whatever_the_layout(world: int, workers: i
             shown[step] += batch.indices.tolist()
     order = list(itertools.chain(*shown))[:24]
     assert sorted(order[:12]) == sorted(order[12:]) == list(range(12))
+
+
+SMALL = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=300k tmpfs /dev/shm && exec "$@"', "sh"]
+"""Runs a command with a small /dev/shm of its own, where that is allowed."""
+PROGRAM = """
+import itertools, sys
+from PIL import Image
+from pixelwright.data import Batches, DataConfig, FolderSource
+for i in range(4):
+    Image.new("RGB", (256, 256), (i, 0, 0)).save(f"{sys.argv[1]}/{i}.png")
+config = DataConfig(path=sys.argv[1], size=256, workers=1, cache="none", stall_seconds=60)
+list(itertools.islice(Batches(FolderSource(sys.argv[1]), config, 4, seed=1), 2))
+"""
+
+
+def test_full_shared_memory_is_told_at_once(tmp_path: Path) -> None:
+    try:
+        subprocess.run([*SMALL, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no mount of its own is allowed here")
+    start = time.monotonic()
+    done = subprocess.run(
+        [*SMALL, sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True
+    )
+    assert "UserError: step 0: the memory that data.workers share, /dev/shm, is full" in done.stderr
+    assert time.monotonic() - start < 45

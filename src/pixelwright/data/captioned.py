@@ -24,13 +24,12 @@ from pixelwright.data.shapes import (
     Array,
     Background,
     Dice,
+    DrawnSet,
     Object,
     Scene,
     render,
 )
 from pixelwright.data.sources import Sample
-from pixelwright.errors import UserError
-from pixelwright.rng import generator
 
 CATEGORIES = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # (x, y) of the first
@@ -95,14 +94,14 @@ def caption(claim: Claim, phrasing: int = 0) -> str:
 
     `phrasing` is any whole number; different ones give different words for the same claim, in turn.
     """
-    phrasing, opening = divmod(phrasing, len(OPENINGS))
-    return OPENINGS[opening] + _middle(claim, phrasing)
+    phrasing, beginning = divmod(phrasing, len(BEGINNINGS))
+    return BEGINNINGS[beginning] + _middle(claim, phrasing)
 
 
-OPENINGS = ("", "a photo of ", "a picture of ")
+BEGINNINGS = ("", "a photo of ", "a picture of ")
 LEFT_RIGHT = ("{0} {2} {1}", "{0} to the {2} {1}", "{1} with {0} on its {3}")
 ABOVE_BELOW = ("{0} {2} {1}", "{1} with {0} {2} it")
-PHRASINGS = len(OPENINGS) * len(LEFT_RIGHT) * len(ABOVE_BELOW)  # so many whole numbers give all there are
+PHRASINGS = len(BEGINNINGS) * len(LEFT_RIGHT) * len(ABOVE_BELOW)  # so many whole numbers give all there are
 
 
 def _middle(claim: Claim, phrasing: int) -> str:
@@ -190,36 +189,15 @@ def _place(radii: Array, relation: str | None, dice: Dice) -> tuple[Array, float
         shrunk *= 0.97
 
 
-class CaptionedShapes:
-    """The procedural set with captions: sample i is a function of (seed, i), drawn at `size` x `size` pixels.
-
-    Its classes are the categories. No picture shows what is `held_out`.
-    """
+class CaptionedShapes(DrawnSet):
+    """The procedural set with captions, whose classes are the categories; none shows what is `held_out`."""
 
     def __init__(self, size: int, seed: int = 0, count: int = SHAPES_COUNT):
-        if size < 1 or count < 1:
-            raise UserError(f"Shapes of size {size} and count {count}: give whole numbers of at least 1")
-        self.size, self.seed, self.count = size, seed, count
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return CATEGORIES
-
-    @property
-    def num_classes(self) -> int:
-        return len(CATEGORIES)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def name(self, index: int) -> str:
-        return f"shapes-captions/{index}"
+        super().__init__("shapes-captions", CATEGORIES, size, seed, count)
 
     def describe(self, index: int) -> tuple[Claim, str, Scene]:
         """What the caption of sample `index` states, the caption, and the exact scene."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"sample {index} of {self.count}")
-        dice = Dice(generator(self.seed, "shapes-captions", index))
+        dice = Dice(self.generator(index))
         facts = draw_facts(dice)
         claim = state(facts, detailed=dice.choose((False, True)))
         words = caption(claim, dice.choose(range(PHRASINGS)))

@@ -17,10 +17,9 @@ from pixelwright.data.transforms import UnreadableImage, centre_crop
 from pixelwright.errors import UserError
 
 CHUNK = 64  # images a worker looks at in one go
-ASPECTS = ((1 / 2, "below 1:2"), (3 / 4, "1:2 to 3:4"), (1, "3:4 to 1:1"), (4 / 3, "1:1 to 4:3"),
-           (2, "4:3 to 2:1"))  # fmt: skip
-WIDEST = "2:1 and wider"
-SQUARE = "1:1"
+ASPECTS = {1 / 2: "below 1:2", 3 / 4: "1:2 to 3:4", 1: "3:4 to 1:1", 4 / 3: "1:1 to 4:3", 2: "4:3 to 2:1"}
+SQUARE, WIDEST = "1:1", "2:1 and wider"
+ORDER = [*list(ASPECTS.values())[:3], SQUARE, *list(ASPECTS.values())[3:], WIDEST]
 
 
 @dataclass
@@ -28,6 +27,7 @@ class Findings:
     """What a look at every image of a source gave."""
 
     images: int = 0
+    captions: int = 0
     broken: dict[str, str] = field(default_factory=dict)
     """Name and reason of each image that cannot be read."""
     damaged: dict[str, str] = field(default_factory=dict)
@@ -35,28 +35,40 @@ class Findings:
     labels: Counter[int] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """(width, height) of the readable images."""
-    aspects: Counter[str] = field(default_factory=Counter)
-    captions: int = 0
 
     @property
     def whole(self) -> bool:
         return not self.broken and not self.damaged
+
+    @property
+    def aspects(self) -> Counter[str]:
+        """Readable images by the range of their width : height."""
+        counts: Counter[str] = Counter()
+        for size, count in self.sizes.items():
+            counts[aspect(*size)] += count
+        return counts
 
 
 def check(source: Source, workers: int = 1, seen: Callable[[int], object] | None = None) -> Findings:
     """Read every image of `source`; `seen` is told how many more are done."""
     if workers < 1:
         raise UserError(f"--workers is {workers}: give a whole number of at least 1")
-    found = Findings(damaged=dict(getattr(source, "damaged", {})))
-    starts = range(0, len(source), CHUNK)
-    if workers == 1:
-        for start in starts:
-            _merge(found, _look(source, start), seen)
-    else:
-        with ProcessPoolExecutor(workers) as pool:
-            for part in pool.map(partial(_look, source), starts):
-                _merge(found, part, seen)
-    return found
+    total = Findings(damaged=dict(getattr(source, "damaged", {})))
+    starts, look = range(0, len(source), CHUNK), partial(_look, source)
+    pool = ProcessPoolExecutor(workers) if workers > 1 else None
+    try:
+        for part in pool.map(look, starts) if pool else map(look, starts):
+            total.images += part.images
+            total.captions += part.captions
+            total.broken |= part.broken
+            total.labels += part.labels
+            total.sizes += part.sizes
+            if seen:
+                seen(part.images)
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    return total
 
 
 def _look(source: Source, start: int) -> Findings:
@@ -70,27 +82,15 @@ def _look(source: Source, start: int) -> Findings:
             continue
         found.labels[sample.label] += 1
         found.sizes[sample.image.size] += 1
-        found.aspects[aspect(*sample.image.size)] += 1
         found.captions += sample.caption is not None
     return found
-
-
-def _merge(total: Findings, part: Findings, seen: Callable[[int], object] | None) -> None:
-    total.images += part.images
-    total.captions += part.captions
-    total.broken |= part.broken
-    total.labels += part.labels
-    total.sizes += part.sizes
-    total.aspects += part.aspects
-    if seen:
-        seen(part.images)
 
 
 def aspect(width: int, height: int) -> str:
     """The range that width : height falls in."""
     if width == height:
         return SQUARE
-    return next((name for bound, name in ASPECTS if width / height < bound), WIDEST)
+    return next((name for bound, name in ASPECTS.items() if width / height < bound), WIDEST)
 
 
 def contact_sheet(source: Source, count: int, side: int) -> Tensor:
@@ -113,27 +113,18 @@ def describe(found: Findings, source: Source) -> str:
     counts = [found.labels[label] for label in range(source.num_classes)]
     named = " with names" if source.class_names else ""
     lines.append(f"{source.num_classes} classes{named}, {min(counts)} to {max(counts)} images in each")
-    empty = [label for label, n in enumerate(counts) if not n]
-    if empty:
+    if empty := [label for label, n in enumerate(counts) if not n]:
         lines.append(f"  {len(empty)} classes without an image, such as {empty[0]}")
     if source.num_classes <= 20:
         names = source.class_names or [f"class {label}" for label in range(source.num_classes)]
         lines += [f"  {n:>8}  {name}" for name, n in zip(names, counts, strict=True)]
     lines.append(f"sizes (width x height), {len(found.sizes)} different:")
     lines += [f"  {n:>8}  {w}x{h}" for (w, h), n in found.sizes.most_common(8)]
-    lines.append("width : height:")
-    lines += [f"  {found.aspects[name]:>8}  {name}" for name in _aspect_names() if found.aspects[name]]
-    lines += _list("damaged files", found.damaged) + _list("unreadable images", found.broken)
+    aspects = found.aspects
+    lines += ["width : height:", *(f"  {aspects[name]:>8}  {name}" for name in ORDER if aspects[name])]
+    for title, reasons in (("damaged files", found.damaged), ("unreadable images", found.broken)):
+        if reasons:
+            lines.append(f"{title}: {len(reasons)}")
+            lines += [f"  {name}: {reason}" for name, reason in list(reasons.items())[:20]]
+            lines += [f"  and {len(reasons) - 20} more"] if len(reasons) > 20 else []
     return "\n".join([*lines, "nothing is broken" if found.whole else "broken: see above"])
-
-
-def _aspect_names() -> list[str]:
-    names = [name for _, name in ASPECTS]
-    return [*names[:3], SQUARE, *names[3:], WIDEST]
-
-
-def _list(title: str, reasons: dict[str, str], most: int = 20) -> list[str]:
-    if not reasons:
-        return []
-    lines = [f"{title}: {len(reasons)}", *(f"  {n}: {r}" for n, r in list(reasons.items())[:most])]
-    return lines + ([f"  and {len(reasons) - most} more"] if len(reasons) > most else [])

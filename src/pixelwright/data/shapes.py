@@ -275,13 +275,12 @@ class Dice:
         return low + (high - low) * self.number()
 
 
-def random_scene(seed: int, index: int, variation: float = 1.0) -> Scene:
-    """Scene `index` of the set `seed`: one object, wholly inside the picture.
+def random_scene(dice: Dice, variation: float = 1.0) -> Scene:
+    """A scene of one object, wholly inside the picture.
 
     `variation` in [0,1] scales how far place, size and tilt wander; at 0 every object stands upright in the
     middle. Shape, colour, texture and background are chosen alike.
     """
-    dice = Dice(generator(seed, "shapes", index))
     choose, between = dice.choose, dice.between
     shape, colour, texture = choose(SHAPES), choose(COLOURS), choose(TEXTURES)
     radius = SHAPE_RADIUS[shape] * between(1.1 - 0.25 * variation, 1.1)
@@ -325,39 +324,44 @@ def _article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-class Shapes:
-    """The procedural set: sample i is `scene(i)`, a function of (seed, i), drawn at `size` x `size` pixels.
+class DrawnSet:
+    """Pictures drawn on the fly: sample i is a function of (seed, i), at `size` x `size` pixels."""
+
+    def __init__(self, kind: str, class_names: tuple[str, ...], size: int, seed: int, count: int):
+        if size < 1 or count < 1:
+            raise UserError(f"Shapes of size {size} and count {count}: give whole numbers of at least 1")
+        self.kind, self.class_names, self.num_classes = kind, class_names, len(class_names)
+        self.size, self.seed, self.count = size, seed, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        return f"{self.kind}/{index}"
+
+    def generator(self, index: int) -> torch.Generator:
+        """The random numbers of sample `index`. Raises IndexError if there is no such sample."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"sample {index} of {self.count}")
+        return generator(self.seed, self.kind, index)
+
+
+class Shapes(DrawnSet):
+    """The procedural set: sample i is `scene(i)`.
 
     Its classes are the pairs of shape and colour, such as "red circle"; textures and backgrounds vary within
     each.
     """
 
     def __init__(self, size: int, seed: int = 0, count: int = SHAPES_COUNT, variation: float = 1.0):
-        if size < 1 or count < 1:
-            raise UserError(f"Shapes of size {size} and count {count}: give whole numbers of at least 1")
+        super().__init__("shapes", CLASS_NAMES, size, seed, count)
         if not 0 <= variation <= 1:
             raise UserError(f"Shapes of variation {variation}: give a number between 0 and 1")
-        self.size, self.seed, self.count, self.variation = size, seed, count, variation
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return CLASS_NAMES
-
-    @property
-    def num_classes(self) -> int:
-        return len(CLASS_NAMES)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def name(self, index: int) -> str:
-        return f"shapes/{index}"
+        self.variation = variation
 
     def scene(self, index: int) -> Scene:
         """The exact description of sample `index`."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"sample {index} of {self.count}")
-        return random_scene(self.seed, index, self.variation)
+        return random_scene(Dice(self.generator(index)), self.variation)
 
     def __getitem__(self, index: int) -> Sample:
         scene = self.scene(index)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pixelwright.errors import UserError
 
@@ -71,7 +72,7 @@ class Feed(Generic[Loaded]):
             sampler=_Requests(self.request, self.step),
             num_workers=self.workers,
             prefetch_factor=2 if self.workers else None,
-            collate_fn=_unchanged,
+            collate_fn=_share,
             worker_init_fn=_ignore_interrupt if self.workers else None,
             timeout=min(POLL, self.stall_seconds) if self.workers else 0,
             generator=torch.Generator(),  # a loader without one draws from the global stream
@@ -101,6 +102,12 @@ class Feed(Generic[Loaded]):
                 if not isinstance(error, RuntimeError):
                     time.sleep(GRACE)
                 dead = [worker for worker in crew if not worker.is_alive()]
+                full = any(worker.exitcode == -signal.SIGBUS for worker in dead)
+                if full or "shared memory" in str(error):
+                    raise UserError(
+                        f"step {self.step}: the memory that data.workers share, /dev/shm, is full: "
+                        "use fewer of them, or give it more (--shm-size of Docker)"
+                    ) from error
                 if dead:
                     raise _Stuck(f"worker process {dead[0].pid} {_ending(dead[0].exitcode)}") from error
                 if "timed out" not in str(error):
@@ -136,7 +143,13 @@ class _Requests:
         return map(self.request, itertools.count(self.first))
 
 
-def _unchanged(loaded: Any) -> Any:
+def _share(loaded: Any) -> Any:
+    """Move tensors to shared memory, in the worker itself: a lack of it is then an error that is handed on,
+    where the loader's own thread would keep it to itself."""
+    if get_worker_info() is not None:
+        for value in loaded if isinstance(loaded, tuple) else (loaded,):
+            if isinstance(value, Tensor):
+                value.share_memory_()
     return loaded
 
 

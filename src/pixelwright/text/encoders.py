@@ -26,7 +26,6 @@ from pixelwright.text.config import TextConfig
 
 MOST_SHOWN = 80  # characters of a text in a warning
 READ = ("*.json", "*.safetensors", "*.model", "*.txt")  # what an encoder is made of
-CHUNK = 1 << 24
 logger = logging.getLogger(__name__)
 
 
@@ -79,13 +78,12 @@ class TextEncoder(ABC):
     def checksum(self) -> str:
         """Digest of the encoder's files."""
         if self._checksum is None:
-            digest = hashlib.blake2b(digest_size=16)
+            found = hashlib.blake2b(digest_size=16)
             for file in sorted({file for pattern in READ for file in self.folder.glob(pattern)}):
-                digest.update(file.name.encode())
+                found.update(file.name.encode())
                 with file.open("rb") as content:
-                    while chunk := content.read(CHUNK):
-                        digest.update(chunk)
-            self._checksum = digest.hexdigest()
+                    hashlib.file_digest(content, lambda: found)
+            self._checksum = found.hexdigest()
         return self._checksum
 
     def encode(self, captions: Sequence[str], negative: str = "") -> TextCondition:
@@ -138,13 +136,8 @@ class TextEncoder(ABC):
         """Say once for each caption what of it is not seen."""
         if caption not in self._cut:
             self._cut.add(caption)
-            lost = caption[len(kept) :].strip()
-            logger.warning(
-                'a caption is longer than %d tokens: "%s" is cut off the end of "%s"',
-                self.length,
-                _shown(lost),
-                _shown(caption),
-            )
+            text = 'a caption is longer than %d tokens: "%s" is cut off the end of "%s"'
+            logger.warning(text, self.length, _shown(caption[len(kept) :].strip()), _shown(caption))
 
 
 class MiniLM(TextEncoder):
@@ -237,12 +230,8 @@ def _check(encoder: TextEncoder, note: TextNote, backbone: BackboneConfig | None
             f"needs {backbone.text_size}: name the encoder it was trained with"
         )
     if note.checksum not in (None, found := encoder.checksum()):
-        logger.warning(
-            "the text encoder %s is not the one that the model was trained with (digest %s, not %s)",
-            encoder.path,
-            found,
-            note.checksum,
-        )
+        text = "the text encoder %s is not the one that the model was trained with (digest %s, not %s)"
+        logger.warning(text, encoder.path, found, note.checksum)
 
 
 def note_of(config: TextConfig, encoder: TextEncoder) -> TextNote:
@@ -309,7 +298,7 @@ def _folder(path: str) -> Path:
     except errors.GatedRepoError:
         reason = "is gated: accept its terms on its page, then log in with `hf auth login`"
     except (OSError, ValueError) as error:  # of the network, the cache, or a name that the hub does not know
-        reason = f"cannot be had from the hub: {' '.join(str(error).split())[:200]}"
+        reason = f"cannot be had from the hub: {_reason(error)}"
     raise UserError(f"the text encoder {path} {reason}")
 
 
@@ -322,22 +311,19 @@ def _read_tokenizer(folder: Path, path: str) -> tuple[Any, Any]:
     try:
         return AutoTokenizer.from_pretrained(folder, use_fast=True), AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the text encoder {path} cannot be read ({reason}): is it a whole folder?") from None
+        text = f"the text encoder {path} cannot be read ({_reason(error)}): is it a whole folder?"
+        raise UserError(text) from None
 
 
 def _read_model(kind: str, folder: Path, dtype: torch.dtype) -> Any:
-    """A model of transformers, read without a progress bar of its own."""
+    """A model of transformers."""
     import transformers
-    from transformers.utils import logging as messages
 
-    shown = messages.is_progress_bar_enabled()
-    messages.disable_progress_bar()
     try:
         return getattr(transformers, kind).from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the text encoder in {folder} cannot be read ({reason})") from None
-    finally:
-        if shown:
-            messages.enable_progress_bar()
+        raise UserError(f"the text encoder in {folder} cannot be read ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
