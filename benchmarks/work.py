@@ -26,8 +26,8 @@ from pixelwright.models.config import DenoiserConfig, UNetConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.presets import preset
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer
+from pixelwright.training.inputs import Inputs
 from pixelwright.training.summary import describe
-from pixelwright.training.trainer import Inputs
 
 KINDS, PRECISIONS = ("forward", "training", "sampling"), ("bf16", "fp32")
 OURS, BASELINE, PEER = "ours", "baseline", "peer"

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from pixelwright.cli import main as cli
 from pixelwright.errors import UserError
 from pixelwright.training import Trainer, build_trainer, load_config
-from pixelwright.training.trainer import Inputs
+from pixelwright.training.inputs import Inputs
 
 TIMEOUT = 60.0
 

@@ -15,7 +15,7 @@ from pixelwright.data import DataConfig
 from pixelwright.errors import UserError
 from pixelwright.text import TextConfig
 from pixelwright.training import ModelConfig, build_trainer, train
-from pixelwright.training.trainer import Inputs
+from pixelwright.training.inputs import Inputs
 
 from .conftest import Tiny, same_state
 

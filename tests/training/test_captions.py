@@ -28,7 +28,7 @@ from pixelwright.training import (
     build_trainer,
     train,
 )
-from pixelwright.training.trainer import Inputs
+from pixelwright.training.inputs import Inputs
 
 from .conftest import Tiny, log_of, same_state
 

@@ -18,9 +18,8 @@ from pixelwright.evaluation.measure import collect
 from pixelwright.evaluation.metrics import Moments
 from pixelwright.evaluation.references import Reference, write_reference
 from pixelwright.hub import load
-from pixelwright.training import SampleConfig, TrainConfig, build_trainer, save_config, train
+from pixelwright.training import Interrupted, SampleConfig, TrainConfig, build_trainer, save_config, train
 from pixelwright.training.config import EvaluationConfig, ParallelConfig
-from pixelwright.training.trainer import Interrupted
 
 from .conftest import Tiny, log_of, same_state, weights_of
 from .test_parallel import torchrun

@@ -14,7 +14,7 @@ from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.training import ModelConfig, Trainer, build_trainer, train
 from pixelwright.training.config import HealthConfig
 from pixelwright.training.health import BUCKETS, Detector, by_time
-from pixelwright.training.trainer import Inputs
+from pixelwright.training.inputs import Inputs
 
 from .conftest import Tiny, log_of, same_state
 

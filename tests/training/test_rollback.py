@@ -14,7 +14,7 @@ from pixelwright.errors import UserError
 from pixelwright.training import OptimConfig, TrainConfig, Trainer, build_trainer
 from pixelwright.training.config import HealthConfig
 from pixelwright.training.health import Detector
-from pixelwright.training.trainer import Inputs
+from pixelwright.training.inputs import Inputs
 
 from .conftest import Tiny, log_of, same_state
 from .test_faults import KEYS, spike

@@ -19,10 +19,10 @@ from pixelwright.training import OptimConfig, Trainer, build_trainer, train
 from pixelwright.training.callbacks import SampleGrid
 from pixelwright.training.control import prefetch
 from pixelwright.training.ema import EMA
+from pixelwright.training.inputs import Inputs
 from pixelwright.training.loggers import JsonLines, Run, smooth
 from pixelwright.training.optim import build_optimizer, learning_rate
 from pixelwright.training.report import plot_losses
-from pixelwright.training.trainer import Inputs
 
 from .conftest import Tiny, same_state, weights_of
 

@@ -4,6 +4,7 @@ from pixelwright.training.build import build_trainer, train
 from pixelwright.training.callbacks import Callback, Report, SampleGrid
 from pixelwright.training.config import LoopConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 from pixelwright.training.config_file import load_config, save_config
+from pixelwright.training.control import Interrupted
 from pixelwright.training.loggers import (
     JsonLines,
     Logger,
@@ -21,7 +22,7 @@ from pixelwright.training.objectives import (
     RepaConfig,
     register_objective,
 )
-from pixelwright.training.trainer import Interrupted, Trainer
+from pixelwright.training.trainer import Trainer
 
 __all__ = [
     "Callback",

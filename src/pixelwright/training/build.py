@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pixelwright.data import Batches, Source, UnreadableImage, open_source
+from pixelwright.data import Source, UnreadableImage, open_source
 from pixelwright.diffusion.sample import balanced_labels
 from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import checkpoint_folders
@@ -20,6 +20,7 @@ from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.text import FeatureCache, note_of, open_encoder
 from pixelwright.training.callbacks import Callback, Report, SampleGrid
 from pixelwright.training.config import TrainConfig
+from pixelwright.training.inputs import batches_of
 from pixelwright.training.loggers import LOGGERS, JsonLines, Logger
 from pixelwright.training.objectives import build_objectives
 from pixelwright.training.start import initial_weights
@@ -70,16 +71,7 @@ def build_trainer(
     model = build_model(config, source, text).to(layout.device)
     if config.init is not None and resume is None and not checkpoint_folders(Path(config.run)):
         model.load_state_dict(initial_weights(config.init, model.config))
-    batches = partial(
-        Batches,
-        source,
-        config.data,
-        config.batch_size,
-        config.seed,
-        rank=layout.rank,
-        world=layout.world,
-        captions=text is not None,
-    )
+    batches = batches_of(source, config.data, config, layout, text is not None)
     return Trainer(
         model,
         batches,

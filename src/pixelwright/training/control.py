@@ -18,6 +18,14 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; it has saved and can be continued. The command line exits with 130."""
+
+
+class StopRequested(Exception):
+    """Ends the drawing of pictures when the run was asked to stop."""
+
+
 class Means(NamedTuple):
     """What a `Meter` measured."""
 

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -67,32 +67,6 @@ class Logger:
         """Flush and close."""
 
 
-class Loggers(Logger):
-    """Several loggers as one."""
-
-    def __init__(self, loggers: Iterable[Logger]) -> None:
-        self._all = tuple(loggers)
-
-    def open(self, run: Run) -> None:
-        self._each("open", run)
-
-    def advance(self, step: int) -> None:
-        self._each("advance", step)
-
-    def record(self, step: int, values: Mapping[str, Any]) -> None:
-        self._each("record", step, values)
-
-    def image(self, step: int, name: str, image: Tensor) -> None:
-        self._each("image", step, name, image)
-
-    def close(self) -> None:
-        self._each("close")
-
-    def _each(self, method: str, *arguments: Any) -> None:
-        for logger in self._all:
-            getattr(logger, method)(*arguments)
-
-
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers of a line of the log by name; those of a group or a list as "group/part"."""
     found: dict[str, float] = {}
@@ -111,13 +85,8 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 LOGGERS: Registry[Logger] = Registry("logger")
 
 
-def register_logger(name: str, config: type) -> Callable[[Any], Any]:
-    """A decorator: the class is built as `(config)` where a run lists `{type: name, ...}` among its loggers.
-
-    Raises:
-        UserError: `config` is no dataclass, or another class has the name.
-    """
-    return LOGGERS.register(name, config)
+register_logger = LOGGERS.register
+"""`@register_logger(name, Config)`: the class is built as `(config)` where a run lists it."""
 
 
 # ---------------------------------------------------------------- log.jsonl

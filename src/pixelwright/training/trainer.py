@@ -10,24 +10,22 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pixelwright.config import to_dict
-from pixelwright.data import Batch, Batches, DataConfig, Source
+from pixelwright.data import Batch, DataConfig, Source
 from pixelwright.device import check_compiler, resolve_precision
-from pixelwright.diffusion import flow
 from pixelwright.diffusion import sample as sampling
 from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import Saver, State
 from pixelwright.errors import UserError
 from pixelwright.files import make_folder, write_text
-from pixelwright.models.conditions import Condition
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import save as save_model
 from pixelwright.models.folder import skeleton
@@ -36,10 +34,11 @@ from pixelwright.training.averages import group
 from pixelwright.training.callbacks import Callback
 from pixelwright.training.config import LoopConfig
 from pixelwright.training.config_file import save_config
-from pixelwright.training.control import Clock, Meter, prefetch, stop_signals
+from pixelwright.training.control import Clock, Interrupted, Meter, StopRequested, prefetch, stop_signals
 from pixelwright.training.ema import EMA
 from pixelwright.training.health import Detector, Health, by_time, describe_spike
-from pixelwright.training.loggers import JsonLines, Logger, Loggers, Progress, Run, say
+from pixelwright.training.inputs import Batched, Inputs, batches_of, make_inputs
+from pixelwright.training.loggers import JsonLines, Logger, Progress, Run, say
 from pixelwright.training.objectives import FlowMatching, Losses, Objective
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, update
 from pixelwright.training.rollback import Rollbacks, go_back
@@ -47,23 +46,6 @@ from pixelwright.training.start import ORIGIN, find_start
 
 OPTIONAL = ("health", "rollbacks")  # groups of the state that runs with other settings did not save
 logger = logging.getLogger(__name__)
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; it has saved and can be continued. The command line exits with 130."""
-
-
-class StopRequested(Exception):
-    """Ends the drawing of pictures when the run was asked to stop."""
-
-
-class Inputs(NamedTuple):
-    """What this process computes the loss of a step from, on its device: b images of the batch."""
-
-    images: Tensor  # [b,3,H,W]
-    t: Tensor  # [b]
-    noise: Tensor  # [b,3,H,W]
-    condition: Condition  # labels [b] or captions of b images, some of them null
 
 
 class Trainer:
@@ -78,7 +60,7 @@ class Trainer:
     def __init__(
         self,
         model: PixelDenoiser,
-        data: Callable[[int], Iterable[Batch]] | Source,
+        data: Batched | Source,
         config: LoopConfig,
         objectives: Sequence[Objective] | None = None,
         *,
@@ -95,13 +77,10 @@ class Trainer:
             model: trained in place, in float32.
             data: a `Source`, whose images are cropped to the model's size; or a function that gives the
                 batches from a step on, such as `functools.partial(Batches, source, settings, 32, 0)`.
-            objectives: what is minimised, the first one watched and logged as `loss`; by default flow
-                matching.
+            objectives: flow matching by default. The loss of the first is logged and watched for spikes.
             loggers: by default log.jsonl and a progress bar.
-            text: the encoder of captions, for models of them.
             resume: another run or checkpoint to start a new run folder from.
             pretrained: the model's weights are trained ones: their averages do not warm up.
-            layout: which process this is; found out by default.
 
         Raises:
             UserError: the run folder belongs to something else or to other settings, `resume` is not there,
@@ -114,7 +93,12 @@ class Trainer:
         self.device = self.layout.device
         start = self.layout.first(lambda: find_start(config, resume))
         self.autocast = resolve_precision(config.precision, self.device)
-        self.data, self.text, self.callbacks = data, text, callbacks
+        if not callable(data):
+            size = model.config.image_size
+            settings = DataConfig() if size is None else DataConfig(size=size[0])
+            data = batches_of(data, settings, config, self.layout, text is not None)
+        self.data = data
+        self.text, self.callbacks = text, callbacks
         self.model = model.train()
         self.losses = Losses(model, objectives or [FlowMatching()]).to(self.device)
         self.forward = self._distribute()
@@ -126,7 +110,7 @@ class Trainer:
         self.detector = Detector(config.health, self.device)
         self.rollbacks = Rollbacks(config.health)
         loggers = (JsonLines(), Progress()) if loggers is None else loggers
-        self.loggers = Loggers(loggers if self.layout.main else ())
+        self.loggers = loggers if self.layout.main else ()
         self.step, self.clock, self._stop_asked, self._saved = 0, Clock(), False, -1
         if start is not None:
             checkpoints.load(start, self.state(), OPTIONAL)
@@ -175,7 +159,7 @@ class Trainer:
                 inputs = self._inputs()
                 while self.step < config.steps:
                     self.train_step(next(inputs))
-                    self.loggers.advance(self.step)
+                    self._each_logger("advance", self.step)
                     if (spikes := self.detector.persisting(self.step)) and self._roll_back(spikes):
                         inputs = self._inputs()
                         continue
@@ -190,7 +174,7 @@ class Trainer:
                 self.saver.wait()
         finally:
             self.saver.close()
-            self.loggers.close()
+            self._each_logger("close")
         return self.folder
 
     def _due(self, every: int) -> bool:
@@ -199,54 +183,39 @@ class Trainer:
     def _open(self) -> None:
         """Make the run folder, write down what it is a run of, and begin to log."""
         config = self.config
-        self.layout.first(self._open_folder)
+
+        def write() -> None:
+            make_folder(self.folder)
+            save_config(config, self.folder / "config.yaml")
+            if self.resume is not None:
+                write_text(self.folder / ORIGIN, str(Path(self.resume).resolve()))
+
+        self.layout.first(write)
         counted_every = config.checkpoint_every if config.health.on_spike == "rollback" else 1
         self.saver = Saver(self.folder, self.layout, config.keep, config.keep_every, counted_every)
         self.clock = Clock(self.clock.seconds())
         self._start_logging()
 
     def _start_logging(self) -> None:
-        self.loggers.open(Run(self.folder, self.step, self.config.steps, to_dict(self.config)))
+        """Log from here on; what was logged of later steps is cut off."""
+        run = Run(self.folder, self.step, self.config.steps, to_dict(self.config))
+        self._each_logger("open", run)
         self._logged = (self.step, self.clock.seconds(), self.clock.wall())
 
-    def _open_folder(self) -> None:
-        make_folder(self.folder)
-        save_config(self.config, self.folder / "config.yaml")
-        if self.resume is not None:
-            write_text(self.folder / ORIGIN, str(Path(self.resume).resolve()))
+    def _each_logger(self, method: str, *arguments: Any) -> None:
+        for each in self.loggers:
+            getattr(each, method)(*arguments)
 
     def _inputs(self) -> Iterator[Inputs]:
         """The inputs of the steps to come; with an accelerator they are made one step ahead, in a thread."""
         start = self.step + self.rollbacks.shift
-        batches = iter(self.data(start) if callable(self.data) else self._batches(self.data, start))
+        batches = iter(self.data(start))
         inputs = (self.prepare(batch, number) for number, batch in enumerate(batches, start=start))
         return inputs if self.device.type == "cpu" else prefetch(inputs)
 
-    def _batches(self, source: Source, start: int) -> Iterable[Batch]:
-        """The batches of a source from a step on."""
-        size = self.model.config.image_size
-        return Batches(
-            source,
-            DataConfig() if size is None else DataConfig(size=size[0]),
-            self.config.batch_size,
-            self.config.seed,
-            start_step=start,
-            rank=self.layout.rank,
-            world=self.layout.world,
-            captions=self.text is not None,
-        )
-
     def prepare(self, batch: Batch, number: int) -> Inputs:
-        """This process's part of a batch on its device: times, noise and dropped conditions are drawn here.
-
-        The batch of step k, counted from 0, has the number k, and a higher one after a rollback.
-        """
-        classes, first = self.model.config.num_classes, self.layout.rank * len(batch.images)
-        condition: Any = batch.labels if self.text is None else self.text.encode(batch.captions)
-        t, noise, condition = flow.draw(
-            self.config.flow, batch.images, condition, classes, self.config.seed, number, first
-        )
-        return Inputs(*(x.to(self.device, non_blocking=True) for x in (batch.images, t, noise, condition)))
+        """The inputs of this process from batch `number`; see `make_inputs`."""
+        return make_inputs(batch, number, self.model.config, self.config, self.layout, self.text)
 
     def train_step(self, inputs: Inputs) -> None:
         """One optimiser step on a batch.
@@ -309,7 +278,7 @@ class Trainer:
             return False
         checkpoints.load(start, self.state(), OPTIONAL)
         self.step = start.step
-        self.loggers.close()
+        self._each_logger("close")
         self._start_logging()
         self._say(self.rollbacks.add(last, start.step, earlier))
         return True
@@ -350,20 +319,18 @@ class Trainer:
 
     def save(self) -> None:
         """Begin to write the averaged weights to `model/` and a checkpoint; see `Saver.start`."""
+
+        def export() -> None:
+            save_model(self._plain(weights), self.folder / "model")
+
         with self.clock.paused():
             if self.text is not None:
                 self.text.flush()
             weights = self.layout.gather(self.ema.weights, copy_to="cpu")
             seconds, settings = self.clock.seconds(), to_dict(self.config)
-            self.saver.start(self.step, self.state(), settings, seconds, lambda: self._export(weights))
+            self.saver.start(self.step, self.state(), settings, seconds, export)
         self._saved = self.step
         self._call("on_checkpoint", self.callbacks, checkpoints.folder_of(self.folder, self.step))
-
-    def _export(self, weights: dict[str, Tensor]) -> None:
-        try:
-            save_model(self._plain(weights), self.folder / "model")
-        except OSError as error:
-            raise UserError(f"{self.folder / 'model'} could not be written ({error})") from error
 
     def _plain(self, weights: dict[str, Tensor]) -> PixelDenoiser:
         """A plain model that holds these very tensors."""
@@ -404,11 +371,11 @@ class Trainer:
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Log numbers, or groups of them, of this step."""
-        self.loggers.record(self.step, values)
+        self._each_logger("record", self.step, values)
 
     def image(self, name: str, image: Tensor) -> None:
         """Log a picture of this step, uint8 [H,W,3]."""
-        self.loggers.image(self.step, name, image)
+        self._each_logger("image", self.step, name, image)
 
     def _call(self, hook: str, callbacks: Iterable[Callback], *more: Any) -> None:
         """Call a hook of callbacks. What they raise is logged; training goes on."""

@@ -86,13 +86,8 @@ class Objective(nn.Module):
 OBJECTIVES: Registry[Objective] = Registry("objective")
 
 
-def register_objective(name: str, config: type) -> Callable[[Any], Any]:
-    """A decorator: the class is built as `(config, model)` where a run lists `{type: name, ...}`.
-
-    Raises:
-        UserError: `config` is no dataclass, or another class has the name.
-    """
-    return OBJECTIVES.register(name, config)
+register_objective = OBJECTIVES.register
+"""`@register_objective(name, Config)`: the class is built as `(config, model)` where a run lists it."""
 
 
 class Found(NamedTuple):
