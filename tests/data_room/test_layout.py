@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -267,6 +268,21 @@ def test_a_compressed_shard_beside_others_is_an_error(tmp_path: Path) -> None:
         opened(tmp_path / "set")
 
 
+def test_a_compressed_tar_by_another_name_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(gzip.compress(make(tmp_path / "b.tar", {"0.png": png()}).read_bytes()))
+    with pytest.raises(UserError, match=r"a\.tar. is compressed and cannot be read in place: unpack it"):
+        opened(tmp_path / "a.tar")
+
+
+def test_labelled_splits_in_a_shard_are_refused(tmp_path: Path) -> None:
+    members = {f"{split}/0.{kind}": png() if kind == "png" else b"0" for split in ("val", "train")
+               for kind in ("png", "cls")}  # fmt: skip
+    with pytest.raises(
+        UserError, match="holds the splits train, validation side by side: make shards of one"
+    ):
+        opened(make(tmp_path / "a.tar", members))
+
+
 def test_a_shard_in_the_place_of_one_of_the_same_size_and_time(tmp_path: Path) -> None:
     path = make(tmp_path / "a.tar", {"0.png": png(), "0.cls": b"1", "1.png": png(), "1.cls": b"0"})
     assert labels(opened(path)) == [1, 0]
@@ -352,6 +368,17 @@ def test_a_label_file_that_names_an_image_twice(tmp_path: Path, form: str) -> No
     members = {"a.png": png(), "b.png": png(), "dataset.json": json.dumps({"labels": pairs}).encode()}
     with pytest.raises(UserError, match=r'gives "a\.png" the labels 0 and 1: keep one'):
         opened(make(tmp_path / form, members))
+
+
+@pytest.mark.parametrize("form", ["set", "set.zip"])
+def test_a_label_file_of_windows_that_names_too_much(
+    tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = json.dumps({"labels": [["x\\a.png", 1], ["./b.png", 0], ["gone.png", 0]]})
+    members = {"x/a.png": png(1), "b.png": png(2), "dataset.json": table.encode("utf-8-sig")}
+    source = opened(make(tmp_path / form, members))
+    assert (labels(source), levels(source)) == ([0, 1], [2, 1])
+    assert "labels 1 images that are not there, such as gone.png" in caplog.text
 
 
 # --- limits ---

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pixelwright.diffusion.sample import balanced_labels
 from pixelwright.errors import UserError, nearest
+from pixelwright.files import read_text, split_lines
 from pixelwright.rng import generator
 
 
@@ -89,7 +90,7 @@ def labels_for(
         draws = [torch.randint(num_classes, (), generator=generator(seed, "label", i)) for i in range(count)]
         return torch.stack(draws)
     if len(words) == 1 and Path(words[0]).is_file():
-        lines = [line for line in Path(words[0]).read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = [line for line in split_lines(read_text(Path(words[0]))) if line.strip()]
         found = parse_labels(lines, num_classes, class_names)
         if len(found) != count:
             raise UserError(f"{words[0]} holds {len(found)} labels for {count} images; give one a line")

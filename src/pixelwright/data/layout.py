@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pixelwright.errors import UserError
 
-KINDS = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
+KINDS = "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
 SUFFIXES = frozenset(KINDS.split())
 FOREIGN_KINDS = "arw cr2 cr3 dng exr hdr heic heif jpf jxl jxr nef orf psd raf raw rw2 svg"
 FOREIGN = frozenset(FOREIGN_KINDS.split())

@@ -103,8 +103,8 @@ class Batches:
         """Indices to read for `step`: those of its samples that are not in memory yet."""
         group, places = self._places(step)
         members = self.plan.members[group]
-        wanted = {int(members[self._order(group, epoch).permutation[place]]) for epoch, place in places}
-        return sorted(i for i in wanted if i not in self._held and i not in self._unreadable)
+        needed = {int(members[self._order(group, epoch).permutation[place]]) for epoch, place in places}
+        return sorted(i for i in needed if i not in self._held and i not in self._unreadable)
 
     def _places(self, step: int) -> tuple[int, list[tuple[int, int]]]:
         """The group that a step is of; and of its samples, the epoch and the place in its permutation."""

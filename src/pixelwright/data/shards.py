@@ -38,6 +38,7 @@ from pixelwright.files import LIMIT, cache_folder, digest, parse_json, write_tex
 INDEX_VERSION = 3
 BLOCK = 512  # bytes; a tar is made of such blocks
 TEXT_LIMIT = 1 << 24  # bytes of a .json, .txt or .cls
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
 Span = tuple[int, int]  # first byte and number of bytes
 Content = TypeVar("Content")
 logger = logging.getLogger(__name__)
@@ -65,8 +66,10 @@ class ShardSource:
         self._in_json = np.concatenate([np.array(i.in_json, bool) for i in indices])  # [n]
         labels = np.concatenate([np.array(i.labels, np.int64) for i in indices])  # [n], -1: none
         self._labels, self._classes = self._join_labels(labels), self._join_classes(pairs)
+        keys = [key for index in indices for key in index.keys]
+        refuse_splits(keys, self.path, lambda part: f'make shards of one alone, such as "{part}"')
         if (labels < 0).all() and not self._captions[:, 1].any():
-            self._labels, self._classes = self._classes_of_folders([k for i in indices for k in i.keys])
+            self._labels, self._classes = self._classes_of_folders(keys)
 
     def _join_labels(self, labels: np.ndarray) -> np.ndarray:
         missing = np.flatnonzero(labels < 0)
@@ -97,7 +100,6 @@ class ShardSource:
         inner = [key.removeprefix(root) for key in keys]
         if len({key.partition("/")[0] for key in inner if "/" in key}) < 2:
             return np.zeros(len(keys), np.int64), None
-        refuse_splits(keys, self.path, lambda part: f'make shards of one alone, such as "{part}"')
         labels, classes = folder_classes(inner, self.path)
         return np.array(labels, np.int64), classes
 
@@ -219,16 +221,18 @@ def read_index(shard: Path) -> Index:
     return index
 
 
-class _Sample:
+class _Sample(NamedTuple):
     """The members of a shard that share a key."""
 
-    def __init__(self, key: str) -> None:
-        self.key, self.parts = key, dict[str, tarfile.TarInfo]()
+    key: str
+    parts: dict[str, tarfile.TarInfo]  # by suffix
 
 
 def _make_index(shard: Path) -> Index:
     index = Index([], [], [], [], [], {})
     with shard.open("rb") as file:
+        if file.read(4).startswith(PACKED):
+            raise UserError(f'"{shard}" is compressed and cannot be read in place: unpack it')
         members = list(_members(file, shard))
         image_names((name for name, _ in members), shard)  # which tells of kinds that are not read
         samples = _samples(members)
@@ -258,7 +262,7 @@ def _samples(members: Sequence[tuple[str, tarfile.TarInfo]]) -> list[_Sample]:
             key, _, extension = name.rpartition(".")
         sample = newest.get(key)
         if sample is None or extension.lower() in sample.parts:
-            sample = newest[key] = _Sample(key)
+            sample = newest[key] = _Sample(key, {})
             samples.append(sample)
         sample.parts[extension.lower()] = member
     return samples

@@ -257,8 +257,8 @@ def walk(folder: Path) -> Iterator[str]:
                 folders.remove(name)
             else:
                 above[path] = inside | {real}
-        relative = Path(place).relative_to(folder)
-        yield from ((relative / file).as_posix() for file in files)
+        prefix = "" if place == str(folder) else Path(place).relative_to(folder).as_posix() + "/"
+        yield from (prefix + file for file in files)
 
 
 def _read_labels(data: bytes, names: list[str], place: str) -> tuple[list[int], tuple[str, ...] | None]:
@@ -270,7 +270,7 @@ def _read_labels(data: bytes, names: list[str], place: str) -> tuple[list[int], 
     try:
         entries = content["labels"]
         classes = tuple(map(str, content.get("class_names") or ())) or None
-        pairs = [(name, label) for name, label in entries or ()]
+        pairs = [(tidy(name), label) for name, label in entries or ()]
         table = dict.fromkeys(names, 0) if entries is None else dict(pairs)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
@@ -284,6 +284,10 @@ def _read_labels(data: bytes, names: list[str], place: str) -> tuple[list[int], 
             raise UserError(f'{place} gives "{name}" the label {label} of {len(classes)} class names: add it')
         if table[name] != label:
             raise UserError(f'{place} gives "{name}" the labels {label} and {table[name]}: keep one')
+    if strange := table.keys() - set(names):
+        logger.warning(
+            "%s labels %d images that are not there, such as %s", place, len(strange), min(strange)
+        )
     missing = [name for name in names if name not in table]
     if missing:
         raise UserError(
