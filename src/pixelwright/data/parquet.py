@@ -61,7 +61,8 @@ class ParquetSource:
         self._first_rows = np.cumsum([0, *map(sum, sizes)])  # of each file
         if not len(self):
             raise UserError(f'"{self.path}" holds no rows: give parquet files with images')
-        self._labels, self._classes = self._read_labels(opened, label)
+        self._labels, self.class_names = self._read_labels(opened, label)
+        self.num_classes = len(self.class_names) if self.class_names else int(self._labels.max()) + 1
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._handles: dict[tuple[int, int], Any] = {}
         for file in opened:
@@ -130,14 +131,6 @@ class ParquetSource:
                     f'label {value} in "{self.path}" has no name among {len(names)}: '
                     "mend the class names in the schema"
                 )
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        return self._classes
-
-    @property
-    def num_classes(self) -> int:
-        return len(self._classes) if self._classes else int(self._labels.max()) + 1
 
     def __len__(self) -> int:
         return int(self._starts[-1])

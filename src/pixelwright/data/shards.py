@@ -65,11 +65,14 @@ class ShardSource:
         self._captions = _spans([i.captions for i in indices])  # [n, 2], size 0: none
         self._in_json = np.concatenate([np.array(i.in_json, bool) for i in indices])  # [n]
         labels = np.concatenate([np.array(i.labels, np.int64) for i in indices])  # [n], -1: none
-        self._labels, self._classes = self._join_labels(labels), self._join_classes(pairs)
+        self._labels, classes = self._join_labels(labels), self._join_classes(pairs)
         keys = [key for index in indices for key in index.keys]
         refuse_splits(keys, self.path, lambda part: f'make shards of one alone, such as "{part}"')
         if (labels < 0).all() and not self._captions[:, 1].any():
-            self._labels, self._classes = self._classes_of_folders(keys)
+            self._labels, classes = self._classes_of_folders(keys)
+        count = int(self._labels.max()) + 1
+        self.num_classes = max(count, len(classes or ()))
+        self.class_names = classes if classes and len(classes) >= count else None
 
     def _join_labels(self, labels: np.ndarray) -> np.ndarray:
         missing = np.flatnonzero(labels < 0)
@@ -102,15 +105,6 @@ class ShardSource:
             return np.zeros(len(keys), np.int64), None
         labels, classes = folder_classes(inner, self.path)
         return np.array(labels, np.int64), classes
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        count = int(self._labels.max()) + 1
-        return self._classes if self._classes and len(self._classes) >= count else None
-
-    @property
-    def num_classes(self) -> int:
-        return max(int(self._labels.max()) + 1, len(self._classes or ()))
 
     def __len__(self) -> int:
         return len(self._names)

@@ -101,10 +101,10 @@ class _Files(ABC):
             left = len(images) - len(self._names)
             logger.warning('"%s": left out %d images outside the folder of "%s"', path, left, table)
         if table is None:
-            self._labels, self._classes = folder_classes(self._names, path)
+            self._labels, self.class_names = folder_classes(self._names, path)
         else:
-            self._labels, self._classes = _read_labels(self._read(table), self._names, f'"{path}/{table}"')
-        self._count = len(self._classes) if self._classes is not None else max(self._labels) + 1
+            self._labels, self.class_names = _read_labels(self._read(table), self._names, f'"{path}/{table}"')
+        self.num_classes = len(self.class_names) if self.class_names else max(self._labels) + 1
         self._captions = self._read_metadata(visible)
 
     def _read_metadata(self, names: Iterable[str]) -> dict[str, Captions]:
@@ -124,14 +124,6 @@ class _Files(ABC):
                 logger.warning(text, self.path, name, len(strange), shown(strange[0]))
             found |= named
         return found
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        return self._classes
-
-    @property
-    def num_classes(self) -> int:
-        return self._count
 
     def __len__(self) -> int:
         return len(self._names)

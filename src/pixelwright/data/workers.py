@@ -69,7 +69,7 @@ class Feed(Generic[Loaded]):
         loader = DataLoader(
             self.reader,
             batch_size=None,  # the reader takes a whole request at once
-            sampler=_Requests(self.request, self.step),
+            sampler=map(self.request, itertools.count(self.step)),  # runs in this process
             num_workers=self.workers,
             prefetch_factor=2 if self.workers else None,
             collate_fn=_share,
@@ -131,16 +131,6 @@ def _quietly(start: Callable[[], Any]) -> Any:
         return start()
     finally:
         signal.signal(signal.SIGCHLD, before)
-
-
-class _Requests:
-    """What to read, step after step; runs in the main process, which knows what is in memory already."""
-
-    def __init__(self, request: Callable[[int], Any], first: int):
-        self.request, self.first = request, first
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(self.request, itertools.count(self.first))
 
 
 def _share(loaded: Any) -> Any:

@@ -71,15 +71,12 @@ def read_prefix(path: Path) -> str:
 
 def _prefixes(content: Any) -> list[str]:
     if isinstance(content, list):
-        return [text for item in content for text in _prefixes(item)]
-    if not isinstance(content, dict):
-        return []
-    found = []
-    for key, value in content.items():
-        if key in PREFIX_KEYS and isinstance(value, str):
-            found.append(value)
-        elif key in PREFIX_KEYS and isinstance(value, list) and all(isinstance(v, str) for v in value):
-            found.append("\n".join(value))
+        content = dict(enumerate(content))
+    found: list[str] = []
+    for key, value in content.items() if isinstance(content, dict) else ():
+        lines = value if isinstance(value, list) else [value]
+        if key in PREFIX_KEYS and all(isinstance(line, str) for line in lines):
+            found.append("\n".join(lines))
         else:
             found += _prefixes(value)
     return found
