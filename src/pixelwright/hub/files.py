@@ -7,7 +7,6 @@ their bytes.
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.files import SAFETENSORS_DTYPES
+from pixelwright.files import SAFETENSORS_DTYPES, read_json
 from pixelwright.models.folder import CONFIG, WEIGHTS, listing, shorten
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -31,10 +30,9 @@ SUFFIXES = (".safetensors", INDEX_SUFFIX, *PICKLES)
 LARGEST_HEADER = 16 << 20
 """Most bytes of a safetensors header, an index, or the pickle in a checkpoint; real ones have below 1 MB."""
 
-_DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | {
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+"""Known by name, so that they can be refused by name."""
+_DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | EIGHT_BITS
 # What training tools leave beside the weights.
 _STATE_OF_TRAINING = re.compile(
     r"(optimizer|scheduler|sampler|scaler|rng_state|random_states|training_args)\b.*"
@@ -129,8 +127,6 @@ def _spec(part: Any) -> Tensor:
 
 def _open_shards(index: Path) -> WeightFile:
     """An index is JSON: weight_map says for every name which file beside the index holds it."""
-    if index.stat().st_size > LARGEST_HEADER:
-        raise UserError(f"{index} has {index.stat().st_size} bytes; an index has at most {LARGEST_HEADER}")
     names = shard_names(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
@@ -161,10 +157,7 @@ def shard_names(index: Path) -> list[str]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        data = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{index} is not readable JSON: {error}") from None
+    data = read_json(index, LARGEST_HEADER)
     found = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
         raise UserError(f'{index} holds no "weight_map" of names and files')

@@ -1,7 +1,7 @@
 """Pickled checkpoints (.ckpt, .pth, .pt, .bin), read without running anything of them.
 
 `torch.save` writes a zip archive: a pickle that describes the tensors, and one uncompressed part for the
-values of each. The pickle is looked through first; only if it names nothing but what `MEANINGS` lists is it
+values of each. The pickle is looked through first; only if it names nothing but what `meaning` knows is it
 read, with a stand-in in the place of every name, so that no class or function of it is ever imported.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.hub.files import LARGEST_HEADER, WeightFile
+from pixelwright.hub.files import EIGHT_BITS, LARGEST_HEADER, WeightFile
 from pixelwright.hub.prefixes import is_container
 from pixelwright.models.folder import listing, shorten
 
@@ -87,102 +88,55 @@ def _parameter(data: Described, *_: object) -> Described:
     return data
 
 
-_STORAGES = {
-    "Double": torch.float64,
-    "Float": torch.float32,
-    "Half": torch.float16,
-    "BFloat16": torch.bfloat16,
-    "Long": torch.int64,
-    "Int": torch.int32,
-    "Short": torch.int16,
-    "Char": torch.int8,
-    "Byte": torch.uint8,
-    "Bool": torch.bool,
-}
-_DTYPES = {
-    name: getattr(torch, name)
-    for name in (
-        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
-        *("int64", "int32", "int16", "int8", "uint8", "bool"),
-    )
-}
-# What training tools leave beside the weights: settings, paths, counters, the state of random numbers.
-_DICTS = (
-    "collections.OrderedDict",
-    "collections.defaultdict",
-    *(
-        f"{module}.AttributeDict"
-        for module in (
-            "lightning.fabric.utilities.data",
-            "lightning_fabric.utilities.data",
-            "pytorch_lightning.utilities.parsing",
-            "lightning.pytorch.utilities.parsing",
-        )
-    ),
-    "builtins.dict",
-    "__builtin__.dict",  # what protocol 2 calls it
-)
-_HARMLESS = (
-    "torch.device",
-    "_codecs.encode",
-    "argparse.Namespace",
-    "jsonargparse._namespace.Namespace",
-    "jsonargparse.namespace.Namespace",
-    *(
-        f"pathlib{inner}.{kind}{system}Path"
-        for inner in ("", "._local")
-        for kind in ("", "Pure")
-        for system in ("Posix", "Windows")
-    ),
-    "pathlib.Path",
-    "typing.Any",
-    *(
-        f"{module}.{kind}"
-        for module in ("builtins", "__builtin__")
-        for kind in ("list", "int", "float", "str", "bool", "tuple")
-    ),
-    *(f"numpy.{core}.multiarray.{what}" for core in ("core", "_core") for what in ("_reconstruct", "scalar")),
-    *("numpy.ndarray", "numpy.dtype"),
-    *(f"omegaconf.base.{kind}" for kind in ("ContainerMetadata", "Metadata")),
-    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
-    *(
-        f"omegaconf.nodes.{kind}Node"
-        for kind in ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String")
-    ),
-    *(
-        f"{package}.trainer.states.{kind}"
-        for package in ("pytorch_lightning", "lightning.pytorch")
-        for kind in ("TrainerFn", "TrainerStatus", "RunningStage")
-    ),
-)
-MEANINGS: dict[str, Any] = {
-    **dict.fromkeys(_HARMLESS, Inert),
-    **dict.fromkeys(_DICTS, Dict),
+_KINDS = ["Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"]
+_FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+_WHOLE = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+_STORAGES = {f"{kind}Storage": dtype for kind, dtype in zip(_KINDS, _FLOATS + _WHOLE, strict=True)}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_STORAGES.values(), *EIGHT_BITS.values())}
+_TENSORS: dict[str, Any] = {
     "torch.Size": tuple,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_bytes,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage.UntypedStorage": torch.uint8,
-    **{f"torch.{kind}Storage": dtype for kind, dtype in _STORAGES.items()},
-    **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
+    **{f"torch.{name}": dtype for name, dtype in (_STORAGES | _DTYPES).items()},
 }
-"""Every class and function that a pickle may name, and what stands in its place."""
+# What training tools leave beside the weights: settings, paths, counters, the state of random numbers.
+_DICTS = re.compile(
+    r"collections\.(OrderedDict|defaultdict)|(builtins|__builtin__)\.dict"
+    r"|(lightning\.fabric|lightning_fabric)\.utilities\.data\.AttributeDict"
+    r"|(pytorch_lightning|lightning\.pytorch)\.utilities\.parsing\.AttributeDict"
+)
+_INERT = re.compile(
+    r"torch\.device|_codecs\.encode|typing\.Any"
+    r"|(builtins|__builtin__)\.(list|int|float|str|bool|tuple)"
+    r"|argparse\.Namespace|jsonargparse\._?namespace\.Namespace"
+    r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path"
+    r"|numpy\.(_?core\.multiarray\.(_reconstruct|scalar)|ndarray|dtype)"
+    r"|omegaconf\.(base\.(Container)?Metadata|(dict|list)config\.(Dict|List)Config)"
+    r"|omegaconf\.nodes\.(Any|Boolean|Bytes|Enum|Float|Integer|Path|String)Node"
+    r"|(pytorch_lightning|lightning\.pytorch)\.trainer\.states\.(TrainerFn|TrainerStatus|RunningStage)"
+)
+
+
+def meaning(name: str) -> Any:
+    """What stands for a class or function that a pickle names; None if it may not name it."""
+    if name in _TENSORS:
+        return _TENSORS[name]
+    return Dict if _DICTS.fullmatch(name) else Inert if _INERT.fullmatch(name) else None
+
 
 # What reading a damaged archive or pickle can raise.
 _BROKEN = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    OSError,
+    *(
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        struct.error,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ),
+    *(TypeError, AttributeError, LookupError, EOFError, OverflowError, MemoryError, OSError),
 )
 
 
@@ -259,13 +213,13 @@ def _open_archive(path: Path, file: BinaryIO) -> tuple[bytes, dict[str, zipfile.
 
 
 def _check_program(program: bytes, path: Path) -> None:
-    """Refuse a pickle that names anything but `MEANINGS`, or is not of torch.save's kind."""
+    """Refuse a pickle that names anything without a `meaning`, or is not of torch.save's kind."""
     foreign: dict[str, None] = {}
     try:
         for opcode, argument, _ in pickletools.genops(program):
             if opcode.name == "GLOBAL":
                 name = str(argument).replace(" ", ".", 1)
-                if name not in MEANINGS:
+                if meaning(name) is None:
                     foreign[f'"{shorten(name)}"'] = None
             elif opcode.name == "PROTO" and int(argument or 0) > 2:
                 raise UserError(
@@ -287,14 +241,14 @@ def _check_program(program: bytes, path: Path) -> None:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds what a pickle describes out of `MEANINGS` alone."""
+    """Builds what a pickle describes out of what `meaning` gives."""
 
     def __init__(self, program: bytes, parts: Mapping[str, zipfile.ZipInfo], path: Path) -> None:
         super().__init__(io.BytesIO(program))
         self._parts, self._path = parts, path
 
     def find_class(self, module: str, name: str) -> Any:
-        return MEANINGS[f"{module}.{name}"]
+        return meaning(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Storage:
         """A storage: "storage", its type, its key, a device and the number of elements."""
