@@ -200,6 +200,21 @@ def endless(found: Tensors) -> None:
     found[f"ema_denoiser.{QKV}"] = torch.zeros(1).expand(10**6, 10**6)
 
 
+def copies(name: str) -> bytes:
+    """A pickle that makes 30,000 objects of one of 30,000 entries: 0.2 MB that would take gigabytes."""
+    entries = b"".join(b"M" + struct.pack("<H", i) + b"K\x00" for i in range(30_000))
+    values = b"}r\x00\x01\x00\x00(" + entries + b"u0"
+    return (
+        b"\x80\x02c"
+        + name.encode()
+        + b"q\x00"
+        + values
+        + b"]("
+        + b"h\x00j\x00\x01\x00\x00\x85R" * 30_000
+        + b"e."
+    )
+
+
 CASES: dict[str, tuple[Callable[[Path], str], str]] = {
     # cut short, empty, something else
     "safetensors cut short": (raw(lambda b: b[:-100]), "damaged"),
@@ -291,6 +306,8 @@ CASES: dict[str, tuple[Callable[[Path], str], str]] = {
     "broken pickle": (repacked(data_pkl=b"\x80\x02}q\x00("), "damaged"),
     "garbage for a pickle": (repacked(data_pkl=b"\xffgarbage"), "damaged"),
     "storage missing": (repacked(**{"0": b""}), "damaged"),
+    "copies of a dict": (repacked(data_pkl=copies("collections\nOrderedDict\n")), "no state_dict"),
+    "copies of a size": (repacked(data_pkl=copies("torch\nSize\n")), "damaged"),
     "compressed": (repacked(zipfile.ZIP_DEFLATED), "compressed"),
     "a bomb": (repacked(zipfile.ZIP_DEFLATED, data_pkl=bytes(150 << 20)), "compressed"),
     "an empty zip": (raw(lambda b: b"PK\x05\x06" + bytes(18), "x.ckpt"), "data.pkl"),
@@ -439,7 +456,9 @@ def peak_memory(*arguments: str) -> tuple[int, int]:
     return int(code), int(peak)
 
 
-@pytest.mark.parametrize("name", ["a bomb", "a terabyte of zeros", "header larger than allowed"])
+@pytest.mark.parametrize(
+    "name", ["a bomb", "a terabyte of zeros", "header larger than allowed", "copies of a dict"]
+)
 def test_a_bomb_takes_little_memory(name: str, tmp_path: Path) -> None:
     source = CASES[name][0](tmp_path)
     code, peak = peak_memory("convert", str(tmp_path / source), str(tmp_path / "out"))

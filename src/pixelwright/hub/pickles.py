@@ -13,7 +13,7 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,8 +25,8 @@ from pixelwright.hub.files import EIGHT_BITS, LARGEST_HEADER, WeightFile
 from pixelwright.hub.prefixes import is_container
 from pixelwright.models.folder import listing, shorten
 
-DEEPEST, MOST = 4, 100_000
-"""Most dicts within one another that are looked through for tensors, and most tensors in them."""
+DEEPEST, MOST, MOST_AXES = 4, 100_000, 16
+"""Most dicts within one another that are looked through for tensors, most tensors in them, axes of a tensor."""
 
 
 class Inert:
@@ -38,10 +38,10 @@ class Inert:
 
 
 class Dict(dict[Any, Any]):
-    """Stands for every kind of dict; a maker of default values, and attributes, are left out."""
+    """Stands for every kind of dict, filled by a pickle's own steps; other arguments are not copied."""
 
-    def __init__(self, items: object = (), *_: object) -> None:
-        super().__init__(items if isinstance(items, (list, dict)) else ())
+    def __init__(self, *_: object) -> None:
+        super().__init__()
 
     def __setstate__(self, state: object) -> None: ...
 
@@ -84,6 +84,10 @@ def _tensor_of_bytes(
     return Described(storage, dtype, offset, shape, stride)
 
 
+def _shape(sizes: Sequence[int] = ()) -> tuple[int, ...]:
+    return tuple(sizes[:MOST_AXES])
+
+
 def _parameter(data: Described, *_: object) -> Described:
     return data
 
@@ -94,7 +98,7 @@ _WHOLE = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.
 _STORAGES = {f"{kind}Storage": dtype for kind, dtype in zip(_KINDS, _FLOATS + _WHOLE, strict=True)}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_STORAGES.values(), *EIGHT_BITS.values())}
 _TENSORS: dict[str, Any] = {
-    "torch.Size": tuple,
+    "torch.Size": _shape,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_bytes,
     "torch._utils._rebuild_parameter": _parameter,
@@ -152,13 +156,13 @@ def open_pickle(path: Path) -> WeightFile:
         try:
             content = _Unpickler(program, parts, path).load()
             tensors = _tensors(content, path)
+            for name, tensor in tensors.items():
+                _check_tensor(name, tensor, path)
             starts = {t.storage.key: part_start(file, parts[t.storage.key]) for t in tensors.values()}
         except UserError:
             raise
         except _BROKEN as error:
             raise UserError(f"{path} is damaged or no checkpoint: {_first_line(error)}") from None
-    for name, tensor in tensors.items():
-        _check_tensor(name, tensor, path)
     specs = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
     mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
 
