@@ -88,9 +88,12 @@ class Config:
         cls.where = where if where is not None else cls.where
 
     def __post_init__(self) -> None:
-        where = type(self).__name__ if self.where is None else self.where
         for name, hint in hints(type(self)).items():
-            object.__setattr__(self, name, convert(getattr(self, name), hint, join(where, name)))
+            object.__setattr__(self, name, convert(getattr(self, name), hint, self.key(name)))
+
+    def key(self, name: str) -> str:
+        """What error messages call a field."""
+        return join(type(self).__name__ if self.where is None else self.where, name)
 
 
 def _hints(cls: Any) -> dict[str, Any]:

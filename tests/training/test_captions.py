@@ -149,7 +149,7 @@ def test_settings_that_do_not_go_together(tiny: Tiny, captioned: Any) -> None:
         tiny(text=TextConfig("minilm"))
     with pytest.raises(UserError, match=r"sample.prompts is given, but dit-ti-4 draws from classes"):
         tiny(sample=SampleConfig(prompts=["a"]))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"sample.prompts is \(\): give a list of texts"):
+    with pytest.raises(UserError, match=r"sample.prompts is \[\]: give a list of texts"):
         SampleConfig(prompts=())
     with pytest.raises(UserError, match=r"sample.prompts: .nothing.txt. cannot be read"):
         SampleConfig(prompts="nothing.txt").read_prompts()

@@ -18,8 +18,8 @@ from pixelwright.evaluation.measure import collect
 from pixelwright.evaluation.metrics import Moments
 from pixelwright.evaluation.references import Reference, write_reference
 from pixelwright.hub import load
-from pixelwright.training import Interrupted, SampleConfig, TrainConfig, build_trainer, save_config, train
-from pixelwright.training.config import EvaluationConfig, ParallelConfig
+from pixelwright.training import Interrupted, TrainConfig, build_trainer, save_config, train
+from pixelwright.training.config import EvaluationConfig, EvaluationSample, ParallelConfig
 
 from .conftest import Tiny, log_of, same_state, weights_of
 from .test_parallel import torchrun
@@ -52,7 +52,9 @@ def evaluated(tiny: Tiny, measured: dict[str, str]):  # type: ignore[no-untyped-
     """Makes configs of tiny runs that are evaluated every 6 steps of 20."""
 
     def make(run: str, **changes: Any) -> TrainConfig:
-        settings = EvaluationConfig(**measured, every=6, sample=SampleConfig(count=COUNT, steps=2))
+        settings = EvaluationConfig(
+            **measured, every=6, sample=EvaluationSample(guidance_scale=2.0, count=COUNT, steps=2)
+        )
         return tiny(run, **{"evaluation": settings, **changes})
 
     return make
@@ -152,7 +154,7 @@ def test_what_cannot_be_measured_is_told_before_the_first_step(tiny: Tiny, measu
         ({"features": "nowhere"}, "nowhere"),
         ({"reference": "nowhere.npz"}, "nowhere.npz"),
         ({"every": 0}, "evaluation.every is 0"),
-        ({"sample": SampleConfig(count=3)}, "evaluation.sample.count is 3"),
+        ({"sample": {"count": 3}}, "evaluation.sample.count is 3"),
     ):
         with pytest.raises(UserError, match=said):
             build_trainer(tiny("run", evaluation=EvaluationConfig(**{**measured, **change})))
@@ -164,7 +166,7 @@ def test_the_page_shows_a_curve_of_each_metric(tiny: Tiny, measured: dict[str, s
 
     run = tmp_path / "run"
     run.mkdir()
-    settings = EvaluationConfig(**measured, sample=SampleConfig(count=COUNT))
+    settings = EvaluationConfig(**measured, sample=EvaluationSample(guidance_scale=2.0, count=COUNT))
     save_config(tiny("run", evaluation=settings, data=DataConfig(size=8)), run / "config.yaml")
     line = {"loss": 1.0, "grad_norm": 1.0, "seconds": 1.0, "skipped": 0, "lr": 1e-3, "images_per_second": 1.0}
     lines = [{"step": s, **line, "evaluation": {"fid": 9.0 - s, "recall": 0.1 * s}} for s in (1, 2, 3)]

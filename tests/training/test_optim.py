@@ -58,7 +58,7 @@ def test_the_rate_stays_between_nothing_and_lr(schedule: Any, warmup: int, steps
         ({"schedule": "step-down", "drop_at": 5}, "give optim.drop_at and optim.lr_end"),
         (
             {"schedule": "cosine", "lr_end": 1.0},
-            "optim.lr_end is 1.0: it must be a finite number",
+            "optim.lr_end is 1.0: give at most optim.lr",
         ),
         ({"schedule": "cosin"}, 'did you mean "cosine"'),
         ({"name": "adam"}, 'did you mean "adamw"'),

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from pixelwright.errors import UserError
+from pixelwright.config import Config, PositiveFloat, UnitInterval, real
 from pixelwright.models.conditions import C, Condition, drop
 from pixelwright.models.prediction import column
 from pixelwright.rng import generator
 
 
 @dataclass(frozen=True)
-class FlowConfig:
+class FlowConfig(Config, where="flow"):
     """How training draws times and drops labels."""
 
-    time_mean: float = 0.0
+    time_mean: Annotated[float, real()] = 0.0
     """Mean of the normal whose sigmoid is t."""
-    time_std: float = 1.0
+    time_std: PositiveFloat = 1.0
     """Standard deviation of that normal."""
-    time_shift: float = 1.0
+    time_shift: PositiveFloat = 1.0
     """Time shift, t <- t / (t + (1-t)·shift); 1 = none, above 1 = more noise (512² uses 3)."""
-    null_probability: float = 0.1
+    null_probability: UnitInterval = 0.1
     """Share of labels replaced by the null class, for guidance."""
-
-    def __post_init__(self) -> None:
-        checks = {
-            "time_mean": math.isfinite(self.time_mean),
-            "time_std": math.isfinite(self.time_std) and self.time_std > 0,
-            "time_shift": math.isfinite(self.time_shift) and self.time_shift > 0,
-            "null_probability": 0 <= self.null_probability <= 1,
-        }
-        for name, good in checks.items():
-            if not good:
-                hint = "a probability between 0 and 1" if name == "null_probability" else "a finite number"
-                hint += "" if name in ("time_mean", "null_probability") else " above 0"
-                raise UserError(f"flow.{name} is {getattr(self, name)}; it must be {hint}")
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
+from pixelwright.config import Config
 from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.registry import Registry
@@ -135,7 +136,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 # ---------------------------------------------------------------- the progress bar
 @dataclass(frozen=True)
-class ProgressConfig:
+class ProgressConfig(Config):
     """A bar on a terminal; elsewhere a line every ten seconds."""
 
 
@@ -179,7 +180,7 @@ class Progress(Logger):
 
 # ---------------------------------------------------------------- TensorBoard
 @dataclass(frozen=True)
-class TensorBoardConfig:
+class TensorBoardConfig(Config):
     """RUN/tensorboard, with the sample grids; needs the extra `train`."""
 
 
@@ -217,7 +218,7 @@ class TensorBoard(Logger):
 
 # ---------------------------------------------------------------- Weights & Biases
 @dataclass(frozen=True)
-class WandbConfig:
+class WandbConfig(Config, where="wandb"):
     """Weights & Biases; needs the extra `wandb`."""
 
     project: str = "pixelwright"
@@ -226,10 +227,6 @@ class WandbConfig:
     name: str | None = None
     """What the run is called there; None: as its folder is."""
     mode: Literal["online", "offline", "disabled"] = "online"
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("online", "offline", "disabled"):
-            raise UserError(f"wandb.mode is {self.mode!r}: give online, offline or disabled")
 
 
 @register_logger("wandb", WandbConfig)

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from pixelwright.config import Config, PositiveFloat
 from pixelwright.diffusion import flow
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import Condition
@@ -54,15 +55,11 @@ class Forward(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """What every objective is told."""
+class ObjectiveConfig(Config):
+    """The settings that every objective has."""
 
-    weight: float = 1.0
+    weight: PositiveFloat = 1.0
     """Its factor in the sum that is minimised."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.weight, (int, float)) or not 0 < self.weight < float("inf"):
-            raise UserError(f"an objective's weight is {self.weight!r}: it must be a finite number above 0")
 
     def check(self, model: DenoiserConfig, size: tuple[int, int]) -> None:
         """Raise UserError where the objective does not fit a model or images of (height, width) pixels."""

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixelwright.config import PositiveFloat, PositiveInt, Text
 from pixelwright.errors import UserError
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
@@ -25,33 +26,24 @@ from pixelwright.training.objectives.base import (
 from pixelwright.training.objectives.teacher import STRIDE, Cache, Teacher, teacher_grid
 
 
-@dataclass(frozen=True)
-class RepaConfig(ObjectiveConfig):
+@dataclass(frozen=True, kw_only=True)
+class RepaConfig(ObjectiveConfig, where="repa"):
     """REPA: the tokens after an early block learn to agree with those of a vision model."""
 
-    weight: float = 0.5
-    teacher: str = ""
+    weight: PositiveFloat = 0.5
+    """Its factor in the sum that is minimised."""
+    teacher: Text
     """DINOv2 in the format of transformers: a folder, or a hub name such as facebook/dinov2-base."""
-    depth: int = 8
+    depth: PositiveInt = 8
     """The block whose tokens are aligned, counted from 1."""
-    until: int | None = None
+    until: PositiveInt | None = None
     """The step at which alignment ends; None: it stays to the end of the run."""
-    projector_size: int | None = None
+    projector_size: PositiveInt | None = None
     """Width of the projector between tokens and teacher; None: the width of the tokens."""
     cache: str | None = None
     """Folder in which the teacher's tokens are kept, float16, one file an image (and flip); None: none."""
 
     FREE = ("cache",)  # what may differ when a run is continued
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.teacher, str) or not self.teacher:
-            raise UserError(f"repa.teacher is {self.teacher!r}: give a folder or a hub name")
-        for name in ("depth", "until", "projector_size"):
-            value = getattr(self, name)
-            optional = value is None and name != "depth"
-            if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise UserError(f"repa.{name} is {value!r}: it must be a whole number, at least 1")
 
     def check(self, model: DenoiserConfig, size: tuple[int, int]) -> None:
         if self.depth > model.backbone.depth:
