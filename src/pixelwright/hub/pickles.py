@@ -26,7 +26,7 @@ from pixelwright.hub.prefixes import is_container
 from pixelwright.models.folder import listing, shorten
 
 DEEPEST, MOST, MOST_AXES = 4, 100_000, 16
-"""Most dicts within one another that are looked through for tensors, most tensors in them, axes of a tensor."""
+"""Most dicts within one another that are looked through, most tensors in them, most axes of a tensor."""
 
 
 class Inert:
