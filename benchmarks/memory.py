@@ -40,7 +40,7 @@ def main() -> None:
             for precision in options.precisions:
                 work = Work(kind, name, batch, side, precision, steps=2)
                 measured = measure_peak(work, OURS, resident=False)
-                info = describe(work.config(), (side, side), batch, autocast=work.autocast, device="cpu")
+                info = describe(work.config(), (side, side), batch, autocast=work.autocast)
                 predicted = info.sampling_bytes if kind == "sampling" else info.training_bytes
                 assert measured is not None, "this system does not tell a process its peak"
                 sizes = " | ".join(human(x, "B", 1024) for x in (predicted, measured))

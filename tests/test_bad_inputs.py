@@ -432,7 +432,7 @@ CASES = [
     Case("model a file", ["sample", "config.yaml", *SAMPLE[2:]], "config.yaml"),
     Case("model name unknown", ["info", "dip-xl"], "dip-xl-16"),
     Case("info size not divisible", ["info", "dip-ti-4", "--size", "30"], "30x30"),
-    Case("info batch zero", ["info", "dip-ti-4", "--batch-size", "0"], "batch size 0"),
+    Case("info batch zero", ["info", "dip-ti-4", "--batch-size", "0"], "--batch-size is 0"),
     Case("info autocast unknown", ["info", "dip-ti-4", "--autocast", "fp8"], "fp8"),
     Case("config.json missing", SAMPLE, "config.json", remove("model/config.json")),
     Case("weights missing", SAMPLE, "model.safetensors", remove("model/model.safetensors")),

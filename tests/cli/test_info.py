@@ -144,8 +144,8 @@ def allocated(function: Callable[[], object], model: nn.Module, autocast: torch.
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["dit-ti-4", "pixeldit-ti-4", "dip-ti-4"])
 def test_memory_is_within_15_percent_of_what_is_allocated(name: str, autocast: torch.dtype | None) -> None:
-    batch, size = 4, (48, 48)  # 144 tokens: all scores of attention are in memory
-    info = describe(preset(name), size, batch, autocast=autocast, device="cpu")
+    batch, size = 1, (96, 96)  # 576 tokens: of shorter sequences a CPU keeps the scores in bf16
+    info = describe(preset(name), size, batch, autocast=autocast)
     model = pw.create(name)
     x, noise = torch.randn(2, batch, 3, *size)
     t, labels = torch.rand(batch), torch.arange(batch)
@@ -170,20 +170,9 @@ def test_memory_is_within_15_percent_of_what_is_allocated(name: str, autocast: t
         assert predicted == pytest.approx(allocated(function, model, autocast), rel=0.15), function.__name__
 
 
-def test_a_cpu_keeps_the_scores_of_short_sequences() -> None:
-    config = preset("dit-ti-4", **TINY)
-    (short, fused), (long, too) = (
-        [describe(config, size, 2, device=device).training_bytes for device in ("cpu", "cuda")]
-        for size in ((64, 64), (96, 96))  # 256 and 576 tokens
-    )
-    heads, depth = config.backbone.num_heads, config.backbone.depth
-    assert short - fused > 4 * depth * 2 * heads * 256**2  # float32, each of two images
-    assert long == too
-
-
 def test_mistakes_are_named() -> None:
     config = preset("dit-ti-4", patch_size=2)
-    with pytest.raises(UserError, match="no image_size of its own"):
+    with pytest.raises(UserError, match="has no image_size"):
         describe(config)
     with pytest.raises(UserError, match="7x8"):
         describe(config, (7, 8))

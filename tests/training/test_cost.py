@@ -39,8 +39,8 @@ def test_what_stays_is_what_a_run_holds(tiny: Tiny, dino: Any, name: Any) -> Non
     data = dataclasses.replace(tiny().data, size=16)
     config = tiny(objectives=repa, data=data, ema_more=(0.5, "power-0.1"), optim=OptimConfig(name=name))
     trainer = build_trainer(config)
-    found = cost(config)
-    memory = found.memory["single", False]
+    costs = cost(config)
+    memory = costs.memory["single", False]
     table = thousand(config)
     assert memory.weights == memory.gradients == bytes_of(trainer.parameters) + table
     averages = [*trainer.ema.weights.values(), *(t for o in trainer.ema.others.values() for t in o.values())]
@@ -48,8 +48,8 @@ def test_what_stays_is_what_a_run_holds(tiny: Tiny, dino: Any, name: Any) -> Non
     state = bytes_of(t for slots in trainer.optimizer.state.values() for t in slots.values())
     rows = 2 * 4 * (1000 - 24)  # CAME keeps a number per row of the table, twice, beside the mean
     assert memory.optimizer == state + (2 * table if name == "adamw" else table + rows)
-    assert found.parameters == sum(p.numel() for p in trainer.model.parameters()) + table // 4
-    assert found.projector == sum(p.numel() for p in trainer.losses.objectives.parameters())
+    assert costs.parameters == sum(p.numel() for p in trainer.model.parameters()) + table // 4
+    assert costs.projector == sum(p.numel() for p in trainer.losses.objectives.parameters())
     assert memory.total == sum(dataclasses.astuple(memory))
 
 
@@ -94,13 +94,13 @@ def test_sharded_state_is_divided_and_replicas_are_not(tiny: Tiny) -> None:
 
 def test_hours_by_hand(tiny: Tiny) -> None:
     config = tiny(steps=1000, batch_size=8)
-    found = cost(config)
-    assert found.image_flops == FORWARD_AND_BACKWARD * found.forward_flops
+    costs = cost(config)
+    assert costs.image_flops == FORWARD_AND_BACKWARD * costs.forward_flops
     again = cost(dataclasses.replace(config, parallel=ParallelConfig(checkpointing=True)))
-    assert again.image_flops == 4 * found.forward_flops
+    assert again.image_flops == 4 * costs.forward_flops
     # 8000 images at 2 TFLOPs, of which a quarter is made use of
-    seconds = 8000 * found.image_flops / 0.5e12
-    assert gpu_hours(config, found, 2.0, 0.25) == pytest.approx(seconds / 3600)
+    seconds = 8000 * costs.image_flops / 0.5e12
+    assert gpu_hours(config, costs, 2.0, 0.25) == pytest.approx(seconds / 3600)
 
 
 def test_dinov2_base_is_counted_as_published() -> None:
@@ -118,5 +118,5 @@ def test_the_command_prints_it(tiny: Tiny, tmp_path: Any, capsys: pytest.Capture
     assert main(["info", *files, "--gpus", "4", "--peak-tflops", "2", "--mfu", "0.5"]) == 0
     text = capsys.readouterr().out
     assert "77 steps of 16 images" in text and "50% of 2 TFLOPs on 4 GPUs" in text
-    assert "fsdp, again" in text and "activations (4 images)" in text
+    assert "fsdp, recomputed" in text and "activations (4 images)" in text
     assert not (tmp_path / "run").exists()

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
 
 from pixelwright.cli.parsing import Parser, image_size
+from pixelwright.config import PositiveFloat, PositiveInt, Share
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.hub.convert import DTYPES
-from pixelwright.models.config import DenoiserConfig, MMDiTConfig
+from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.presets import PRESETS, preset
 from pixelwright.remote import is_address
 from pixelwright.training import TrainConfig
 from pixelwright.training import load_config as load_run_config
-from pixelwright.training.cost import PEAK_TFLOPS, cost, gpu_hours, peak_tflops
+from pixelwright.training.cost import PEAK_TFLOPS, Memory, cost, gpu_hours, peak_tflops
 from pixelwright.training.summary import Info, describe, human
 
 DESCRIPTION = """Parts of a model, their parameters and FLOPs, and the memory to sample and to train.
@@ -26,7 +28,7 @@ Nothing is allocated: the largest preset takes a few seconds. FLOPs count a mult
 The memory is that of tensors, on top of what PyTorch itself takes; see --batch-size, --dtype, --autocast.
 
 With --config: what a training run takes, before it is started, on --gpus GPUs. Activations are those of the
-run's own micro-batch; "again" is with parallel.checkpointing, which computes them again.
+run's own micro-batch; "recomputed" is with parallel.checkpointing.
 
 models:
 """
@@ -40,48 +42,22 @@ EXAMPLES = """  pixelwright info pixeldit-xl-16
 def parser() -> Parser:
     """One model, the image size and the batch size."""
     parser = Parser("info", DESCRIPTION + _names(), EXAMPLES)
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="NAME|MODEL",
-        help="a preset, a model, a run, a published file or hf://OWNER/NAME; without it, presets are listed",
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="image size, N or ROWS COLUMNS (default: the model's own)",
-    )
-    parser.add_argument(
-        "--dtype", choices=list(DTYPES), default="fp32", help="dtype of the weights, for the memory to sample"
-    )
-    parser.add_argument(
-        "--autocast",
-        choices=["none", "bf16"],
-        default="none",
-        help="dtype of the products, where that is not the weights', as in `train`; for the memory",
-    )
-    parser.add_argument(
-        "--device",
-        choices=["cuda", "cpu"],
-        default="cuda",
-        help="for the memory: a CPU keeps all scores of attention up to 512 tokens",
-    )
-    parser.add_argument("--batch-size", type=int, default=1, help="images at a time, for the memory")
-    parser.add_argument(
-        "--config", type=str, nargs="+", metavar="FILE", help="configuration of a run; later files override"
-    )
-    parser.add_argument("--gpus", type=int, default=1, help="with --config: how many")
-    parser.add_argument(
-        "--gpu", type=str | None, metavar="NAME", help=f"with --config: {', '.join(PEAK_TFLOPS)} (h100)"
-    )
-    parser.add_argument(
-        "--peak-tflops", type=float | None, help="with --config: of another GPU, dense bf16 products"
-    )
-    parser.add_argument(
-        "--mfu", type=float, default=0.4, help="with --config: share of the peak that the run makes use of"
-    )
+    add = parser.add_argument
+    about = "a preset, a model, a run, a published file or hf://OWNER/NAME; without it, presets are listed"
+    add("model", nargs="?", metavar="NAME|MODEL", help=about)
+    about = "image size, N or ROWS COLUMNS (default: the model's own)"
+    add("--size", type=int, nargs="+", metavar="N", help=about)
+    about = "dtype of the weights, for the memory to sample"
+    add("--dtype", choices=list(DTYPES), default="fp32", help=about)
+    about = "dtype of the products, where that is not the weights', as in `train`; for the memory"
+    add("--autocast", choices=["none", "bf16"], default="none", help=about)
+    add("--batch-size", type=PositiveInt, default=1, help="images at a time, for the memory")
+    add = parser.section("a training run")
+    add("--config", type=str, nargs="+", metavar="FILE", help="its configuration; later files override")
+    add("--gpus", type=PositiveInt, default=1, help="how many")
+    add("--gpu", type=str | None, metavar="NAME", help=f"{', '.join(PEAK_TFLOPS)} (default: h100)")
+    add("--peak-tflops", type=PositiveFloat | None, help="of another GPU: dense bf16 products")
+    add("--mfu", type=Share, default=0.4, help="share of the peak that the run makes use of")
     return parser
 
 
@@ -93,52 +69,43 @@ def run(options: Namespace) -> None:
     if options.model is None:
         print(_names())
         return
-    size, dtype = image_size(options.size), DTYPES[options.dtype]
     autocast = torch.bfloat16 if options.autocast == "bf16" else None
-    config = _config(options.model)
-    print(report(describe(config, size, options.batch_size, dtype, autocast, options.device)))
+    settings = (image_size(options.size), options.batch_size, DTYPES[options.dtype], autocast)
+    print(report(describe(_config(options.model), *settings)))
 
 
 def _run_report(options: Namespace) -> str:
     if options.model is not None:
         raise UserError(f"give a model ({options.model}) or --config, not both")
-    if options.device == "cpu":
-        raise UserError("--device cpu goes with a model; --config counts the memory of GPUs")
     if options.gpu is not None and options.peak_tflops is not None:
         raise UserError("give --gpu or --peak-tflops, not both")
-    if not 0 < options.mfu <= 1:
-        raise UserError(f"--mfu is {options.mfu}: give a share above 0 and at most 1")
     tflops = peak_tflops(options.gpu or "h100") if options.peak_tflops is None else options.peak_tflops
-    if not 0 < tflops < math.inf:
-        raise UserError(f"--peak-tflops is {tflops}: give a number above 0")
-    config = load_run_config(*options.config)
-    return run_report(config, options.gpus, tflops, options.mfu)
+    return run_report(load_run_config(*options.config), options.gpus, tflops, options.mfu)
 
 
 def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str:
     """The costs of a run as text."""
-    found = cost(config, gpus)
-    hours = gpu_hours(config, found, tflops, mfu)
-    speed = tflops * 1e12 * mfu * gpus / found.image_flops
-    names = {"weights": "", "averages": "", "optimizer": config.optim.name, "gradients": "", "gathered": ""}
-    rows = {**names, "teacher": "", "activations": f"{found.batch} images", "total": ""}
-    columns = [f"{mode}{', again' if again else ''}" for mode, again in found.memory]
+    costs = cost(config, gpus)
+    hours = gpu_hours(config, costs, tflops, mfu)
+    speed = tflops * 1e12 * mfu * gpus / costs.image_flops
+    notes = {"optimizer": f" ({config.optim.name})", "activations": f" ({costs.batch} images)"}
+    columns = [f"{mode}{', recomputed' if recomputed else ''}" for mode, recomputed in costs.memory]
     lines = [
         f"{config.model.preset} at {config.data.size}²: {config.steps:,} steps of {config.batch_size} images",
         "",
-        f"parameters {found.parameters:>18,}"
-        + (f" and {found.projector:,} of REPA" if found.projector else ""),
-        f"FLOPs of an image {human(found.image_flops, ''):>11}  (one pass {human(found.forward_flops, '')}"
-        + (f", teacher {human(found.teacher_flops, '')})" if found.projector else ")"),
-        f"FLOPs of a step {human(found.image_flops * config.batch_size, ''):>13}",
+        f"parameters {costs.parameters:>18,}"
+        + (f" and {costs.projector:,} of REPA" if costs.projector else ""),
+        f"FLOPs of an image {human(costs.image_flops, ''):>11}  (one pass {human(costs.forward_flops, '')}"
+        + (f", teacher {human(costs.teacher_flops, '')})" if costs.projector else ")"),
+        f"FLOPs of a step {human(costs.image_flops * config.batch_size, ''):>13}",
         "",
-        f"{'GiB on each GPU':<26}" + "".join(f"{column:>15}" for column in columns),
+        f"{'GiB on each GPU':<26}" + "".join(f"{column:>17}" for column in columns),
     ]
-    for name, note in rows.items():
-        sizes = [getattr(memory, name) for memory in found.memory.values()]
+    for name in (*(field.name for field in fields(Memory)), "total"):
+        sizes = [getattr(memory, name) for memory in costs.memory.values()]
         if any(sizes):
-            label = f"{name} ({note})" if note else name
-            lines.append(f"  {label:<24}" + "".join(f"{size / 2**30:>15.2f}" for size in sizes))
+            label = name + notes.get(name, "")
+            lines.append(f"  {label:<24}" + "".join(f"{size / 2**30:>17.2f}" for size in sizes))
     plural = "s" if gpus > 1 else ""
     lines += [
         "",
@@ -167,13 +134,12 @@ def _names() -> str:
 def report(info: Info) -> str:
     """The table as text."""
     config, (rows, columns) = info.config, info.size
-    named = " with names" if config.class_names else ""
-    condition = f"{config.num_classes} classes{named}"
-    if isinstance(config.backbone, MMDiTConfig):
-        condition = f"captions of up to {config.backbone.text_length} tokens of {config.backbone.text_size}"
-    dtypes = (
-        "float32" if info.dtype == torch.float32 else f"{str(info.dtype)[6:]} to sample, float32 to train"
-    )
+    condition = f"{config.num_classes} classes" + (" with names" if config.class_names else "")
+    if config.takes_text:
+        backbone: Any = config.backbone
+        condition = f"captions of up to {backbone.text_length} tokens of {backbone.text_size}"
+    low = info.dtype != torch.float32
+    dtypes = f"{str(info.dtype)[6:]} to sample, float32 to train" if low else "float32"
     lines = [
         f"{config.name}: {config.placement} detailer, predicts {config.prediction}",
         f"{rows}x{columns} pixels, {info.tokens} patches of {config.patch_size}x{config.patch_size}; "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixelwright.diffusion import flow
-from pixelwright.errors import UserError, nearest
+from pixelwright.errors import UserError
 from pixelwright.models.conditions import Condition, TextCondition
-from pixelwright.models.config import DenoiserConfig, MMDiTConfig
+from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
-from pixelwright.models.layers import SHORT, attend_at_once
-
-Autocast = torch.dtype | None
-"""The dtype of autocast; None: without."""
-Attention = Literal["cuda", "cpu"]
-"""Whose attention: a fused kernel's, or that of a CPU, which keeps all scores of short sequences."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +32,9 @@ class Part:
     """One part of the network, such as the backbone."""
 
     name: str
-    kind: str
-    """The class of the part, such as PatchDiT."""
+    kind: str  # its class, such as PatchDiT
     parameters: int
-    flops: int
-    """Of one forward pass of one image; a multiply and an add count as two."""
+    flops: int  # of one forward pass of one image; a multiply and an add count as two
 
 
 @dataclass(frozen=True)
@@ -50,21 +42,17 @@ class Info:
     """What `describe` finds out."""
 
     config: DenoiserConfig
-    size: tuple[int, int]
-    """Rows and columns of the image."""
+    size: tuple[int, int]  # rows and columns of the image
     batch_size: int
     parts: tuple[Part, ...]
-    dtype: torch.dtype
-    """Of the weights, to sample."""
-    weight_bytes: int
-    """Memory of the weights in that dtype."""
+    dtype: torch.dtype  # of the weights, to sample
+    weight_bytes: int  # in that dtype
     sampling_bytes: int
-    """Most memory in use at once while sampling a batch in that dtype with guidance: weights, activations."""
+    """Peak memory of sampling a batch with guidance in that dtype: weights, activations."""
     training_bytes: int
-    """Most memory in use at once in a training step of a batch in float32: weights, EMA, gradients, AdamW's
-    two moments and the activations kept for the backward pass."""
-    autocast: Autocast = None
-    """What products are computed in, where not in the dtype of the weights; for both memory figures."""
+    """Peak memory of a training step of a batch in float32: weights, EMA, gradients, AdamW's two moments and
+    the activations kept for the backward pass."""
+    autocast: torch.dtype | None = None  # dtype of products, for both memory figures; None: that of weights
 
     @property
     def parameters(self) -> int:
@@ -86,8 +74,7 @@ def describe(
     size: tuple[int, int] | None = None,
     batch_size: int = 1,
     dtype: torch.dtype = torch.float32,
-    autocast: Autocast = None,
-    device: Attention = "cuda",
+    autocast: torch.dtype | None = None,
 ) -> Info:
     """Parameters, FLOPs and memory of the model a config describes.
 
@@ -96,18 +83,14 @@ def describe(
         batch_size: images at a time, for the two memory figures.
         dtype: of the weights, to sample; training is counted in float32.
         autocast: torch.bfloat16 for the memory under autocast.
-        device: where, for the two memory figures: on a CPU attention keeps all scores up to 512 tokens.
 
     Raises:
-        UserError: no size known, a size that does not divide into patches, a batch size below 1, or another
-            device.
+        UserError: no size known, a size that does not divide into patches, or a batch size below 1.
     """
-    if device not in get_args(Attention):
-        raise UserError(f'device is "{device}"{nearest(str(device), get_args(Attention))}')
     size = size or config.image_size
     if size is None:
         raise UserError(
-            f"model {config.name} has no image_size of its own; give a size, such as {config.patch_size * 16}"
+            f"model {config.name} has no image_size; give a size, such as {config.patch_size * 16}"
         )
     config.check_size(*size)
     if batch_size < 1:
@@ -118,10 +101,10 @@ def describe(
         Part(name, type(part).__name__, sum(p.numel() for p in part.parameters()), flops.get(name, 0))
         for name, part in model.named_children()
     )
-    training = _training(model, size, batch_size, AsOnDevice(autocast, device))
+    training = _peak(model, size, batch_size, autocast, train=True)
     model.to(dtype)
-    sampling = _sampling(model, size, batch_size, AsOnDevice(autocast, device))
-    return Info(config, size, batch_size, parts, dtype, _bytes(model), sampling, training, autocast)
+    sampling = _peak(model, size, 2 * batch_size, autocast, train=False)  # guidance: the null class too
+    return Info(config, size, batch_size, parts, dtype, bytes_of(model), sampling, training, autocast)
 
 
 def example_inputs(
@@ -130,19 +113,17 @@ def example_inputs(
     """x [B,3,H,W], t [B] and labels [B], or captions of full length, without contents."""
     x = torch.empty(batch_size, 3, *size, device="meta")
     labels: Condition = torch.zeros(batch_size, dtype=torch.long, device="meta")
-    backbone = model.config.backbone
-    if isinstance(backbone, MMDiTConfig):
-        labels = TextCondition(
-            torch.empty(batch_size, backbone.text_length, backbone.text_size, device="meta")
-        )
+    if model.config.takes_text:
+        backbone: Any = model.config.backbone
+        shape = (batch_size, backbone.text_length, backbone.text_size)
+        labels = TextCondition(torch.empty(shape, device="meta"))
     return x, torch.empty(batch_size, device="meta"), labels
 
 
 def flops_by_part(model: PixelDenoiser, size: tuple[int, int]) -> dict[str, int]:
     """FLOPs of matrix products, convolutions and attention by part, one image.
 
-    The denoiser runs the backbone's sub-modules itself, so a part's FLOPs are those of the outermost of its
-    modules that were called.
+    A part's FLOPs are those of the outermost of its modules that were called.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*example_inputs(model, size, 1))
@@ -151,11 +132,10 @@ def flops_by_part(model: PixelDenoiser, size: tuple[int, int]) -> dict[str, int]
     total: Counter[str] = Counter()
     counted: list[str] = []
     for name in sorted(by_module):  # a module comes before its own sub-modules
-        path = name.removeprefix(f"{root}.")
         if name in (root, "Global") or any(name.startswith(f"{outer}.") for outer in counted):
             continue
         counted.append(name)
-        total[path.split(".")[0]] += by_module[name]
+        total[name.removeprefix(f"{root}.").split(".")[0]] += by_module[name]
     return dict(total)
 
 
@@ -166,8 +146,8 @@ class PeakMemory(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.now = self.peak = 0
-        known = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        tensors = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
+        self._known = {id(tensor.untyped_storage()) for tensor in tensors}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -177,7 +157,7 @@ class PeakMemory(TorchDispatchMode):
         return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata  # one number per storage, whatever the number of views of it
+        key = id(storage)  # one object per storage, whatever the number of views of it
         if key in self._known:
             return
         self._known.add(key)
@@ -198,15 +178,15 @@ _PRODUCTS = (
 
 
 class AsOnDevice(TorchFunctionMode):
-    """What devices do and `meta` does not: their attention, and autocast.
+    """What devices do and `meta` does not: fused attention, and autocast.
 
     On `meta`, attention would be counted with its L×L matrix, which no fused kernel makes; and there is no
     autocast, which keeps a copy of each weight it has cast until it ends.
     """
 
-    def __init__(self, autocast: torch.dtype | None = None, device: Attention = "cuda") -> None:
+    def __init__(self, autocast: torch.dtype | None = None) -> None:
         super().__init__()
-        self._autocast, self._device = autocast, device
+        self._autocast = autocast
         self._casts: dict[int, Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -214,10 +194,6 @@ class AsOnDevice(TorchFunctionMode):
         if self._autocast is not None and function in _PRODUCTS:
             args, kwargs = tree_map_only(Tensor, self._cast, (args, kwargs))
         if function is F.scaled_dot_product_attention:
-            if self._device == "cpu" and args[1].shape[2] <= SHORT:
-                with self:
-                    q, k, v = args[:3]
-                    return attend_at_once(q, k, v, kwargs.get("attn_mask"))
             fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
             return fused(*args[:3], attn_mask=kwargs.get("attn_mask"))[0]
         return function(*args, **kwargs)
@@ -232,26 +208,24 @@ class AsOnDevice(TorchFunctionMode):
         return self._casts[id(tensor)]
 
 
-def _bytes(model: nn.Module) -> int:
+def bytes_of(model: nn.Module) -> int:
+    """Memory of all parameters."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def _sampling(model: PixelDenoiser, size: tuple[int, int], batch_size: int, device: AsOnDevice) -> int:
-    """Guidance evaluates the class and the null class in one call of twice the batch."""
-    with PeakMemory(model) as memory, device, torch.no_grad():
-        model(*example_inputs(model, size, 2 * batch_size))
-    return _bytes(model) + memory.peak
-
-
-def _training(model: PixelDenoiser, size: tuple[int, int], batch_size: int, device: AsOnDevice) -> int:
-    weights = _bytes(model)
+def _peak(
+    model: PixelDenoiser, size: tuple[int, int], batch_size: int, autocast: torch.dtype | None, train: bool
+) -> int:
+    """Most bytes in use in a forward pass, or in a training step: weights, EMA, AdamW's two moments, and the
+    gradients and activations that are followed."""
     x, t, labels = example_inputs(model, size, batch_size)
-    with PeakMemory(model) as memory:
-        with device:
-            loss = flow.loss(model, x, t, torch.empty_like(x), labels).mean()
-        loss.backward()
+    with PeakMemory(model) as memory, torch.set_grad_enabled(train):
+        with AsOnDevice(autocast):
+            out = flow.loss(model, x, t, torch.empty_like(x), labels).mean() if train else model(x, t, labels)
+        if train:
+            out.backward()
     model.zero_grad(set_to_none=True)
-    return 4 * weights + memory.peak  # weights, EMA and two moments; the gradients are in the peak
+    return (4 if train else 1) * bytes_of(model) + memory.peak
 
 
 def human(number: float, unit: str, base: int = 1000) -> str:
