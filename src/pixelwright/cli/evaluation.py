@@ -48,11 +48,13 @@ def train_parser() -> Parser:
         "--test", type=str | None, metavar="PATH", help="images to test on (default: a tenth of SRC)"
     )
     parser.add_argument("--images", type=int | None, metavar="N", help="use N images of SRC (default: all)")
-    parser.add_argument("--size", type=int, default=32, metavar="N", help="side of the images in pixels")
-    parser.add_argument("--epochs", type=int, default=8, help="passes over the images")
-    parser.add_argument("--batch-size", type=int, default=256, help="images to a step")
-    parser.add_argument("--lr", type=float, default=0.2, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    parser.add_argument(
+        "--size", type=int, default=Training.size, metavar="N", help="side of the images in pixels"
+    )
+    parser.add_argument("--epochs", type=int, default=Training.epochs, help="passes over the images")
+    parser.add_argument("--batch-size", type=int, default=Training.batch_size, help="images to a step")
+    parser.add_argument("--lr", type=float, default=Training.lr, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=Training.seed, help="of weights, order and augmentation")
     parser.add_argument("--no-flip", action="store_true", help="do not mirror images left to right")
     parser.add_argument("--overwrite", action="store_true", help="replace a classifier that is in OUT")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")

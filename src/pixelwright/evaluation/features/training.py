@@ -47,7 +47,8 @@ class Training(Config, where=""):
     """How a classifier is trained."""
 
     size: Annotated[int, whole(8)] = 32
-    epochs: PositiveInt = 10
+    """Side of the images in pixels."""
+    epochs: PositiveInt = 8
     batch_size: Annotated[int, whole(2)] = 256
     lr: PositiveFloat = 0.2
     """Highest learning rate; it rises for a fifth of the steps and falls to 0."""
