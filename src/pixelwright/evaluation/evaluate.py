@@ -59,7 +59,7 @@ class Scorer:
         with progress_bar("measuring", len(images)) as bar:
             collected = collect(images.batches(BATCH), self.extractor, bar.update, len(images))
         found = compare(collected, self.reference, self.extractor)
-        shown = images.provenance(found.images.count, collected.checksum, collected.image_size)
+        shown = images.info(found.images.count, collected.checksum, collected.image_size)
         return replace(found, name=name, images=shown, generation=generation)
 
 

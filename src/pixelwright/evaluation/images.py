@@ -137,7 +137,7 @@ class ImageBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Provenance:
+class SourceInfo:
     """Which images something was computed of."""
 
     path: str
@@ -172,9 +172,9 @@ class ImageSet(ABC):
         Raises UserError on images of several sizes.
         """
 
-    def provenance(self, count: int, checksum: str, image_size: tuple[int, int]) -> Provenance:
+    def info(self, count: int, checksum: str, image_size: tuple[int, int]) -> SourceInfo:
         """What is written down of them when all are read."""
-        return Provenance(self.path, count, checksum, image_size, dict(self.skipped), dict(self.converted))
+        return SourceInfo(self.path, count, checksum, image_size, dict(self.skipped), dict(self.converted))
 
 
 def open_images(path: str, size: int | None = None) -> ImageSet:

@@ -24,7 +24,7 @@ from pixelwright.evaluation.images import (
     ArrayFile,
     ArrayImages,
     ImageBatch,
-    Provenance,
+    SourceInfo,
     pixel_digest,
 )
 from pixelwright.evaluation.metrics import Coverage, Estimate, Memorisation
@@ -88,7 +88,7 @@ class ReferenceInfo:
     path: str
     checksum: str
     """SHA-256 of the file."""
-    source: Provenance | None = None
+    source: SourceInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Report:
     """Metrics that could not be computed, and why."""
     distance: str
     """What the Fréchet distance "fid" is called with these features."""
-    images: Provenance
+    images: SourceInfo
     extractor: ExtractorInfo
     reference: ReferenceInfo
     settings: Settings
@@ -281,7 +281,7 @@ def compare(
         metrics={name: found[name] for name in METRICS if name in found},
         left_out=left_out,
         distance=extractor.distance,
-        images=Provenance("", len(features), collected.checksum, collected.image_size),
+        images=SourceInfo("", len(features), collected.checksum, collected.image_size),
         extractor=extractor.info,
         reference=ReferenceInfo(reference.path, reference.checksum, reference.source),
         settings=settings,

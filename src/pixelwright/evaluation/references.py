@@ -28,7 +28,7 @@ from pixelwright.evaluation.images import (
     ArrayFile,
     ImageBatch,
     ImageSet,
-    Provenance,
+    SourceInfo,
     pixel_digest,
 )
 from pixelwright.evaluation.metrics import Gaussian, Moments
@@ -61,7 +61,7 @@ class Reference:
     """int64 [M]: which images of the source they are of."""
     extractor: ExtractorInfo | None = None
     """What made the features; None where the file does not say, as those of others do not."""
-    source: Provenance | None = None
+    source: SourceInfo | None = None
     has_images: bool = False
     """Whether the file holds images (`arr_0`), as ADM's do, from which features can be made."""
 
@@ -79,7 +79,7 @@ def read_reference(path: str | Path) -> Reference:
         )
     file = ArrayFile(path)
     meta = _meta(file)
-    source = read(Provenance, meta["source"], str(path)) if "source" in meta else None
+    source = read(SourceInfo, meta["source"], str(path)) if "source" in meta else None
     count = None if source is None else source.count
     features = _gaussian(file, "mu", "sigma", count)
     if features is None:
@@ -258,7 +258,7 @@ class _Work:
             raise UserError(
                 f'"{images.path}" holds fewer than two images that can be read: a reference needs more'
             )
-        source = images.provenance(moments.count, self.checksum, self.image_size)
+        source = images.info(moments.count, self.checksum, self.image_size)
         kept = {name: rows for name, rows in self.tables().items() if len(rows)}
         return Reference(
             path=str(out),
