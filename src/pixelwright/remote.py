@@ -29,15 +29,10 @@ PAUSE = 1.0  # seconds before the second attempt, doubled before each further on
 TIMEOUT = 60.0  # seconds without a byte, over http
 CONNECTIONS = 4
 BLOCK = 1 << 24  # bytes of one request; an interrupted transfer goes on at a multiple of it
-VERSION = (
-    "size",
-    "ETag",
-    "Last-Modified",
-    "LastModified",
-    "mtime",
-)  # what tells versions apart
+VERSION = ("size", "ETag", "Last-Modified", "LastModified", "mtime")
+"""What tells two versions of a file apart."""
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses worth another attempt
-NOT_FOUND = (404, 410)
+NOT_FOUND, REFUSED = (404, 410), (401, 403)
 PACKAGES = {
     **dict.fromkeys(("http", "https"), "pixelwright[data]"),
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
@@ -124,10 +119,15 @@ def _folder(address: str) -> str:
 def _checksums(folder: str) -> dict[str, str]:
     """File name -> SHA-256, empty if there is no such list in the folder.
 
-    Raises UserError if there may be one that cannot be read.
+    Raises UserError if there is one that cannot be read. One that is refused is taken for none, with a
+    warning: stores that do not list their files say so of what is not there.
     """
     address = f"{folder}/{CHECKSUMS}"
-    if not folder or not exists(address):
+    try:
+        if not folder or not exists(address):
+            return {}
+    except _RefusedError as error:
+        logger.warning("%s; what lies beside it is not checked", error)
         return {}
     fs, path = _filesystem(address)
     text = decode_text(_try(address, lambda: fs.cat_file(path)), address)
@@ -226,6 +226,10 @@ class _NotFoundError(UserError):
     """There is nothing behind an address."""
 
 
+class _RefusedError(UserError):
+    """What is behind an address is not given to us."""
+
+
 def _try(address: str, action: Callable[[], Result]) -> Result:
     """What `action` gives, with further attempts after errors that pass by themselves.
 
@@ -243,10 +247,11 @@ def _try(address: str, action: Callable[[], Result]) -> Result:
                 ) from raised
             if not _of_network(error):
                 raise
-            refused = isinstance(error, PermissionError) if status is None else status not in TRANSIENT
-            if refused or attempt == ATTEMPTS:
-                remedy = "check the address and your access" if refused else "try again later"
-                raise UserError(f'"{address}" cannot be fetched ({_reason(error)}): {remedy}') from raised
+            text = f'"{address}" cannot be fetched ({_reason(error)})'
+            if status in REFUSED or isinstance(error, PermissionError):
+                raise _RefusedError(f"{text}: check the address and your access") from raised
+            if attempt == ATTEMPTS or (status is not None and status not in TRANSIENT):
+                raise UserError(f"{text}: check the address, or try again later") from raised
         time.sleep(PAUSE * 2 ** (attempt - 1))
     raise AssertionError("the last attempt returns or raises")
 

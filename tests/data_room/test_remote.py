@@ -176,7 +176,7 @@ def test_checksum(server: Server, shards: dict[str, bytes], tmp_path: Path) -> N
     assert hashlib.sha256(shards[name]).hexdigest() in shards["SHA256SUMS"].decode()
 
 
-@pytest.mark.parametrize("status", [403, 500])
+@pytest.mark.parametrize("status", [400, 500])
 def test_checksums_that_cannot_be_had_are_an_error(
     server: Server, shards: dict[str, bytes], tmp_path: Path, status: int
 ) -> None:
@@ -184,6 +184,17 @@ def test_checksums_that_cannot_be_had_are_an_error(
     with pytest.raises(UserError, match=rf"SHA256SUMS. cannot be fetched \({status} .*\): "):
         download(f"{server.url}/shard-00000.tar")
     assert not list((tmp_path / "cache").rglob("*.tar"))
+
+
+def test_checksums_that_are_refused_are_none_with_a_warning(
+    server: Server, shards: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    server.files, server.failures = (
+        shards,
+        {"SHA256SUMS": [403] * 10},
+    )  # as S3 says where there is no such file
+    assert download(f"{server.url}/shard-00000.tar").read_bytes() == shards["shard-00000.tar"]
+    assert "(403 Forbidden)" in caplog.text and "what lies beside it is not checked" in caplog.text
 
 
 def test_checksums_that_are_none_are_an_error(server: Server, shards: dict[str, bytes]) -> None:
