@@ -22,7 +22,7 @@ class DataConfig(Config, where="data"):
     path: Text = SHAPES
     """"shapes" or "shapes-captions" (drawn on the fly, no download), a folder of images (sub-folders are
     classes), a zip, or WebDataset shards (.tar) or Hugging Face parquet files: a folder of them, a pattern
-    such as "set-{000..099}.tar", or an http(s) address of such files."""
+    such as "set-{000..099}.tar", or an address (http, s3, gs, hf) of such files."""
 
     size: PositiveInt = 32
     """Side of the square training images in pixels; others are resized and centre-cropped to it."""
