@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pixelwright.cli.main import main
 from pixelwright.data import Batches, DataConfig, Shapes
 from pixelwright.distributed.checkpoint import checkpoint_folders
 from pixelwright.errors import UserError
@@ -212,6 +213,20 @@ def test_the_gradient_is_that_of_the_weighted_sum(tiny: Tiny) -> None:
 def test_objectives_that_are_refused(tiny: Tiny, objectives: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
         tiny(objectives=objectives)
+
+
+@pytest.mark.parametrize(
+    ("option", "now"),
+    [
+        ("--repa.depth", "repa is called objectives"),
+        ("--health.answer", "is called health.on_spike"),
+    ],
+)
+def test_former_options_name_those_of_today(
+    option: str, now: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", option, "3"]) == 2
+    assert now in capsys.readouterr().err
 
 
 def test_a_block_that_is_not_there(tiny: Tiny) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 
 from pixelwright.cli.fields import metavar, shown, word_type
-from pixelwright.config import convert, registry_of
+from pixelwright.config import RENAMED, convert, registry_of
 from pixelwright.errors import UserError, nearest
 
 Add = Callable[..., None]
@@ -101,6 +101,9 @@ def _explain(message: str, names: Collection[str]) -> str:
     text = " ".join(message.split())
     if found := re.match(r"unrecognized arguments: (\S+)", text):
         word = found[1].split("=")[0]
+        for old, new in RENAMED.items():
+            if f"{word}.".startswith(f"--{old}."):
+                return f'unknown option "{word}": {old} is called {new} now'
         if not word.startswith("-"):
             return f'unexpected argument "{word}"'
         return f'unknown option "{word}"{nearest(word, names)}'

@@ -31,7 +31,7 @@ from pixelwright.models.config import DenoiserConfig, Placement, Prediction
 from pixelwright.models.presets import preset
 from pixelwright.text.config import TextConfig, read_prompts
 from pixelwright.training.ema import read_rule
-from pixelwright.training.loggers import LOGGERS, ProgressConfig, TensorBoardConfig
+from pixelwright.training.loggers import LOGGERS
 from pixelwright.training.objectives import OBJECTIVES, check_objectives
 
 
@@ -284,7 +284,7 @@ class EvaluationConfig(Config, where="evaluation"):
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(Config, where=""):
-    """How long and how to train: all that a `Trainer` is told beside its model, data and objectives."""
+    """How long and how to train: all that a `Trainer` needs beside its model, data and objectives."""
 
     run: Text
     """Folder of the run. The same command again continues it."""
@@ -361,7 +361,7 @@ class TrainConfig(LoopConfig):
     """Metrics measured during training; None: none."""
     sample_every: NonNegativeInt = 1000
     """Steps between two sample grids and loss plots; 0 draws none but at the end."""
-    loggers: tuple[Annotated[Any, LOGGERS], ...] = (TensorBoardConfig(), ProgressConfig())
+    loggers: tuple[Annotated[Any, LOGGERS], ...] = ("tensorboard", "progress")
     """Beside log.jsonl: tensorboard, progress, or {type: wandb, project: ..., mode: offline} and the like."""
 
     def __post_init__(self) -> None:

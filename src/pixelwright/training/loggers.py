@@ -36,7 +36,7 @@ def say(text: str) -> None:
 
 
 class Run(NamedTuple):
-    """What loggers are told when they are opened."""
+    """What loggers are opened with."""
 
     folder: Path
     step: int

@@ -112,6 +112,7 @@ class Trainer:
         loggers = (JsonLines(), Progress()) if loggers is None else loggers
         self.loggers = loggers if self.layout.main else ()
         self.step, self.clock, self._stop_asked, self._saved = 0, Clock(), False, -1
+        self._printed: set[str] = set()
         if start is not None:
             checkpoints.load(start, self.state(), OPTIONAL)
             self.step, self.clock = start.step, Clock(start.seconds)
@@ -390,5 +391,7 @@ class Trainer:
                     logger.exception("%s failed at step %d; training goes on", name, self.step)
 
     def _say(self, text: str) -> None:
-        if self.layout.main:
+        """Print a line in the main process, once."""
+        if self.layout.main and text not in self._printed:
             say(text)
+        self._printed.add(text)
