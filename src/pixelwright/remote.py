@@ -265,8 +265,8 @@ def _origin(error: BaseException) -> BaseException:
 
 def _status(error: BaseException) -> int | None:
     """The HTTP status that an error tells of."""
-    told = (getattr(error, "status", None), getattr(getattr(error, "response", None), "status_code", None))
-    return next((status for status in told if isinstance(status, int)), None)
+    found = (getattr(error, "status", None), getattr(getattr(error, "response", None), "status_code", None))
+    return next((status for status in found if isinstance(status, int)), None)
 
 
 def _of_network(error: BaseException) -> bool:

@@ -136,7 +136,7 @@ class Plan:
 def make_plan(source: Source, config: DataConfig, seed: int) -> Plan:
     """The plan of a run: one group of squares, or a group for each bucket that has images.
 
-    Images that are too small, too long, or whose size cannot be read are left out; their number is told.
+    Images that are too small, too long, or whose size cannot be read are left out; their number is logged.
 
     Raises:
         UserError: no image is left.
@@ -167,12 +167,12 @@ def _filter(sizes: np.ndarray, config: DataConfig) -> np.ndarray:
         f"with a side below {config.min_side} pixels": small,
         f"longer than {limit or 0:g} to 1": long,
     }
-    told = [f"{int(which.sum())} {reason}" for reason, which in reasons.items() if which.any()]
-    if told:
-        logger.warning("of %d images are left out: %s", len(sizes), ", ".join(told))
+    left_out = [f"{int(which.sum())} {reason}" for reason, which in reasons.items() if which.any()]
+    if left_out:
+        logger.warning("of %d images are left out: %s", len(sizes), ", ".join(left_out))
     kept = np.flatnonzero(~(unreadable | small | long))
     if not len(kept):
-        raise UserError(f'of "{config.path}" no image is left ({", ".join(told)}): ask for less in data')
+        raise UserError(f'of "{config.path}" no image is left ({", ".join(left_out)}): ask for less in data')
     return kept
 
 

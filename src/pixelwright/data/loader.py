@@ -157,8 +157,8 @@ class Batches:
         # Memory shared with a worker costs a file handle for as long as it is held.
         shared = self._keep and loaded.pixels.is_shared()
         pixels = (loaded.pixels.clone() if shared else loaded.pixels).numpy()
-        for row, index in enumerate(loaded.indices):
-            self._held[index] = _Decoded(pixels[row], loaded.labels[row], loaded.captions[row])
+        for row, (index, (label, captions)) in enumerate(loaded.samples.items()):
+            self._held[index] = _Decoded(pixels[row], label, captions)
         for index, reason in loaded.failures.items():
             self._unreadable.add(index)
             name = self.source.name(index)
@@ -184,10 +184,8 @@ class _Decoded(NamedTuple):
 class _Loaded(NamedTuple):
     """What reading a list of indices gave."""
 
-    indices: list[int]
+    samples: dict[int, tuple[int, Captions | None]]  # index -> label and captions, in the order of the pixels
     pixels: Tensor  # [m, 3, H, W] uint8
-    labels: list[int]
-    captions: list[Captions | None]
     failures: dict[int, str]
 
 
@@ -198,8 +196,7 @@ class _Reader(Dataset[_Loaded]):
         self.source, self.sizes, self.group_of, self.captions = source, sizes, group_of, captions
 
     def __getitem__(self, indices: Sequence[int]) -> _Loaded:
-        images, labels, captions, good = [], [], [], []
-        failures: dict[int, str] = {}
+        images, samples, failures = [], {}, {}
         for index in indices:
             try:
                 sample = self.source[index]
@@ -211,9 +208,7 @@ class _Reader(Dataset[_Loaded]):
                 continue
             picture = np.asarray(cover(sample.image, *self.sizes[self.group_of[index]]))  # [H, W, 3]
             images.append(np.ascontiguousarray(picture.transpose(2, 0, 1)))
-            labels.append(sample.label)
-            captions.append(sample.all_captions if self.captions else None)
-            good.append(index)
+            samples[index] = sample.label, (sample.all_captions if self.captions else None)
         nothing = torch.empty((0, 3, *self.sizes[0]), dtype=torch.uint8)
         pixels = torch.from_numpy(np.stack(images)) if images else nothing
-        return _Loaded(good, pixels, labels, captions, failures)
+        return _Loaded(samples, pixels, failures)

@@ -230,7 +230,7 @@ class _Work:
                 self.clear()
 
     def make_part(self, part: int, count: Callable[[int], object]) -> None:
-        """Write one shard and its note; `count` is told of each image."""
+        """Write one shard and its note; `count` is called for each image."""
         note: dict[str, Any] = {"images": 0, "per_class": Counter(), "skipped": {}}
         with replacing(self.tar(part)) as unfinished:
             with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as archive:
@@ -281,11 +281,11 @@ class _Work:
                         labels.append((f"{label:05}/{name}", label))
                         archive.writestr(zipfile.ZipInfo(labels[-1][0], DATE), _content(shard, files[name]))
                         meta = json.loads(_content(shard, files[f"{key}.json"]))
-                        told = {k: meta[k] for k in ("captions", "weights") if k in meta}
+                        texts = {k: meta[k] for k in ("captions", "weights") if k in meta}
                         if text := files.get(f"{key}.txt"):
-                            told = {"caption": _content(shard, text).decode()}
-                        if told:
-                            captions.append(json.dumps({"file_name": labels[-1][0], **told}) + "\n")
+                            texts = {"caption": _content(shard, text).decode()}
+                        if texts:
+                            captions.append(json.dumps({"file_name": labels[-1][0], **texts}) + "\n")
             table = {"labels": labels, "class_names": list(self.source.class_names or ()) or None}
             archive.writestr(zipfile.ZipInfo(LABEL_FILE, DATE), json.dumps(table))
             if captions:
