@@ -322,8 +322,8 @@ def _add(index: Index, sample: _Sample, file: BinaryIO, shard: Path) -> None:
         return
     if len(images) > 1:
         raise UserError(f"{place} has {len(images)} images ({', '.join(images)}): keep one of them")
-    text = _content(file, parts["json"], place) if "json" in parts else b"{}"
-    meta = parse_json(text, f"the .json of {place}")
+    meta_text = _content(file, parts["json"], place) if "json" in parts else b"{}"
+    meta = parse_json(meta_text, f"the .json of {place}")
     meta = meta if isinstance(meta, dict) else {}
     label = _label(_content(file, parts["cls"], place) if "cls" in parts else None, meta, place)
     if label >= 0 and isinstance(meta.get("class"), str):
