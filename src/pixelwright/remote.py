@@ -16,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import fsspec
-from filelock import FileLock
 from tqdm import tqdm
 
 from pixelwright.errors import UserError
@@ -141,6 +139,8 @@ def _checksums(folder: str) -> dict[str, str]:
 
 
 def _fetch(address: str, place: Path, sums: dict[str, str]) -> None:
+    from filelock import FileLock  # late, as fsspec is: most runs read local files alone
+
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(place) + ".lock"):
         if place.is_file():  # another process was faster
@@ -200,6 +200,8 @@ def _filesystem(address: str) -> tuple[Any, str]:
 
     Raises UserError for an unknown protocol, or one whose package is not installed.
     """
+    import fsspec
+
     protocol = address.partition("://")[0].lower()
     if protocol in ("file", "local"):
         raise UserError(f'"{address}" is a local file: give its path without {protocol}://')
