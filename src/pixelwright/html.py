@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ GREY = "#808080"  # of text and axes in charts: legible on white and on black
 @cache
 def templates() -> Environment:
     """The templates of the package; a value that a template needs and does not get is an error."""
-    found = Environment(
-        loader=PackageLoader("pixelwright"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    loader = PackageLoader("pixelwright")
+    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     found.globals["number_text"] = number_text
     return found
 
@@ -75,7 +74,7 @@ def line_chart(
     marks: Mapping[str, float] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """Lines over a common axis, as the address of a picture.
+    """Lines over a common axis: the address of an SVG picture on no ground, for light and dark pages.
 
     Args:
         log: logarithmic y; without effect unless all values are positive.
@@ -83,20 +82,34 @@ def line_chart(
         marks: horizontal lines by name.
         labels: a small text at each point of a line, all of which are marked then.
     """
-    background, dots = set(faint), {} if labels is None else {"marker": "o", "markersize": 4}
+    from matplotlib import rc_context  # late: it takes a while, and is an extra
+    from matplotlib.figure import Figure
 
-    def paint(axis: Any) -> None:
+    coloured = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    style: dict[Any, str] = {**dict.fromkeys(coloured, GREY), **dict.fromkeys(grounds, "none")}
+    style["svg.hashsalt"] = ""  # equal content makes equal files
+    background, dots = set(faint), {} if labels is None else {"marker": "o", "markersize": 4}
+    marks, file = marks or {}, io.BytesIO()
+    with rc_context(style):
+        figure = Figure(figsize=(6.2, 3.1), layout="constrained")
+        axis: Any = figure.subplots()
+        axis.set(xlabel=x, ylabel=y)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
         for name, (xs, ys) in series.items():
             alpha = 0.25 if name in background else 1.0
             axis.plot(*thin(xs, ys), label=name, alpha=alpha, linewidth=1.3, **dots)
             for at, up, text in zip(xs, ys, (labels or {}).get(name, ()), strict=False):
                 axis.annotate(text, (at, up), textcoords="offset points", xytext=(4, 4), fontsize=7)
-        for name, value in (marks or {}).items():
+        for name, value in marks.items():
             axis.axhline(value, linestyle=":", color=GREY, label=name)
         if log and all(value > 0 for _, ys in series.values() for value in ys):
             axis.set_yscale("log")
-
-    return _chart(x, y, paint, legend=len(series) + len(marks or {}) > 1)
+        if len(series) + len(marks) > 1:
+            axis.legend(fontsize=7, frameon=False, ncols=2 if len(axis.get_lines()) > 6 else 1)
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -105,27 +118,3 @@ def thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[fl
     groups = range(0, len(xs), size)
     first, second = ([sum(part := v[i : i + size]) / len(part) for i in groups] for v in (xs, ys))
     return first, second
-
-
-def _chart(x: str, y: str, paint: Callable[[Any], None], legend: bool) -> str:
-    """The address of an SVG picture on no ground, so that it suits light and dark pages."""
-    from matplotlib import rc_context  # late: it takes a while, and is an extra
-    from matplotlib.figure import Figure
-
-    style: dict[Any, str] = {"svg.hashsalt": ""}  # equal content makes equal files
-    for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"):
-        style[name] = GREY
-    for name in ("figure.facecolor", "axes.facecolor", "savefig.facecolor"):
-        style[name] = "none"
-    file = io.BytesIO()
-    with rc_context(style):
-        figure = Figure(figsize=(6.2, 3.1), layout="constrained")
-        axis = figure.subplots()
-        axis.set(xlabel=x, ylabel=y)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        paint(axis)
-        if legend:
-            axis.legend(fontsize=7, frameon=False, ncols=2 if len(axis.get_lines()) > 6 else 1)
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
