@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -243,3 +244,41 @@ def test_ctrl_c_in_training_exits_with_130(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(command, "train", stopped)
     assert train(tmp_path / "run") == 130
+
+
+# --- what the machine refuses ----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "make room"),
+        (PermissionError(13, "no", "out"), "folder"),
+    ],
+)
+def test_a_full_disk_and_a_forbidden_folder_are_one_line(
+    error: OSError,
+    remedy: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        error.filename = str(tmp_path / "out")
+        raise error
+
+    monkeypatch.setattr("pixelwright.files.sync", refuse)
+    assert sample(model, tmp_path / "out", "--labels", "0") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "cannot be written" in lines[-1] and remedy in lines[-1] and str(tmp_path / "out") in lines[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_failures_of_the_machine_keep_their_traceback(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("pixelwright.files.sync", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        sample(model, tmp_path / "out", "--labels", "0")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 from jsonargparse import Namespace
 from tqdm import tqdm
 
 from pixelwright.cli.parsing import Command, Parser
+from pixelwright.config import NonNegativeInt, PositiveInt, whole
 from pixelwright.data.check import check, contact_sheet, describe
 from pixelwright.data.config import DataConfig
 from pixelwright.data.open import find_source
 from pixelwright.data.prepare import REPORT, Format, Job, Report, prepare
-from pixelwright.errors import UserError
 from pixelwright.images import save_grid
 
 DESCRIPTION = "Prepare a data set for training, or check one."
@@ -22,7 +23,7 @@ EXAMPLES = """  pixelwright data prepare imagenet/train imagenet-256 --size 256 
   pixelwright data prepare photos.zip photos-64.zip --size 64
   pixelwright data check imagenet-256 --sheet sheet.png
 
-`pixelwright data prepare --help` and `pixelwright data check --help` tell the settings."""
+`pixelwright data prepare --help` and `pixelwright data check --help` show the options."""
 
 PREPARE = """Crop (by the rule of ADM) and resize all images to squares and write them as shards or as a zip.
 
@@ -35,6 +36,7 @@ draw a contact sheet.
 
 Exit code 0 if all is whole, 1 if something is broken, 2 if the data set cannot be opened."""
 
+Quality = Annotated[int, whole(1, 100)]
 SHOWN = 20  # skipped images that are named on the screen
 
 
@@ -45,23 +47,25 @@ def parser() -> Parser:
 
 def _prepare_parser() -> Parser:
     parser = Parser("data prepare", PREPARE, "  pixelwright data prepare photos photos-256 --size 256")
-    parser.add_argument("source", metavar="SRC", help="the images: what data.path can be")
-    parser.add_argument("out", metavar="OUT", help="a new folder for shards, or a new .zip")
-    parser.add_argument("--size", type=int, required=True, metavar="N", help="side of the images in pixels")
-    parser.add_argument("--format", choices=["shards", "zip"], help="default: zip if OUT ends in .zip")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read, crop and write")
-    parser.add_argument("--shard-size", type=int, default=1000, help="images to a shard")
-    parser.add_argument("--jpeg-quality", type=int, help="write JPEG of this quality instead of PNG")
+    add = parser.add_argument
+    add("source", metavar="SRC", help="the images: what data.path can be")
+    add("out", metavar="OUT", help="a new folder for shards, or a new .zip")
+    add("--size", type=PositiveInt, required=True, help="side of the images in pixels")
+    add("--format", type=Format | None, help="shards or zip (default: zip if OUT ends in .zip)")
+    add("--workers", type=PositiveInt, default=1, help="processes that read, crop and write")
+    add("--shard-size", type=PositiveInt, default=1000, help="images per shard")
+    add("--jpeg-quality", type=Quality | None, help="write JPEG of this quality instead of PNG")
     return parser
 
 
 def _check_parser() -> Parser:
     parser = Parser("data check", CHECK, "  pixelwright data check photos --sheet sheet.png")
-    parser.add_argument("path", metavar="PATH", help="the images: what data.path can be")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read")
-    parser.add_argument("--sheet", default="contact-sheet.png", help="where the contact sheet goes")
-    parser.add_argument("--images", type=int, default=64, help="images on the sheet; 0: no sheet")
-    parser.add_argument("--side", type=int, default=96, help="their side in pixels")
+    add = parser.add_argument
+    add("path", metavar="PATH", help="the images: what data.path can be")
+    add("--workers", type=PositiveInt, default=1, help="processes that read")
+    add("--sheet", default="contact-sheet.png", help="where the contact sheet goes")
+    add("--images", type=NonNegativeInt, default=64, help="images on the sheet; 0: no sheet")
+    add("--side", type=PositiveInt, default=96, help="their side in pixels")
     return parser
 
 
@@ -69,11 +73,11 @@ def _prepare(options: Namespace) -> int:
     out = Path(options.out).expanduser()
     kind: Format = options.format or ("zip" if out.suffix.lower() == ".zip" else "shards")
     job = Job(options.source, options.size, kind, options.shard_size, options.jpeg_quality)
-    print(_tell(prepare(job, out, options.workers), out))
+    print(_summary(prepare(job, out, options.workers), out))
     return 0
 
 
-def _tell(report: Report, out: Path) -> str:
+def _summary(report: Report, out: Path) -> str:
     files = "a zip" if out.suffix.lower() == ".zip" else f"{report.files} shards"
     lines = [f"{out}: {report.images} images of {report.classes} classes in {files}"]
     if report.resumed:
@@ -85,9 +89,6 @@ def _tell(report: Report, out: Path) -> str:
 
 
 def _check(options: Namespace) -> int:
-    for name, lowest in (("workers", 1), ("images", 0), ("side", 1)):
-        if options[name] < lowest:
-            raise UserError(f"--{name} is {options[name]}: give a whole number of at least {lowest}")
     source = find_source(DataConfig(path=options.path, size=options.side))
     with tqdm(total=len(source), unit="image", desc="checking", disable=None) as bar:
         found = check(source, options.workers, bar.update)

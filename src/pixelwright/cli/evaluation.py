@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jsonargparse import Namespace
 from tqdm import tqdm
 
-from pixelwright.cli.parsing import Command, Parser
+from pixelwright.cli.parsing import Command, Parser, add_device
+from pixelwright.config import NonNegativeInt, PositiveFloat, PositiveInt
 from pixelwright.data.config import DataConfig
 from pixelwright.data.open import open_source
 from pixelwright.data.sources import Source
@@ -42,23 +44,21 @@ def parser() -> Parser:
 def train_parser() -> Parser:
     """Images, folder and the settings of the training."""
     parser = Parser("evaluation train-features", TRAIN, EXAMPLES.rpartition("\n\n")[0])
-    parser.add_argument("source", metavar="SRC", help="labelled images: what data.path can be")
-    parser.add_argument("out", metavar="OUT", help="folder for the classifier; made if it does not exist")
-    parser.add_argument(
-        "--test", type=str | None, metavar="PATH", help="images to test on (default: a tenth of SRC)"
-    )
-    parser.add_argument("--images", type=int | None, metavar="N", help="use N images of SRC (default: all)")
-    parser.add_argument(
-        "--size", type=int, default=Training.size, metavar="N", help="side of the images in pixels"
-    )
-    parser.add_argument("--epochs", type=int, default=Training.epochs, help="passes over the images")
-    parser.add_argument("--batch-size", type=int, default=Training.batch_size, help="images to a step")
-    parser.add_argument("--lr", type=float, default=Training.lr, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=Training.seed, help="of weights, order and augmentation")
-    parser.add_argument("--no-flip", action="store_true", help="do not mirror images left to right")
-    parser.add_argument("--overwrite", action="store_true", help="replace a classifier that is in OUT")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--precision", type=str, default="auto", help="auto, bf16 or fp32")
+    add = parser.add_argument
+    add("source", metavar="SRC", help="labelled images: what data.path can be")
+    add("out", metavar="OUT", help="folder for the classifier; made if it does not exist")
+    add("--test", type=str | None, metavar="PATH", help="images to test on (default: a tenth of SRC)")
+    add("--images", type=PositiveInt | None, help="use N images of SRC (default: all)")
+    add("--size", type=PositiveInt, default=32, help="side of the images in pixels")
+    add("--epochs", type=PositiveInt, default=8, help="passes over the images")
+    add("--batch-size", type=PositiveInt, default=256, help="images per step")
+    add("--lr", type=PositiveFloat, default=0.2, help="highest learning rate")
+    add("--seed", type=NonNegativeInt, default=0, help="of weights, order and augmentation")
+    add("--no-flip", action="store_true", help="do not mirror images left to right")
+    add("--overwrite", action="store_true", help="replace a classifier that is in OUT")
+    add_device(add)
+    help_text = "auto is bf16 where the device computes in it"
+    add("--precision", type=Literal["auto", "bf16", "fp32"], default="auto", help=help_text)
     return parser
 
 

@@ -128,14 +128,8 @@ def choose(
 # ---------------------------------------------------------------- options of several commands
 def add_imports(add: Add) -> None:
     """`--imports`, for every command that reads a model."""
-    add(
-        "--imports",
-        nargs="+",
-        type=str,
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="Python files or modules of your own that register detailers, objectives, ...",
-    )
+    text = "Python files or modules of your own that register detailers, objectives, ..."
+    add("--imports", nargs="+", type=str, default=argparse.SUPPRESS, metavar="FILE", help=text)
 
 
 def add_device(add: Add) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from jsonargparse import Namespace
 from tqdm import tqdm
 
-from pixelwright.cli.parsing import Parser
+from pixelwright.cli.parsing import Parser, add_device
+from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.device import resolve_device
 from pixelwright.evaluation.features import FORMS, open_extractor
 from pixelwright.evaluation.images import open_images
@@ -28,9 +29,10 @@ def parser() -> Parser:
     add("images", metavar="SRC", help="a folder, a .zip, shards, or an .npz with arr_0")
     add("out", metavar="OUT", help="the file to write, a new .npz")
     add("--features", type=str, required=True, metavar="KIND[:PLACE]", help=FORMS)
-    add("--size", type=int | None, metavar="N", help="crop all images to N x N (default: as they are)")
-    add("--keep", type=int, default=KEEP, help="images whose features are kept, for precision, recall, KID")
-    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    add("--size", type=PositiveInt | None, help="crop all images to N x N (default: as they are)")
+    help_text = "images whose features are kept, for precision, recall and KID"
+    add("--keep", type=NonNegativeInt, default=KEEP, help=help_text)
+    add_device(add)
     return parser
 
 

@@ -9,7 +9,8 @@ from jsonargparse import Namespace
 
 import pixelwright as pw
 from pixelwright.cli.evaluate import TIMEOUT, open_scorer, with_weights
-from pixelwright.cli.parsing import Parser
+from pixelwright.cli.parsing import Parser, add_device
+from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.diffusion.sample import balanced_labels
 from pixelwright.distributed.config import ParallelConfig
@@ -51,15 +52,10 @@ def parser() -> Parser:
     add("--folder", type=str, default="reproduce", help="where the files are, and the images go")
     add("--weights", type=str | None, help="the weights (default: by the published name, in the folder)")
     add("--reference", type=str | None, help="the reference (default: ADM's file, in the folder)")
-    add(
-        "--features",
-        type=str | None,
-        metavar="KIND:PLACE",
-        help="(default: the Inception network in the folder)",
-    )
-    add("--seed", type=int, default=0, help="of the noise; the published runs name none")
-    add("--batch-size", type=int, default=64, help="images drawn together")
-    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    add("--features", type=str | None, help="KIND:PLACE (default: the Inception network in the folder)")
+    add("--seed", type=NonNegativeInt, default=0, help="of the noise; the published runs name none")
+    add("--batch-size", type=PositiveInt, default=64, help="images drawn together")
+    add_device(add)
     return parser
 
 
