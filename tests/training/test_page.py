@@ -116,7 +116,7 @@ def test_no_run_and_no_matplotlib(tiny: Tiny, tmp_path: Path, capsys: pytest.Cap
     run = train(tiny(steps=1, sample_every=0))
     (run / "config.yaml").write_text("run: [")
     assert main(["report", str(run)]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "is not valid YAML" in capsys.readouterr().err
 
 
 def test_a_page_that_cannot_be_written_does_not_stop_the_run(
