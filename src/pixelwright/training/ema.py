@@ -59,11 +59,7 @@ class EMA:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        rule: float | str,
-        more: Sequence[float | str] = (),
-        warm_up: bool = True,
+        self, model: nn.Module, rule: float | str, more: Sequence[float | str] = (), warm_up: bool = True
     ) -> None:
         """`rule` makes `weights`, each of `more` one of `others` under its own text; see `read_rule`. Without
         `warm_up`, for a model that starts from trained weights, decays are the full ones from step 1."""

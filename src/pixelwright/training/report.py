@@ -19,11 +19,7 @@ from pixelwright.training.loggers import LOG, read_log, smooth
 from pixelwright.training.rollback import describe_rollback
 
 NAME = "report.html"
-WORDS = {
-    "ok": "Nothing to worry about.",
-    "look": "Worth a look.",
-    "bad": "Something is wrong.",
-}
+WORDS = {"ok": "Nothing to worry about.", "look": "Worth a look.", "bad": "Something is wrong."}
 TITLES = {
     "grad_norm": "gradient norm",
     "lr": "learning rate",

@@ -8,13 +8,7 @@ from torch import Tensor
 
 from pixelwright.diffusion import flow
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.training.objectives.base import (
-    Forward,
-    Logs,
-    Objective,
-    ObjectiveConfig,
-    register_objective,
-)
+from pixelwright.training.objectives.base import Forward, Logs, Objective, ObjectiveConfig, register_objective
 
 
 @dataclass(frozen=True)

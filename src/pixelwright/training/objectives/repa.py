@@ -16,13 +16,7 @@ from pixelwright.config import PositiveFloat, PositiveInt, Text
 from pixelwright.errors import UserError
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.training.objectives.base import (
-    Forward,
-    Logs,
-    Objective,
-    ObjectiveConfig,
-    register_objective,
-)
+from pixelwright.training.objectives.base import Forward, Logs, Objective, ObjectiveConfig, register_objective
 from pixelwright.training.objectives.teacher import STRIDE, Cache, Teacher, teacher_grid
 
 
@@ -86,10 +80,7 @@ def match_grid(tokens: Tensor, grid: tuple[int, int], teacher_grid: tuple[int, i
 
 
 def alignment_loss(
-    tokens: Tensor,
-    teacher: Tensor,
-    grid: tuple[int, int],
-    teacher_grid: tuple[int, int] | None = None,
+    tokens: Tensor, teacher: Tensor, grid: tuple[int, int], teacher_grid: tuple[int, int] | None = None
 ) -> Tensor:
     """1 − cosine between projected tokens and the teacher's, mean over the tokens of each sample, [B].
 
