@@ -98,7 +98,7 @@ def refuse_splits(
     """
     found: dict[str, dict[str, str]] = {}  # folder -> split -> what is of it
     every = list(names)
-    for folder in {name.rpartition("/")[0] for name in every}:
+    for folder in sorted({name.rpartition("/")[0] for name in every}):
         parts = folder.split("/")
         for depth, part in enumerate(parts):
             if split := _SPLIT_OF.get(re.sub(r"[-_. ]?\d+$", "", part).lower()):
