@@ -54,9 +54,9 @@ def real(
     limits += [("<", below)]
     limits += [("<=", most)] if most is not None else []
     words = {">": "above", ">=": "of at least", "<": "below", "<=": "of at most"}
-    told = " and ".join(f"{words[sign]} {limit:g}" for sign, limit in limits if math.isfinite(limit))
+    bounds = " and ".join(f"{words[sign]} {limit:g}" for sign, limit in limits if math.isfinite(limit))
     return restricted_number_type(
-        None, float, limits, docstring=f"a number {told}" if told else "a finite number"
+        None, float, limits, docstring=f"a number {bounds}" if bounds else "a finite number"
     )
 
 

@@ -1,1 +1,1 @@
-"""The verbs, a module each: `parser()` tells the settings, `run(options)` does the work."""
+"""The commands, a module each: `parser()` declares the options, `run(options)` does the work."""

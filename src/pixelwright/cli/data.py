@@ -31,7 +31,7 @@ SRC is what data.path can be: a folder, a zip, shards, parquet files, an address
 whole; until then the work is in OUT.prepare, and the same command goes on where it was interrupted. The
 outcome does not depend on the number of workers."""
 
-CHECK = """Read every image of a data set; tell what is broken, count classes, sizes and aspect ratios, and
+CHECK = """Read every image of a data set: name what is broken, count classes, sizes and aspect ratios, and
 draw a contact sheet.
 
 Exit code 0 if all is whole, 1 if something is broken, 2 if the data set cannot be opened."""

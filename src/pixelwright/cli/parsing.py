@@ -61,8 +61,8 @@ class Parser:
 
     def _add(self, add: Callable[..., Any], names: tuple[str, ...], more: dict[str, Any]) -> argparse.Action:
         default, hint, text = more.get("default"), more.get("type"), more.get("help", "")
-        told = default is None or default is False or default in ("", [], argparse.SUPPRESS)
-        if not told and "(default" not in text:
+        known = default is None or default is False or default in ("", [], argparse.SUPPRESS)
+        if not known and "(default" not in text:
             more["help"] = f"{text} (default: {shown(default)})"
         if hint is not None:
             more |= {"type": word_type(hint), "metavar": more.get("metavar", metavar(hint))}

@@ -36,7 +36,7 @@ def parser() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    """Write the page and print its path."""
+    """Write the report and print its path."""
     try:
         print(_write([Path(folder) for folder in options.folders], options.out))
     except ImportError:
