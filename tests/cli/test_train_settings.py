@@ -11,7 +11,8 @@ import yaml
 from pixelwright.cli.main import main
 from pixelwright.cli.train import config_of, parser
 from pixelwright.config import to_dict
-from pixelwright.training import TrainConfig, load_config
+from pixelwright.training import RepaConfig, TrainConfig, load_config
+from pixelwright.training.loggers import ProgressConfig
 
 GOOD = "run: r\nmodel: {preset: dit-ti-4}\n"
 
@@ -86,4 +87,28 @@ def test_files_of_the_user_are_imported(tmp_path: Path, capsys: pytest.CaptureFi
         sys.modules.pop("imported_by_a_test", None)
     for name, message in (("nowhere.py", "is not a file"), ("nowhere.module", 'no module "nowhere"')):
         assert main(["train", "--config", str(file), "--imports", name]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_parts_on_the_command_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", str(file), "--objectives", "[{type: repa, teacher: a, depth: 2}]"]
+    config = settings_of(*words)
+    assert config.objectives == (RepaConfig(teacher="a", depth=2),)
+    path = file.with_name("d.yaml")
+    path.write_text(yaml.safe_dump(to_dict(config)))
+    assert load_config(path) == config
+    words = ["--objectives.repa.teacher", "b", "--objectives.repa.depth", "3"]
+    changed = settings_of("--config", str(path), *words)
+    assert changed.objectives == (RepaConfig(teacher="b", depth=3),)
+    assert settings_of("--config", str(path), "--objectives", "[]").objectives == ()
+    assert settings_of("--config", str(path), "--loggers", "[progress]").loggers == (ProgressConfig(),)
+    for words, message in (
+        (["--objectives", "[{type: rapa}]"], 'objectives.type is "rapa", did you mean "repa"'),
+        (
+            ["--objectives.repa.teecher", "x"],
+            'unknown key "objectives.teecher", did you mean',
+        ),
+        (["--objectives", "repa"], "objectives is 'repa': give a list"),
+    ):
+        assert main(["train", "--config", str(file), "--print-config", *words]) == 2
         assert message in capsys.readouterr().err

@@ -13,6 +13,8 @@ from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
+import yaml
+
 from pixelwright.config import group_of, hints, join, merge, registry_of
 
 METAVARS = {int: "N", float: "X", str: "TEXT", bool: "{true,false}", Path: "PATH"}
@@ -90,14 +92,28 @@ def word_type(hint: Any) -> Any:
     return hint | str if hint in (int, float, bool) else str
 
 
-def nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as nested settings: `--objectives.repa.depth 4` arrives as a mapping with a dotted key."""
+def nested(options: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """The options of the fields of a config dataclass, as nested settings."""
     found: dict[str, Any] = {}
-    for name, value in options.items():
-        *groups, last = name.split(".")
-        inner = {last: nested(value) if isinstance(value, Mapping) else value}
-        found = merge(found, reduce(lambda settings, group: {group: settings}, reversed(groups), inner))
+    for name, hint in hints(cls).items():
+        if name in options:
+            value, inner = options[name], group_of(hint)
+            if isinstance(value, Mapping):
+                value = nested(value, inner) if inner is not None else _part(value)
+            found[name] = value
     return found
+
+
+def _part(value: Any) -> Any:
+    """Settings of parts, such as `--objectives.repa.depth 3`: words as YAML, dotted keys as nested ones."""
+    if isinstance(value, str):
+        return yaml.safe_load(value)
+    found: dict[str, Any] = {}
+    for key, item in value.items() if isinstance(value, Mapping) else ():
+        *groups, last = key.split(".")
+        inner = {last: _part(item)}
+        found = merge(found, reduce(lambda settings, group: {group: settings}, reversed(groups), inner))
+    return found if isinstance(value, Mapping) else value
 
 
 def metavar(hint: Any) -> str | None:

@@ -77,9 +77,7 @@ def _about(group: str) -> str:
 
 def config_of(options: Namespace) -> TrainConfig:
     """The settings of a run among the parsed options and in the files they name."""
-    names = hints(TrainConfig)
-    given = {name: value for name, value in options.as_dict().items() if name in names}
-    return load_config(*options.config, changes=nested(given), imports=True)
+    return load_config(*options.config, changes=nested(options.as_dict(), TrainConfig), imports=True)
 
 
 def run(options: Namespace) -> int:
