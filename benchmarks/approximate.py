@@ -28,13 +28,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pixelwright as pw
-from pixelwright.acceleration.fast import PRECISIONS, FastDenoiser
+from pixelwright.acceleration import AcceleratedDenoiser, accelerate
 from pixelwright.device import keep_memory
 from pixelwright.evaluation.features import open_extractor
 from pixelwright.evaluation.images import ImageBatch
 from pixelwright.evaluation.measure import measure
 from pixelwright.evaluation.references import read_reference
 from pixelwright.images import save_grid
+from pixelwright.models.config import SamplerSettings
 
 
 class Way(NamedTuple):
@@ -57,30 +58,19 @@ WAYS = [
 ]
 
 
-def prepare(model: pw.PixelDenoiser) -> dict[str, FastDenoiser]:
-    """The model by precision."""
-    return {
-        name: FastDenoiser(model, dtype)
-        for name, dtype in PRECISIONS.items()
-        if dtype is not None and name in {way.precision for way in WAYS}
-    }
+def prepare(model: pw.PixelDenoiser, compile: bool) -> dict[Way, AcceleratedDenoiser]:
+    """The model for each way."""
+    return {way: accelerate(model, way.precision, compile, way.reuse) for way in WAYS}
 
 
-def draw(models: dict[str, FastDenoiser], way: Way, options: argparse.Namespace, numbers: Tensor) -> Tensor:
+def draw(
+    models: dict[Way, AcceleratedDenoiser], way: Way, options: argparse.Namespace, numbers: Tensor
+) -> Tensor:
     """Images of these numbers, uint8 [B,H,W,3]."""
-    model = models[way.precision]
-    return pw.sample(
-        model,
-        numbers % model.config.num_classes,
-        start_index=numbers.tolist(),
-        solver=options.solver,
-        steps=options.solver_steps // way.fewer,
-        guidance_scale=options.guidance_scale,
-        guidance_interval=(0.1, 1.0),
-        autocast=PRECISIONS[way.precision],
-        compile=options.what == "speed",
-        reuse=way.reuse,
-    )
+    model = models[way]
+    steps = options.solver_steps // way.fewer
+    sampler = SamplerSettings(options.solver, steps, options.guidance_scale, (0.1, 1.0))
+    return pw.sample(model, numbers % model.config.num_classes, sampler, start_index=numbers.tolist())
 
 
 # --- quality -----------------------------------------------------------------------------------------------
@@ -89,7 +79,7 @@ def quality(options: argparse.Namespace) -> None:
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     known = {tuple(json.loads(line)[key] for key in ("run", "way", "solver", "steps")) for line in lines}
     for run in options.subjects:
-        models = prepare(averaged(Path(run), options.step))
+        models = prepare(averaged(Path(run), options.step), options.what == "speed")
         first = torch.arange(options.near)
         fine = argparse.Namespace(**{**vars(options), "solver": "ab2", "solver_steps": 200})
         ends = draw(models, WAYS[0], fine, first).float()
@@ -112,7 +102,7 @@ def quality(options: argparse.Namespace) -> None:
             print(json.dumps(entry), flush=True)
 
 
-def metrics(models: dict[str, FastDenoiser], way: Way, options: argparse.Namespace) -> dict[str, Any]:
+def metrics(models: dict[Way, AcceleratedDenoiser], way: Way, options: argparse.Namespace) -> dict[str, Any]:
     """FID and KID with their errors."""
 
     def batches() -> Iterator[ImageBatch]:
@@ -136,7 +126,7 @@ def speed(options: argparse.Namespace) -> None:
             for weight in model.parameters():
                 if not weight.any():
                     weight.normal_(std=0.02)
-        models, numbers = prepare(model), torch.arange(options.batch_size)
+        models, numbers = prepare(model, True), torch.arange(options.batch_size)
         work = {way.title: partial(draw, models, way, options, numbers) for way in WAYS}
         for function in work.values():
             function()

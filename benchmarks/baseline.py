@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwright.models.config import DenoiserConfig, LinearConfig, PatchDiTConfig, PiTConfig, UNetConfig
+from pixelwright.models.backbones import PatchDiTConfig
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
 
 
 # --- layers ------------------------------------------------------------------------------------------------
@@ -357,29 +359,18 @@ class BaselineDenoiser(nn.Module):
 def stored_as_here(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a `PixelDenoiser` in the layout of these modules.
 
-    There, w1 and w3 are one `w13`, and each head's query and key channels are stored in halves (channels
-    0, 2, 4, …, then 1, 3, 5, …) instead of adjacent pairs.
+    There, w1 and w3 are one `w13`.
     """
     if not any(name.endswith("w13.weight") for name in weights):
         return dict(weights)
     result = {}
     for name, value in weights.items():
-        owner, _, last = name.removesuffix(".weight").rpartition(".")
-        if last == "w13":
+        if name.endswith(".w13.weight"):
+            owner = name.removesuffix(".w13.weight")
             result[f"{owner}.w1.weight"], result[f"{owner}.w3.weight"] = value.chunk(2)
-        elif last == "qkv":
-            rows = value.unflatten(0, (3, -1, len(weights[f"{owner}.q_norm.weight"])))  # [3, heads, d, D]
-            result[name] = torch.cat((in_pairs(rows[:2], 2), rows[2:])).flatten(0, 2)
-        elif last in ("q_norm", "k_norm"):
-            result[name] = in_pairs(value, 0)
         else:
             result[name] = value
     return result
-
-
-def in_pairs(x: Tensor, dim: int) -> Tensor:
-    """Channels 0, d/2, 1, d/2 + 1, … of an axis of d channels."""
-    return x.unflatten(dim, (2, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 # --- training and sampling ---------------------------------------------------------------------------------

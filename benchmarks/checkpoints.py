@@ -22,12 +22,12 @@ import torch
 from tqdm import tqdm
 
 import pixelwright as pw
-from pixelwright.device import resolve_precision
 from pixelwright.distributed.checkpoint import inspect, load
 from pixelwright.evaluation.features import open_extractor
 from pixelwright.evaluation.images import ImageBatch
 from pixelwright.evaluation.measure import METRICS, measure
 from pixelwright.evaluation.references import read_reference
+from pixelwright.models.config import SamplerSettings
 from pixelwright.models.folder import read_config, skeleton, with_weights
 
 BATCH = 250
@@ -44,19 +44,15 @@ def averaged(run: Path, step: int) -> pw.PixelDenoiser:
 
 def batches(model: pw.PixelDenoiser, options: argparse.Namespace) -> Iterator[ImageBatch]:
     """The samples; image i depends on the seed and on i alone."""
-    autocast = resolve_precision("auto", torch.device("cpu"))
     classes = model.config.num_classes
     for numbers in torch.arange(options.count).split(BATCH):
         images = pw.sample(
             model,
             numbers % classes,
+            SamplerSettings(options.solver, options.solver_steps, options.guidance_scale, (0.1, 1.0)),
             seed=options.seed,
             start_index=int(numbers[0]),
-            solver=options.solver,
-            steps=options.solver_steps,
-            guidance_scale=options.guidance_scale,
-            guidance_interval=(0.1, 1.0),
-            autocast=autocast,
+            precision="auto",
         )
         yield ImageBatch(images, numbers, numbers % classes)
 

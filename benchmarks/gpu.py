@@ -1,18 +1,18 @@
 """Speed of both XL models on one GPU, in one call of at most nine minutes, as JSON and Markdown.
 
     python benchmarks/gpu.py --out gpu                  # gpu.json and gpu.md, in bf16 at 256²
-    python benchmarks/gpu.py --out gpu --parts latency  # whether graphs and our Triton kernels pay
+    python benchmarks/gpu.py --out gpu --parts latency  # whether compiling and graphs pay
     python benchmarks/gpu.py --out dry --dry-run        # the same code with tiny models, on any machine;
                                                         # on a CPU without compiling
 
 Parts, for DiP-XL/16 and PixelDiT-XL/16, each beside the eager baseline (baseline.py):
 
-- latency: one image, 100 steps, guidance in its interval as published; eager, compiled per block, with CUDA
-  graphs, and with our Triton kernels (`WAYS`). The model is prepared and recorded before the clock starts;
+- latency: one image, 100 steps, guidance in its interval as published; eager, compiled per block, and
+  with CUDA graphs (`WAYS`). The model is prepared and recorded before the clock starts;
 - training: whole steps (forward, backward, clipping, AdamW, EMA) at batch 64 and at the largest power of two
   that `pixelwright info` expects to fit, compiled per block; the baseline at batch 32. MFU is three forward
   passes of the model's arithmetic over the time, against the fastest bf16 matrix product of the same run;
-- throughput: the same sampling at growing batches, at the largest with our Triton kernels too.
+- throughput: the same sampling at growing batches.
 
 Medians. Files are written after every row; rows for which there is no time are named as such.
 """
@@ -38,21 +38,20 @@ from torch import Tensor
 from work import BASELINE, OURS, Side, Work, build, random_weights
 
 import pixelwright as pw
-from pixelwright.acceleration.fast import FastDenoiser
+from pixelwright.acceleration import accelerate
 from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.html import markdown_table
 from pixelwright.training.summary import describe
 
 PARTS = ("latency", "training", "throughput")
-EAGER, COMPILED, GRAPHS, TRITON = "eager", "compiled", "compiled, graphs", "compiled, Triton, graphs"
+EAGER, COMPILED, GRAPHS = "eager", "compiled", "compiled, graphs"
 WAYS = {
     EAGER: {},
-    COMPILED: {"compile_blocks": True},
-    GRAPHS: {"compile_blocks": True, "graphs": True},
-    TRITON: {"compile_blocks": True, "graphs": True, "triton": True},
+    COMPILED: {"compile": True, "graphs": False},
+    GRAPHS: {"compile": True, "graphs": True},
 }
-"""How our model is sampled: the settings of `FastDenoiser`."""
+"""How our model is sampled: the settings of `accelerate`."""
 GOALS = {
     ("latency", "dip-xl-16"): "below 0.35 s",
     ("latency", "pixeldit-xl-16"): "below 0.6 s",
@@ -118,7 +117,6 @@ def rows(plan: Plan, parts: list[str], device: str, memory: float) -> Iterator[R
             else:
                 yield Row(part, replace(draw, batch_size=plan.drawn[0]), BASELINE, EAGER)
                 yield from [Row(part, replace(draw, batch_size=n), OURS, GRAPHS) for n in plan.drawn]
-                yield Row(part, replace(draw, batch_size=plan.drawn[-1]), OURS, TRITON)
 
 
 def batches(plan: Plan, work: Work, memory: float) -> list[int]:
@@ -137,7 +135,7 @@ Known = dict[str, Mapping[str, Tensor]]
 def ready(row: Row, known: Known) -> Side:
     """The side of a row, with weights that are known."""
     work = row.work
-    prepare = partial(FastDenoiser, dtype=work.autocast or torch.float32, **WAYS[row.way])
+    prepare = partial(accelerate, precision=work.precision, **WAYS[row.way])
     if work.kind == "training":
         known.clear()
     elif work.model not in known:

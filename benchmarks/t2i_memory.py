@@ -18,7 +18,8 @@ from itertools import pairwise
 import torch
 
 import pixelwright as pw
-from pixelwright.models.config import MMDiTConfig
+from pixelwright.models.config import SamplerSettings
+from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.models.presets import preset
 from pixelwright.training.summary import describe
 
@@ -48,12 +49,8 @@ def main() -> None:
     pw.sample(
         model,
         text,
+        SamplerSettings("dpmpp-2m", options.steps, options.guidance_scale, time_shift=4.0),
         size=size,
-        steps=options.steps,
-        solver="dpmpp-2m",
-        guidance_scale=options.guidance_scale,
-        guidance_interval=(0.0, 1.0),
-        time_shift=4.0,
         callback=lambda step: times.append(time.perf_counter()),
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30

@@ -15,15 +15,15 @@ from baseline import BaselineDenoiser, BaselineTraining, baseline_sample
 from timing import Stopwatch, waiting
 from torch import Tensor, nn
 
-from pixelwright.acceleration.fast import prepared
-from pixelwright.acceleration.fused import compiled
+from pixelwright.acceleration import accelerate
 from pixelwright.data import DataConfig
 from pixelwright.device import check_compiler, resolve_device
-from pixelwright.diffusion.sample import initial_noise, sample
+from pixelwright.diffusion.sample import noise_of, sample
 from pixelwright.errors import UserError
 from pixelwright.images import to_uint8
-from pixelwright.models.config import DenoiserConfig, UNetConfig
+from pixelwright.models.config import DenoiserConfig, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.detailers import UNetConfig
 from pixelwright.models.presets import preset
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer
 from pixelwright.training.inputs import Inputs
@@ -239,12 +239,12 @@ def _forward(work: Work, side: str, model: Any, device: torch.device, prepare: P
     x, t, _, labels = inputs_of(work, device)
     ours = side == OURS
     if ours:
-        model = prepare(model) if prepare else prepared(model, work.autocast, work.compile)
+        model = prepare(model) if prepare else accelerate(model, work.precision, work.compile)
 
     @torch.no_grad()
     def run() -> Tensor:
-        chains = compiled(work.compile and ours and device.type == "cpu")
-        with torch.autocast(device.type, work.autocast, enabled=work.autocast is not None), chains:
+        autocast = None if ours else work.autocast  # ours has its weights in that dtype
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
             return model(x, t, labels)
 
     return Side(run, run)
@@ -253,14 +253,15 @@ def _forward(work: Work, side: str, model: Any, device: torch.device, prepare: P
 def _sampling(work: Work, side: str, model: Any, device: torch.device, prepare: Prepare | None) -> Side:
     *_, labels = inputs_of(work, device)
     size = (work.size, work.size)
-    if side == OURS and prepare:
-        model = prepare(model)
+    if side == OURS:
+        model = prepare(model) if prepare else accelerate(model, work.precision, work.compile)
 
     def ours(work: Work = work) -> object:
-        return sample(model, labels, size=size, compile=work.compile, **work.sampler())
+        settings = {name: value for name, value in work.sampler().items() if name != "autocast"}
+        return sample(model, labels, SamplerSettings(**settings), size=size)
 
     def other(work: Work = work) -> object:
-        noise = initial_noise(size, len(labels), 0).to(device)
+        noise = noise_of(range(len(labels)), size, 0).to(device)
         return to_uint8(baseline_sample(model, noise, labels, CLASSES, **work.sampler())).cpu()
 
     run = ours if side == OURS else other

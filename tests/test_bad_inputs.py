@@ -395,9 +395,6 @@ CASES = [
     Case("class unknown", sample(labels="red cirle"), '"red circle"'),
     Case("prompt for a model of classes", [*SAMPLE, "--prompt", "a fox"], "--prompt is given"),
     Case("negative for a model of classes", [*SAMPLE, "--negative", "a fox"], "--negative is given"),
-    Case(
-        "Triton on a CPU", [*SAMPLE, "--triton", "--device", "cpu"], "the device is cpu: use cuda, or leave"
-    ),
     Case("size of letters", [*SAMPLE, "--size", "big"], "--size is big"),
     Case("size of three", [*SAMPLE, "--size", "8x8x8"], "8x8x8"),
     Case("captions without an encoder", [*TRAIN, "--model.preset", "dip-t2i-ti"], "--text.encoder minilm"),

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import pixelwright as pw
-from pixelwright.models.config import DenoiserConfig, PatchDiTConfig, PiTConfig, UNetConfig
+from pixelwright.models.backbones import PatchDiTConfig
+from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
 from tests.recordings import NETWORKS, weights
 
 MODULATION = "pixel_blocks.1.adaLN_modulation.0.weight"
@@ -99,7 +101,7 @@ def test_what_is_no_published_network_is_refused(state: dict[str, torch.Tensor],
         pw.hub.from_public(state)
 
 
-@pytest.mark.parametrize("change", [{"placement": "hybrid"}, {"detailer": pw.models.config.LinearConfig()}])
+@pytest.mark.parametrize("change", [{"placement": "hybrid"}, {"detailer": LinearConfig()}])
 def test_models_without_a_published_layout_say_so(change: dict) -> None:
     model = PixelDenoiser(DenoiserConfig(**{"backbone": BACKBONE, "detailer": UNetConfig((8,)), **change}))
     with pytest.raises(pw.UserError, match="no published layout"):

@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 
-from pixelwright.acceleration.fast import PRECISIONS, check_int8
-from pixelwright.errors import UserError
+from pixelwright.errors import UserError, nearest
 
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}
+"""What models are sampled in; the first two are those of training."""
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of malloc.h
 
 
@@ -47,6 +48,8 @@ def name_precision(name: str, device: torch.device) -> Literal["fp32", "bf16", "
     """
     if name == "int8":
         check_int8(device)
+    if name not in ("auto", *PRECISIONS):
+        raise UserError(f'precision is "{name}"{nearest(name, ("auto", *PRECISIONS))}')
     if name != "auto":
         return name  # type: ignore[return-value]
     has_bf16 = False
@@ -56,6 +59,12 @@ def name_precision(name: str, device: torch.device) -> Literal["fp32", "bf16", "
         has = torch.cpu.get_capabilities()
         has_bf16 = bool(has.get("amx_bf16") or has.get("avx512_bf16"))
     return "bf16" if has_bf16 else "fp32"
+
+
+def check_int8(device: torch.device) -> None:
+    """Raise UserError if there are no fast products of 8 bits."""
+    if device.type != "cpu" or not torch.cpu.get_capabilities().get("avx512_vnni"):
+        raise UserError(f"int8 needs a CPU with AVX-512 VNNI, which {device} is not; use bf16")
 
 
 def check_compiler() -> None:

@@ -85,7 +85,10 @@ class Registry(Generic[Built]):
             required = spec.default is spec.default_factory is dataclasses.MISSING
             if required and name not in values:
                 raise UserError(f'{where}: the key "{name}" is missing')
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        try:
+            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
 
 
 def import_parts(names: Iterable[str]) -> None:

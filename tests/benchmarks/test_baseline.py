@@ -8,9 +8,11 @@ from baseline import BaselineDenoiser, BaselineTraining, baseline_sample, stored
 from torch import Tensor, nn
 
 from pixelwright.diffusion import flow
-from pixelwright.diffusion.sample import model_velocity, solve, time_grid
-from pixelwright.models.config import PiTConfig
+from pixelwright.diffusion.sample import model_velocity
+from pixelwright.diffusion.solvers import solve, timesteps
+from pixelwright.models.config import SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.detailers import PiTConfig
 from pixelwright.models.presets import preset
 
 NAMES = ["dip-ti-4", "dip-ti-8", "pixeldit-ti-4", "pixeldit-ti-8-postmod", "dit-ti-4"]
@@ -100,8 +102,8 @@ def test_samples_equal_ours_though_guidance_is_evaluated_at_every_step(solver: s
     ours, plain = pair("dip-ti-4")
     noise, labels = inputs()[2:]
     with torch.no_grad():
-        velocity = model_velocity(ours, labels, 2.5, (0.2, 0.7))
-        expected = solve(velocity, noise, time_grid(8), solver)
+        velocity = model_velocity(ours, labels, SamplerSettings(solver, 8, 2.5, (0.2, 0.7)))
+        expected = solve(velocity, noise, timesteps(8), solver)
     drawn = baseline_sample(plain, noise, labels, 5, 8, solver, 2.5, (0.2, 0.7))
     assert_equal_to_rounding(expected, drawn, 1e-4)
 

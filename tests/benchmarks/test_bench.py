@@ -24,6 +24,7 @@ from torch import Tensor
 from work import BASELINE, OURS, PEER, SUITES, Side, Work, build, inputs_of, load_peer
 
 import pixelwright as pw
+from pixelwright.models.config import SamplerSettings
 from pixelwright.models.presets import preset
 from pixelwright.training.summary import describe
 
@@ -97,7 +98,8 @@ def test_evaluations_are_those_of_a_run() -> None:
     model = pw.create("dip-n-4")
     seen = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    pw.sample(model, [0, 1], size=(8, 8), **SAMPLING.sampler())
+    settings = {name: value for name, value in SAMPLING.sampler().items() if name != "autocast"}
+    pw.sample(model, [0, 1], SamplerSettings(**settings), size=8)
     assert sum(seen) == 2 * SAMPLING.evaluations == 2 * 7
     one = describe(preset("dip-n-4"), (8, 8)).flops
     assert (FORWARD.flops, SAMPLING.flops) == (2 * one, 14 * one)

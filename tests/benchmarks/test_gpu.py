@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pixelwright.acceleration.fast import FastDenoiser
+from pixelwright.acceleration import AcceleratedDenoiser, accelerate
 from pixelwright.models.denoiser import PixelDenoiser
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
@@ -68,33 +68,33 @@ def test_a_dry_run_writes_every_row_and_a_table(
         given.append(weights)
         return gpu_build(work, side, weights=weights, prepare=prepare)
 
-    def fast(model: PixelDenoiser, dtype: torch.dtype, **way: bool) -> FastDenoiser:
+    def fast(model: PixelDenoiser, precision: str, **way: bool) -> AcceleratedDenoiser:
         ways.append(way)
-        return FastDenoiser(model, dtype)  # graphs and Triton need CUDA
+        return accelerate(model, precision)  # graphs need CUDA
 
     gpu_build = gpu.build
     monkeypatch.setattr(gpu, "build", build)
-    monkeypatch.setattr(gpu, "FastDenoiser", fast)
+    monkeypatch.setattr(gpu, "accelerate", fast)
     monkeypatch.setattr(gpu, "DRY", gpu.DRY._replace(models=("dip-n-8",), batches=(2,)))
     assert gpu.main(["--out", str(tmp_path / "dry"), "--dry-run", "--parts", "latency", "training"]) == 0
     data = json.loads((tmp_path / "dry.json").read_text())
-    assert data["dry_run"] and len(data["rows"]) == 7
+    assert data["dry_run"] and len(data["rows"]) == 6
     assert ways == list(gpu.WAYS.values())
-    assert len({id(weights) for weights in given[:5]}) == 1  # one set of weights for all that is sampled
-    assert given[5:] == [None, None]
+    assert len({id(weights) for weights in given[:4]}) == 1  # one set of weights for all that is sampled
+    assert given[4:] == [None, None]
     for row in data["rows"]:
         expected = row["work"]["batch_size"] / row["seconds"]
         assert row["images_per_second"] == pytest.approx(expected)
         assert (row["phases"] is None) == (row["part"] != "training")
     table = (tmp_path / "dry.md").read_text()
-    assert table.startswith("A dry run") and table.count("\n| latency | dip-n-8 | 1 |") == 5
+    assert table.startswith("A dry run") and table.count("\n| latency | dip-n-8 | 1 |") == 4
 
 
 def test_what_a_machine_has_not_is_said_in_the_row(gpu: ModuleType) -> None:
     machine = gpu.measure_machine(torch.device("cpu"), 64)
     last = [row for row in gpu.rows(gpu.DRY, ["latency"], "cpu", 1e9) if row.way == gpu.GRAPHS][-1]
     found = gpu.measure(machine, gpu.DRY, last, {})
-    assert "graphs is true, but the device is cpu" in found.note and not found.done
+    assert "graphs is true on cpu" in found.note and not found.done
 
 
 def test_without_time_rows_are_named_and_not_measured(gpu: ModuleType, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from pixelwright.cli.main import main
 from pixelwright.evaluation.prompts import shapesbench
 from pixelwright.evaluation.prompts.common import noise_index
 from pixelwright.images import load_png
-from pixelwright.models.config import TextNote
+from pixelwright.models.config import SamplerSettings, TextNote
 from tests.encoders import tiny_bert
 
 ONE = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a red star"}
 TWO = {**ONE, "tag": "two_object", "prompt": "two blue circle"}
+ONE_STEP = SamplerSettings(steps=1, guidance_scale=2.0)
 FAST = ["--steps", "1", "--precision", "fp32", "--guidance-scale", "2", "--batch-size", "64"]
 
 
@@ -51,10 +52,9 @@ def test_pictures_are_those_that_sample_draws_with_the_same_index(model: Path, t
     expected = pw.sample(
         pw.load(model),
         ["a red star", "two blue circle"],
+        ONE_STEP,
         seed=5,
         start_index=[noise_index(0, 1), noise_index(1, 0)],
-        steps=1,
-        guidance_scale=2.0,
     )
     drawn = [
         load_png(tmp_path / "out" / name) for name in ("00000/samples/0001.png", "00001/samples/0000.png")
@@ -82,7 +82,7 @@ def test_going_on_draws_what_is_missing_and_refuses_other_settings(
 def pw_picture(model: Path, prompt: int, image: int) -> torch.Tensor:
     texts = [ONE["prompt"], TWO["prompt"]]
     index = noise_index(prompt, image)
-    return pw.sample(pw.load(model), [texts[prompt]], start_index=index, steps=1, guidance_scale=2.0)[0]
+    return pw.sample(pw.load(model), [texts[prompt]], ONE_STEP, start_index=index)[0]
 
 
 def test_shapesbench_reports_what_the_judge_finds(

@@ -16,6 +16,7 @@ from PIL import Image
 import pixelwright as pw
 from pixelwright.cli.main import COMMANDS, main
 from pixelwright.errors import UserError
+from pixelwright.models.config import SamplerSettings
 
 TINY = {"depth": 1, "hidden_size": 16, "num_heads": 1, "image_size": (8, 8)}
 NAMES = ("red circle", "blue circle", "red square", "blue square")
@@ -170,9 +171,7 @@ def sample(model: Path, out: Path, *more: str) -> int:
 def test_sample_writes_what_the_library_draws(model: Path, tmp_path: Path) -> None:
     options = ["--labels", "blue circle", "0-1", "--seed", "3", "--guidance-scale", "2", "--batch-size", "2"]
     assert sample(model, tmp_path / "out", *options, "--size", "8", "16", "--solver", "heun") == 0
-    expected = pw.sample(
-        pw.load(model), [1, 0, 1], (8, 16), seed=3, steps=2, solver="heun", guidance_scale=2.0
-    )
+    expected = pw.sample(pw.load(model), [1, 0, 1], SamplerSettings("heun", 2, 2.0), size=(8, 16), seed=3)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["000000.png", "000001.png", "000002.png", "grid.png"]
     drawn = np.stack([read(tmp_path / "out" / name) for name in names[:3]])

@@ -12,7 +12,8 @@ from PIL import Image
 import pixelwright as pw
 from pixelwright.cli.main import main
 from pixelwright.cli.parsing import image_size
-from pixelwright.models.config import TextNote
+from pixelwright.diffusion.sample import as_condition
+from pixelwright.models.config import SamplerSettings, TextNote
 from tests.encoders import tiny_bert
 
 
@@ -47,15 +48,9 @@ def test_prompts_from_the_command_line_and_from_a_file(encoder: Path, tmp_path: 
     options = ["--guidance-scale", "3", "--seed", "3", "--size", "12x8", "--batch-size", "2"]
     options += ["--prompt", "a red star", "two blue circle", "--prompts", str(file), "--negative", "green"]
     assert sample(model, tmp_path / "out", *options) == 0
-    expected = pw.sample(
-        pw.load(model),
-        ["a red star", "two blue circle", "a green square"],
-        (8, 12),
-        seed=3,
-        steps=2,
-        guidance_scale=3.0,
-        negative="green",
-    )
+    loaded = pw.load(model)
+    prompts = as_condition(["a red star", "two blue circle", "a green square"], loaded, negative="green")
+    expected = pw.sample(loaded, prompts, SamplerSettings("ab2", 2, 3.0), size=(8, 12), seed=3)
     assert np.abs(pictures(tmp_path / "out") - expected.numpy()).max() <= 1
     assert sample(model, tmp_path / "plain", *options[:-2]) == 0
     assert (pictures(tmp_path / "plain") != pictures(tmp_path / "out")).any()

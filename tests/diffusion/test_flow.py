@@ -85,3 +85,14 @@ def test_impossible_settings_are_named(wrong: dict[str, float]) -> None:
     (name, value), *_ = wrong.items()
     with pytest.raises(UserError, match=f"flow.{name} is {value}"):
         FlowConfig(**wrong)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "x", "noise", "reverse-velocity"])
+def test_a_perfect_network_has_no_loss_at_any_time(prediction: str) -> None:
+    """Near t = 1 (x) and t = 0 (noise) both velocities are divided by the clamped denominator."""
+    x, noise = torch.rand(5, 3, 4, 4) * 2 - 1, torch.randn(5, 3, 4, 4)
+    t = torch.tensor([0.0, 0.001, 0.5, 0.99, 1.0])
+    outputs = {"velocity": x - noise, "x": x, "noise": noise, "reverse-velocity": noise - x}
+    x_t = flow.interpolate(x, noise, t)
+    velocity = to_velocity(outputs[prediction], x_t, t, prediction)
+    assert flow.velocity_loss(velocity, x, noise, x_t, t, prediction).max() < 1e-9

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,26 +13,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pixelwright as pw
+from pixelwright.acceleration import accelerate
+from pixelwright.acceleration.reuse import Reused
 from pixelwright.diffusion import sample as sampling
-from pixelwright.models.backbones import GlobalState
+from pixelwright.diffusion.guidance import AutoGuidance, CFGPlusPlus, IntervalCFG
+from pixelwright.diffusion.solvers import SOLVERS, Step, Velocity, solve, timesteps
+from pixelwright.models.backbones import GlobalState, PatchDiTConfig
 from pixelwright.models.conditions import TextCondition
-from pixelwright.models.config import (
-    DenoiserConfig,
-    DetailerConfig,
-    LinearConfig,
-    MMDiTConfig,
-    PatchDiTConfig,
-    Placement,
-    UNetConfig,
-)
+from pixelwright.models.config import DenoiserConfig, Placement, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.detailers import LinearConfig, UNetConfig
+from pixelwright.models.mmdit import MMDiTConfig
 from tests.recordings import recording
 
 PUBLIC_NAMES = {"euler": "euler", "heun_exact": "heun", "ab2": "ab2-fixed"}
 CASES = [case for case in recording("samplers")[1]["cases"] if case["sampler"] in PUBLIC_NAMES]
 
 
-def field(label: Tensor) -> sampling.Velocity:
+def field(label: Tensor) -> Velocity:
     tensors, _ = recording("samplers")
     w, b = (tensors[f"net.{name}"][label].view(-1, 1, 1, 1) for name in "wb")
     return lambda x, t: (w * x + b) * torch.cos(3 * t) - 0.5 * x * t
@@ -41,18 +41,18 @@ def test_trajectories_end_where_the_public_ones_do(case: dict) -> None:
     tensors, _ = recording("samplers")
     labels = tensors["labels"]
     null = torch.full_like(labels, len(tensors["net.w"]) - 1)
-    velocity = sampling.guide(field(labels), field(null), case["guidance"], tuple(case["interval"]))
+    velocity = IntervalCFG(case["guidance"], tuple(case["interval"]))(field(labels), field(null))
     grid = tensors[f"{case['key']}.timesteps"]
-    x = sampling.solve(velocity, tensors["noise"], grid, PUBLIC_NAMES[case["sampler"]])
+    x = solve(velocity, tensors["noise"], grid, PUBLIC_NAMES[case["sampler"]])
     assert (x - tensors[f"{case['key']}.x"]).abs().max() < 1e-10
-    assert (grid - sampling.time_grid(case["num_steps"], case["timeshift"])).abs().max() < 1e-6
+    assert (grid - timesteps(case["num_steps"], case["timeshift"])).abs().max() < 1e-6
 
 
 def test_the_public_inexact_heun_is_ab2_on_a_uniform_grid() -> None:
     tensors, metadata = recording("samplers")
     case = metadata["cases"][3]
     assert (case["sampler"], case["timeshift"]) == ("heun", 1.0)
-    x = sampling.solve(field(tensors["labels"]), tensors["noise"], tensors["case3.timesteps"], "ab2")
+    x = solve(field(tensors["labels"]), tensors["noise"], tensors["case3.timesteps"], "ab2")
     assert (x - tensors["case3.x"]).abs().max() < 1e-10
 
 
@@ -66,12 +66,12 @@ def error(solver: str, grid: Tensor) -> float:
     """Distance to the true end of dx/dt = cos(3t)·x − x/2, which starts at 1."""
     truth = math.exp(math.sin(3.0) / 3 - 0.5)
     start = torch.ones(1, dtype=torch.float64)
-    return abs(float(sampling.solve(lambda x, t: (torch.cos(3 * t) - 0.5) * x, start, grid, solver)) - truth)
+    return abs(float(solve(lambda x, t: (torch.cos(3 * t) - 0.5) * x, start, grid, solver)) - truth)
 
 
 GRIDS = {
-    "uniform": sampling.time_grid,
-    "shifted": lambda steps: sampling.time_grid(steps, 3.0),
+    "uniform": timesteps,
+    "shifted": lambda steps: timesteps(steps, 3.0),
     "uneven": uneven_grid,
 }
 
@@ -88,17 +88,17 @@ def test_halving_the_steps_shows_each_solvers_order(solver: str, grid: str, orde
     assert measured == pytest.approx(order, abs=0.6 if solver == "dpmpp-2m" else 0.1)
 
 
-@pytest.mark.parametrize("solver", sampling.SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_a_straight_path_is_followed_exactly(solver: str) -> None:
     start = torch.tensor([2.0, -1.0], dtype=torch.float64)
-    x = sampling.solve(lambda x, t: torch.full_like(x, 3.0), start, sampling.time_grid(7, 2.0), solver)
+    x = solve(lambda x, t: torch.full_like(x, 3.0), start, timesteps(7, 2.0), solver)
     torch.testing.assert_close(x, start + 3.0, rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize("solver", sampling.SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_state_keeps_its_dtype(solver: str, dtype: torch.dtype) -> None:
-    x = sampling.solve(lambda x, t: -x, torch.ones(2, dtype=dtype), sampling.time_grid(4), solver)
+    x = solve(lambda x, t: -x, torch.ones(2, dtype=dtype), timesteps(4), solver)
     assert x.dtype == dtype
 
 
@@ -109,8 +109,8 @@ def test_the_null_branch_is_evaluated_only_strictly_inside_the_interval() -> Non
         seen.append(float(t))
         return 0 * x
 
-    velocity = sampling.guide(lambda x, t: x, null, 3.0, (0.25, 0.75))
-    sampling.solve(velocity, torch.ones(1), sampling.time_grid(8), "euler")
+    velocity = IntervalCFG(3.0, (0.25, 0.75))(lambda x, t: x, null)
+    solve(velocity, torch.ones(1), timesteps(8), "euler")
     assert seen == [0.375, 0.5, 0.625]
     at = {t: float(velocity(torch.ones(1), torch.tensor(t))) for t in (0.25, 0.5, 0.75)}
     assert at == {0.25: 1.0, 0.5: 3.0, 0.75: 1.0}
@@ -120,21 +120,21 @@ def test_guidance_of_one_never_evaluates_the_null_branch() -> None:
     def null(x: Tensor, t: Tensor) -> Tensor:
         raise AssertionError("evaluated")
 
-    assert sampling.guide(lambda x, t: x, null, 1.0)(torch.ones(1), torch.tensor(0.5)) == 1
+    assert IntervalCFG(1.0)(lambda x, t: x, null)(torch.ones(1), torch.tensor(0.5)) == 1
 
 
 @given(st.integers(1, 200), st.floats(0.2, 5))
 def test_the_grid_rises_from_0_to_1(steps: int, time_shift: float) -> None:
-    grid = sampling.time_grid(steps, time_shift)
+    grid = timesteps(steps, time_shift)
     assert grid.dtype == torch.float64 and len(grid) == steps + 1
     assert (grid[0], grid[-1]) == (0, 1) and (grid.diff() > 0).all()
 
 
 @given(st.integers(0, 10), st.integers(0, 50), st.integers(1, 4))
 def test_noise_is_a_function_of_seed_and_index(seed: int, start: int, count: int) -> None:
-    noise = sampling.initial_noise((4, 6), count, seed, start)
-    assert torch.equal(noise[-1:], sampling.initial_noise((4, 6), 1, seed, start + count - 1))
-    other = sampling.initial_noise((4, 6), 1, seed + 1, start + count - 1)
+    noise = sampling.noise_of(range(start, start + count), (4, 6), seed)
+    assert torch.equal(noise[-1:], sampling.noise_of([start + count - 1], (4, 6), seed))
+    other = sampling.noise_of([start + count - 1], (4, 6), seed + 1)
     assert not torch.equal(noise[-1:], other)
 
 
@@ -155,6 +155,14 @@ def with_weights(model: PixelDenoiser, std: float = 0.05) -> PixelDenoiser:
     return model
 
 
+def draw(model: PixelDenoiser, labels: object, reuse: int = 1, **given: Any) -> Tensor:
+    """`pw.sample` with the settings of the sampler among the others."""
+    names = {f.name for f in dataclasses.fields(SamplerSettings)}
+    sampler = SamplerSettings(**{name: value for name, value in given.items() if name in names})
+    more = {name: value for name, value in given.items() if name not in names}
+    return pw.sample(model if reuse == 1 else Reused(model, reuse), labels, sampler, **more)
+
+
 SETTINGS = {"steps": 4, "guidance_scale": 2.0, "guidance_interval": (0.1, 0.9)}
 
 
@@ -162,34 +170,37 @@ SETTINGS = {"steps": 4, "guidance_scale": 2.0, "guidance_interval": (0.1, 0.9)}
 @given(st.integers(0, 3))
 def test_batches_of_1_3_and_8_draw_the_same_images(model: PixelDenoiser, seed: int) -> None:
     labels = [0, 1, 2, 3, 0, 1, 2, 3]
-    whole = pw.sample(model, labels, seed=seed, **SETTINGS)
+    whole = draw(model, labels, seed=seed, **SETTINGS)
     assert whole.shape == (8, 8, 12, 3) and whole.dtype == torch.uint8
     for batch_size in (1, 3):
-        parts = pw.sample(model, labels, seed=seed, batch_size=batch_size, **SETTINGS)
+        parts = draw(model, labels, seed=seed, batch_size=batch_size, **SETTINGS)
         apart = (whole.int() - parts.int()).abs()
         assert apart.max() <= 1 and (apart > 0).float().mean() < 1e-3
-    last = pw.sample(model, labels[5:], seed=seed, start_index=5, **SETTINGS)
+    last = draw(model, labels[5:], seed=seed, start_index=5, **SETTINGS)
     assert (whole[5:].int() - last.int()).abs().max() <= 1
-    some = pw.sample(model, [labels[4], labels[1]], seed=seed, start_index=[4, 1], **SETTINGS)
+    some = draw(model, [labels[4], labels[1]], seed=seed, start_index=[4, 1], **SETTINGS)
     assert (whole[[4, 1]].int() - some.int()).abs().max() <= 1
+
+
+GUIDED = SamplerSettings(guidance_scale=2.0, guidance_interval=(0.3, 0.8))
 
 
 def test_one_batched_call_equals_two_functions(model: PixelDenoiser) -> None:
     labels = torch.tensor([0, 3])
     null = torch.tensor([4, 4])
-    noise = sampling.initial_noise((8, 12), 2, seed=1)
+    noise = sampling.noise_of([0, 1], (8, 12), 1)
 
-    def branch(y: Tensor) -> sampling.Velocity:
+    def branch(y: Tensor) -> Velocity:
         return lambda x, t: model(x, t.float().expand(len(x)), y)
 
     calls = []
     hook = model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
-    grid = sampling.time_grid(4)
+    grid = timesteps(4)
     with torch.no_grad():
-        batched = sampling.solve(sampling.model_velocity(model, labels, 2.0, (0.3, 0.8)), noise, grid)
+        batched = solve(sampling.model_velocity(model, labels, GUIDED), noise, grid)
         assert calls == [2, 2, 4, 4]  # t = 0, 1/4 outside the interval; 1/2, 3/4 inside
         hook.remove()
-        apart = sampling.solve(sampling.guide(branch(labels), branch(null), 2.0, (0.3, 0.8)), noise, grid)
+        apart = solve(IntervalCFG(2.0, (0.3, 0.8))(branch(labels), branch(null)), noise, grid)
     torch.testing.assert_close(batched, apart, rtol=1e-5, atol=1e-5)
 
 
@@ -201,12 +212,10 @@ def evaluations(model: PixelDenoiser, **changes: object) -> tuple[list[int], lis
     passes: tuple[list[int], list[int]] = ([], [])
     parts = (model.backbone.blocks[0], model.detailer)
     hooks = [
-        part.register_forward_pre_hook(
-            lambda _, inputs, seen=seen: seen.append(len(getattr(inputs[0], "tokens", inputs[0])))
-        )
+        part.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(len(inputs[0])))
         for part, seen in zip(parts, passes, strict=True)
     ]
-    pw.sample(model, [0, 1, 2, 3], (8, 8), **{"steps": 8, **changes})
+    draw(model, [0, 1, 2, 3], size=(8, 8), **{"steps": 8, **changes})
     for hook in hooks:
         hook.remove()
     return passes
@@ -228,9 +237,9 @@ def test_the_backbone_runs_in_one_of_so_many_evaluations(model: PixelDenoiser) -
 def test_between_two_passes_tokens_go_on_in_a_line(model: PixelDenoiser) -> None:
     """By hand, at times that are not evenly spaced; pixels, time and label are those of each evaluation."""
     labels = torch.tensor([2, 0])
-    x = sampling.initial_noise((8, 8), 2, seed=1)
+    x = sampling.noise_of([0, 1], (8, 8), 1)
     times = torch.tensor([0.1, 0.15, 0.3, 0.55])
-    velocity = sampling.model_velocity(model, labels, reuse=2)
+    velocity = sampling.model_velocity(Reused(model, 2), labels, SamplerSettings())
     found = [velocity(x + t, t) for t in times]
     t0, t1, t2, t3 = (t.expand(2) for t in times)
 
@@ -255,10 +264,10 @@ def test_between_two_passes_tokens_go_on_in_a_line(model: PixelDenoiser) -> None
 def test_an_image_does_not_depend_on_its_batch_when_tokens_are_kept() -> None:
     model = with_weights(pw.create("pixeldit-n-4", num_classes=4), std=0.2)
     changes = {"steps": 7, "guidance_scale": 2.0, "guidance_interval": (0.2, 0.7), "reuse": 3}
-    whole = pw.sample(model, [0, 1, 2, 3], (8, 8), **changes)
-    parts = pw.sample(model, [0, 1, 2, 3], (8, 8), batch_size=1, **changes)
+    whole = draw(model, [0, 1, 2, 3], size=(8, 8), **changes)
+    parts = draw(model, [0, 1, 2, 3], size=(8, 8), batch_size=1, **changes)
     assert (whole.int() - parts.int()).abs().max() <= 1
-    exact = pw.sample(model, [0, 1, 2, 3], (8, 8), **{**changes, "reuse": 1})
+    exact = draw(model, [0, 1, 2, 3], size=(8, 8), **{**changes, "reuse": 1})
     assert not torch.equal(whole, exact)
 
 
@@ -267,7 +276,7 @@ def test_tokens_of_captions_are_kept_too() -> None:
     model = with_weights(PixelDenoiser(DenoiserConfig(backbone, UNetConfig((8,)))), std=0.2)
     condition = TextCondition(torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)))
     settings = {"size": (16, 16), "steps": 6, "guidance_scale": 2.0}
-    exact, kept, far = (pw.sample(model, condition, reuse=n, **settings).float() for n in (1, 2, 6))
+    exact, kept, far = (draw(model, condition, reuse=n, **settings).float() for n in (1, 2, 6))
     assert 0 < (exact - kept).abs().mean() < (exact - far).abs().mean()
 
 
@@ -276,29 +285,29 @@ def test_tokens_of_captions_are_kept_too() -> None:
     [(LinearConfig(), "post-hoc"), (UNetConfig((8,)), "intermediate"), (UNetConfig((8,)), "hybrid")],
 )
 def test_tokens_are_not_kept_where_the_pixels_pass_through_the_backbone(
-    detailer: DetailerConfig, placement: Placement
+    detailer: Any, placement: Placement
 ) -> None:
     config = DenoiserConfig(PatchDiTConfig(24, 2, 2, 8, num_classes=3), detailer, placement=placement)
     with pytest.raises(pw.UserError, match="reuse is 2, but in custom the pixels of each step"):
-        pw.sample(PixelDenoiser(config), [0], (16, 16), reuse=2)
+        accelerate(PixelDenoiser(config), reuse=2)
     with pytest.raises(pw.UserError, match="reuse is 0; it must be a whole number"):
-        pw.sample(PixelDenoiser(config), [0], (16, 16), reuse=0)
+        accelerate(PixelDenoiser(config), reuse=0)
 
 
 def test_the_callback_sees_every_step_and_the_model_keeps_its_mode(model: PixelDenoiser) -> None:
-    seen: list[sampling.Step] = []
+    seen: list[Step] = []
     model.train()
-    images = pw.sample(model, ["a"], steps=5, solver="euler", callback=seen.append)
+    images = draw(model, ["a"], steps=5, solver="euler", callback=seen.append)
     assert model.training
     assert [step.index for step in seen] == [0, 1, 2, 3, 4]
     assert [step.t for step in seen] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
-    # The last Euler step goes all the way along the last velocity: its preview is the image.
-    assert torch.equal(pw.images.to_uint8(seen[-1].preview), images)
+    # The last Euler step goes all the way along the last velocity: x0 there is the image.
+    assert torch.equal(pw.images.to_uint8(seen[-1].denoised), images)
 
 
 def test_labels_are_indices_or_names(model: PixelDenoiser) -> None:
-    assert sampling.as_labels(["c", "b"], model).tolist() == [2, 1]
-    assert sampling.as_labels(torch.tensor([4]), model).tolist() == [4]
+    assert sampling.as_labels(["c", "b"], model.config).tolist() == [2, 1]
+    assert sampling.as_labels(torch.tensor([4]), model.config).tolist() == [4]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +323,11 @@ def test_labels_are_indices_or_names(model: PixelDenoiser) -> None:
         ({"solver": "eular"}, r'"eular".*euler'),
         ({"time_shift": -1.0}, "time_shift is -1"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
-        ({"guidance_interval": (0.9, 0.1)}, r"\(0.9, 0.1\)"),
+        ({"guidance_interval": (0.9, 0.1)}, r"\[0.9, 0.1\]"),
+        ({"size": 9}, "9x9"),
+        ({"labels": float("nan")}, "label nan"),
+        ({"labels": torch.tensor(float("nan"))}, "label nan"),
+        ({"guidance": float("nan")}, "guidance_scale is nan"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"start_index": -1}, "start_index is -1"),
         ({"start_index": [0, 1, 2, 3, 4, 5, 6]}, "start_index gives 7 indices"),
@@ -322,7 +335,48 @@ def test_labels_are_indices_or_names(model: PixelDenoiser) -> None:
 )
 def test_mistakes_are_named(model: PixelDenoiser, change: dict, message: str) -> None:
     with pytest.raises(pw.UserError, match=message):
-        pw.sample(model, **{"labels": [0], **change})
+        draw(model, **{"labels": [0], **change})
+
+
+def test_a_side_and_a_single_label_will_do(model: PixelDenoiser) -> None:
+    square = draw(model, [1], size=(8, 8), steps=2)
+    assert torch.equal(draw(model, torch.tensor(1), size=8, steps=2), square)
+    assert torch.equal(draw(model, 1, size=8, steps=2), square)
+
+
+# --- Guidance objects --------------------------------------------------------------------------------------
+def test_without_an_interval_guidance_is_on_at_pure_noise_too(model: PixelDenoiser) -> None:
+    one = {"steps": 1, "guidance_scale": 300.0}
+    plain = draw(model, [0, 1], steps=1)
+    assert not torch.equal(draw(model, [0, 1], **one), plain)
+    assert torch.equal(draw(model, [0, 1], **one, guidance_interval=(0.0, 1.0)), plain)
+
+
+def test_a_number_replaces_the_scale_and_keeps_the_interval(model: PixelDenoiser) -> None:
+    inside = {"guidance_interval": (0.1, 0.9), "steps": 3}
+    scaled = draw(model, [0, 1], guidance_scale=2.0, **inside)
+    assert torch.equal(draw(model, [0, 1], guidance=2.0, **inside), scaled)
+
+
+def test_autoguidance_leads_away_from_the_weak_model(model: PixelDenoiser) -> None:
+    labels, x, t = torch.tensor([0, 2]), sampling.noise_of([0, 1], (8, 12), 3), torch.tensor(0.4)
+    strong = model(x, t.expand(2), labels).detach()
+
+    def guided(weak: Any) -> Tensor:
+        with torch.no_grad():
+            return sampling.model_velocity(model, labels, SamplerSettings(), AutoGuidance(2.5, weak))(x, t)
+
+    torch.testing.assert_close(guided(lambda x, t, y: 0.1 * x), 0.1 * x + 2.5 * (strong - 0.1 * x))
+    torch.testing.assert_close(guided(model), strong, rtol=1e-4, atol=1e-5)
+
+
+def test_an_euler_step_of_cfg_plus_plus_renoises_with_the_null_branch() -> None:
+    times = timesteps(5, 2.0)
+    x, (v_cond, v_null) = torch.randn(3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    guided = CFGPlusPlus(0.6, times)(lambda x, t: v_cond, lambda x, t: v_null)
+    t, t_next = times[2], times[3]
+    data, noise = x + (1 - t) * (v_null + 0.6 * (v_cond - v_null)), x - t * v_null
+    torch.testing.assert_close(x + (t_next - t) * guided(x, t), t_next * data + (1 - t_next) * noise)
 
 
 FLOW_CASES = [case for case in recording("samplers")[1]["cases"] if case["sampler"] == "dpmpp_2m_flow_t2i"]
@@ -338,13 +392,13 @@ def test_dpmpp_2m_ends_where_the_public_text_to_image_sampler_does(case: dict) -
     labels = tensors["labels"]
     null = torch.full_like(labels, len(tensors["net.w"]) - 1)
 
-    def ours(label: Tensor) -> sampling.Velocity:
+    def ours(label: Tensor) -> Velocity:
         theirs = field(label)
         return lambda x, t: -theirs(x, 1 - t)
 
     sigma = 1 - torch.linspace(1, 0.001, case["num_steps"] + 1)
     shift = case["timeshift"]
     grid = 1 - (shift * sigma / (1 + (shift - 1) * sigma)).flip(0).double()
-    velocity = sampling.guide(ours(labels), ours(null), case["guidance"])
-    x = sampling.solve(velocity, tensors["noise"], grid, "dpmpp-2m")
+    velocity = IntervalCFG(case["guidance"])(ours(labels), ours(null))
+    x = solve(velocity, tensors["noise"], grid, "dpmpp-2m")
     assert (x - tensors[f"{case['key']}.x"]).abs().max() < 1e-6

@@ -25,6 +25,7 @@ from pixelwright.distributed.config import ParallelConfig
 from pixelwright.errors import UserError
 from pixelwright.evaluation import generate as room
 from pixelwright.evaluation.generate import generate, recipe_file
+from pixelwright.models.config import SamplerSettings
 from tests.training.test_parallel import torchrun
 
 from .generating import generation
@@ -44,9 +45,10 @@ def expected(model_folder: Path) -> np.ndarray:
     """The images as `pixelwright.sample` draws them, each batch by itself."""
     torch.set_num_threads(1)
     model, labels = pw.load(model_folder), balanced_labels(COUNT, 4)
-    settings: dict[str, Any] = {"seed": 5, "steps": 3, "guidance_scale": 2.0, "guidance_interval": (0.1, 0.9)}
+    sampler = SamplerSettings("ab2", 3, 2.0, (0.1, 0.9))
     parts = [
-        pw.sample(model, labels[k : k + BATCH], start_index=k, **settings) for k in range(0, COUNT, BATCH)
+        pw.sample(model, labels[k : k + BATCH], sampler, seed=5, start_index=k)
+        for k in range(0, COUNT, BATCH)
     ]
     return torch.cat(parts).numpy()
 

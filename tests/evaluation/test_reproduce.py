@@ -9,9 +9,9 @@ from pixelwright.evaluation import reproduce
 from pixelwright.evaluation.report import read_report
 from pixelwright.evaluation.reproduce import TARGETS, Target, rows
 from pixelwright.hub.recipes import RECIPES
-from pixelwright.models.config import Recipe
+from pixelwright.models.config import SamplerPreset
 
-TINY = Recipe("tiny", "ab2-fixed", 2, 1.5, (0.1, 0.9), 1.0, "by seed and index", "this test")
+TINY = SamplerPreset("ab2-fixed", 2, 1.5, (0.1, 0.9), 1.0, "tiny", "by seed and index", "this test")
 
 
 @pytest.fixture

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import pixelwright as pw
 from pixelwright.cli.main import main
+from pixelwright.diffusion.solvers import SOLVERS
 from pixelwright.hub import recipes
 from pixelwright.hub.checkpoint import load_config
+from pixelwright.models.config import SamplerSettings
 from pixelwright.models.folder import read_config
 from tests.hub.published import LAYOUTS, write
 from tests.recordings import NETWORKS, difference, recording, weights
@@ -120,13 +122,13 @@ def test_a_recipe_is_known_by_name_and_architecture(published: recipes.Published
     stem = published.pattern.strip("*")
     xl = pw.models.presets.PRESETS["pixeldit-xl-16"]
     config = recipes.with_notes(xl, stem)
-    assert config.recipe == published.recipe
+    assert config.sampler == published.recipe
     assert config.image_size == (published.side, published.side)
     small = pw.models.presets.PRESETS["pixeldit-s-8"]
-    assert recipes.with_notes(small, stem).recipe is None
-    assert recipes.with_notes(xl, "mine").recipe is None
-    assert recipes.with_notes(xl, "mine", published.recipe.name).recipe == published.recipe
-    assert recipes.with_notes(xl, stem, "none").recipe is None
+    assert recipes.with_notes(small, stem).sampler is None
+    assert recipes.with_notes(xl, "mine").sampler is None
+    assert recipes.with_notes(xl, "mine", published.recipe.name).sampler == published.recipe
+    assert recipes.with_notes(xl, stem, "none").sampler is None
 
 
 def test_the_published_settings() -> None:
@@ -141,10 +143,10 @@ def test_the_published_settings() -> None:
         "pixeldit-xl-epoch320": ("ab2-fixed", 100, 2.75, (0.1, 0.9), 1.0),
         "pixeldit-xl-512": ("ab2-fixed", 100, 3.5, (0.1, 1.0), 2.0),
         "dip-imagenet256": ("euler", 100, 2.9, (0.11, 0.97), 1.0),
-        "pixeldit-t2i-1024": ("dpmpp-2m", 30, 3.0, (0.0, 1.0), 4.0),
-        "pixeldit-t2i-512": ("dpmpp-2m", 30, 3.0, (0.0, 1.0), 3.0),
+        "pixeldit-t2i-1024": ("dpmpp-2m", 30, 3.0, None, 4.0),
+        "pixeldit-t2i-512": ("dpmpp-2m", 30, 3.0, None, 3.0),
     }
-    assert {r.solver for r in pw.hub.RECIPES.values()} <= set(pw.diffusion.sample.SOLVERS)
+    assert {r.solver for r in pw.hub.RECIPES.values()} <= set(SOLVERS)
 
 
 def test_sample_uses_the_recipe_unless_told_otherwise(
@@ -154,9 +156,9 @@ def test_sample_uses_the_recipe_unless_told_otherwise(
     folder = tmp_path / "model"
     assert main(["convert", str(file), str(folder), "--recipe", "pixeldit-xl-epoch320"]) == 0
     config = read_config(folder)
-    assert config.recipe == pw.hub.RECIPES["pixeldit-xl-epoch320"]
+    assert config.sampler == pw.hub.RECIPES["pixeldit-xl-epoch320"]
     data = json.loads((folder / "config.json").read_text())
-    data["recipe"]["steps"] = 3
+    data["sampler"]["steps"] = 3
     (folder / "config.json").write_text(json.dumps(data))
     draw = ["sample", str(folder), "--labels", "0", "--size", "8", "--precision", "fp32", "--out"]
     capsys.readouterr()
@@ -166,11 +168,9 @@ def test_sample_uses_the_recipe_unless_told_otherwise(
     said = capsys.readouterr().out
     assert "euler, 2 steps, guidance 2.75" in said and "given: solver, steps" in said
     assert main([*draw, str(tmp_path / "c"), "--recipe", "none", "--steps", "3"]) == 0
-    assert "ab2, 3 steps, guidance 1 where 0 < t < 1" in capsys.readouterr().out
+    assert "ab2, 3 steps, guidance 1 everywhere" in capsys.readouterr().out
     model = pw.load(folder)
-    expected = pw.sample(
-        model, [0], (8, 8), steps=3, solver="ab2-fixed", guidance_scale=2.75, guidance_interval=(0.1, 0.9)
-    )
+    expected = pw.sample(model, [0], SamplerSettings("ab2-fixed", 3, 2.75, (0.1, 0.9)), size=8)
     from tests.cli.test_main import read
 
     assert abs(read(tmp_path / "a" / "000000.png").astype(int) - expected[0].numpy()).max() <= 1
@@ -189,13 +189,13 @@ def test_the_licence_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("part", "change"),
     [
-        ("recipe", {"steps": 0}),
-        ("recipe", {"guidance_interval": [0.9, 0.1]}),
-        ("recipe", {"guidance_interval": 3}),
-        ("recipe", {"guidance_scale": "3"}),
-        ("recipe", {"solver": 3}),
-        ("recipe", {"sovler": "ab2"}),
-        ("recipe", {"origin": "\x1b[2J"}),
+        ("sampler", {"steps": 0}),
+        ("sampler", {"guidance_interval": [0.9, 0.1]}),
+        ("sampler", {"guidance_interval": 3}),
+        ("sampler", {"guidance_scale": "strong"}),
+        ("sampler", {"solver": 3}),
+        ("sampler", {"sovler": "ab2"}),
+        ("sampler", {"origin": "\x1b[2J"}),
         ("provenance", {"sha256": "x"}),
         ("provenance", {"files": []}),
         ("provenance", {"licence": 3}),

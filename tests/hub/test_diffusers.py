@@ -22,7 +22,8 @@ from torch import Tensor
 
 import pixelwright as pw
 from pixelwright.diffusion import sample as sampling
-from pixelwright.models.config import Provenance
+from pixelwright.diffusion.solvers import solve, timesteps
+from pixelwright.models.config import Provenance, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
 
 diffusers = pytest.importorskip("diffusers", reason='needs pip install "pixelwright[diffusers]"')
@@ -76,7 +77,7 @@ def model() -> PixelDenoiser:
     return model
 
 
-NOISE = sampling.initial_noise((8, 12), 2, seed=3)
+NOISE = sampling.noise_of([0, 1], (8, 12), 3)
 LABELS = [1, 3]
 
 
@@ -92,11 +93,10 @@ def theirs(model: PixelDenoiser, scheduler: Any, steps: int, **settings: Any) ->
 
 
 @torch.no_grad()
-def ours(
-    model: PixelDenoiser, solver: str, grid: Tensor, scale: float = 1.0, interval: Any = (0, 1)
-) -> Tensor:
-    velocity = sampling.model_velocity(model, torch.tensor(LABELS), scale, interval)
-    return sampling.solve(velocity, NOISE, grid, solver)
+def ours(model: PixelDenoiser, solver: str, grid: Tensor, scale: float = 1.0, interval: Any = None) -> Tensor:
+    sampler = SamplerSettings(guidance_scale=scale, guidance_interval=interval)
+    velocity = sampling.model_velocity(model, torch.tensor(LABELS), sampler)
+    return solve(velocity, NOISE, grid, solver)
 
 
 # --- The same images ---------------------------------------------------------------------------------------
@@ -110,10 +110,10 @@ def test_the_images_are_those_of_our_solver(
     model: PixelDenoiser, name: str, steps: int, shift: float, scale: float, interval: tuple[float, float]
 ) -> None:
     x = theirs(model, SCHEDULERS[name](shift), steps, guidance_scale=scale, guidance_interval=interval)
-    same = ours(model, SAME[name], sampling.time_grid(steps, shift), scale, interval)
+    same = ours(model, SAME[name], timesteps(steps, shift), scale, interval)
     assert (x - same).abs().max() < 1e-4
     if steps == 20:  # and the comparison means something: another solver gives other images
-        other = ours(model, OTHER[name], sampling.time_grid(steps, shift), scale, interval)
+        other = ours(model, OTHER[name], timesteps(steps, shift), scale, interval)
         assert (x - other).abs().max() > 1e-4
 
 
@@ -125,13 +125,13 @@ def test_both_papers_models_draw_the_same_images(kind: str) -> None:
         for p in small.parameters():
             torch.nn.init.normal_(p, std=0.1)
     x = theirs(small, euler(), 5, guidance_scale=2.0)
-    assert (x - ours(small, "euler", sampling.time_grid(5), 2.0)).abs().max() < 1e-4
+    assert (x - ours(small, "euler", timesteps(5), 2.0)).abs().max() < 1e-4
 
 
 @pytest.fixture(scope="module")
 def limit(model: PixelDenoiser) -> Tensor:
     """What many steps of any solver come to."""
-    return ours(model, "heun", sampling.time_grid(200))
+    return ours(model, "heun", timesteps(200))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_another_grid_or_a_wrong_sign_would_be_seen(model: PixelDenoiser) -> Non
     own = diffusers.FlowMatchEulerDiscreteScheduler()
     own.set_timesteps(20)
     x = ours(model, "euler", (1 - own.sigmas).double())
-    assert (x - ours(model, "euler", sampling.time_grid(20))).abs().max() > 1e-3
+    assert (x - ours(model, "euler", timesteps(20))).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -158,7 +158,7 @@ def test_another_grid_or_a_wrong_sign_would_be_seen(model: PixelDenoiser) -> Non
 def test_the_grid_is_ours(name: str, steps: int, shift: float) -> None:
     scheduler = SCHEDULERS[name](shift)
     times = lay_grid(scheduler, steps)
-    grid = sampling.time_grid(steps, shift)
+    grid = timesteps(steps, shift)
     assert torch.equal(times.unique(), grid[:-1])
     assert (1 - scheduler.sigmas.unique().flip(0).double() - grid).abs().max() < 2e-6
     assert len(scheduler.timesteps) == len(times) == len(scheduler.sigmas) - 1
@@ -221,7 +221,7 @@ def test_output_types(model: PixelDenoiser) -> None:
 
 
 def test_noise_of_a_seed_gives_the_images_of_sample(model: PixelDenoiser) -> None:
-    images = pw.sample(model, LABELS, seed=3, steps=6, solver="euler", guidance_scale=2.0)
+    images = pw.sample(model, LABELS, SamplerSettings("euler", 6, 2.0), seed=3)
     pil = pipeline(model)(LABELS, latents=NOISE, num_inference_steps=6, guidance_scale=2.0).images
     apart = np.abs(np.stack([np.asarray(image) for image in pil]).astype(int) - images.numpy().astype(int))
     assert apart.max() <= 1 and (apart > 0).mean() < 0.01

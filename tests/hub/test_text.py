@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import pixelwright as pw
+from pixelwright.diffusion.sample import as_condition, noise_of
 from pixelwright.hub.convert import convert
 from pixelwright.hub.recipes import with_notes
-from pixelwright.models.config import TextNote
+from pixelwright.models.config import SamplerSettings, TextNote
 from pixelwright.models.presets import preset
 from tests.encoders import tiny_gemma
 from tests.hub.published import LAYOUTS, write
@@ -66,9 +67,9 @@ def test_the_published_model_knows_its_sampler_and_its_encoder(asked: str | None
     config = with_notes(preset("pixeldit-t2i"), "any", asked)
     assert config.text == TextNote("gemma")
     assert config.image_size == (1024, 1024)
-    assert config.recipe is not None
-    assert (config.recipe.solver, config.recipe.time_shift) == ("dpmpp-2m", shift)
-    assert 25 <= config.recipe.steps <= 50 and 2.75 <= config.recipe.guidance_scale <= 3.5
+    assert config.sampler is not None
+    assert (config.sampler.solver, config.sampler.time_shift) == ("dpmpp-2m", shift)
+    assert 25 <= config.sampler.steps <= 50 and 2.75 <= config.sampler.guidance_scale <= 3.5
     assert with_notes(preset("dip-t2i-ti"), "any").text is None
 
 
@@ -84,18 +85,11 @@ def test_a_pipeline_draws_prompts(tmp_path: Path) -> None:
         torch.nn.init.normal_(parameter, std=0.1)
     pipe = PixelDenoiserPipeline.from_model(model)
     pipe.set_progress_bar_config(disable=True)
-    noise = pw.diffusion.sample.initial_noise((8, 8), 2, seed=3)
+    noise = noise_of([0, 1], (8, 8), 3)
     settings = {"num_inference_steps": 3, "guidance_scale": 2.0, "latents": noise, "output_type": "np"}
     drawn = pipe(prompt=["a red star", "two circle"], negative_prompt="blue", **settings).images
-    expected = pw.sample(
-        model,
-        ["a red star", "two circle"],
-        negative="blue",
-        seed=3,
-        steps=3,
-        guidance_scale=2.0,
-        solver="euler",
-    )
+    prompts = as_condition(["a red star", "two circle"], model, negative="blue")
+    expected = pw.sample(model, prompts, SamplerSettings("euler", 3, 2.0), seed=3)
     assert abs(drawn * 255 - expected.numpy()).max() < 1
     for wrong in ({}, {"prompt": "a", "class_labels": [0]}, {"class_labels": [0]}):
         with pytest.raises(pw.UserError):

@@ -11,17 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pixelwright as pw
-from pixelwright.acceleration.fused import rotate
-from pixelwright.models.config import (
-    DenoiserConfig,
-    LinearConfig,
-    PatchDiTConfig,
-    PiTConfig,
-    Placement,
-    UNetConfig,
-)
+from pixelwright.models.backbones import PatchDiTConfig
+from pixelwright.models.config import DenoiserConfig, Placement
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.layers import conv3x3, double, patchify, rope_2d, unpatchify
+from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
+from pixelwright.models.layers import patchify, rope_2d, rotate, unpatchify
 
 BACKBONE = PatchDiTConfig(hidden_size=16, depth=2, num_heads=2, patch_size=4, num_classes=3)
 DETAILERS = [UNetConfig((8, 12)), PiTConfig(1, 8, 16, 2), PiTConfig(1, 8, 16, 2, True), LinearConfig()]
@@ -84,7 +78,7 @@ def test_patches_go_back_to_the_image(rows: int, columns: int, patch: int, batch
 @given(st.integers(1, 5), st.integers(1, 5))
 def test_rotation_keeps_lengths_and_ends_at_16(rows: int, columns: int) -> None:
     cos, sin = rope_2d((rows, columns), 8, torch.device("cpu"))
-    q = torch.randn(1, 1, rows * columns, 8)
+    q = torch.randn(1, rows * columns, 2, 8)
     torch.testing.assert_close(rotate(q, (cos, sin)).norm(dim=-1), q.norm(dim=-1))
     x, y = 16.0 * (columns > 1), 16.0 * (rows > 1)
     expected = torch.tensor([x, y]).sin()  # first pairs: frequency 1
@@ -130,23 +124,3 @@ def test_impossible_configs_are_refused() -> None:
         PatchDiTConfig(16, 0, 2, 4, 3)
     with pytest.raises(pw.UserError, match="post-hoc"):
         DenoiserConfig(BACKBONE, LinearConfig(), placement="posthoc")  # type: ignore[arg-type]
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
-def test_convolutions_as_products_are_exact(
-    height: int, width: int, before: int, after: int, batch: int
-) -> None:
-    """Values and gradients of `conv3x3` and `double` against PyTorch's convolutions, in float64."""
-    conv = torch.nn.Conv2d(before, after, 3, padding=1).double()
-    transposed = torch.nn.ConvTranspose2d(before, after, 2, stride=2).double()
-    for ours, module in ((conv3x3, conv), (double, transposed)):
-        for size in ((height, width), (2, 2)):
-            x = torch.randn(batch, before, *size, dtype=torch.float64)
-            x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-            results = []
-            for out in (ours(x, module), module(x)):
-                weight = torch.arange(out.numel(), dtype=torch.float64).reshape(out.shape)
-                results.append((out, *torch.autograd.grad((out * weight).sum(), [x, *module.parameters()])))
-            for a, b in zip(*results, strict=True):
-                torch.testing.assert_close(a, b)

@@ -13,6 +13,7 @@ from PIL import Image
 import pixelwright as pw
 from pixelwright.data import DataConfig
 from pixelwright.errors import UserError
+from pixelwright.models.config import SamplerSettings
 from pixelwright.text import TextConfig
 from pixelwright.training import ModelConfig, build_trainer, train
 from pixelwright.training.inputs import Inputs
@@ -59,9 +60,11 @@ def test_three_shapes_train_and_draw(preset: str, tiny: Tiny, bert: Path, photos
     same_state(build_trainer(config).state(), whole.state())
     model = pw.load(config.run)
     for size in SHAPES:
-        drawn = pw.sample(model, ["a red star"], size=size, steps=2, guidance_scale=2.0)
+        drawn = pw.sample(model, ["a red star"], SamplerSettings(steps=2, guidance_scale=2.0), size=size)
         assert drawn.shape == (1, *size, 3)
-        assert torch.equal(drawn, pw.sample(model, ["a red star"], size=size, steps=2, guidance_scale=2.0))
+        assert torch.equal(
+            drawn, pw.sample(model, ["a red star"], SamplerSettings(steps=2, guidance_scale=2.0), size=size)
+        )
 
 
 def test_buckets_that_do_not_cut_into_patches(tiny: Tiny) -> None:

@@ -18,7 +18,7 @@ from pixelwright.data import DataConfig
 from pixelwright.diffusion.flow import FlowConfig
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import TextCondition
-from pixelwright.models.config import TextNote
+from pixelwright.models.config import SamplerSettings, TextNote
 from pixelwright.text import TextConfig, open_encoder
 from pixelwright.training import (
     Interrupted,
@@ -115,7 +115,9 @@ def test_pictures_are_of_the_prompts_in_turn(captioned: Any, tmp_path: Path) -> 
     folder = train(captioned(steps=2, sample=sample))
     assert (folder / "samples" / "prompts.txt").read_text() == "a red star\na blue circle\na red star\n"
     model = pw.load(folder)
-    drawn = pw.sample(model, ["a red star", "a blue circle", "a red star"], steps=2, guidance_scale=2.0)
+    drawn = pw.sample(
+        model, ["a red star", "a blue circle", "a red star"], SamplerSettings(steps=2, guidance_scale=2.0)
+    )
     grid = Image.open(folder / "samples" / "step-0000002.png")
     scale = 96 // 8
     for i, image in enumerate(drawn):

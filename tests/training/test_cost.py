@@ -8,7 +8,6 @@ from torch import Tensor
 
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
-from pixelwright.models import layers
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer, save_config
 from pixelwright.training.config import ParallelConfig
 from pixelwright.training.cost import FORWARD_AND_BACKWARD, cost, gpu_hours, teacher_of
@@ -61,7 +60,6 @@ def test_activations_are_those_of_a_step(
     tiny: Tiny, model: str, precision: Any, recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Followed in a real micro-batch, when the gradients of the one before are there."""
-    monkeypatch.setattr(layers, "SHORT", 0)  # the estimate is of GPUs, which never hold all scores
     config = tiny(
         model=MODELS[model],
         batch_size=128,

@@ -87,7 +87,15 @@ def test_the_metrics_are_those_of_the_exported_weights(evaluated, measured: dict
         name: getattr(sample, name) for name in ("solver", "steps", "guidance_scale", "guidance_interval")
     }
     plan = Generation(
-        "", "", COUNT, (8, 8), "", time_shift=1.0, seed=0, batch_size=COUNT, precision="fp32", **settings
+        model="",
+        weights="",
+        num_samples=COUNT,
+        size=(8, 8),
+        labels="",
+        seed=0,
+        batch_size=COUNT,
+        precision="fp32",
+        **settings,
     )
     images = draw(model, plan, balanced_labels(COUNT, model.config.num_classes), 0)
     extractor = open_extractor(measured["features"])

@@ -84,7 +84,7 @@ def test_updates_and_activations_are_those_of_the_step(tiny: Tiny, accumulate: i
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.02)
     seen = {}
     block = trainer.model.backbone.blocks[-1]
-    hook = block.register_forward_hook(lambda module, inputs, output: seen.update(tokens=output.tokens))
+    hook = block.register_forward_hook(lambda module, inputs, output: seen.update(tokens=output))
     with torch.no_grad():
         x = inputs.t[:, None, None, None] * inputs.images + (1 - inputs.t[:, None, None, None]) * inputs.noise
         trainer.model(x, inputs.t, inputs.condition)

@@ -13,6 +13,7 @@ from PIL import Image
 
 import pixelwright as pw
 from pixelwright.cli import main as cli
+from pixelwright.models.config import SamplerSettings
 from pixelwright.training import load_config
 from tests.encoders import tiny_gemma
 
@@ -109,7 +110,9 @@ def test_their_twins_run_one_after_the_other(
         for key, tensor in before.items():  # the weights of the stage before, two small steps on
             torch.testing.assert_close(after[key], tensor, rtol=0, atol=0.01)
         before = after
-    assert pw.sample(pw.load(tmp_path / STAGES[-1]), ["a red star"], size=(48, 80), steps=1).shape == (
+    assert pw.sample(
+        pw.load(tmp_path / STAGES[-1]), ["a red star"], SamplerSettings(steps=1), size=(48, 80)
+    ).shape == (
         1,
         48,
         80,

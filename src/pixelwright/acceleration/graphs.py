@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pixelwright.models.conditions import Condition
-from pixelwright.models.layers import holding_tables
 
 WARM_UP = 2
 """Evaluations before a recording: the first compiles and fills caches, the second finds all in its place."""
@@ -76,8 +75,7 @@ class Recording:
     ) -> None:
         x, t, condition = x.clone(), t.clone(), condition.clone()
         self.places = _inputs(x, t, condition)
-        with holding_tables() as self.tables:  # a cache may forget them, the recording still reads them
-            self.output, self.replay = record(lambda: evaluate(x, t, condition))
+        self.output, self.replay = record(lambda: evaluate(x, t, condition))
 
     def __call__(self, inputs: list[Tensor]) -> Tensor:
         for place, tensor in zip(self.places, inputs, strict=True):

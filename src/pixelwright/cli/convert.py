@@ -98,6 +98,6 @@ def convert_as_told(options: Namespace, source: str) -> DenoiserConfig:
 
 def report(options: Namespace, config: DenoiserConfig) -> None:
     """Say what was read and written."""
-    provenance, recipe = config.provenance, config.recipe
+    provenance, recipe = config.provenance, config.sampler
     print(f"{options.out}: {config.name}" + (f", read from {provenance.read}" if provenance else ""))
     print(f"recipe: {recipe.name} ({recipe.origin})" if recipe else "recipe: none is known")

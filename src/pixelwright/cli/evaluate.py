@@ -10,11 +10,11 @@ from typing import Any
 from jsonargparse import Namespace
 
 import pixelwright as pw
+from pixelwright.acceleration.reuse import check_reuse
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import labels_for
 from pixelwright.cli.parsing import Parser, image_size
 from pixelwright.device import name_precision, resolve_device
-from pixelwright.diffusion.sample import check_reuse
 from pixelwright.distributed.config import ParallelConfig
 from pixelwright.distributed.parallel import Layout, connect, together
 from pixelwright.errors import UserError

@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 import pixelwright as pw
-from pixelwright.acceleration.fast import PRECISIONS
+from pixelwright.acceleration import accelerate
 from pixelwright.cli import sampler
 from pixelwright.cli.parsing import Command, Parser, image_size
 from pixelwright.device import name_precision, resolve_device
@@ -32,6 +32,7 @@ from pixelwright.files import replacing, write_text
 from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import load_png
+from pixelwright.models.config import SamplerSettings
 
 DESCRIPTION = (
     "Does a text-to-image model draw what prompts say? Draw the images of a benchmark, and score them."
@@ -102,9 +103,10 @@ def _draw(options: Namespace, images: Sequence[PromptImage]) -> str:
     print(sampler.in_words(chosen, options, recipe))
     todo = missing(images)
     if todo:
-        model = pw.load(options.model).to(device)
+        kept = {name: value for name, value in chosen.items() if name != "reuse"}
+        model = accelerate(pw.load(options.model).to(device), precision, reuse=chosen.get("reuse", 1))
         prompts = [image.prompt for image in todo]
-        draw = draw_with(model, prompts, options.seed, size=size, autocast=PRECISIONS[precision], **chosen)
+        draw = draw_with(model, prompts, options.seed, size=size, sampler=SamplerSettings(**kept))
         with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", disable=None) as bar:
             draw_missing(draw, images, options.batch_size, bar.update)
     return f"{config.name}, {sampler.in_words(chosen, options, recipe)}"

@@ -12,16 +12,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pixelwright as pw
-from pixelwright.acceleration.fast import check_triton, prepared
+from pixelwright.acceleration import AcceleratedDenoiser, accelerate
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import parse_labels
 from pixelwright.cli.parsing import Parser, image_size
-from pixelwright.device import check_compiler, keep_memory, resolve_device, resolve_precision
+from pixelwright.device import check_compiler, keep_memory, name_precision, resolve_device
+from pixelwright.diffusion.solvers import Step
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import save_grid, save_png
 from pixelwright.models.conditions import Condition
-from pixelwright.models.config import DenoiserConfig, TextNote
+from pixelwright.models.config import DenoiserConfig, SamplerSettings, TextNote
 from pixelwright.text import encode_for
 from pixelwright.text.config import read_prompts
 
@@ -97,11 +98,6 @@ def parser() -> Parser:
         action="store_true",
         help="fewer passes over memory, with a C++ compiler; the first time takes a minute",
     )
-    add(
-        "--triton",
-        action="store_true",
-        help="norms and modulations by our own kernels, on CUDA; not yet known to be faster",
-    )
     return parser
 
 
@@ -113,22 +109,20 @@ def run(options: Namespace) -> None:
     if options.compile:
         check_compiler()
     device = resolve_device(options.device)
-    dtype = resolve_precision(options.precision, device)
-    if options.triton:
-        check_triton(device)
+    name_precision(options.precision, device)
     config = load_config(options.model)  # so that a wrong label is found before the weights are read
     recipe = sampler.choose_recipe(options, config)
     settings = sampler.settings(options, recipe)
     condition = _condition(options, config, device)
-    model = pw.load(options.model).to(device)
-    model = prepared(model, dtype, options.compile, options.triton)
     print(sampler.in_words(settings, options, recipe))
+    reuse = settings.pop("reuse", 1)
+    model = accelerate(pw.load(options.model).to(device), options.precision, options.compile, reuse)
     starts = range(0, len(condition), options.batch_size)
     shown: list[Tensor] = []
     with tqdm(total=len(starts) * settings["steps"], unit="step", disable=None, delay=0.5) as bar:
         for start in starts:
             part = condition[start : start + options.batch_size]
-            images = _draw(model, part, start, options, settings, dtype, bar)
+            images = _draw(model, part, start, options, settings, bar)
             for index, image in enumerate(images, options.start_index + start):
                 save_png(image, out / f"{index:06d}.png")
             shown += list(images[: max(0, GRID - start)])
@@ -167,17 +161,16 @@ def _check(options: Namespace, out: Path) -> None:
 
 
 def _draw(
-    model: pw.PixelDenoiser,
+    model: AcceleratedDenoiser,
     condition: Condition,
     start: int,
     options: Namespace,
     settings: dict[str, Any],
-    dtype: torch.dtype | None,
     bar: tqdm[NoReturn],
 ) -> Tensor:
     """One batch, uint8 [B,H,W,3]; the bar moves with every step of the solver."""
 
-    def advance(_: pw.diffusion.sample.Step) -> None:
+    def advance(_: Step) -> None:
         bar.update()
 
     return pw.sample(
@@ -186,8 +179,6 @@ def _draw(
         size=image_size(options.size),
         seed=options.seed,
         start_index=options.start_index + start,
-        **settings,
+        sampler=SamplerSettings(**settings),
         callback=advance,
-        autocast=dtype,
-        compile=options.compile,
     )

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
+from dataclasses import fields
 from typing import Any, Literal
 
 from jsonargparse import Namespace
 
 from pixelwright.cli.parsing import Parser
-from pixelwright.diffusion.sample import SOLVERS, sample
+from pixelwright.diffusion.solvers import SOLVERS
 from pixelwright.hub.recipes import RECIPES, named
-from pixelwright.models.config import DenoiserConfig, Recipe
+from pixelwright.models.config import DenoiserConfig, SamplerPreset, SamplerSettings
 
 Precision = Literal["auto", "bf16", "fp32", "int8"]
 DEFAULTS: dict[str, Any] = {
-    name: inspect.signature(sample).parameters[name].default
-    for name in ("solver", "steps", "guidance_scale", "guidance_interval", "time_shift", "reuse")
+    **{field.name: field.default for field in fields(SamplerSettings)},
+    "reuse": 1,
 }
-"""Where neither the command line nor a recipe says otherwise: the defaults of `pixelwright.sample`."""
+"""Where neither the command line nor a preset says otherwise."""
 
 
 def _otherwise(name: str) -> str:
@@ -81,31 +81,33 @@ def add_machine_arguments(parser: Parser, batch_size: int, images_too: bool = Fa
     )
 
 
-def choose_recipe(options: Namespace, config: DenoiserConfig) -> Recipe | None:
+def choose_recipe(options: Namespace, config: DenoiserConfig) -> SamplerPreset | None:
     """The recipe that `--recipe` names, else the model's own. Raises UserError for an unknown name."""
-    return config.recipe if options.recipe is None else named(options.recipe)
+    return config.sampler if options.recipe is None else named(options.recipe)
 
 
-def settings(options: Namespace, recipe: Recipe | None) -> dict[str, Any]:
+def settings(options: Namespace, recipe: SamplerPreset | None) -> dict[str, Any]:
     """Arguments for `pixelwright.sample`: the command line's before the recipe's before the defaults."""
     start = {name: getattr(recipe, name, default) for name, default in DEFAULTS.items()}
     given = {name: options[name] for name in DEFAULTS if options[name] is not None}
     chosen = {**start, **given}
     if chosen["reuse"] == 1:
         del chosen["reuse"]  # folders from before there was this setting can be gone on with
-    return {**chosen, "guidance_interval": tuple(chosen["guidance_interval"])}
+    interval = chosen["guidance_interval"]
+    return {**chosen, "guidance_interval": None if interval is None else tuple(interval)}
 
 
-def in_words(chosen: dict[str, Any], options: Namespace, recipe: Recipe | None) -> str:
+def in_words(chosen: dict[str, Any], options: Namespace, recipe: SamplerPreset | None) -> str:
     """What is used, and where it comes from, in one line."""
-    low, high = chosen["guidance_interval"]
+    interval = chosen["guidance_interval"]
+    where = "everywhere" if interval is None else f"where {interval[0]:g} < t < {interval[1]:g}"
     given = [name for name in DEFAULTS if options[name] is not None]
     source = f"recipe {recipe.name}: {recipe.origin}" if recipe is not None else "no recipe"
     changed = f"; given: {', '.join(given)}" if given else ""
     reuse = chosen.get("reuse", 1)
     reused = f", backbone in 1 of {reuse} evaluations" if reuse > 1 else ""
     return (
-        f"{chosen['solver']}, {chosen['steps']} steps, guidance {chosen['guidance_scale']:g} where "
-        f"{low:g} < t < {high:g}, time shift {chosen['time_shift']:g}{reused}, seed {options.seed or 0} "
+        f"{chosen['solver']}, {chosen['steps']} steps, guidance {chosen['guidance_scale']:g} "
+        f"{where}, time shift {chosen['time_shift']:g}{reused}, seed {options.seed or 0} "
         f"({source}{changed})"
     )

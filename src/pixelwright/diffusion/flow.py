@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from pixelwright.config import Config, PositiveFloat, UnitInterval, real
 from pixelwright.models.conditions import C, Condition, drop
-from pixelwright.models.prediction import column
+from pixelwright.models.prediction import column, velocity_target
 from pixelwright.rng import generator
 
 
@@ -64,11 +64,19 @@ def draw(
     return t.to(images.device), torch.stack(noises).to(images.device), labels
 
 
-def velocity_loss(velocity: Tensor, x: Tensor, noise: Tensor) -> Tensor:
-    """Mean over the pixels of (v̂ − v)², v = x − ε, of each sample; float32 [B]. All [B,3,H,W]."""
-    return (velocity.float() - (x - noise).float()).square().mean(dim=(1, 2, 3))
+def velocity_loss(
+    velocity: Tensor, x: Tensor, noise: Tensor, x_t: Tensor, t: Tensor, prediction: str = "velocity"
+) -> Tensor:
+    """Flow-matching loss of each sample, mean over its pixels of (v̂ − v)²; float32 [B].
+
+    v = x − ε; for x- and noise-prediction the velocity that the perfect output means, see `velocity_target`.
+    """
+    target = velocity_target(x, noise, x_t, t, prediction)
+    return (velocity.float() - target.float()).square().mean(dim=(1, 2, 3))
 
 
-def loss(model: Callable[..., Tensor], x: Tensor, t: Tensor, noise: Tensor, labels: Condition) -> Tensor:
+def loss(model: Callable[..., Any], x: Tensor, t: Tensor, noise: Tensor, labels: Condition) -> Tensor:
     """Flow-matching loss of each sample [B]: the model is evaluated at x_t. See `velocity_loss`."""
-    return velocity_loss(model(interpolate(x, noise, t), t, labels), x, noise)
+    x_t = interpolate(x, noise, t)
+    prediction = getattr(getattr(model, "config", None), "prediction", "velocity")
+    return velocity_loss(model(x_t, t, labels), x, noise, x_t, t, prediction)

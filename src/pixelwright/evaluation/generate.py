@@ -27,14 +27,17 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from pixelwright.acceleration.fast import PRECISIONS, FastDenoiser
+from pixelwright.acceleration import accelerate
+from pixelwright.acceleration.reuse import check_reuse
 from pixelwright.data.sources import LABEL_FILE
-from pixelwright.diffusion import sample as sampling
+from pixelwright.diffusion.sample import Denoiser, sample
+from pixelwright.diffusion.solvers import Step, StepCallback, check_solver
 from pixelwright.distributed.parallel import Layout
 from pixelwright.errors import UserError
 from pixelwright.evaluation.images import IMAGES, LABELS
 from pixelwright.files import raw_bytes, read_json, replacing, sha256, write_text
 from pixelwright.hub.checkpoint import open_checkpoint
+from pixelwright.models.config import SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
 
 UNFINISHED = ".generate"
@@ -47,8 +50,8 @@ ENCODERS, ENCODED = 4, 256  # threads that encode PNG files, images they have at
 PLAIN_SECONDS = 30.0  # between two signs of life where there is no terminal
 
 
-@dataclass(frozen=True)
-class Generation:
+@dataclass(frozen=True, kw_only=True)
+class Generation(SamplerSettings):
     """Which images: everything that their bytes depend on, save the machine that computes them."""
 
     model: str
@@ -60,30 +63,20 @@ class Generation:
     """(height, width) in pixels."""
     labels: str
     """How they were asked for; "balanced" gives every class its turn."""
-    solver: str
-    steps: int
-    guidance_scale: float
-    guidance_interval: tuple[float, float]
-    time_shift: float
     seed: int
     batch_size: int
     """Images drawn together. Noise does not depend on it, the rounding of sums does."""
     precision: Literal["fp32", "bf16", "int8"]
     reuse: int = 1
-    """Above 1 approximate; see `sampling.Reused`."""
+    """Above 1 approximate; see `acceleration.reuse.Reused`."""
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        sampling.check(
-            self.solver,
-            self.steps,
-            self.guidance_scale,
-            self.guidance_interval,
-            self.time_shift,
-            self.reuse,
-        )
+        check_solver(self.solver)
+        check_reuse(self.reuse)
+        super().__post_init__()
 
     @property
     def batches(self) -> int:
@@ -101,28 +94,22 @@ def checksum(source: str | os.PathLike[str]) -> str:
 
 # ---------------------------------------------------------------- drawing
 def draw(
-    model: PixelDenoiser,
+    model: Denoiser,
     generation: Generation,
     labels: Tensor,
     batch: int,
-    callback: sampling.Callback | None = None,
+    callback: StepCallback | None = None,
 ) -> Tensor:
     """The images of one batch, uint8 [b,H,W,3]. `labels` [num_samples] are those of all images."""
     indices = generation.indices(batch)
-    return sampling.sample(
+    return sample(
         model,
         labels[indices.start : indices.stop],
+        generation,
         size=generation.size,
         seed=generation.seed,
         start_index=indices.start,
-        steps=generation.steps,
-        solver=generation.solver,
-        guidance_scale=generation.guidance_scale,
-        guidance_interval=generation.guidance_interval,
-        time_shift=generation.time_shift,
         callback=callback,
-        autocast=PRECISIONS[generation.precision],
-        reuse=generation.reuse,
     )
 
 
@@ -143,15 +130,14 @@ def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: 
     work, made_by = Work(out, generation.num_samples, generation.size), recipe(generation, labels)
     if layout.first(lambda: _claim(work, made_by)):
         return out
-    if (dtype := PRECISIONS[generation.precision]) is not None:
-        model = FastDenoiser(model, dtype)  # once for all batches
+    fast = accelerate(model, generation.precision, reuse=generation.reuse)
     progress = _Progress(work.folder, layout.rank)
     done = layout.first(progress.gather)
     left = [k for k in range(generation.batches) if k not in done]
     sizes = {k: len(generation.indices(k)) for k in range(generation.batches)}
     with progress_bar("generating", generation.num_samples, sum(sizes[k] for k in done), layout.main) as bar:
         for k in left[layout.rank :: layout.world]:
-            work.write(generation.indices(k).start, draw(model, generation, labels, k, _show_step(bar)))
+            work.write(generation.indices(k).start, draw(fast, generation, labels, k, _show_step(bar)))
             progress.add(k)
             if layout.main:
                 bar.update(sum(sizes[k] for k in progress.read()) - bar.n)
@@ -328,8 +314,8 @@ def progress_bar(what: str, total: int, done: int = 0, shown: bool = True) -> tq
     )
 
 
-def _show_step(bar: tqdm[Any]) -> sampling.Callback:
-    def show(step: sampling.Step) -> None:
+def _show_step(bar: tqdm[Any]) -> StepCallback:
+    def show(step: Step) -> None:
         bar.set_postfix_str(f"step {step.index + 1}/{step.steps}", refresh=False)
 
     return show

@@ -12,7 +12,7 @@ from typing import Any
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.hub.recipes import RECIPES
-from pixelwright.models.config import Recipe
+from pixelwright.models.config import SamplerPreset
 
 SAMPLES = 50_000
 TOLERANCES = {"fid": 0.05, "sfid": 0.1, "inception_score": 5.0, "precision": 0.01, "recall": 0.01}
@@ -26,7 +26,7 @@ INCEPTION = "inception-2015-12-05.pt"
 class Target:
     """A published result."""
 
-    recipe: Recipe
+    recipe: SamplerPreset
     weights: str
     """The file of the weights."""
     origin: str

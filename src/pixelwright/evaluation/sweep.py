@@ -21,7 +21,6 @@ from pixelwright.html import escape_markdown, line_chart, markdown_table, render
 
 MOST_POINTS = 1000
 FORMS = "give LOW:HIGH:STEP, or values with commas between (times of an interval as LOW:HIGH)"
-EVERYWHERE = (0.0, 1.0)
 
 
 def _interval(text: str) -> tuple[float, float]:
@@ -87,7 +86,7 @@ def plan(base: Generation, axes: Sequence[tuple[str, Sequence[Any]]]) -> dict[st
     for values in itertools.product(*(values for _, values in axes)):
         point = replace(base, **dict(zip(names, values, strict=True)))
         if point.guidance_scale == 1:
-            point = replace(point, guidance_interval=EVERYWHERE)
+            point = replace(point, guidance_interval=None)
         points[_point_name(point, names)] = point
     return points
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.hub.files import INDEX_SUFFIX, LARGEST_HEADER, WeightFile, only_weights, open_file
 from pixelwright.hub.prefixes import Which, network_tensors
-from pixelwright.hub.public import recognise
+from pixelwright.hub.public import joined, recognise
 from pixelwright.hub.recipes import licence_of, with_notes
 from pixelwright.hub.remote import PIPELINE, SCHEME, TRANSFORMER, fetch
 from pixelwright.models.config import DenoiserConfig, Provenance, from_dict
@@ -151,7 +151,8 @@ def _open_published(
         config, names = recognise({name: file.specs[theirs] for name, theirs in network.names.items()})
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
-    specs = {ours: file.specs[network.names[theirs]] for ours, theirs in names.items()}
+    names = {ours: tuple(network.names[name] for name in theirs) for ours, theirs in names.items()}
+    specs = {ours: joined(theirs, file.specs.__getitem__) for ours, theirs in names.items()}
     _check_size(specs, file.files)
     config = with_notes(config, file.path.name.removesuffix(INDEX_SUFFIX).rsplit(".", 1)[0], recipe)
     files = (address, *(f.name for f in file.files[1:]))
@@ -163,7 +164,7 @@ def _open_published(
         file.files,
         network.description,
         specs,
-        lambda ours: file.read(network.names[names[ours]]),
+        lambda ours: joined(names[ours], file.read),
     )
 
 
@@ -189,7 +190,7 @@ def load_config(source: str | os.PathLike[str]) -> DenoiserConfig:
 def load(source: str | os.PathLike[str], weights: Which | None = None) -> PixelDenoiser:
     """Read a model; weights keep the dtype they were saved in, on the CPU, in eval mode.
 
-    `model.config.recipe` holds the sampler settings of a published result where they are known;
+    `model.config.sampler` holds the sampler settings of a published result where they are known;
     `pixelwright.sample` does not use them by itself. A licence notice of the source goes to stderr, once.
 
     Args:

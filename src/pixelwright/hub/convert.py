@@ -17,7 +17,7 @@ from pixelwright.files import replacing, sha256, write_safetensors, write_tensor
 from pixelwright.hub.checkpoint import Checkpoint, announce, check_one_dtype, open_checkpoint
 from pixelwright.hub.pickles import part_start
 from pixelwright.hub.prefixes import SETS, Which
-from pixelwright.hub.public import public_names
+from pixelwright.hub.public import published
 from pixelwright.models.config import DenoiserConfig, Provenance
 from pixelwright.models.folder import check_finite, write_weights
 
@@ -130,8 +130,8 @@ def _cast(tensor: Tensor, dtype: torch.dtype, name: str, place: str) -> Tensor:
 def _config(checkpoints: Sequence[Checkpoint]) -> DenoiserConfig:
     """The first model's config; its recipe only where all have the same."""
     config = checkpoints[0].config
-    if any(other.config.recipe != config.recipe for other in checkpoints):
-        config = dataclasses.replace(config, recipe=None)
+    if any(other.config.sampler != config.sampler for other in checkpoints):
+        config = dataclasses.replace(config, sampler=None)
     return config
 
 
@@ -166,18 +166,17 @@ def _provenance(checkpoints: Sequence[Checkpoint]) -> Provenance:
 def _write_public(
     out: Path, config: DenoiserConfig, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]
 ) -> None:
-    names = {theirs: ours for ours, theirs in public_names(config).items()}
+    readers, theirs = published(config, read), published(config, specs.__getitem__)
+    shapes = {name: spec() for name, spec in theirs.items()}
     if out.suffix == ".safetensors":
-        write_safetensors(
-            out, {n: specs[ours] for n, ours in names.items()}, lambda n: read(names[n]), {"format": "pt"}
-        )
+        write_safetensors(out, shapes, lambda name: readers[name](), {"format": "pt"})
         return
     raw = config.provenance is not None and "raw weights" in config.provenance.read
     prefix = SETS["raw" if raw else "ema"]
     write_ckpt(
         out,
-        {prefix + n: specs[ours] for n, ours in names.items()},
-        lambda name: read(names[name.removeprefix(prefix)]),
+        {prefix + name: spec for name, spec in shapes.items()},
+        lambda name: readers[name.removeprefix(prefix)](),
     )
 
 

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pixelwright.diffusion.sample import as_condition, model_velocity, time_grid
+from pixelwright.diffusion.guidance import Branch, IntervalCFG
+from pixelwright.diffusion.sample import as_condition
+from pixelwright.diffusion.solvers import timesteps
 from pixelwright.errors import UserError, nearest
 from pixelwright.hub.checkpoint import announce
 from pixelwright.images import to_uint8
-from pixelwright.models.conditions import Condition, TextCondition
+from pixelwright.models.conditions import Condition, TextCondition, null_like
 from pixelwright.models.config import from_dict, to_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import listing
@@ -151,7 +153,7 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def lay_grid(scheduler: Any, steps: int, device: torch.device | str = "cpu") -> Tensor:
-    """Put a scheduler on `pixelwright.diffusion.sample.time_grid`, in place of the grid it would make itself.
+    """Put a scheduler on `pixelwright.diffusion.solvers.timesteps`, not on a grid of its own.
 
     Their own grids differ from it: Euler and Heun spend the last step on the σ from about 1/1000 (shifted
     twice) to 0, the other two are a little off and round their timesteps to whole numbers. The shift, `shift`
@@ -169,7 +171,7 @@ def lay_grid(scheduler: Any, steps: int, device: torch.device | str = "cpu") -> 
     shift = (
         scheduler.shift if flow_match else scheduler.config.get("shift", scheduler.config.get("flow_shift"))
     )
-    times = time_grid(steps, shift)  # [steps+1]
+    times = timesteps(steps, shift)  # [steps+1]
     if scheduler.order == 2:
         times = torch.cat((times[:1], times[1:-1].repeat_interleave(2), times[-1:]))  # [2·steps]
     sigmas = 1 - times
@@ -241,7 +243,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         width: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: tuple[float, float] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
@@ -258,7 +260,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
             prompt, negative_prompt: for models of captions: what to draw, and what guidance leads away from.
                 The text encoder that the model names is read, used and freed at each call.
             height, width: in pixels, multiples of the patch size; by default those of `latents` or the model.
-            num_inference_steps: steps of the scheduler on `pixelwright.diffusion.sample.time_grid`.
+            num_inference_steps: steps of the scheduler on `pixelwright.diffusion.solvers.timesteps`.
             guidance_scale, guidance_interval: classifier-free guidance and where in t ∈ [0,1] (0 = noise) it
                 acts; 1 switches it off. The null branch runs inside the interval only.
             generator: of the noise; a list of one per image makes an image independent of its batch. Without
@@ -295,9 +297,9 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         labels = as_condition(wanted, denoiser, negative_prompt).to(device)
         shape = self._shape(len(labels), height, width, latents)
         times = lay_grid(self.scheduler, num_inference_steps, device)
-        velocity = model_velocity(
-            cast(PixelDenoiser, self.transformer), labels, guidance_scale, guidance_interval
-        )
+        null = null_like(labels, denoiser.config.num_classes)
+        branches = (Branch(self.transformer, condition) for condition in (labels, null))
+        velocity = IntervalCFG(guidance_scale, guidance_interval)(*branches)
         x = self._noise(shape, generator, device) if latents is None else latents.to(device, torch.float32)
         stochastic = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if stochastic else {}

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError
 from pixelwright.hub.recipes import preset_of
-from pixelwright.models.config import (
-    BackboneConfig,
-    DenoiserConfig,
-    DetailerConfig,
-    MMDiTConfig,
-    PatchDiTConfig,
-    PiTConfig,
-    Prediction,
-    UNetConfig,
-)
+from pixelwright.models.backbones import PatchDiTConfig
+from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.detailers import PiTConfig, UNetConfig
 from pixelwright.models.folder import check_weights, shorten, skeleton, with_weights
+from pixelwright.models.mmdit import MMDiTConfig
+from pixelwright.models.prediction import Prediction
 
 Which = Literal["ema", "raw"]
 SETS: dict[Which, str] = {"ema": "ema_denoiser.", "raw": "denoiser."}
@@ -76,7 +72,7 @@ for _ours, _letter, _short in (("image", "x", "img"), ("text", "y", "txt")):
         (f"{_stream}mlp.", f"{_block}mlp_{_letter}."),
     ]
     _TEXT += [
-        (f"{_stream}{part}.", f"{_block}attn.{part}_{_letter}.")
+        (f"{_stream}attn.{part}.", f"{_block}attn.{part}_{_letter}.")
         for part in ("qkv", "q_norm", "k_norm", "proj")
     ]
 
@@ -98,8 +94,8 @@ def _dip(levels: int) -> list[tuple[str, str]]:
     return table
 
 
-def public_names(config: DenoiserConfig) -> dict[str, str]:
-    """Our name -> published name, for every tensor of a model."""
+def public_names(config: DenoiserConfig) -> dict[str, tuple[str, ...]]:
+    """Our name -> published names, for every tensor of a model; of several, ours is all rows together."""
     backbone = config.backbone
     text = isinstance(backbone, MMDiTConfig)
     if isinstance(backbone, MMDiTConfig) and not (
@@ -120,7 +116,33 @@ def public_names(config: DenoiserConfig) -> dict[str, str]:
             )
     if config.placement != "post-hoc":
         raise UserError(f'placement "{config.placement}" has no published layout; only "post-hoc" has one')
-    return {name: _rename(name, table) for name in skeleton(config).state_dict()}
+    return {
+        name: tuple(_rename(part, table) for part in _parts(name)) for name in skeleton(config).state_dict()
+    }
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """SwiGLU's w13 is published as w1 and w3."""
+    return (name.replace(".w13.", ".w1."), name.replace(".w13.", ".w3.")) if ".w13." in name else (name,)
+
+
+def joined(theirs: Sequence[str], read: Callable[[str], Tensor]) -> Tensor:
+    """One of our tensors from the published ones; a single one is not copied."""
+    parts = [read(name) for name in theirs]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def published(config: DenoiserConfig, read: Callable[[str], Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """Published name -> what reads that tensor from ours, for every tensor of a model."""
+
+    def reader(ours: str, count: int, part: int) -> Callable[[], Tensor]:
+        return lambda: read(ours) if count == 1 else read(ours).chunk(count)[part]
+
+    return {
+        name: reader(ours, len(theirs), part)
+        for ours, theirs in public_names(config).items()
+        for part, name in enumerate(theirs)
+    }
 
 
 def _rename(name: str, table: list[tuple[str, str]]) -> str:
@@ -176,13 +198,12 @@ def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
     """
     weights = strip_prefix(state_dict)
     config, names = recognise(weights)
-    return with_weights(
-        config, {ours: weights[name].detach().clone() for ours, name in names.items()}, "checkpoint"
-    )
+    read = lambda name: weights[name].detach().clone()  # noqa: E731
+    return with_weights(config, {ours: joined(theirs, read) for ours, theirs in names.items()}, "checkpoint")
 
 
-def recognise(weights: Mapping[str, Tensor]) -> tuple[DenoiserConfig, dict[str, str]]:
-    """The config of bare tensors under published names, and the published name of each of our names.
+def recognise(weights: Mapping[str, Tensor]) -> tuple[DenoiserConfig, dict[str, tuple[str, ...]]]:
+    """The config of bare tensors under published names, and the published names of each of our names.
 
     Values are not looked at, so tensors on the meta device will do.
 
@@ -191,7 +212,8 @@ def recognise(weights: Mapping[str, Tensor]) -> tuple[DenoiserConfig, dict[str, 
     """
     config = infer_config(weights)
     names = public_names(config)
-    expected = {names[key]: value.shape for key, value in skeleton(config).state_dict().items()}
+    meta = skeleton(config).state_dict()
+    expected = {name: read().shape for name, read in published(config, meta.__getitem__).items()}
     check_weights(expected, weights, "published checkpoint")
     return config, names
 
@@ -203,7 +225,8 @@ def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
         UserError: the model has no published layout (DiT-only, DiP for text, or not post-hoc).
     """
     weights = model.state_dict()
-    return {public: weights[ours].detach() for ours, public in public_names(model.config).items()}
+    readers = published(model.config, lambda name: weights[name].detach())
+    return {name: read() for name, read in readers.items()}
 
 
 # --- The architecture, read from names and shapes ---
@@ -226,7 +249,7 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
     if 3 * patch_size**2 != patch_pixels:
         raise UserError(f"s_embedder.proj.weight takes {patch_pixels} inputs, which is no 3·P·P")
     depth, text = _count(weights, blocks), pixeldit and "y_pos_embedding" in weights
-    backbone: BackboneConfig
+    backbone: Any
     if text:
         backbone = _infer_text(weights, hidden_size, depth, patch_size)
     else:
@@ -258,7 +281,7 @@ def _infer_text(weights: Mapping[str, Tensor], hidden_size: int, depth: int, pat
     )
 
 
-def _infer_pit(weights: Mapping[str, Tensor], patch_size: int) -> DetailerConfig:
+def _infer_pit(weights: Mapping[str, Tensor], patch_size: int) -> Any:
     pixel_size, _ = _shape(weights, "pixel_embedder.proj.weight", 2)
     attention_size, _ = _shape(weights, "pixel_blocks.0.compress_to_attn.weight", 2)
     depth, unit = _count(weights, "pixel_blocks"), patch_size**2 * pixel_size
@@ -296,7 +319,7 @@ def _chunks(weights: Mapping[str, Tensor], block: int, unit: int) -> int:
     return chunks
 
 
-def _infer_unet(weights: Mapping[str, Tensor]) -> DetailerConfig:
+def _infer_unet(weights: Mapping[str, Tensor]) -> Any:
     channels: list[int] = []
     while f"local_decoder.enc{len(channels) + 1}.0.weight" in weights:
         channels.append(_shape(weights, f"local_decoder.enc{len(channels) + 1}.0.weight", 4)[0])

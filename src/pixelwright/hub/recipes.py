@@ -11,7 +11,8 @@ import fnmatch
 from typing import NamedTuple
 
 from pixelwright.errors import UserError, nearest
-from pixelwright.models.config import DenoiserConfig, PiTConfig, Recipe, TextNote
+from pixelwright.models.config import DenoiserConfig, SamplerPreset, TextNote
+from pixelwright.models.detailers import PiTConfig
 from pixelwright.models.presets import PRESETS
 
 NVIDIA = "NVIDIA's PixelDiT weights are for non-commercial use only (their licence is beside the files)"
@@ -30,31 +31,31 @@ class Published(NamedTuple):
     """The architectures it may have."""
     side: int | None
     """Image size, where it is not the preset's."""
-    recipe: Recipe
+    recipe: SamplerPreset
 
 
-def _adm(name: str, fid: float, scale: float, high: float, shift: float) -> Recipe:
+def _adm(name: str, fid: float, scale: float, high: float, shift: float) -> SamplerPreset:
     """PixelDiT: 50,000 images, ADM protocol, "FlowDPMSolver" of 100 steps, which is ab2-fixed."""
     origin = f"PixelDiT (arXiv 2511.20645), FID {fid} on 50,000 images (ADM protocol)"
-    return Recipe(name, "ab2-fixed", 100, scale, (0.1, high), shift, SEED_RULE, origin)
+    return SamplerPreset("ab2-fixed", 100, scale, (0.1, high), shift, name, SEED_RULE, origin)
 
 
-def _t2i(name: str, shift: float) -> Recipe:
+def _t2i(name: str, shift: float) -> SamplerPreset:
     """PixelDiT from text: DPM-Solver++ 2M on the flow, whose shift is that of training."""
     origin = (
         "PixelDiT (arXiv 2511.20645): 25 to 50 steps, guidance 2.75 to 3.5, of which these are in between"
     )
-    return Recipe(name, "dpmpp-2m", 30, 3.0, (0.0, 1.0), shift, SEED_RULE, origin)
+    return SamplerPreset("dpmpp-2m", 30, 3.0, None, shift, name, SEED_RULE, origin)
 
 
 _XL = ("pixeldit-xl-16",)
-_DIP = Recipe(
-    "dip-imagenet256",
+_DIP = SamplerPreset(
     "euler",
     100,
     2.9,
     (0.11, 0.97),
     1.0,
+    "dip-imagenet256",
     SEED_RULE,
     "DiP (arXiv 2511.18822), sampling settings of its ImageNet results",
 )
@@ -93,11 +94,11 @@ def with_notes(config: DenoiserConfig, stem: str, recipe: str | None = None) -> 
         config = dataclasses.replace(config, image_size=(known.side, known.side))
     if known is not None and config.takes_text and config.text is None:
         config = dataclasses.replace(config, text=TextNote("gemma"))  # the prefix is not ours to ship
-    chosen = known.recipe if known is not None else config.recipe
-    return dataclasses.replace(config, recipe=chosen if recipe is None else named(recipe))
+    chosen = known.recipe if known is not None else config.sampler
+    return dataclasses.replace(config, sampler=chosen if recipe is None else named(recipe))
 
 
-def named(recipe: str) -> Recipe | None:
+def named(recipe: str) -> SamplerPreset | None:
     """The recipe of a name; "none" is None. Raises UserError for an unknown name."""
     if recipe != "none" and recipe not in RECIPES:
         raise UserError(f'unknown recipe "{recipe}"{nearest(recipe, [*RECIPES, "none"])}')

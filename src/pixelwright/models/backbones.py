@@ -1,31 +1,35 @@
-"""Global stage: a transformer over large patches, one token per patch."""
+"""Global stage: a transformer over large patches, one token per patch (DiP and PixelDiT, section 3.2)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwright.acceleration.fused import Rope, gated_add
 from pixelwright.errors import UserError
-from pixelwright.models.conditions import Condition, null_like
-from pixelwright.models.config import PatchDiTConfig
+from pixelwright.models.checks import check_heads, check_positive
+from pixelwright.models.conditions import Condition
 from pixelwright.models.layers import (
     Attention,
     ClassEmbedder,
     Grid,
     RMSNorm,
+    Rope,
     SwiGLU,
     TimeEmbedder,
+    modulate,
     patchify,
     rope_2d,
-    zero_linear,
+    zero_,
 )
+from pixelwright.registry import Registry
 
 
 class GlobalState(NamedTuple):
-    """What the global stage knows of an image; all that the local stage is given besides the noisy pixels."""
+    """What the global stage knows of an image; all that a detailer is given besides the noisy pixels."""
 
     tokens: Tensor
     """s_n, the tokens after n blocks, [B, L, D]."""
@@ -35,14 +39,6 @@ class GlobalState(NamedTuple):
     """c = SiLU(t_emb + y_emb), or SiLU(t_emb) where the condition is text, [B, 1, D]."""
     grid: Grid
     """(rows, columns) of patches, rows · columns = L."""
-    rope: Rope
-    """Rotary tables of the patches for the heads of the backbone."""
-    text: Tensor | None = None
-    """Text tokens after n blocks, [B, L_text, D]; only the text-conditional blocks look at them."""
-    text_rope: Rope | None = None
-    """Rotary tables of the text tokens."""
-    keys: Tensor | None = None
-    """Which of [text; image] may be attended to, bool [B, 1, 1, L_text + L]; None for all."""
 
     @property
     def s_cond(self) -> Tensor:
@@ -50,33 +46,65 @@ class GlobalState(NamedTuple):
         return F.silu(self.tokens + self.time)
 
 
+AfterBlock = Callable[[int, GlobalState], GlobalState]
+"""Called after each block with its number, counted from 1, and the state; returns the state to go on with."""
+
+
+class BackboneConfig(Protocol):
+    """What every backbone's config has."""
+
+    hidden_size: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    takes_text: ClassVar[bool]
+
+
+BACKBONES: Registry[Any] = Registry("backbone")
+
+
+def register_backbone(name: str, config: type) -> Callable[[type], type]:
+    """A decorator for a backbone: built as `(config)`, called as `PatchDiT.forward`; see `registry`."""
+    return BACKBONES.register(name, config)
+
+
 class DiTBlock(nn.Module):
     """Pre-norm transformer block with adaLN-Zero: Linear(D -> 6D) of the condition."""
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, size: int, num_heads: int) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(hidden_size)
-        self.attn = Attention(hidden_size, num_heads)
-        self.norm2 = RMSNorm(hidden_size)
-        self.mlp = SwiGLU(hidden_size)
-        self.adaLN = zero_linear(hidden_size, 6 * hidden_size)
+        self.norm1 = RMSNorm(size)
+        self.attn = Attention(size, num_heads)
+        self.norm2 = RMSNorm(size)
+        self.mlp = SwiGLU(size)
+        self.adaLN = nn.Linear(size, 6 * size)
 
-    def forward(self, state: GlobalState) -> GlobalState:
-        x = state.tokens
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN(state.condition).chunk(
-            6, -1
-        )
-        h = self.norm1.modulated(x, shift_attn, scale_attn)
-        x, h = self.norm2.gated_modulated(x, gate_attn, self.attn(h, state.rope), shift_mlp, scale_mlp)
-        return state._replace(tokens=gated_add(x, gate_mlp, self.mlp(h)))
+    def forward(self, x: Tensor, condition: Tensor, rope: Rope) -> Tensor:
+        """x [B, L, D], condition [B, 1, D] -> [B, L, D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN(condition).chunk(6, -1)
+        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rope)
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
+@dataclass(frozen=True)
+class PatchDiTConfig:
+    """The class-conditional global stage: N blocks of width D over P×P patches."""
+
+    hidden_size: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    num_classes: int
+    takes_text: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_positive(self, "hidden_size", "depth", "num_heads", "patch_size", "num_classes")
+        check_heads(self, self.hidden_size, self.num_heads)
+
+
+@register_backbone("patch-dit", PatchDiTConfig)
 class PatchDiT(nn.Module):
-    """The class-conditional backbone of both papers (DiP section 3.2, PixelDiT section 3.2).
-
-    `embed` makes the state before block 1; the blocks then act on the state one after the other. The denoiser
-    runs that loop, because a detailer may sit between two blocks.
-    """
+    """The class-conditional backbone of both papers."""
 
     def __init__(self, config: PatchDiTConfig) -> None:
         super().__init__()
@@ -87,24 +115,49 @@ class PatchDiT(nn.Module):
         self.time_embedder = TimeEmbedder(size)
         self.class_embedder = ClassEmbedder(config.num_classes, size)
         self.blocks = nn.ModuleList(DiTBlock(size, config.num_heads) for _ in range(config.depth))
-        nn.init.xavier_uniform_(self.patch_embedder.weight)
-        nn.init.zeros_(self.patch_embedder.bias)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Patch embedding Xavier-uniform, bias 0; time and class embeddings N(0, 0.02²); every adaLN zero.
+        The other Linears start as PyTorch makes them, the norms at one."""
+        init_embedders(self.patch_embedder, self.time_embedder)
+        nn.init.normal_(self.class_embedder.table.weight, std=0.02)
+        zero_(*(block.adaLN for block in self.blocks))
 
     def embed(self, x: Tensor, t: Tensor, labels: Condition) -> GlobalState:
-        """x [B,3,H,W], t [B] in [0,1], labels [B] in 0 … num_classes -> the state before the first block.
+        """The state before the first block; arguments as in `forward`."""
+        if not isinstance(labels, Tensor):
+            raise UserError("this model draws from classes; give labels instead of captions")
+        tokens = self.patch_embedder(patchify(x, self.patch_size))  # [B, L, D]
+        time = self.time_embedder(t)[:, None]  # [B, 1, D]
+        condition = F.silu(time + self.class_embedder(labels)[:, None])  # [B, 1, D]
+        return GlobalState(tokens, time, condition, grid_of(x, self.patch_size))
+
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Condition, after_block: AfterBlock | None = None
+    ) -> GlobalState:
+        """x [B,3,H,W], t [B] in [0,1], labels [B] in 0 … num_classes -> the state after the last block.
 
         Raises:
             UserError: captions instead of labels.
         """
-        if not isinstance(labels, Tensor):
-            raise UserError("this model draws from classes; give labels instead of captions")
-        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
-        tokens = self.patch_embedder(patchify(x, self.patch_size))  # [B, L, D]
-        time = self.time_embedder(t)[:, None]  # [B, 1, D]
-        label = self.class_embedder(labels)[:, None]  # [B, 1, D]
-        rope = rope_2d(grid, self.head_size, x.device)
-        return GlobalState(tokens, time, F.silu(time + label), grid, rope)
+        state = self.embed(x, t, labels)
+        rope = rope_2d(state.grid, self.head_size, x.device)
+        for number, block in enumerate(self.blocks, start=1):
+            state = state._replace(tokens=block(state.tokens, state.condition, rope))
+            state = after_block(number, state) if after_block else state
+        return state
 
-    def null_condition(self, labels: Condition) -> Condition:
-        """The labels of the unconditional branch, [B]."""
-        return null_like(labels, self.class_embedder.table.num_embeddings - 1)
+
+def grid_of(x: Tensor, patch_size: int) -> Grid:
+    """(rows, columns) of the patches of x [B,3,H,W]."""
+    return x.shape[-2] // patch_size, x.shape[-1] // patch_size
+
+
+def init_embedders(patches: nn.Linear, time: TimeEmbedder) -> None:
+    """How every backbone of the two papers starts its embedding of patches and times."""
+    nn.init.xavier_uniform_(patches.weight)
+    nn.init.zeros_(patches.bias)
+    for weight in (time.mlp[0].weight, time.mlp[2].weight):
+        assert isinstance(weight, Tensor)
+        nn.init.normal_(weight, std=0.02)

@@ -9,117 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from pixelwright.config import Config, FiniteFloat, PositiveFloat, PositiveInt, UnitInterval
 from pixelwright.errors import UserError, nearest
+from pixelwright.models.backbones import BACKBONES
+from pixelwright.models.detailers import DETAILERS
+from pixelwright.models.mmdit import MMDiTConfig  # noqa: F401 (registers the backbone)
+from pixelwright.models.prediction import Prediction
+from pixelwright.registry import Registry
 
+PARTS: dict[str, Registry[Any]] = {"backbone": BACKBONES, "detailer": DETAILERS}
 Placement = Literal["post-hoc", "intermediate", "hybrid"]
-Prediction = Literal["velocity", "x", "noise", "reverse-velocity"]
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            kind = type(config).__name__
-            raise UserError(f"{kind}.{name} is {value!r}; it must be a whole number of at least 1")
-
-
-def _heads_fit(kind: str, size: int, num_heads: int) -> None:
-    if size % num_heads or (size // num_heads) % 4:
-        raise UserError(
-            f"{kind}: width {size} does not divide into {num_heads} heads of a multiple of 4 channels "
-            f"({size} / {num_heads} = {size / num_heads:g}); rotary embedding needs that"
-        )
-
-
-@dataclass(frozen=True)
-class PatchDiTConfig:
-    """The class-conditional global stage: N blocks of width D over P×P patches."""
-
-    hidden_size: int
-    depth: int
-    num_heads: int
-    patch_size: int
-    num_classes: int
-
-    def __post_init__(self) -> None:
-        _positive(self, "hidden_size", "depth", "num_heads", "patch_size", "num_classes")
-        _heads_fit("PatchDiTConfig", self.hidden_size, self.num_heads)
-
-
-@dataclass(frozen=True)
-class MMDiTConfig:
-    """The text-conditional global stage: N blocks of two streams, image and text, of width D."""
-
-    hidden_size: int
-    depth: int
-    num_heads: int
-    patch_size: int
-    text_size: int
-    """Channels of the text encoder's features."""
-    text_length: int
-    """Most tokens of a caption."""
-    mask_padding: bool = True
-    """Whether padding of captions is hidden from attention; the published network attends to it."""
-    sigma_time: bool = False
-    """Whether the time embedder is fed 1000·(1−t), as in the published network, instead of t."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "hidden_size", "depth", "num_heads", "patch_size", "text_size", "text_length")
-        _heads_fit("MMDiTConfig", self.hidden_size, self.num_heads)
-        for name in ("mask_padding", "sigma_time"):
-            if not isinstance(getattr(self, name), bool):
-                raise UserError(f"MMDiTConfig.{name} is {getattr(self, name)!r}; it must be true or false")
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """DiP's Patch Detailer Head: one level of convolution and pooling per entry of `channels`."""
-
-    channels: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.channels or any(
-            isinstance(c, bool) or not isinstance(c, int) or c < 1 for c in self.channels
-        ):
-            raise UserError(f"UNetConfig.channels is {self.channels!r}; give one positive width per level")
-
-
-@dataclass(frozen=True)
-class PiTConfig:
-    """PixelDiT's pixel-level blocks: M blocks of width D_pix per pixel, attention of width A over patches."""
-
-    depth: int
-    pixel_size: int
-    attention_size: int
-    num_heads: int
-    post_modulation: bool = False
-
-    def __post_init__(self) -> None:
-        _positive(self, "depth", "pixel_size", "attention_size", "num_heads")
-        _heads_fit("PiTConfig", self.attention_size, self.num_heads)
-        if self.pixel_size % 4:
-            raise UserError(
-                f"PiTConfig.pixel_size is {self.pixel_size}; the 2-D position table needs a multiple of 4"
-            )
-        if not isinstance(self.post_modulation, bool):
-            raise UserError(
-                f"PiTConfig.post_modulation is {self.post_modulation!r}; it must be true or false"
-            )
-
-
-@dataclass(frozen=True)
-class LinearConfig:
-    """The DiT-only baseline: adaLN and one linear layer from token to patch. It has no settings."""
-
-
-DetailerConfig = UNetConfig | PiTConfig | LinearConfig
-DETAILER_TYPES: dict[str, type[DetailerConfig]] = {
-    "unet": UNetConfig,
-    "pit": PiTConfig,
-    "linear": LinearConfig,
-}
-BackboneConfig = PatchDiTConfig | MMDiTConfig
-BACKBONE_TYPES: dict[str, type[BackboneConfig]] = {"patch-dit": PatchDiTConfig, "mmdit": MMDiTConfig}
 LONGEST_PREFIX = 20_000
 
 
@@ -134,34 +33,40 @@ def _texts(config: Any, *names: str) -> None:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The settings of a published result; `pixelwright sample` uses them unless told otherwise."""
+class SamplerSettings(Config, where="sampler"):
+    """How images are drawn: solver, timesteps and guidance."""
 
-    name: str
-    solver: str
-    steps: int
-    guidance_scale: float
-    guidance_interval: tuple[float, float]
-    time_shift: float
-    seed_rule: str
+    solver: str = "ab2"
+    """Solver: euler, heun, ab2, ab2-fixed or dpmpp-2m."""
+    steps: PositiveInt = 50
+    """Steps of the solver."""
+    guidance_scale: FiniteFloat = 1.0
+    """Classifier-free guidance; 1 is without."""
+    guidance_interval: tuple[UnitInterval, UnitInterval] | None = None
+    """Guidance is on where LO < t < HI (0 is noise, 1 data); without an interval everywhere, at t = 0 too."""
+    time_shift: PositiveFloat = 1.0
+    """Shift of the timesteps; above 1 spends more steps near the noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        interval = self.guidance_interval
+        if interval is not None and interval[0] > interval[1]:
+            raise UserError(f"{self.key('guidance_interval')} is {list(interval)}: it needs LO <= HI")
+
+
+@dataclass(frozen=True)
+class SamplerPreset(SamplerSettings, where="sampler"):
+    """The settings of a published result, and where they come from."""
+
+    name: str = ""
+    seed_rule: str = ""
     """How the noise of an image is found."""
-    origin: str
+    origin: str = ""
     """Where these settings are published."""
 
     def __post_init__(self) -> None:
-        _texts(self, "name", "solver", "seed_rule", "origin")
-        _positive(self, "steps")
-        interval = self.guidance_interval
-        if not isinstance(interval, tuple) or len(interval) != 2:
-            raise UserError(f"Recipe.guidance_interval is {interval!r}; give two times, such as [0.1, 1.0]")
-        numbers = {"guidance_scale": self.guidance_scale, "time_shift": self.time_shift}
-        for name, value in [*numbers.items(), *(("guidance_interval", end) for end in interval)]:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise UserError(f"Recipe.{name} is {value!r}; it must be a finite number")
-        if not 0 <= interval[0] <= interval[1] <= 1:
-            raise UserError(f"Recipe.guidance_interval is {interval}; it needs 0 <= low <= high <= 1")
-        if self.time_shift <= 0:
-            raise UserError(f"Recipe.time_shift is {self.time_shift}; it must be above 0 (1 = none)")
+        super().__post_init__()
+        _texts(self, "solver", "name", "seed_rule", "origin")
 
 
 @dataclass(frozen=True)
@@ -207,8 +112,8 @@ class TextNote:
             )
 
 
-NOTE_TYPES: dict[str, type[Recipe] | type[Provenance] | type[TextNote]] = {
-    "recipe": Recipe,
+NOTE_TYPES: dict[str, type[SamplerPreset] | type[Provenance] | type[TextNote]] = {
+    "sampler": SamplerPreset,
     "provenance": Provenance,
     "text": TextNote,
 }
@@ -216,22 +121,22 @@ NOTE_TYPES: dict[str, type[Recipe] | type[Provenance] | type[TextNote]] = {
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """One denoiser = backbone × detailer.
+    """One denoiser = backbone × detailer, each the config of a registered part.
 
     `placement` is where the detailer sits (DiP section 3.4), `prediction` what the network's output means,
     `image_size` (rows, columns) the resolution it was made for, used when none is asked for. `text` is
-    the encoder of its captions; `recipe` and `provenance` describe published weights. These three do not
-    change the network.
+    the encoder of its captions, `sampler` the settings it is best sampled with, `provenance` where its
+    weights come from. These three do not change the network.
     """
 
-    backbone: BackboneConfig
-    detailer: DetailerConfig
+    backbone: Any
+    detailer: Any
     name: str = "custom"
     placement: Placement = "post-hoc"
     prediction: Prediction = "velocity"
     image_size: tuple[int, int] | None = None
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
-    recipe: Recipe | None = None
+    sampler: SamplerPreset | None = None
     provenance: Provenance | None = None
     text: TextNote | None = None
 
@@ -245,12 +150,9 @@ class DenoiserConfig:
                 raise UserError(f'DenoiserConfig.{name} is "{value}"{nearest(str(value), choices)}')
         if self.text is not None and not self.takes_text:
             raise UserError("DenoiserConfig.text is given, but the model draws from classes; leave it out")
-        patch_size = self.backbone.patch_size
-        if isinstance(self.detailer, UNetConfig) and patch_size % 2 ** len(self.detailer.channels):
-            raise UserError(
-                f"a U-Net of {len(self.detailer.channels)} levels halves the patch that often, which "
-                f"patch_size {patch_size} does not allow; give fewer channels or another patch size"
-            )
+        BACKBONES.name_of(self.backbone), DETAILERS.name_of(self.detailer)
+        if hasattr(self.detailer, "check"):
+            self.detailer.check(self.patch_size)
         if self.placement != "post-hoc" and self.backbone.depth < 2:
             raise UserError(
                 f'placement "{self.placement}" needs at least 2 blocks, depth is {self.backbone.depth}'
@@ -272,12 +174,12 @@ class DenoiserConfig:
     @property
     def num_classes(self) -> int:
         """Number of classes; label `num_classes` is the null class. 0 where the condition is text."""
-        return self.backbone.num_classes if isinstance(self.backbone, PatchDiTConfig) else 0
+        return 0 if self.takes_text else self.backbone.num_classes
 
     @property
     def takes_text(self) -> bool:
         """Whether the condition is a `TextCondition` rather than labels."""
-        return isinstance(self.backbone, MMDiTConfig)
+        return self.backbone.takes_text
 
     def check_size(self, height: int, width: int) -> None:
         """Raise `UserError` unless an image of height × width cuts into whole patches."""
@@ -293,10 +195,8 @@ class DenoiserConfig:
 def to_dict(config: DenoiserConfig) -> dict[str, Any]:
     """The JSON form of a config; `from_dict` reads it back."""
     plain = {key: value for key, value in vars(config).items() if value is not None}
-    for part, types in (("backbone", BACKBONE_TYPES), ("detailer", DETAILER_TYPES)):
-        value = getattr(config, part)
-        kind = next(name for name, cls in types.items() if cls is type(value))
-        plain[part] = {"type": kind, **dataclasses.asdict(value)}
+    for part, registry in PARTS.items():
+        plain[part] = registry.to_dict(getattr(config, part))
     plain |= {part: dataclasses.asdict(plain[part]) for part in NOTE_TYPES if part in plain}
     return json.loads(json.dumps(plain))  # tuples become lists
 
@@ -304,14 +204,10 @@ def to_dict(config: DenoiserConfig) -> dict[str, Any]:
 def from_dict(data: Mapping[str, Any], place: str = "config") -> DenoiserConfig:
     """A config from its JSON form. Unknown, missing and mistyped keys raise `UserError` naming `place`."""
     data = dict(_mapping(data, place))
-    for part, types in (("backbone", BACKBONE_TYPES), ("detailer", DETAILER_TYPES)):
+    for part, registry in PARTS.items():
         if part not in data:
             raise UserError(f'{place}: the key "{part}" is missing')
-        section = dict(_mapping(data[part], f"{place}: {part}"))
-        kind = section.pop("type", None)
-        if kind not in types:
-            raise UserError(f'{place}: {part}.type is "{kind}"{nearest(str(kind), types)}')
-        data[part] = _build(types[kind], section, f"{place}: {part}")
+        data[part] = registry.from_dict(_mapping(data[part], f"{place}: {part}"), f"{place}: {part}")
     for part, cls in NOTE_TYPES.items():
         if part in data:
             data[part] = _build(cls, dict(_mapping(data[part], f"{place}: {part}")), f"{place}: {part}")

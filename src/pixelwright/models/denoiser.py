@@ -1,10 +1,12 @@
-"""The one denoiser of both papers: a global stage over patches, then a local stage inside each patch.
+"""The denoiser: global stage × local stage, both papers on one page.
 
-DiP-XL/16      = PatchDiT + UNet      (Patch Detailer Head, convolutional)
-PixelDiT-XL/16 = PatchDiT + PiT       (pixel-level transformer blocks)
-PixelDiT-T2I   = MMDiT    + PiT       (captions instead of classes)
-DiP-T2I        = MMDiT    + UNet
-DiT-XL/16      = PatchDiT + Linear    (the baseline without a local stage)
+- Pixel space throughout: no VAE. Images in [-1,1], t = 0 noise, t = 1 data, x_t = t·x + (1−t)·ε.
+- Global stage (`backbones`, `mmdit`): one token per P×P patch, N blocks of width D; RMSNorm, adaLN-Zero,
+  rotary attention with RMSNorm on q and k, SwiGLU. Conditioned on time and class, or on text (MM-DiT).
+- It hands each patch its token s_cond = SiLU(s_N + t_emb).
+- Local stage (`detailers`): from a patch's noisy pixels and its token to the prediction of those pixels.
+  U-Net = DiP, PiT = PixelDiT, Linear = the DiT-only baseline; others are a file each.
+- The output is a velocity v = x − ε, whatever the network predicts (`prediction`).
 """
 
 from __future__ import annotations
@@ -15,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from pixelwright.errors import UserError
-from pixelwright.models.backbones import GlobalState, PatchDiT
+from pixelwright.models.backbones import BACKBONES, GlobalState
 from pixelwright.models.conditions import Condition
-from pixelwright.models.config import DenoiserConfig, LinearConfig, MMDiTConfig
-from pixelwright.models.detailers import build_detailer
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.detailers import DETAILERS, LinearConfig
 from pixelwright.models.layers import patchify
-from pixelwright.models.mmdit import MMDiT
 from pixelwright.models.prediction import to_velocity
 
 
@@ -37,23 +38,24 @@ class PixelDenoiser(nn.Module):
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         self.config = config
-        backbone, patch_size = config.backbone, config.patch_size
-        hidden_size = backbone.hidden_size
-        self.backbone = MMDiT(backbone) if isinstance(backbone, MMDiTConfig) else PatchDiT(backbone)
+        hidden_size, patch_size = config.backbone.hidden_size, config.patch_size
+        self.backbone = BACKBONES.build(config.backbone)
         last = LinearConfig() if config.placement == "intermediate" else config.detailer
-        self.detailer = build_detailer(last, hidden_size, patch_size)
+        self.detailer = DETAILERS.build(last, hidden_size, patch_size)
         self.middle: nn.Module | None = None
         if config.placement != "post-hoc":
-            self.middle = build_detailer(config.detailer, hidden_size, patch_size)
+            self.middle = DETAILERS.build(config.detailer, hidden_size, patch_size)
             self.middle_to_tokens = nn.Linear(3 * patch_size**2, hidden_size)
 
     @overload
-    def forward(self, x: Tensor, t: Tensor, condition: Condition, tap: None = None) -> Tensor: ...
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, t: Tensor, condition: Condition, tap: int) -> tuple[Tensor, Tensor]: ...
     def forward(
-        self, x: Tensor, t: Tensor, condition: Condition, tap: int | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        self, x: Tensor, t: Tensor, condition: Condition, taps: tuple[int, ...]
+    ) -> tuple[Tensor, dict[int, Tensor]]: ...
+    def forward(
+        self, x: Tensor, t: Tensor, condition: Condition, taps: tuple[int, ...] | None = None
+    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
         """Predict the velocity dx/dt of noisy images.
 
         Args:
@@ -61,39 +63,37 @@ class PixelDenoiser(nn.Module):
             t: times [B] in [0,1], 0 = noise, 1 = data.
             condition: classes [B], 0 … num_classes, where `num_classes` is the null class; or a
                 `TextCondition` of B captions.
-            tap: also return the tokens [B, L, D] after this global block, counted from 1 (REPA's hook).
+            taps: also return the tokens [B, L, D] after these global blocks, counted from 1 (REPA's hook).
 
         Returns:
-            velocity [B,3,H,W] in the dtype of x, whatever the model predicts; with `tap`, (velocity, tokens).
+            velocity [B,3,H,W] in the dtype of x, whatever the model predicts; with `taps`, (velocity, tokens
+            by block).
 
         Raises:
-            UserError: x is not [B,3,H,W] or does not cut into patches; `tap` is not a block; a condition
+            UserError: x is not [B,3,H,W] or does not cut into patches; a tap is not a block; a condition
                 of the other kind.
         """
-        self._check(x, tap)
-        state, tapped = self.global_stage(x, t, condition, tap)
+        self._check(x, taps or ())
+        state, tokens = self.global_stage(x, t, condition, taps or ())
         velocity = self.local_stage(x, t, state)
-        return velocity if tapped is None else (velocity, tapped)
-
-    def embed(self, x: Tensor, t: Tensor, condition: Condition) -> GlobalState:
-        """The state before the first block."""
-        return self.backbone.embed(self._pixels(x), t, condition)
+        return velocity if taps is None else (velocity, tokens)
 
     def global_stage(
-        self, x: Tensor, t: Tensor, condition: Condition, tap: int | None = None
-    ) -> tuple[GlobalState, Tensor | None]:
-        """The state after the last block, and the tokens after block `tap`; see `forward`."""
-        tapped = None
+        self, x: Tensor, t: Tensor, condition: Condition, taps: tuple[int, ...] = ()
+    ) -> tuple[GlobalState, dict[int, Tensor]]:
+        """The state after the last block, and the tokens after the blocks `taps`; see `forward`."""
+        tapped: dict[int, Tensor] = {}
         pixels = self._pixels(x)
-        state = self.embed(x, t, condition)
-        for number, block in enumerate(self.backbone.blocks, start=1):
-            state = block(state)
-            if self.middle is not None and number == len(self.backbone.blocks) // 2:
+
+        def after_block(number: int, state: GlobalState) -> GlobalState:
+            if self.middle is not None and number == self.config.backbone.depth // 2:
                 patches = patchify(self.middle(pixels, state), self.config.patch_size)
                 state = state._replace(tokens=state.tokens + self.middle_to_tokens(patches))
-            if number == tap:
-                tapped = state.tokens
-        return state, tapped
+            if number in taps:
+                tapped[number] = state.tokens
+            return state
+
+        return self.backbone(pixels, t, condition, after_block), tapped
 
     def local_stage(self, x: Tensor, t: Tensor, state: GlobalState) -> Tensor:
         """The velocity [B,3,H,W] from the state after the last block."""
@@ -105,17 +105,23 @@ class PixelDenoiser(nn.Module):
         stages = [stage for stage in (self.backbone, self.middle, self.detailer) if stage is not None]
         return [unit for stage in stages for unit in getattr(stage, "blocks", [stage])]
 
-    def _pixels(self, x: Tensor) -> Tensor:
-        return x.to(self.backbone.patch_embedder.weight.dtype)
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.patch_embedder.weight.device
 
-    def _check(self, x: Tensor, tap: int | None) -> None:
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the patch embedding, which pixels are brought to."""
+        return self.backbone.patch_embedder.weight.dtype
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)
+
+    def _check(self, x: Tensor, taps: tuple[int, ...]) -> None:
         if x.ndim != 4 or x.shape[1] != 3:
             raise UserError(f"x has the shape {list(x.shape)}; expected [batch, 3, height, width]")
         self.config.check_size(int(x.shape[2]), int(x.shape[3]))
-        if tap is not None and not 1 <= tap <= len(self.backbone.blocks):
-            raise UserError(f"tap is {tap}; the backbone has blocks 1 to {len(self.backbone.blocks)}")
-
-
-def device_of(model: PixelDenoiser) -> torch.device:
-    """Where the weights of a model are."""
-    return model.backbone.patch_embedder.weight.device
+        for tap in taps:
+            if not 1 <= tap <= self.config.backbone.depth:
+                raise UserError(f"tap {tap} is not a block; there are 1 to {self.config.backbone.depth}")

@@ -20,7 +20,7 @@ from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.presets import preset
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = 1
+FORMAT = 2
 MOST_LISTED = 10
 
 
@@ -105,8 +105,10 @@ def save(model: PixelDenoiser, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` and `model.safetensors`; each file appears only when it is whole.
 
     Raises:
-        UserError: `folder` is a file.
+        UserError: `folder` is a file, or `model` is an accelerated one.
     """
+    if not isinstance(model, PixelDenoiser):
+        raise UserError(f"a {type(model).__name__} cannot be saved; save the model it was made of")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder to save the model in")
@@ -142,6 +144,8 @@ def read_config(folder: str | os.PathLike[str]) -> DenoiserConfig:
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no JSON object")
     number = data.pop("format", None)
+    if number == 1:
+        raise UserError(f"{folder} is in the layout of version 0.1: pixelwright convert {folder} NEW-FOLDER")
     if number != FORMAT:
         raise UserError(f"{path}: format is {number!r}; this version reads format {FORMAT}")
     return from_dict(data, str(path))

@@ -5,25 +5,29 @@ PixelDiT section 3.4 (text to image), after the MM-DiT of Stable Diffusion 3.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwright.acceleration.fused import Rope, gated_add
 from pixelwright.errors import UserError
-from pixelwright.models.backbones import GlobalState
+from pixelwright.models.backbones import AfterBlock, GlobalState, grid_of, init_embedders, register_backbone
+from pixelwright.models.checks import check_flag, check_heads, check_positive
 from pixelwright.models.conditions import Condition, TextCondition
-from pixelwright.models.config import MMDiTConfig
 from pixelwright.models.layers import (
+    Attention,
     RMSNorm,
+    Rope,
     SwiGLU,
     TimeEmbedder,
     attend,
+    modulate,
     patchify,
     rope_1d,
     rope_2d,
-    rotated_heads,
-    zero_linear,
+    zero_,
 )
 
 
@@ -35,7 +39,6 @@ class TextEmbedder(nn.Module):
         self.proj = nn.Linear(text_size, hidden_size)
         self.norm = RMSNorm(hidden_size)
         self.positions = nn.Parameter(torch.empty(1, text_length, hidden_size))
-        nn.init.normal_(self.positions, std=0.02)
 
     def forward(self, features: Tensor) -> Tensor:
         tokens = self.norm(self.proj(features.to(self.proj.weight.dtype)))
@@ -43,31 +46,15 @@ class TextEmbedder(nn.Module):
 
 
 class Stream(nn.Module):
-    """What image and text each have of their own in a block: norms, projections, SwiGLU and adaLN."""
+    """What image and text each have of their own in a block: norms, attention weights, SwiGLU and adaLN."""
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, size: int, num_heads: int) -> None:
         super().__init__()
-        head_size = hidden_size // num_heads
-        self.norm1 = RMSNorm(hidden_size)
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.q_norm = RMSNorm(head_size)
-        self.k_norm = RMSNorm(head_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
-        self.norm2 = RMSNorm(hidden_size)
-        self.mlp = SwiGLU(hidden_size)
-        self.adaLN = zero_linear(hidden_size, 6 * hidden_size)
-
-    def heads(self, x: Tensor, shift: Tensor, scale: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries, rotated keys, and values: [B, L, D] -> three of [B, heads, L, d]."""
-        x = self.norm1.modulated(x, shift, scale)
-        return rotated_heads(x, self.qkv, self.q_norm, self.k_norm, rope)
-
-    def finish(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        """The rest of the block after attention, which is [B, heads, L, d]."""
-        gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
-        y = self.proj(attended.transpose(1, 2).flatten(2))  # [B, L, heads·d]
-        x, h = self.norm2.gated_modulated(x, gate_attn, y, shift_mlp, scale_mlp)
-        return gated_add(x, gate_mlp, self.mlp(h))
+        self.norm1 = RMSNorm(size)
+        self.attn = Attention(size, num_heads)
+        self.norm2 = RMSNorm(size)
+        self.mlp = SwiGLU(size)
+        self.adaLN = nn.Linear(size, 6 * size)
 
 
 class MMDiTBlock(nn.Module):
@@ -77,32 +64,61 @@ class MMDiTBlock(nn.Module):
     checkpoints have them, but are frozen: they would get no gradient, which DDP takes for a mistake.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, last: bool) -> None:
+    def __init__(self, size: int, num_heads: int, last: bool) -> None:
         super().__init__()
         self.last = last
-        self.image = Stream(hidden_size, num_heads)
-        self.text = Stream(hidden_size, num_heads)
+        self.image = Stream(size, num_heads)
+        self.text = Stream(size, num_heads)
         if last:
-            for unused in (self.text.q_norm, self.text.proj, self.text.norm2, self.text.mlp):
+            for unused in (self.text.attn.q_norm, self.text.attn.proj, self.text.norm2, self.text.mlp):
                 unused.requires_grad_(False)
 
-    def forward(self, state: GlobalState) -> GlobalState:
-        assert state.text is not None and state.text_rope is not None
-        image, text, length = state.tokens, state.text, state.text.shape[1]
-        shift_image, scale_image, *rest_image = self.image.adaLN(state.condition).chunk(6, -1)
-        shift_text, scale_text, *rest_text = self.text.adaLN(state.condition).chunk(6, -1)
-        q_image, k_image, v_image = self.image.heads(image, shift_image, scale_image, state.rope)
-        q_text, k_text, v_text = self.text.heads(text, shift_text, scale_text, state.text_rope)
-        q = q_image if self.last else torch.cat((q_text, q_image), dim=2)  # [B, heads, L_text + L, d]
-        k, v = torch.cat((k_text, k_image), dim=2), torch.cat((v_text, v_image), dim=2)
-        out = attend(q, k, v, state.keys)
+    def forward(
+        self, x: Tensor, y: Tensor, condition: Tensor, ropes: tuple[Rope, Rope], mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Image x [B, L, D] and text y [B, L_text, D], condition [B, 1, D] -> the same two."""
+        image, text = self.image, self.text
+        shift1, scale1, gate1, shift2, scale2, gate2 = image.adaLN(condition).chunk(6, -1)
+        q, k, v = image.attn.heads(modulate(image.norm1(x), shift1, scale1), ropes[0])
+        y_shift1, y_scale1, y_gate1, y_shift2, y_scale2, y_gate2 = text.adaLN(condition).chunk(6, -1)
+        y_q, y_k, y_v = text.attn.heads(modulate(text.norm1(y), y_shift1, y_scale1), ropes[1])
+
+        keys, values = torch.cat((y_k, k), 1), torch.cat((y_v, v), 1)  # [B, L_text + L, heads, d]
+        queries = q if self.last else torch.cat((y_q, q), 1)
+        attended = attend(queries, keys, values, mask)
         if not self.last:
-            text = self.text.finish(text, out[:, :, :length], tuple(rest_text))
-            out = out[:, :, length:]
-        image = self.image.finish(image, out, tuple(rest_image))
-        return state._replace(tokens=image, text=text)
+            y_attended, attended = attended.split((y.shape[1], x.shape[1]), 1)
+            y = y + y_gate1 * text.attn.proj(y_attended)
+            y = y + y_gate2 * text.mlp(modulate(text.norm2(y), y_shift2, y_scale2))
+        x = x + gate1 * image.attn.proj(attended)
+        return x + gate2 * image.mlp(modulate(image.norm2(x), shift2, scale2)), y
 
 
+@dataclass(frozen=True)
+class MMDiTConfig:
+    """The text-conditional global stage: N blocks of two streams, image and text, of width D."""
+
+    hidden_size: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    text_size: int
+    """Channels of the text encoder's features."""
+    text_length: int
+    """Most tokens of a caption."""
+    mask_padding: bool = True
+    """Whether padding of captions is hidden from attention; the published network attends to it."""
+    sigma_time: bool = False
+    """Whether the time embedder is fed 1000·(1−t), as in the published network, instead of t."""
+    takes_text: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_positive(self, "hidden_size", "depth", "num_heads", "patch_size", "text_size", "text_length")
+        check_heads(self, self.hidden_size, self.num_heads)
+        check_flag(self, "mask_padding", "sigma_time")
+
+
+@register_backbone("mmdit", MMDiTConfig)
 class MMDiT(nn.Module):
     """The text-conditional backbone; used as `PatchDiT` is. Its condition c is SiLU(t_emb) alone."""
 
@@ -110,7 +126,7 @@ class MMDiT(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.config = config
-        self.patch_size = config.patch_size
+        self.head_size = size // config.num_heads
         self.patch_embedder = nn.Linear(3 * config.patch_size**2, size)
         self.time_embedder = TimeEmbedder(size)
         self.text_embedder = TextEmbedder(config.text_size, config.text_length, size)
@@ -118,36 +134,44 @@ class MMDiT(nn.Module):
             MMDiTBlock(size, config.num_heads, last=number == config.depth)
             for number in range(1, config.depth + 1)
         )
-        nn.init.xavier_uniform_(self.patch_embedder.weight)
-        nn.init.zeros_(self.patch_embedder.bias)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """As `PatchDiT.init_weights`, and the text positions N(0, 0.02²)."""
+        init_embedders(self.patch_embedder, self.time_embedder)
+        nn.init.normal_(self.text_embedder.positions, std=0.02)
+        streams = [module for module in self.modules() if isinstance(module, Stream)]
+        zero_(*(stream.adaLN for stream in streams))
 
     def embed(self, x: Tensor, t: Tensor, condition: Condition) -> GlobalState:
-        """x [B,3,H,W], t [B] in [0,1], captions of B images -> the state before the first block.
+        """The state before the first block; arguments as in `forward`."""
+        tokens = self.patch_embedder(patchify(x, self.config.patch_size))  # [B, L, D]
+        # The published network's time is 1000·σ with σ = 1 − t.
+        time = self.time_embedder(1000 * (1 - t) if self.config.sigma_time else t)[:, None]  # [B, 1, D]
+        return GlobalState(tokens, time, F.silu(time), grid_of(x, self.config.patch_size))
+
+    def forward(
+        self, x: Tensor, t: Tensor, condition: Condition, after_block: AfterBlock | None = None
+    ) -> GlobalState:
+        """x [B,3,H,W], t [B] in [0,1], captions of B images -> the state after the last block.
 
         Raises:
             UserError: labels instead of captions, or captions of another number, width or length.
         """
-        text = self._checked(condition, len(x))
-        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
-        tokens = self.patch_embedder(patchify(x, self.patch_size))  # [B, L, D]
-        # The published network's time is 1000·σ with σ = 1 − t.
-        time = self.time_embedder(1000 * (1 - t) if self.config.sigma_time else t)[:, None]  # [B, 1, D]
-        keys = None
-        if self.config.mask_padding and text.mask is not None:
-            keys = F.pad(text.mask, (0, tokens.shape[1]), value=True)[:, None, None]  # [B, 1, 1, L_text + L]
-        features, head_size = (
-            self.text_embedder(text.features),
-            self.config.hidden_size // self.config.num_heads,
-        )
+        captions = self._checked(condition, len(x))
+        state = self.embed(x, t, condition)
+        text, mask = self.text_embedder(captions.features), None  # [B, L_text, D]
+        if self.config.mask_padding and captions.mask is not None:
+            mask = F.pad(captions.mask, (0, state.tokens.shape[1]), value=True)[:, None, None]
         ropes = (
-            rope_2d(grid, head_size, x.device),
-            rope_1d(features.shape[1], head_size, x.device),
+            rope_2d(state.grid, self.head_size, x.device),
+            rope_1d(text.shape[1], self.head_size, x.device),
         )
-        return GlobalState(tokens, time, F.silu(time), grid, ropes[0], features, ropes[1], keys)
-
-    def null_condition(self, condition: Condition) -> Condition:
-        """The captions of the unconditional branch."""
-        return self._checked(condition, len(condition)).empty()
+        for number, block in enumerate(self.blocks, start=1):
+            tokens, text = block(state.tokens, text, state.condition, ropes, mask)
+            state = state._replace(tokens=tokens)
+            state = after_block(number, state) if after_block else state
+        return state
 
     def _checked(self, condition: Condition, count: int) -> TextCondition:
         config = self.config

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from pixelwright.errors import UserError, nearest
 
+Prediction = Literal["velocity", "x", "noise", "reverse-velocity"]
 SMALLEST_DENOMINATOR = 0.05
 """x- and noise-prediction divide by 1−t or t; nearer to 0 the network's error would grow without bound."""
 
@@ -32,3 +35,17 @@ def to_velocity(output: Tensor, x_t: Tensor, t: Tensor, prediction: str) -> Tens
             return (x_t - output) / column(t.clamp(min=SMALLEST_DENOMINATOR)).to(x_t.dtype)
     known = ("velocity", "x", "noise", "reverse-velocity")
     raise UserError(f'unknown prediction "{prediction}"{nearest(prediction, known)}')
+
+
+def velocity_target(x: Tensor, noise: Tensor, x_t: Tensor, t: Tensor, prediction: str) -> Tensor:
+    """The velocity that training compares with: x − ε, or what the perfect output of `prediction` means.
+
+    Where the denominator of `to_velocity` is clamped, the target's is clamped alike (JiT's loss), so that the
+    loss of a perfect network is zero at every t.
+    """
+    match prediction:
+        case "x":
+            return to_velocity(x, x_t, t, "x")
+        case "noise":
+            return to_velocity(noise, x_t, t, "noise")
+    return x - noise

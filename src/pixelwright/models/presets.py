@@ -8,19 +8,15 @@ images and CPUs. `FAMILY-t2i` and the small `FAMILY-t2i-ti` draw from captions.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pixelwright.errors import UserError, nearest
-from pixelwright.models.config import (
-    DenoiserConfig,
-    DetailerConfig,
-    LinearConfig,
-    MMDiTConfig,
-    PatchDiTConfig,
-    PiTConfig,
-    Prediction,
-    UNetConfig,
-)
+from pixelwright.models.backbones import PatchDiTConfig
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.detailers import DETAILERS, LinearConfig, PiTConfig, UNetConfig
+from pixelwright.models.mmdit import MMDiTConfig
+from pixelwright.models.prediction import Prediction
 
 
 class Size(NamedTuple):
@@ -50,7 +46,7 @@ def _presets() -> dict[str, DenoiserConfig]:
     for size_name, size in SIZES.items():
         for patch, channels in size.patches.items():
             pit = PiTConfig(size.pit_depth, size.pixel, attention_size=size.hidden, num_heads=size.heads)
-            detailers: dict[str, DetailerConfig] = {
+            detailers: dict[str, Any] = {
                 "dip-{}": UNetConfig(channels),
                 "pixeldit-{}": pit,
                 "pixeldit-{}-postmod": dataclasses.replace(pit, post_modulation=True),
@@ -70,7 +66,7 @@ def _text_presets() -> dict[str, DenoiserConfig]:
     large = MMDiTConfig(1536, 14, 24, 16, text_size=2304, text_length=300, mask_padding=False)
     small = MMDiTConfig(192, 6, 3, 4, text_size=384, text_length=64)
     ti = SIZES["ti"]
-    rows: dict[str, tuple[MMDiTConfig, DetailerConfig, Prediction, int]] = {
+    rows: dict[str, tuple[MMDiTConfig, Any, Prediction, int]] = {
         "pixeldit-t2i": (
             dataclasses.replace(large, sigma_time=True),
             PiTConfig(2, 16, attention_size=1152, num_heads=16),
@@ -97,7 +93,8 @@ def preset(name: str, num_classes: int | None = None, **overrides: Any) -> Denoi
         name: a key of `PRESETS`.
         num_classes: number of classes, 1000 where none is given; a model of captions has none.
         **overrides: any field of `DenoiserConfig` or of its backbone's config to replace. A PiT detailer
-            whose attention width and heads equalled the backbone's keeps following it.
+            whose attention width and heads equalled the backbone's keeps following it. `detailer` is a config
+            or a mapping such as {"type": "unet", "channels": [32, 64]}.
 
     Raises:
         UserError: unknown name (naming the near ones), unknown override or impossible values.
@@ -114,7 +111,9 @@ def preset(name: str, num_classes: int | None = None, **overrides: Any) -> Denoi
             )
     inner = {key: value for key, value in overrides.items() if key in backbone_fields}
     outer = {key: value for key, value in overrides.items() if key in denoiser_fields}
-    if isinstance(config.backbone, PatchDiTConfig):
+    if isinstance(outer.get("detailer"), Mapping):
+        outer["detailer"] = DETAILERS.from_dict(outer["detailer"], "detailer")
+    if not config.takes_text:
         inner["num_classes"] = 1000 if num_classes is None else num_classes
     elif num_classes is not None:
         raise UserError(f"{name} draws from captions and has no classes; {num_classes} classes are given")

@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixelwright.errors import UserError
+from pixelwright.models.backbones import BackboneConfig
 from pixelwright.models.conditions import TextCondition
-from pixelwright.models.config import BackboneConfig, DenoiserConfig, MMDiTConfig, TextNote
+from pixelwright.models.config import DenoiserConfig, TextNote
+from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.text.config import TextConfig
 
 MOST_SHOWN = 80  # characters of a text in a warning

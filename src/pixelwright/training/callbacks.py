@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixelwright.device import resolve_precision
 from pixelwright.diffusion.sample import sample
 from pixelwright.images import load_png, save_grid
 from pixelwright.models.conditions import Condition
-from pixelwright.models.denoiser import PixelDenoiser, device_of
+from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.config import SampleConfig
 from pixelwright.training.loggers import say
 from pixelwright.training.report import plot_losses, write_report
@@ -75,16 +74,12 @@ class SampleGrid(Callback):
         images = sample(
             model,
             self._condition,
+            config,
             size=self.size or model.config.image_size,
             seed=config.seed,
-            steps=config.steps,
-            solver=config.solver,
-            guidance_scale=config.guidance_scale,
-            guidance_interval=config.guidance_interval,
-            time_shift=config.time_shift,
             callback=trainer.stop_if_asked,
             batch_size=run.batch_size,
-            autocast=resolve_precision(run.precision, device_of(model)),
+            precision=run.precision,
         )
         path = folder / "samples" / f"step-{step:07d}.png"
         save_grid(images, path, columns=self.columns, scale=max(1, GRID_PIXELS // images.shape[1]))

@@ -18,16 +18,16 @@ from pixelwright.config import (
     PositiveInt,
     Share,
     Text,
-    UnitInterval,
     whole,
 )
 from pixelwright.data.buckets import buckets_of
 from pixelwright.data.config import DataConfig
 from pixelwright.diffusion.flow import FlowConfig
-from pixelwright.diffusion.sample import SOLVERS
+from pixelwright.diffusion.solvers import check_solver
 from pixelwright.distributed.config import ParallelConfig
-from pixelwright.errors import UserError, nearest
-from pixelwright.models.config import DenoiserConfig, Placement, Prediction
+from pixelwright.errors import UserError
+from pixelwright.models.config import DenoiserConfig, Placement, SamplerSettings
+from pixelwright.models.prediction import Prediction
 from pixelwright.models.presets import preset
 from pixelwright.text.config import TextConfig, read_prompts
 from pixelwright.training.ema import read_rule
@@ -154,34 +154,6 @@ class OptimConfig(Config, where="optim"):
 
 MOST_ROLLBACKS = 16  # a checkpoint has room for so many
 _BETAS: dict[str, tuple[float, ...]] = {"adamw": (0.9, 0.999), "came": (0.9, 0.999, 0.9999)}
-
-
-def check_solver(solver: str) -> None:
-    """Raise UserError for a solver that is not there."""
-    if solver not in SOLVERS:
-        raise UserError(f"solver is {solver!r}{nearest(solver, SOLVERS)}")
-
-
-@dataclass(frozen=True)
-class SamplerSettings(Config, where="sampler"):
-    """How images are drawn: solver, timesteps and guidance."""
-
-    solver: str = "ab2"
-    """Solver: euler, heun, ab2, ab2-fixed or dpmpp-2m."""
-    steps: PositiveInt = 50
-    """Steps of the solver."""
-    guidance_scale: NonNegativeFloat = 1.0
-    """Classifier-free guidance; 1 is without."""
-    guidance_interval: tuple[UnitInterval, UnitInterval] = (0.0, 1.0)
-    """Guidance is on where LO < t < HI (0 is noise, 1 data)."""
-    time_shift: PositiveFloat = 1.0
-    """Shift of the timesteps; above 1 spends more steps near the noise."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        interval = self.guidance_interval
-        if interval[0] > interval[1]:
-            raise UserError(f"{self.key('guidance_interval')} is {list(interval)}: it needs LO <= HI")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from pixelwright.device import name_precision
-from pixelwright.diffusion import sample as sampling
+from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.diffusion.solvers import StepCallback
 from pixelwright.distributed.parallel import Layout
 from pixelwright.evaluation.features import open_extractor
 from pixelwright.evaluation.features.extractor import Activations
@@ -82,10 +83,10 @@ class Evaluation(Callback):
             precision=self._precision,
         )
 
-    def _share(self, model: PixelDenoiser, callback: sampling.Callback | None) -> Iterator[ImageBatch]:
+    def _share(self, model: PixelDenoiser, callback: StepCallback | None) -> Iterator[ImageBatch]:
         """The images of this process, batch by batch."""
         generation = self._generation(model)
-        labels = sampling.balanced_labels(generation.num_samples, model.config.num_classes)
+        labels = balanced_labels(generation.num_samples, model.config.num_classes)
         for k in range(self._layout.rank, generation.batches, self._layout.world):
             numbers = torch.tensor(generation.indices(k))
             yield ImageBatch(draw(model, generation, labels, k, callback), numbers, labels[numbers])

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelwright.distributed import parallel
-from pixelwright.models.backbones import GlobalState
 from pixelwright.training.config import HealthConfig
 
 BUCKETS = 10  # of t in [0,1]
@@ -208,7 +207,7 @@ def last_block(stage: nn.Module) -> nn.Module:
     return blocks[-1] if isinstance(blocks, nn.ModuleList) else stage
 
 
-def mean_square(output: Tensor | GlobalState) -> Tensor:
-    """Mean of the squares of what a module puts out, in float32, []; of a backbone's block, of its tokens."""
-    tokens = output.tokens if isinstance(output, GlobalState) else output
+def mean_square(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Mean square of what a module puts out, in float32, []; of a block for text, of its image tokens."""
+    tokens = output[0] if isinstance(output, tuple) else output
     return tokens.detach().float().square().mean()

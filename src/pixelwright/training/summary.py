@@ -7,7 +7,6 @@ every backbone and detailer, without formulas to keep in step with the architect
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,20 +122,14 @@ def example_inputs(
 def flops_by_part(model: PixelDenoiser, size: tuple[int, int]) -> dict[str, int]:
     """FLOPs of matrix products, convolutions and attention by part, one image.
 
-    A part's FLOPs are those of the outermost of its modules that were called.
+    Where a detailer stands between the blocks, the backbone calls it: its FLOPs are not the backbone's.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*example_inputs(model, size, 1))
     by_module = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    root = type(model).__name__
-    total: Counter[str] = Counter()
-    counted: list[str] = []
-    for name in sorted(by_module):  # a module comes before its own sub-modules
-        if name in (root, "Global") or any(name.startswith(f"{outer}.") for outer in counted):
-            continue
-        counted.append(name)
-        total[name.removeprefix(f"{root}.").split(".")[0]] += by_module[name]
-    return dict(total)
+    total = {name: by_module.get(f"{type(model).__name__}.{name}", 0) for name, _ in model.named_children()}
+    total["backbone"] -= total.get("middle", 0) + total.get("middle_to_tokens", 0)
+    return total
 
 
 class PeakMemory(TorchDispatchMode):

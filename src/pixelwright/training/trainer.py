@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pixelwright.config import to_dict
 from pixelwright.data import Batch, DataConfig, Source
 from pixelwright.device import check_compiler, resolve_precision
-from pixelwright.diffusion import sample as sampling
+from pixelwright.diffusion.solvers import Step
 from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import Saver, State
@@ -356,7 +356,7 @@ class Trainer:
         """Save and leave after this step."""
         self._stop_asked = True
 
-    def stop_if_asked(self, step: sampling.Step | None = None) -> None:
+    def stop_if_asked(self, step: Step | None = None) -> None:
         """Give up drawing if the run was asked to stop; a callback for `sample`. Raises StopRequested."""
         if self._stop_asked and self.step < self.config.steps:
             raise StopRequested

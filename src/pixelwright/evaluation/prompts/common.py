@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelwright.diffusion.sample import sample
+from pixelwright.diffusion.sample import Denoiser, sample
 from pixelwright.errors import UserError
 from pixelwright.files import read_json, write_text
 from pixelwright.images import save_png
-from pixelwright.models.denoiser import PixelDenoiser, device_of
 from pixelwright.text import encode_for
 
 MOST_IMAGES = 1000
@@ -49,13 +48,13 @@ def check_count(images: int) -> None:
         raise UserError(f"--images is {images}; give 1 to {MOST_IMAGES} images per prompt")
 
 
-def draw_with(model: PixelDenoiser, prompts: Iterable[str], seed: int, **settings: Any) -> Draw:
+def draw_with(model: Denoiser, prompts: Iterable[str], seed: int, **settings: Any) -> Draw:
     """A model as what draws `prompts` (and no others); `settings` are those of `pixelwright.sample`.
 
     All prompts are encoded at once, after which the memory of the encoder is free.
     """
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-    condition = encode_for(model.config, list(rows), device=device_of(model)).to("cpu")
+    condition = encode_for(model.config, list(rows), device=model.device).to("cpu")
 
     def draw(prompts: Sequence[str], indices: Sequence[int]) -> Tensor:
         part = condition[torch.tensor([rows[prompt] for prompt in prompts])]

@@ -21,8 +21,7 @@ and list it: `objectives: [{type: l1, weight: 0.2}]`, or `Trainer(..., objective
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -111,8 +110,7 @@ class Losses(nn.Module):
     def forward(self, x: Tensor, t: Tensor, noise: Tensor, condition: Condition, step: int) -> Found:
         """The losses of b images, each [b]."""
         x_t = flow.interpolate(x, noise, t)
-        with tapped(self.model, self.taps) as tokens:
-            velocity = self.model(x_t, t, condition)
+        velocity, tokens = self.model(x_t, t, condition, tuple(self.taps))
         batch = Forward(x, t, noise, condition, x_t, velocity, tokens, step)
         losses: list[Tensor] = []
         weighted: list[Tensor] = []
@@ -131,25 +129,6 @@ class Losses(nn.Module):
 
 def _count(model: PixelDenoiser) -> str:
     return f"{len(model.backbone.blocks)} global blocks"
-
-
-@contextmanager
-def tapped(model: PixelDenoiser, blocks: Iterable[int]) -> Iterator[dict[int, Tensor]]:
-    """In here, the tokens [B, L, D] after these global blocks, counted from 1, are kept as the model runs."""
-    found: dict[int, Tensor] = {}
-
-    def keep(number: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, state: Any) -> None:
-            found[number] = state.tokens
-
-        return hook
-
-    hooks = [model.backbone.blocks[n - 1].register_forward_hook(keep(n)) for n in blocks]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def check_objectives(configs: Sequence[Any]) -> None:

@@ -25,4 +25,5 @@ class FlowMatching(Objective):
         self.weight = (config or FlowMatchingConfig()).weight
 
     def forward(self, model: PixelDenoiser, batch: Forward) -> tuple[Tensor, Logs]:
-        return flow.velocity_loss(batch.velocity, batch.x, batch.noise), {}
+        path = (batch.x, batch.noise, batch.x_t, batch.t)
+        return flow.velocity_loss(batch.velocity, *path, model.config.prediction), {}

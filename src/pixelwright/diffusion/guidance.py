@@ -1,0 +1,118 @@
+"""Guidance: one velocity from a conditional and a null (unconditional) one.
+
+A guidance is any function (conditional, null) -> velocity of velocity functions of (x, t). The branches of a
+model are evaluated together by `both`, in one call of twice the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelwright.diffusion.solvers import Velocity
+from pixelwright.errors import UserError
+from pixelwright.models.conditions import Condition, join
+
+Guidance = Callable[[Velocity, Velocity], Velocity]
+"""(conditional, null) -> guided velocity."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The velocity of a network for one condition: a function of (x, t)."""
+
+    network: Callable[..., Any]
+    """network(x [B,3,H,W], t [B], condition) -> velocity [B,3,H,W]."""
+    condition: Condition
+    """Labels [B] or captions of B images."""
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        times = torch.full((len(x),), float(t), dtype=torch.float32, device=x.device)
+        return self.network(x, times, self.condition)
+
+
+def both(conditional: Velocity, null: Velocity, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Both velocities at (x, t); those of one network in one call."""
+    if not (isinstance(conditional, Branch) and isinstance(null, Branch)) or (
+        conditional.network is not null.network
+    ):
+        return conditional(x, t), null(x, t)
+    joined = Branch(conditional.network, join(conditional.condition, null.condition))
+    v_cond, v_null = joined(torch.cat((x, x)), t).chunk(2)
+    return v_cond, v_null
+
+
+@dataclass(frozen=True)
+class IntervalCFG:
+    """Classifier-free guidance in an interval, as published: v_null + scale·(v_cond − v_null) where
+    low < t < high (strictly; None: everywhere, t = 0 included), else v_cond alone.
+
+    Outside the interval, and at scale 1, the null branch is not evaluated.
+
+    Raises:
+        UserError: a scale that is not finite, or an interval that is not 0 <= low <= high <= 1.
+    """
+
+    scale: float
+    interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise UserError(f"guidance_scale is {self.scale}; it must be a finite number (1 = no guidance)")
+        if self.interval is not None and (
+            len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1
+        ):
+            raise UserError(
+                f"guidance_interval is {self.interval}; give two times with 0 <= low <= high <= 1"
+            )
+
+    def __call__(self, conditional: Velocity, null: Velocity) -> Velocity:
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            inside = self.interval is None or self.interval[0] < float(t) < self.interval[1]
+            if self.scale == 1 or not inside:
+                return conditional(x, t)
+            v_cond, v_null = both(conditional, null, x, t)
+            return v_null + self.scale * (v_cond - v_null)
+
+        return velocity
+
+
+@dataclass(frozen=True)
+class AutoGuidance:
+    """Guidance by a weaker model instead of the null branch (arXiv 2406.02507): a smaller or less trained one
+    with the same condition, v_weak + scale·(v_cond − v_weak)."""
+
+    scale: float
+    weak: Callable[..., Any]
+    """Called as a denoiser: (x, t, condition) -> velocity."""
+
+    def __call__(self, conditional: Velocity, null: Velocity) -> Velocity:
+        assert isinstance(conditional, Branch), "autoguidance needs the condition of a model's branch"
+        weak = Branch(self.weak, conditional.condition)
+        return IntervalCFG(self.scale)(conditional, weak)
+
+
+@dataclass(frozen=True)
+class CFGPlusPlus:
+    """CFG++ (arXiv 2406.08070) for the Euler solver: denoise with guidance, add the null branch's noise.
+
+    x_next = t'·(x0_null + scale·(x0_cond − x0_null)) + (1−t')·ε_null, which is an Euler step with velocity
+    v_null + scale·(1−t)·t'/(t'−t)·(v_cond − v_null). `scale` in [0,1]; `times`: the solver's timesteps.
+    """
+
+    scale: float
+    times: Tensor
+
+    def __call__(self, conditional: Velocity, null: Velocity) -> Velocity:
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            v_cond, v_null = both(conditional, null, x, t)
+            t_next = self.times[self.times > float(t)][0]
+            weight = self.scale * (1 - t) * t_next / (t_next - t)
+            return v_null + float(weight) * (v_cond - v_null)
+
+        return velocity

@@ -1,0 +1,38 @@
+"""The DiT-only baseline of both papers: adaLN on the last tokens, then one linear layer to the patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pixelwright.models.backbones import GlobalState
+from pixelwright.models.detailers.base import register_detailer
+from pixelwright.models.layers import RMSNorm, modulate, unpatchify, zero_
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """The DiT-only baseline has no settings."""
+
+
+@register_detailer("linear", LinearConfig)
+class Linear(nn.Module):
+    """adaLN(s_N) -> Linear(D -> 3P²)."""
+
+    def __init__(self, config: LinearConfig, hidden_size: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.norm = RMSNorm(hidden_size)
+        self.adaLN = nn.Linear(hidden_size, 2 * hidden_size)
+        self.out = nn.Linear(hidden_size, 3 * patch_size**2)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Modulation and output start at zero, the norm at one."""
+        zero_(self.adaLN, self.out)
+
+    def forward(self, x: Tensor, state: GlobalState) -> Tensor:
+        shift, scale = self.adaLN(state.condition).chunk(2, -1)
+        patches = self.out(modulate(self.norm(state.tokens), shift, scale))  # [B, L, 3·P·P]
+        return unpatchify(patches, state.grid, self.patch_size)

@@ -1,0 +1,147 @@
+"""PixelDiT's pixel-level stage (section 3.3): M PiT blocks over one token per pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelwright.errors import UserError
+from pixelwright.models.backbones import GlobalState
+from pixelwright.models.checks import check_flag, check_heads, check_positive
+from pixelwright.models.detailers.base import register_detailer
+from pixelwright.models.layers import (
+    Attention,
+    RMSNorm,
+    Rope,
+    modulate,
+    patchify,
+    rope_2d,
+    unpatchify,
+    zero_,
+)
+
+
+@dataclass(frozen=True)
+class PiTConfig:
+    """PixelDiT's pixel-level blocks: M blocks of width D_pix per pixel, attention of width A over patches."""
+
+    depth: int
+    pixel_size: int
+    attention_size: int
+    num_heads: int
+    post_modulation: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(self, "depth", "pixel_size", "attention_size", "num_heads")
+        check_heads(self, self.attention_size, self.num_heads)
+        check_flag(self, "post_modulation")
+        if self.pixel_size % 4:
+            raise UserError(
+                f"PiTConfig.pixel_size is {self.pixel_size}; the 2-D position table needs a multiple of 4"
+            )
+
+
+def pixel_positions(height: int, width: int, size: int, device: torch.device) -> Tensor:
+    """2-D sin-cos positions of every pixel of the whole image, [D_pix, H, W] float32.
+
+    Channels: sines of x, cosines of x, sines of y, cosines of y; frequencies 1/10000^(k / (D_pix/4)).
+    """
+    wide = torch.float32 if device.type == "mps" else torch.float64  # far pixels need the digits
+    index = torch.arange(max(height, width, size), device=device, dtype=wide)
+    frequency = 10000.0 ** -(index[: size // 4] / (size // 4))
+    x = (frequency[:, None] * index[:width])[:, None].expand(-1, height, -1)  # [D_pix/4, H, W]
+    y = (frequency[:, None] * index[:height])[:, :, None].expand(-1, -1, width)
+    return torch.cat((x.sin(), x.cos(), y.sin(), y.cos())).float()
+
+
+def to_pixels(x: Tensor, patch_size: int) -> Tensor:
+    """[B,C,H,W] -> [B, L, P², C]: every patch a sequence of pixels."""
+    return patchify(x, patch_size).unflatten(-1, (x.shape[1], -1)).transpose(-1, -2)
+
+
+class PixelMLP(nn.Module):
+    """D_pix -> 4·D_pix -> D_pix with GELU."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(size, 4 * size)
+        self.fc2 = nn.Linear(4 * size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class PiTBlock(nn.Module):
+    """Pixel-wise adaLN and pixel token compaction, pre-modulation. x [B, L, P², D_pix] -> the same."""
+
+    chunks = 6
+
+    def __init__(self, config: PiTConfig, hidden_size: int, patch_size: int) -> None:
+        super().__init__()
+        pixels, size = patch_size**2, config.pixel_size
+        self.norm1 = RMSNorm(size)
+        self.compress = nn.Linear(pixels * size, config.attention_size)
+        self.attn = Attention(config.attention_size, config.num_heads)
+        self.expand = nn.Linear(config.attention_size, pixels * size)
+        self.norm2 = RMSNorm(size)
+        self.mlp = PixelMLP(size)
+        self.adaLN = nn.Linear(hidden_size, pixels * self.chunks * size)
+
+    def modulation(self, s_cond: Tensor, pixels: int) -> tuple[Tensor, ...]:
+        """Every pixel's own modulation: [B, L, D] -> `chunks` of [B, L, P², D_pix]."""
+        return self.adaLN(s_cond).unflatten(-1, (pixels, -1)).chunk(self.chunks, -1)
+
+    def attend(self, x: Tensor, rope: Rope) -> Tensor:
+        """Token compaction: attention over the L patches instead of the L·P² pixels."""
+        tokens = self.compress(x.flatten(2))  # [B, L, P²·D_pix] -> [B, L, A]
+        return self.expand(self.attn(tokens, rope)).view_as(x)
+
+    def forward(self, x: Tensor, s_cond: Tensor, rope: Rope) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(s_cond, x.shape[2])
+        x = x + gate1 * self.attend(modulate(self.norm1(x), shift1, scale1), rope)
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class PostModPiTBlock(PiTBlock):
+    """The authors' remedy for loss spikes: sub-layer *outputs* are modulated, inputs normed; no gates."""
+
+    chunks = 4
+
+    def forward(self, x: Tensor, s_cond: Tensor, rope: Rope) -> Tensor:
+        scale1, shift1, scale2, shift2 = self.modulation(s_cond, x.shape[2])
+        x = x + modulate(self.attend(self.norm1(x), rope), shift1, scale1)
+        return x + modulate(self.mlp(self.norm2(x)), shift2, scale2)
+
+
+@register_detailer("pit", PiTConfig)
+class PiT(nn.Module):
+    """Pixel embedding and positions, M blocks, RMSNorm and a linear layer to RGB."""
+
+    def __init__(self, config: PiTConfig, hidden_size: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.head_size = config.attention_size // config.num_heads
+        self.pixel_embedder = nn.Linear(3, config.pixel_size)
+        block = PostModPiTBlock if config.post_modulation else PiTBlock
+        self.blocks = nn.ModuleList(block(config, hidden_size, patch_size) for _ in range(config.depth))
+        self.norm = RMSNorm(config.pixel_size)
+        self.out = nn.Linear(config.pixel_size, 3)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Every adaLN and the output start at zero; the other Linears as PyTorch makes them."""
+        zero_(*(block.adaLN for block in self.blocks), self.out)
+
+    def forward(self, x: Tensor, state: GlobalState) -> Tensor:
+        height, width = x.shape[-2:]
+        h = self.pixel_embedder(to_pixels(x, self.patch_size))  # [B, L, P², D_pix]
+        positions = pixel_positions(height, width, h.shape[-1], x.device)
+        h = h + to_pixels(positions[None], self.patch_size).to(h.dtype)
+        s_cond, rope = state.s_cond, rope_2d(state.grid, self.head_size, x.device)
+        for block in self.blocks:
+            h = block(h, s_cond, rope)
+        prediction = self.out(self.norm(h))  # [B, L, P², 3]
+        return unpatchify(prediction.transpose(-1, -2).flatten(2), state.grid, self.patch_size)

@@ -1,0 +1,92 @@
+"""DiP's Patch Detailer Head (section 3.3): a small convolutional U-Net run on all B·L patches at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelwright.errors import UserError
+from pixelwright.models.backbones import GlobalState
+from pixelwright.models.detailers.base import register_detailer
+from pixelwright.models.layers import patchify, unpatchify
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """DiP's Patch Detailer Head: one level of convolution and pooling per entry of `channels`."""
+
+    channels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.channels or any(
+            isinstance(c, bool) or not isinstance(c, int) or c < 1 for c in self.channels
+        ):
+            raise UserError(f"UNetConfig.channels is {self.channels!r}; give one positive width per level")
+
+    def check(self, patch_size: int) -> None:
+        """Raise UserError unless a patch of this side can be halved once per level."""
+        if patch_size % 2 ** len(self.channels):
+            raise UserError(
+                f"a U-Net of {len(self.channels)} levels halves the patch that often, which "
+                f"patch_size {patch_size} does not allow; give fewer channels or another patch size"
+            )
+
+
+class UNetDown(nn.Module):
+    """Conv3×3, SiLU (the skip), max-pool 2."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        skip = F.silu(self.conv(x))
+        return F.max_pool2d(skip, 2), skip
+
+
+class UNetUp(nn.Module):
+    """ConvTranspose2×2 stride 2 that keeps the channels, concat with the skip, Conv3×3, SiLU."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.conv = nn.Conv2d(2 * channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return F.silu(self.conv(torch.cat((self.upsample(x), skip), dim=1)))
+
+
+@register_detailer("unet", UNetConfig)
+class UNet(nn.Module):
+    """Down to the bottleneck, where each patch meets its token s_cond, and up again."""
+
+    def __init__(self, config: UNetConfig, hidden_size: int, patch_size: int) -> None:
+        super().__init__()
+        channels = config.channels
+        self.patch_size = patch_size
+        self.down = nn.ModuleList(map(UNetDown, (3, *channels[:-1]), channels))
+        self.bottleneck: nn.Module = nn.Conv2d(channels[-1] + hidden_size, channels[-1], 1)
+        # Mirror image of the way down; the last level keeps its width.
+        self.up = nn.ModuleList(map(UNetUp, channels[::-1], (*channels[-2::-1], channels[0])))
+        self.out: nn.Module = nn.Conv2d(channels[0], 3, 1)
+
+    def forward(self, x: Tensor, state: GlobalState) -> Tensor:
+        p = self.patch_size
+        h = patchify(x, p).reshape(-1, 3, p, p)  # [B·L, 3, P, P]
+        patches = self.predict(h.contiguous(memory_format=torch.channels_last), state.s_cond.flatten(0, 1))
+        return unpatchify(patches.reshape(x.shape[0], -1, 3 * p * p), state.grid, p)  # [B,3,H,W]
+
+    def predict(self, h: Tensor, s_cond: Tensor) -> Tensor:
+        """Each patch for itself: h [N,3,P,P], s_cond [N, D] -> [N,3,P,P]."""
+        skips = []
+        for down in self.down:
+            h, skip = down(h)
+            skips.append(skip)
+        s_cond = s_cond[:, :, None, None].expand(-1, -1, *h.shape[-2:])  # [N, D, 1, 1]; 2×2 where P = 32
+        h = F.silu(self.bottleneck(torch.cat((h, s_cond), dim=1)))
+        for up in self.up:
+            h = up(h, skips.pop())
+        return self.out(h)

@@ -1,0 +1,197 @@
+"""An accelerated model equals the one it was made of, and owns what it computes with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import pixelwright as pw
+from pixelwright.acceleration import accelerate, parts
+from pixelwright.errors import UserError
+from pixelwright.models.backbones import PatchDiTConfig
+from pixelwright.models.conditions import Condition, TextCondition
+from pixelwright.models.config import DenoiserConfig, Placement
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
+from pixelwright.models.detailers.unet import UNetDown, UNetUp
+from pixelwright.models.mmdit import MMDiTConfig
+from tests.recordings import difference
+
+CLASSES = PatchDiTConfig(hidden_size=24, depth=2, num_heads=2, patch_size=8, num_classes=3)
+TEXT = MMDiTConfig(24, 2, 2, 8, text_size=16, text_length=5)
+DETAILERS = [
+    UNetConfig((8, 12, 16)),
+    UNetConfig((8,)),
+    PiTConfig(1, 8, 16, 2),
+    PiTConfig(1, 8, 16, 2, True),
+    LinearConfig(),
+]
+CONFIGS = [
+    *(DenoiserConfig(CLASSES, detailer, placement=p) for detailer in DETAILERS for p in get_args(Placement)),
+    *(DenoiserConfig(TEXT, detailer) for detailer in DETAILERS[1:3]),
+]
+
+
+def network(config: DenoiserConfig) -> PixelDenoiser:
+    """A model in which no weight is zero, of sizes that keep activations near 1."""
+    torch.manual_seed(0)
+    model = PixelDenoiser(config).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+def inputs(config: DenoiserConfig) -> tuple[torch.Tensor, torch.Tensor, Condition]:
+    g = torch.Generator().manual_seed(1)
+    x, t = torch.randn(3, 3, 16, 24, generator=g), torch.rand(3, generator=g)
+    if config.takes_text:
+        return (
+            x,
+            t,
+            TextCondition(
+                torch.randn(3, 5, 16, generator=g), torch.arange(5) < torch.tensor([[5], [2], [3]])
+            ),
+        )
+    return x, t, torch.arange(3)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.detailer}, {c.placement}, {c.takes_text}")
+@torch.no_grad()
+def test_it_equals_the_model(config: DenoiserConfig) -> None:
+    """To rounding in float32; in bfloat16 its error is at most twice that of autocast."""
+    model = network(config)
+    before = {key: (value.data_ptr(), value.clone()) for key, value in model.state_dict().items()}
+    exact = model(*inputs(config))
+    assert difference(accelerate(model, "fp32")(*inputs(config)), exact) < 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        allowed = (model(*inputs(config)) - exact).norm()
+    assert (accelerate(model, "bf16")(*inputs(config)) - exact).norm() <= 2 * allowed
+    for key, value in model.state_dict().items():  # the model is untouched
+        assert value.data_ptr() == before[key][0] and torch.equal(value, before[key][1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@torch.no_grad()
+def test_it_keeps_its_weights_when_the_model_trains_on(precision: str) -> None:
+    for config in (CONFIGS[0], CONFIGS[6], CONFIGS[-1]):
+        model = network(config)
+        fast = accelerate(model, precision)
+        before = fast(*inputs(config))
+        for p in model.parameters():
+            p.mul_(-1.5)
+        assert torch.equal(fast(*inputs(config)), before)
+
+
+def test_it_cannot_be_taken_for_a_model(tmp_path: Path) -> None:
+    fast = accelerate(network(CONFIGS[0]), "fp32")
+    assert not isinstance(fast, nn.Module) and not hasattr(fast, "state_dict")
+    with pytest.raises(UserError, match="save the model it was made of"):
+        pw.save(fast, tmp_path / "m")  # type: ignore[arg-type]
+    assert not (tmp_path / "m").exists()
+    assert accelerate(fast) is fast
+
+
+@torch.no_grad()
+def test_patches_in_slices_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """18 patches, five at a time; no patch knows of another in a U-Net."""
+    model = network(CONFIGS[0])
+    whole = accelerate(model, "fp32")(*inputs(CONFIGS[0]))
+    monkeypatch.setattr(parts, "AT_ONCE", 5)
+    assert difference(accelerate(model, "fp32")(*inputs(CONFIGS[0])), whole) < 1e-6
+
+
+@torch.no_grad()
+def test_an_image_does_not_depend_on_its_batch_in_bfloat16() -> None:
+    for config in (CONFIGS[0], DenoiserConfig(CLASSES, DETAILERS[2])):
+        model = accelerate(network(config), "bf16")
+        x, t, y = inputs(config)
+        alone = torch.cat([model(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(3)])
+        assert difference(model(x, t, y).float(), alone.float()) < 1e-2
+
+
+def test_no_gradient_comes_through_it() -> None:
+    x, t, y = inputs(CONFIGS[0])
+    assert not accelerate(network(CONFIGS[0]), "fp32")(x.requires_grad_(), t, y).requires_grad
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_compiled_blocks_equal_eager_ones() -> None:
+    for config in (CONFIGS[0], DenoiserConfig(CLASSES, DETAILERS[2]), CONFIGS[-1]):
+        model = network(config)
+        compiled = accelerate(model, "fp32", compile=True)
+        assert difference(compiled(*inputs(config)), model(*inputs(config))) < 1e-5
+
+
+VNNI = pytest.mark.skipif(
+    not torch.cpu.get_capabilities().get("avx512_vnni"), reason="no products of 8 bits on this machine"
+)
+
+
+@VNNI
+@torch.no_grad()
+def test_a_product_of_8_bits_is_the_sum_of_its_levels() -> None:
+    """Against integers in float64, to the rounding of the result; a token does not depend on the others."""
+    g = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(40, 24, generator=g), torch.randn(40, generator=g)
+    x = torch.randn(2, 7, 24, generator=g) * torch.logspace(-4, 4, 7)[:, None]
+    x[0, 3] = 0
+    product = parts.Int8Product(weight, bias)
+    found = product(x.bfloat16())
+
+    def levels(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        level = rows.double().abs().amax(-1, keepdim=True) / 127
+        return (rows.double() / level.clamp(min=1e-30)).round(), level
+
+    (x_levels, x_level), (w_levels, w_level) = levels(x.bfloat16()), levels(weight)
+    expected = (x_levels @ w_levels.T) * x_level * w_level.T
+    rounding = 2**-7 * expected.abs() + 2**-8 * bias.abs()
+    assert ((found - (expected + bias)).abs() <= rounding + 1e-9).all()
+    exact = x.double() @ weight.double().T
+    assert (expected - exact).norm() < 0.02 * exact.norm()
+    assert torch.equal(product(x[1:, 2:3].bfloat16()), found[1:, 2:3])
+
+
+@VNNI
+@pytest.mark.parametrize("config", [CONFIGS[0], *CONFIGS[6:8], CONFIGS[-1]], ids=str)
+@torch.no_grad()
+def test_int8_is_near_the_model(config: DenoiserConfig) -> None:
+    model = network(config)
+    exact = model(*inputs(config))
+    assert (accelerate(model, "int8")(*inputs(config)) - exact).norm() < 0.05 * exact.norm()
+
+
+def test_settings_that_cannot_be_honoured_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(CONFIGS[0])
+    with pytest.raises(UserError, match="graphs is true on cpu, reuse 1; it needs CUDA"):
+        accelerate(model, graphs=True)
+    with pytest.raises(UserError, match='"bf61", did you mean "bf16"'):
+        accelerate(model, "bf61")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": False})
+    with pytest.raises(UserError, match="int8 needs a CPU with AVX-512 VNNI, which cpu is not; use bf16"):
+        accelerate(model, "int8")
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
+@torch.no_grad()
+def test_convolutions_as_products_are_exact(
+    height: int, width: int, before: int, after: int, batch: int
+) -> None:
+    """`FastDown` and `FastUp` against the plain levels of the U-Net, in float64."""
+    down, up = UNetDown(before, after).double(), UNetUp(before, after).double()
+    for h, w in ((2 * height, 2 * width), (2, 2)):
+        size = 2 if (h, w) == (2, 2) else 0
+        x = torch.randn(batch, before, h, w, dtype=torch.float64).contiguous(
+            memory_format=torch.channels_last
+        )
+        for ours, theirs in zip(parts.FastDown(down, size, torch.float64)(x), down(x), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        half = x[..., : h // 2, : w // 2].contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(parts.FastUp(up, size, torch.float64)(half, x), up(half, x))
