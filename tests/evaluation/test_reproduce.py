@@ -8,7 +8,7 @@ from pixelwright.cli.main import main
 from pixelwright.evaluation import reproduce
 from pixelwright.evaluation.report import read_report
 from pixelwright.evaluation.reproduce import TARGETS, Target, rows
-from pixelwright.hub.recipes import RECIPES
+from pixelwright.hub.presets import SAMPLER_PRESETS
 from pixelwright.models.config import SamplerPreset
 
 TINY = SamplerPreset("ab2-fixed", 2, 1.5, (0.1, 0.9), 1.0, "tiny", "by seed and index", "this test")
@@ -71,7 +71,7 @@ def test_a_missing_file_is_told_with_its_origin(
 
 
 def test_every_published_recipe_has_its_figures() -> None:
-    of_classes = {name for name in RECIPES if "t2i" not in name}  # captions have no FID to meet
+    of_classes = {name for name in SAMPLER_PRESETS if "t2i" not in name}  # captions have no FID to meet
     assert {target.recipe.name for target in TARGETS.values()} == of_classes
     for target in TARGETS.values():
         assert target.num_samples == 50_000 and target.expected.keys() <= reproduce.TOLERANCES.keys()

@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import pixelwright as pw
 from pixelwright.cli.main import main
-from pixelwright.diffusion.solvers import SOLVERS
-from pixelwright.hub import recipes
+from pixelwright.hub import presets
 from pixelwright.hub.checkpoint import load_config
-from pixelwright.models.config import SamplerSettings
+from pixelwright.models.config import SamplerPreset
 from pixelwright.models.folder import read_config
 from tests.hub.published import LAYOUTS, write
 from tests.recordings import NETWORKS, difference, recording, weights
@@ -117,25 +116,25 @@ def test_a_missing_set_of_weights_is_refused_when_asked_for(tmp_path: Path) -> N
 
 
 # --- what is known of published files ----------------------------------------------------------------------
-@pytest.mark.parametrize("published", recipes.PUBLISHED[:4], ids=lambda p: p.recipe.name)
-def test_a_recipe_is_known_by_name_and_architecture(published: recipes.Published) -> None:
-    stem = published.pattern.strip("*")
+@pytest.mark.parametrize("published", presets.PUBLISHED[:4], ids=lambda p: p.sampler)
+def test_a_sampler_preset_is_known_by_name_and_architecture(published: presets.Published) -> None:
+    stem, sampler = published.pattern.strip("*"), presets.SAMPLER_PRESETS[published.sampler]
     xl = pw.models.presets.PRESETS["pixeldit-xl-16"]
-    config = recipes.with_notes(xl, stem)
-    assert config.sampler == published.recipe
+    config = presets.with_notes(xl, stem)
+    assert config.sampler == sampler
     assert config.image_size == (published.side, published.side)
     small = pw.models.presets.PRESETS["pixeldit-s-8"]
-    assert recipes.with_notes(small, stem).sampler is None
-    assert recipes.with_notes(xl, "mine").sampler is None
-    assert recipes.with_notes(xl, "mine", published.recipe.name).sampler == published.recipe
-    assert recipes.with_notes(xl, stem, "none").sampler is None
+    assert presets.with_notes(small, stem).sampler is None
+    assert presets.with_notes(xl, "mine").sampler is None
+    assert presets.with_notes(xl, "mine", published.sampler).sampler == sampler
+    assert presets.with_notes(xl, stem, "none").sampler is None
 
 
 def test_the_published_settings() -> None:
     """The table of the two papers."""
     table = {
         name: (r.solver, r.steps, r.guidance_scale, r.guidance_interval, r.time_shift)
-        for name, r in pw.hub.RECIPES.items()
+        for name, r in pw.hub.SAMPLER_PRESETS.items()
     }
     assert table == {
         "pixeldit-xl-epoch80": ("ab2-fixed", 100, 3.25, (0.1, 1.0), 1.0),
@@ -146,17 +145,17 @@ def test_the_published_settings() -> None:
         "pixeldit-t2i-1024": ("dpmpp-2m", 30, 3.0, None, 4.0),
         "pixeldit-t2i-512": ("dpmpp-2m", 30, 3.0, None, 3.0),
     }
-    assert {r.solver for r in pw.hub.RECIPES.values()} <= set(SOLVERS)
+    assert {r.solver for r in pw.hub.SAMPLER_PRESETS.values()} <= set(pw.diffusion.solvers.SOLVERS)
 
 
-def test_sample_uses_the_recipe_unless_told_otherwise(
+def test_sample_uses_the_preset_unless_told_otherwise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write("lightning", "pixeldit_c2i", tmp_path)
     folder = tmp_path / "model"
     assert main(["convert", str(file), str(folder), "--recipe", "pixeldit-xl-epoch320"]) == 0
     config = read_config(folder)
-    assert config.sampler == pw.hub.RECIPES["pixeldit-xl-epoch320"]
+    assert config.sampler == pw.hub.SAMPLER_PRESETS["pixeldit-xl-epoch320"]
     data = json.loads((folder / "config.json").read_text())
     data["sampler"]["steps"] = 3
     (folder / "config.json").write_text(json.dumps(data))
@@ -170,7 +169,7 @@ def test_sample_uses_the_recipe_unless_told_otherwise(
     assert main([*draw, str(tmp_path / "c"), "--recipe", "none", "--steps", "3"]) == 0
     assert "ab2, 3 steps, guidance 1 everywhere" in capsys.readouterr().out
     model = pw.load(folder)
-    expected = pw.sample(model, [0], SamplerSettings("ab2-fixed", 3, 2.75, (0.1, 0.9)), size=8)
+    expected = pw.sample(model, [0], SamplerPreset("ab2-fixed", 3, 2.75, (0.1, 0.9)), size=8)
     from tests.cli.test_main import read
 
     assert abs(read(tmp_path / "a" / "000000.png").astype(int) - expected[0].numpy()).max() <= 1

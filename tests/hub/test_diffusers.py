@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pixelwright as pw
-from pixelwright.diffusion import sample as sampling
+from pixelwright.diffusion.sample import model_velocity, noise_of
 from pixelwright.diffusion.solvers import solve, timesteps
-from pixelwright.models.config import Provenance, SamplerSettings
+from pixelwright.models.config import Provenance, SamplerPreset
 from pixelwright.models.denoiser import PixelDenoiser
 
 diffusers = pytest.importorskip("diffusers", reason='needs pip install "pixelwright[diffusers]"')
@@ -77,7 +77,7 @@ def model() -> PixelDenoiser:
     return model
 
 
-NOISE = sampling.noise_of([0, 1], (8, 12), 3)
+NOISE = noise_of(range(2), (8, 12), seed=3)
 LABELS = [1, 3]
 
 
@@ -94,20 +94,20 @@ def theirs(model: PixelDenoiser, scheduler: Any, steps: int, **settings: Any) ->
 
 @torch.no_grad()
 def ours(model: PixelDenoiser, solver: str, grid: Tensor, scale: float = 1.0, interval: Any = None) -> Tensor:
-    sampler = SamplerSettings(guidance_scale=scale, guidance_interval=interval)
-    velocity = sampling.model_velocity(model, torch.tensor(LABELS), sampler)
+    sampler = SamplerPreset(guidance_scale=scale, guidance_interval=interval)
+    velocity = model_velocity(model, torch.tensor(LABELS), sampler)
     return solve(velocity, NOISE, grid, solver)
 
 
 # --- The same images ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("scale", "interval"), [(1.0, (0.0, 1.0)), (3.0, (0.0, 1.0)), (2.0, (0.2, 0.8))])
+@pytest.mark.parametrize(("scale", "interval"), [(1.0, None), (3.0, None), (2.0, (0.2, 0.8))])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])
 @pytest.mark.parametrize("name", SAME)
 def test_the_images_are_those_of_our_solver(
-    model: PixelDenoiser, name: str, steps: int, shift: float, scale: float, interval: tuple[float, float]
+    model: PixelDenoiser, name: str, steps: int, shift: float, scale: float, interval: Any
 ) -> None:
     x = theirs(model, SCHEDULERS[name](shift), steps, guidance_scale=scale, guidance_interval=interval)
     same = ours(model, SAME[name], timesteps(steps, shift), scale, interval)
@@ -221,7 +221,7 @@ def test_output_types(model: PixelDenoiser) -> None:
 
 
 def test_noise_of_a_seed_gives_the_images_of_sample(model: PixelDenoiser) -> None:
-    images = pw.sample(model, LABELS, SamplerSettings("euler", 6, 2.0), seed=3)
+    images = pw.sample(model, LABELS, SamplerPreset("euler", 6), guidance=2.0, seed=3)
     pil = pipeline(model)(LABELS, latents=NOISE, num_inference_steps=6, guidance_scale=2.0).images
     apart = np.abs(np.stack([np.asarray(image) for image in pil]).astype(int) - images.numpy().astype(int))
     assert apart.max() <= 1 and (apart > 0).mean() < 0.01
@@ -270,6 +270,36 @@ def test_a_callback_can_stop_and_the_next_run_starts_afresh(model: PixelDenoiser
     stopped = pipe(LABELS, callback_on_step_end=stop, **call).images
     assert len(states) == 2 and torch.equal(stopped, states[-1]) and pipe.interrupt
     assert torch.equal(whole, pipe(LABELS, **call).images) and not pipe.interrupt
+
+
+def test_a_callback_can_change_the_guidance(model: PixelDenoiser) -> None:
+    """As if the steps after the change were a run of their own from the state between."""
+    seen: list[Tensor] = []
+
+    def change(pipe: Any, i: int, t: Tensor, tensors: dict[str, Tensor]) -> None:
+        assert pipe.do_classifier_free_guidance == (i < 2)
+        seen.append(tensors["latents"])
+        if i == 1:
+            pipe.guidance_scale = 1.0
+
+    x = theirs(model, euler(), 4, guidance_scale=3.0, callback_on_step_end=change)
+    guided = ours(model, "euler", timesteps(4)[:3], 3.0)
+    assert (seen[1] - guided).abs().max() < 1e-4
+    with torch.no_grad():
+        plain = solve(
+            model_velocity(model, torch.tensor(LABELS), SamplerPreset()), guided, timesteps(4)[2:], "euler"
+        )
+    assert (x - plain).abs().max() < 1e-4
+
+
+def test_several_images_of_each_label(model: PixelDenoiser) -> None:
+    pipe = pipeline(model)
+    call = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 2.0}
+    x = pipe(LABELS, num_images_per_prompt=2, generator=seeds(1, 2, 3, 4), **call).images
+    assert (x - pipe([1, 1, 3, 3], generator=seeds(1, 2, 3, 4), **call).images).abs().max() < 1e-5
+    for wrong in (0, 1.5, True):
+        with pytest.raises(pw.UserError, match="num_images_per_prompt is"):
+            pipe(LABELS, num_images_per_prompt=wrong)
 
 
 def test_a_callback_can_replace_the_state(model: PixelDenoiser) -> None:
@@ -327,7 +357,9 @@ def test_the_component_is_the_model(model: PixelDenoiser, tmp_path: Path) -> Non
     assert component.denoiser is model  # shared, not copied
     t, labels = torch.tensor([0.2, 0.7]), torch.tensor(LABELS)
     with torch.no_grad():
-        assert torch.equal(component(NOISE, t, labels), model(NOISE, t, labels))
+        expected = model(NOISE, t, labels)
+        assert torch.equal(component(NOISE, t, labels).sample, expected)
+        assert torch.equal(component(NOISE, t, labels, return_dict=False)[0], expected)
     component.save_pretrained(tmp_path)
     again, info = PixelDenoiserModel.from_pretrained(tmp_path, output_loading_info=True)
     assert again.denoiser.config == model.config and not info["missing_keys"]
@@ -427,6 +459,40 @@ def test_model_offload_moves_the_component(model: PixelDenoiser) -> None:
     pipe.remove_all_hooks()
 
 
+@pytest.mark.parametrize("kind", ["dip-n-4", "pixeldit-n-4", "dit-n-4", "dip-t2i-ti"])
+@pytest.mark.parametrize("how", ["sequential", "group", "layerwise", "compiled"])
+def test_what_moves_or_casts_the_weights_changes_no_image(kind: str, how: str) -> None:
+    """Weights are used in their own modules' forward alone, where such hooks have them ready."""
+    if how == "sequential":
+        accelerate = pytest.importorskip("accelerate", reason='needs pip install "pixelwright[diffusers]"')
+    small: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 2}
+    text = kind == "dip-t2i-ti"
+    small |= {"text_size": 12, "text_length": 6} if text else {"num_classes": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        component = PixelDenoiserModel.from_denoiser(pw.create(kind, **small).eval())
+        for p in component.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+        condition = pw.TextCondition(torch.randn(2, 6, 12)) if text else torch.tensor(LABELS)
+    x, t, cpu = torch.nn.functional.pad(NOISE, (0, 4, 0, 8)), torch.tensor([0.2, 0.7]), torch.device("cpu")
+    with torch.no_grad():
+        expected = component(x, t, condition).sample
+    called: Any = component
+    if how == "sequential":
+        accelerate.cpu_offload(component, cpu)
+    elif how == "group":
+        component.enable_group_offload(cpu, offload_device=cpu, offload_type="leaf_level")
+    elif how == "layerwise":
+        component.enable_layerwise_casting(torch.bfloat16, torch.float32)
+    else:
+        torch._dynamo.reset()
+        called = torch.compile(component, dynamic=True, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        found = called(x, t, condition).sample
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= (0.02 * expected.abs().max() if how == "layerwise" else 1e-6)
+
+
 # --- Mistakes ----------------------------------------------------------------------------------------------
 
 
@@ -439,7 +505,7 @@ def test_model_offload_moves_the_component(model: PixelDenoiser) -> None:
         ({"class_labels": ["z"]}, 'unknown class "z"'),
         ({"class_labels": []}, "at least one"),
         ({"num_inference_steps": 0}, "steps is 0"),
-        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_scale": float("nan")}, "guidance is nan|guidance_scale is nan"),
         ({"guidance_interval": (0.9, 0.1)}, r"\(0.9, 0.1\)"),
         ({"generator": seeds(1, 2, 3)}, "3 generators are given for 1 images"),
         ({"latents": NOISE}, r"\[2, 3, 8, 12\]; expected \[1, 3, 8, 12\]"),

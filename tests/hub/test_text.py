@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 import pixelwright as pw
-from pixelwright.diffusion.sample import as_condition, noise_of
 from pixelwright.hub.convert import convert
-from pixelwright.hub.recipes import with_notes
-from pixelwright.models.config import SamplerSettings, TextNote
+from pixelwright.hub.presets import with_notes
+from pixelwright.models.config import SamplerPreset, TextNote
 from pixelwright.models.presets import preset
+from pixelwright.text import encode_for
 from tests.encoders import tiny_gemma
 from tests.hub.published import LAYOUTS, write
 from tests.recordings import difference, recording, weights
@@ -82,15 +82,25 @@ def test_a_pipeline_draws_prompts(tmp_path: Path) -> None:
     options = {"hidden_size": 24, "depth": 1, "num_heads": 2, "text_size": 24, "image_size": (8, 8)}
     model = pw.create("dip-t2i-ti", text=note, **options)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+        torch.nn.init.normal_(parameter, std=0.3)
     pipe = PixelDenoiserPipeline.from_model(model)
     pipe.set_progress_bar_config(disable=True)
-    noise = noise_of([0, 1], (8, 8), 3)
+    noise = pw.diffusion.sample.noise_of(range(2), (8, 8), seed=3)
     settings = {"num_inference_steps": 3, "guidance_scale": 2.0, "latents": noise, "output_type": "np"}
     drawn = pipe(prompt=["a red star", "two circle"], negative_prompt="blue", **settings).images
-    prompts = as_condition(["a red star", "two circle"], model, negative="blue")
-    expected = pw.sample(model, prompts, SamplerSettings("euler", 3, 2.0), seed=3)
+    prompts = ["a red star", "two circle"]
+    condition = encode_for(model.config, prompts, "blue")
+    expected = pw.sample(model, condition, SamplerPreset("euler", 3), guidance=2.0, seed=3)
     assert abs(drawn * 255 - expected.numpy()).max() < 1
+    for negatives in (["blue"], ["blue", "blue"]):
+        again = pipe(prompt=prompts, negative_prompt=negatives, **settings).images
+        assert abs(again - drawn).max() < 1e-4
+    mixed = pipe(prompt=prompts, negative_prompt=["blue", "red"], **settings).images
+    assert abs(mixed - drawn)[0].max() < 1e-4 < abs(mixed - drawn)[1].max()
+    with pytest.raises(pw.UserError, match="3 negative prompts are given for 2 prompts"):
+        pipe(prompt=prompts, negative_prompt=["a", "b", "c"], **settings)
+    pair = pipe(prompt="a red star", negative_prompt="blue", num_images_per_prompt=2, **settings).images
+    assert abs(pair[0] - drawn[0]).max() < 1e-4 and pair.shape == drawn.shape
     for wrong in ({}, {"prompt": "a", "class_labels": [0]}, {"class_labels": [0]}):
         with pytest.raises(pw.UserError):
             pipe(**wrong)

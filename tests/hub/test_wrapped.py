@@ -204,3 +204,23 @@ def test_eight_bits_are_named(dtype: torch.dtype, suffix: str, tmp_path: Path) -
     torch.save(tensors, path) if suffix == ".pt" else save_file(tensors, path)
     with pytest.raises(pw.UserError, match=str(dtype)):
         pw.load(path)
+
+
+def test_which_row_is_the_null_class_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pw.hub.checkpoint._announced.clear()
+    table = "y_embedder.embedding_table.weight"
+    rows = len(weights(NAME)[table]) - 1
+    path = tmp_path / "nonull.safetensors"
+    save_file(weights(NAME) | {table: weights(NAME)[table][:-1].clone()}, path)
+    pw.load(path)
+    pw.load(path)
+    told = capsys.readouterr().err
+    assert told.count(f"has {rows} rows, of which the last is taken as the null class") == 1
+    assert f"classes 0 to {rows - 2}" in told
+    assert main(["convert", str(path), str(tmp_path / "folder")]) == 0
+    pw.hub.checkpoint._announced.clear()
+    capsys.readouterr()
+    pw.load(tmp_path / "folder")
+    assert capsys.readouterr().err == ""
+    thousand = pw.create("dit-n-4", depth=1, hidden_size=16, num_heads=2).config
+    assert pw.hub.checkpoint._null_class_note(thousand, path) is None

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 
 from pixelwright.cli.parsing import Parser
 from pixelwright.hub.convert import convert
-from pixelwright.hub.recipes import RECIPES
+from pixelwright.hub.presets import SAMPLER_PRESETS
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.folder import save
 from pixelwright.training.averages import load_average
@@ -20,7 +20,7 @@ Sources: a model folder, a run, a published checkpoint (.ckpt, .pth), a safetens
 prefixes of repacks), the index of a sharded one, or hf://OWNER/NAME[/FILE]. The architecture is found out
 from names and shapes; nothing in a file is executed, and the model is never held in memory as a whole.
 
-recipes: {", ".join(RECIPES)}"""
+recipes: {", ".join(SAMPLER_PRESETS)}"""
 
 EXAMPLES = """  pixelwright convert imagenet256_pixeldit_xl_epoch320.ckpt models/pixeldit-xl --dtype bf16
   pixelwright convert models/pixeldit-xl back.ckpt --to public
@@ -92,7 +92,7 @@ def convert_as_told(options: Namespace, source: str) -> DenoiserConfig:
         to=options.to,
         dtype=options.dtype,
         average=options.average,
-        recipe=options.recipe,
+        sampler=options.recipe,
     )
 
 

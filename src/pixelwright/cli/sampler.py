@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 
 from pixelwright.cli.parsing import Parser
 from pixelwright.diffusion.solvers import SOLVERS
-from pixelwright.hub.recipes import RECIPES, named
+from pixelwright.hub.presets import SAMPLER_PRESETS, sampler_preset
 from pixelwright.models.config import DenoiserConfig, SamplerPreset, SamplerSettings
 
 Precision = Literal["auto", "bf16", "fp32", "int8"]
@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
         "--recipe",
         type=str | None,
         metavar="NAME|none",
-        help=f"the sampler settings to start from: {', '.join(RECIPES)} (default: the model's own)",
+        help=f"the sampler settings to start from: {', '.join(SAMPLER_PRESETS)} (default: the model's own)",
     )
     add("--steps", type=int, help=f"steps of the solver{_otherwise('steps')}")
     add("--solver", type=str, help=f"one of {', '.join(SOLVERS)}{_otherwise('solver')}")
@@ -83,7 +83,7 @@ def add_machine_arguments(parser: Parser, batch_size: int, images_too: bool = Fa
 
 def choose_recipe(options: Namespace, config: DenoiserConfig) -> SamplerPreset | None:
     """The recipe that `--recipe` names, else the model's own. Raises UserError for an unknown name."""
-    return config.sampler if options.recipe is None else named(options.recipe)
+    return config.sampler if options.recipe is None else sampler_preset(options.recipe)
 
 
 def settings(options: Namespace, recipe: SamplerPreset | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelwright.errors import UserError, nearest
-from pixelwright.hub.recipes import RECIPES
+from pixelwright.hub.presets import SAMPLER_PRESETS
 from pixelwright.models.config import SamplerPreset
 
 SAMPLES = 50_000
@@ -47,12 +47,12 @@ class Target:
 
 
 def _pixeldit(name: str, file: str, fid: float, size: int = 256) -> Target:
-    return Target(RECIPES[name], file, "NVIDIA, with PixelDiT (arXiv 2511.20645)", {"fid": fid}, size)
+    return Target(SAMPLER_PRESETS[name], file, "NVIDIA, with PixelDiT (arXiv 2511.20645)", {"fid": fid}, size)
 
 
 def _dip(epochs: int, steps: int, *figures: float) -> Target:
     names = ("fid", "sfid", "inception_score", "precision", "recall")
-    recipe = replace(RECIPES["dip-imagenet256"], steps=steps)
+    recipe = replace(SAMPLER_PRESETS["dip-imagenet256"], steps=steps)
     origin = "the authors of DiP (arXiv 2511.18822)"
     return Target(recipe, f"dip-xl-16-epoch{epochs}.ckpt", origin, dict(zip(names, figures, strict=True)))
 

@@ -2,11 +2,11 @@
 
 from pixelwright.hub.checkpoint import Checkpoint, load, load_config, open_checkpoint
 from pixelwright.hub.convert import convert
+from pixelwright.hub.presets import SAMPLER_PRESETS
 from pixelwright.hub.public import from_public, to_public
-from pixelwright.hub.recipes import RECIPES
 
 __all__ = [
-    "RECIPES",
+    "SAMPLER_PRESETS",
     "Checkpoint",
     "convert",
     "from_public",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -14,10 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from pixelwright.errors import UserError
+from pixelwright.files import read_json
 from pixelwright.hub.files import INDEX_SUFFIX, LARGEST_HEADER, WeightFile, only_weights, open_file
 from pixelwright.hub.prefixes import Which, network_tensors
+from pixelwright.hub.presets import licence_of, with_notes
 from pixelwright.hub.public import joined, recognise
-from pixelwright.hub.recipes import licence_of, with_notes
 from pixelwright.hub.remote import PIPELINE, SCHEME, TRANSFORMER, fetch
 from pixelwright.models.config import DenoiserConfig, Provenance, from_dict
 from pixelwright.models.denoiser import PixelDenoiser
@@ -49,6 +49,8 @@ class Checkpoint:
     specs: Mapping[str, Tensor]
     """Our name -> a tensor on the meta device, with shape and dtype alone."""
     _read: Callable[[str], Tensor]
+    note: str | None = None
+    """What is to be said of the file."""
 
     def read(self, name: str) -> Tensor:
         """The tensor of one of our names, which may share memory with the file.
@@ -81,20 +83,25 @@ def local(source: str | os.PathLike[str]) -> Path:
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder's config is ours; those of repacks and other libraries are passed over."""
-    return (folder / CONFIG).is_file() and bool({"format", "backbone"} & _foreign(folder / CONFIG).keys())
+    return (folder / CONFIG).is_file() and bool({"format", "backbone"} & any_config(folder).keys())
 
 
-def _foreign(config: Path) -> dict[str, Any]:
-    """A config of any kind. One that cannot be read counts as ours, whose reader says what is wrong."""
+def any_config(folder: Path) -> dict[str, Any]:
+    """The config of a folder, whoever made it; {} where there is none.
+
+    One that cannot be read counts as ours, so that our reader says what is wrong with it.
+    """
+    if not (folder / CONFIG).is_file():
+        return {}
     try:
-        data = json.loads(config.read_bytes()[:LARGEST_HEADER]) if config.is_file() else {}
-    except (ValueError, RecursionError):
+        data = read_json(folder / CONFIG, LARGEST_HEADER)
+    except UserError:
         data = None
     return data if isinstance(data, dict) else {"format": None}
 
 
 def open_checkpoint(
-    source: str | os.PathLike[str], weights: Which | None = None, recipe: str | None = None
+    source: str | os.PathLike[str], weights: Which | None = None, sampler: str | None = None
 ) -> Checkpoint:
     """Open a model without reading its weights.
 
@@ -103,7 +110,7 @@ def open_checkpoint(
             sharded one), a folder of a diffusers pipeline or of accelerate, hf://OWNER/NAME[/FILE], or a
             file's address (https://, s3://, …).
         weights: "ema" or "raw" to insist on one of a file's sets; by default EMA where it is there.
-        recipe: a key of `RECIPES` or "none", in place of what is known of the file.
+        sampler: a key of `SAMPLER_PRESETS` or "none", in place of what is known of the file.
 
     Raises:
         UserError: nothing that can be read as a model, or not the weights that are asked for.
@@ -113,37 +120,31 @@ def open_checkpoint(
         path = path / TRANSFORMER
     place, config = str(path), None
     if is_model_folder(path):
-        if weights is not None:
-            raise UserError(f"{path} is a model folder, which has one set of weights; leave the choice out")
         path, config = path / WEIGHTS, read_config(path)
     elif path.is_dir():
-        config = _component_config(path / CONFIG)
-        place, path = f"{path} (which has no {CONFIG} of ours)", _only_file(path)
+        found = any_config(path)
+        if found.get("_class_name") == COMPONENT:
+            config = from_dict(found.get("architecture", {}), f"{path / CONFIG}: architecture")
+        else:
+            place += f" (which has no {CONFIG} of ours)"
+        path /= only_weights([file.name for file in path.iterdir() if file.is_file()], str(path))
     file = open_file(path)
-    address = str(source).partition("?")[0] if is_address(str(source)) else path.name
     if config is None:
-        return _open_published(file, place, address, weights, recipe)
+        address = str(source).partition("?")[0] if is_address(str(source)) else path.name
+        return _open_published(file, place, address, weights, sampler)
+    if weights is not None:
+        raise UserError(f"{place} is a model folder, which has one set of weights; leave the choice out")
     network = network_tensors(file.specs)
     specs = {name: file.specs[theirs] for name, theirs in network.names.items()}
-    check_weights(
-        {key: value.shape for key, value in skeleton(config).state_dict().items()}, specs, str(path)
-    )
-    config = config if recipe is None else with_notes(config, "", recipe)
-    return Checkpoint(
-        config, place, file.files, network.description, specs, lambda name: file.read(network.names[name])
-    )
-
-
-def _component_config(path: Path) -> DenoiserConfig | None:
-    """The config of our own component of a diffusers pipeline, None of anything else."""
-    data = _foreign(path)
-    if data.get("_class_name") != COMPONENT:
-        return None
-    return from_dict(data.get("architecture", {}), f"{path}: architecture")
+    expected = {key: value.shape for key, value in skeleton(config).state_dict().items()}
+    check_weights(expected, specs, str(path))
+    config = config if sampler is None else with_notes(config, "", sampler)
+    read = lambda name: file.read(network.names[name])  # noqa: E731
+    return Checkpoint(config, place, file.files, network.description, specs, read)
 
 
 def _open_published(
-    file: WeightFile, place: str, address: str, weights: Which | None, recipe: str | None
+    file: WeightFile, place: str, address: str, weights: Which | None, sampler: str | None
 ) -> Checkpoint:
     """A file whose config is read from its tensors' names and shapes."""
     try:
@@ -154,7 +155,7 @@ def _open_published(
     names = {ours: tuple(network.names[name] for name in theirs) for ours, theirs in names.items()}
     specs = {ours: joined(theirs, file.specs.__getitem__) for ours, theirs in names.items()}
     _check_size(specs, file.files)
-    config = with_notes(config, file.path.name.removesuffix(INDEX_SUFFIX).rsplit(".", 1)[0], recipe)
+    config = with_notes(config, file.path.name.removesuffix(INDEX_SUFFIX).rsplit(".", 1)[0], sampler)
     files = (address, *(f.name for f in file.files[1:]))
     licence = licence_of(config, f"{address}/{file.path.name}")
     provenance = Provenance(files, (), network.description, licence)
@@ -165,12 +166,20 @@ def _open_published(
         network.description,
         specs,
         lambda ours: joined(names[ours], file.read),
+        _null_class_note(config, file.path),
     )
 
 
-def _only_file(folder: Path) -> Path:
-    """The one file of weights in a folder that is no model folder of ours."""
-    return folder / only_weights([file.name for file in folder.iterdir() if file.is_file()], str(folder))
+def _null_class_note(config: DenoiserConfig, path: Path) -> str | None:
+    """A table that was trained without dropping labels has no null row, which its shape does not tell."""
+    if config.takes_text or config.num_classes == 1000:
+        return None
+    rows = config.num_classes + 1
+    return (
+        f"the class table of {path} has {rows} rows, of which the last is taken as the null class: there are "
+        f"classes 0 to {rows - 2}. A model that was trained without label dropout has {rows} classes, and no "
+        f"guidance"
+    )
 
 
 def _check_size(specs: Mapping[str, Tensor], files: tuple[Path, ...]) -> None:
@@ -209,7 +218,8 @@ def load(source: str | os.PathLike[str], weights: Which | None = None) -> PixelD
         # A copy, so that the model does not depend on the file any more.
         tensors = {name: checkpoint.read(name).clone() for name in checkpoint.specs}
         model = with_weights(checkpoint.config, tensors, checkpoint.place)
-    announce(model.config)
+        announce(checkpoint.note)
+    announce_licence(model.config)
     return model
 
 
@@ -226,9 +236,13 @@ def check_one_dtype(checkpoint: Checkpoint) -> None:
 _announced: set[str] = set()
 
 
-def announce(config: DenoiserConfig) -> None:
-    """Print the licence notice of a model's source, once a process."""
-    notice = config.provenance.licence if config.provenance is not None else None
+def announce(notice: str | None) -> None:
+    """Print a notice, once a process."""
     if notice is not None and notice not in _announced:
         _announced.add(notice)
         print(f"pixelwright: note: {notice}", file=sys.stderr)
+
+
+def announce_licence(config: DenoiserConfig) -> None:
+    """Print the licence notice of a model's source, once a process."""
+    announce(config.provenance.licence if config.provenance is not None else None)

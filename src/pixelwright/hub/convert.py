@@ -14,12 +14,21 @@ from torch import Tensor
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.files import replacing, sha256, write_safetensors, write_tensor
-from pixelwright.hub.checkpoint import Checkpoint, announce, check_one_dtype, open_checkpoint
+from pixelwright.hub.checkpoint import (
+    Checkpoint,
+    announce,
+    announce_licence,
+    check_one_dtype,
+    local,
+    open_checkpoint,
+)
+from pixelwright.hub.former import is_former, open_former
 from pixelwright.hub.pickles import part_start
 from pixelwright.hub.prefixes import SETS, Which
-from pixelwright.hub.public import published
+from pixelwright.hub.public import parted, public_names
 from pixelwright.models.config import DenoiserConfig, Provenance
 from pixelwright.models.folder import check_finite, write_weights
+from pixelwright.remote import is_address
 
 Layout = Literal["folder", "public"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -34,19 +43,19 @@ def convert(
     to: Layout = "folder",
     dtype: str | None = None,
     average: Sequence[str | os.PathLike[str]] = (),
-    recipe: str | None = None,
+    sampler: str | None = None,
 ) -> DenoiserConfig:
-    """Read any model that `load` reads and write it in another layout, without holding it in memory.
+    """Read any model and write it in another layout, without holding it in memory.
 
     Args:
-        source: see `load`.
+        source: what `load` reads, or a model folder of the first layout.
         out: the folder to make or, with to="public", the .ckpt or .safetensors file; not there yet.
         weights: "ema" or "raw" to insist on one of a Lightning file's sets; by default EMA where it is there.
         to: "folder" for config.json and model.safetensors; "public" for the published key names, with the
             prefix "ema_denoiser." (or "denoiser." for raw weights) in a .ckpt, without one in a .safetensors.
         dtype: "bf16", "fp16" or "fp32"; by default weights keep theirs.
         average: further models of the same architecture; the mean of all, `source` among them, is written.
-        recipe: a key of `RECIPES`, or "none", in place of what is known of the source.
+        sampler: a key of `SAMPLER_PRESETS`, or "none", in place of what is known of the source.
 
     Returns:
         the config that was written (with to="public", that would have been).
@@ -61,7 +70,7 @@ def convert(
     if to not in ("folder", "public"):
         raise UserError(f'unknown layout "{to}"{nearest(to, ("folder", "public"))}')
     _check_out(out, to)
-    checkpoints = [open_checkpoint(path, weights, recipe) for path in (source, *average)]
+    checkpoints = [_open(path, weights, sampler) for path in (source, *average)]
     first = checkpoints[0]
     for other in checkpoints[1:]:
         _check_same(first, other)
@@ -83,8 +92,16 @@ def convert(
             write_weights(part, config, specs, read)
     else:
         _write_public(out, config, specs, read)
-    announce(config)
+    announce(first.note)
+    announce_licence(config)
     return config
+
+
+def _open(source: str | os.PathLike[str], weights: Which | None, sampler: str | None) -> Checkpoint:
+    """Anything that `load` reads, and a model folder of the first layout."""
+    if weights is None and not is_address(str(source)) and is_former(local(source)):
+        return open_former(local(source), sampler)
+    return open_checkpoint(source, weights, sampler)
 
 
 def _check_out(out: Path, to: Layout) -> None:
@@ -128,7 +145,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype, name: str, place: str) -> Tensor:
 
 
 def _config(checkpoints: Sequence[Checkpoint]) -> DenoiserConfig:
-    """The first model's config; its recipe only where all have the same."""
+    """The first model's config; its sampler preset only where all have the same."""
     config = checkpoints[0].config
     if any(other.config.sampler != config.sampler for other in checkpoints):
         config = dataclasses.replace(config, sampler=None)
@@ -166,16 +183,17 @@ def _provenance(checkpoints: Sequence[Checkpoint]) -> Provenance:
 def _write_public(
     out: Path, config: DenoiserConfig, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]
 ) -> None:
-    readers, theirs = published(config, read), published(config, specs.__getitem__)
-    shapes = {name: spec() for name, spec in theirs.items()}
+    names = public_names(config)
+    readers = parted(names, read)
+    theirs = {name: spec() for name, spec in parted(names, specs.__getitem__).items()}
     if out.suffix == ".safetensors":
-        write_safetensors(out, shapes, lambda name: readers[name](), {"format": "pt"})
+        write_safetensors(out, theirs, lambda name: readers[name](), {"format": "pt"})
         return
     raw = config.provenance is not None and "raw weights" in config.provenance.read
     prefix = SETS["raw" if raw else "ema"]
     write_ckpt(
         out,
-        {prefix + name: spec for name, spec in shapes.items()},
+        {prefix + name: spec for name, spec in theirs.items()},
         lambda name: readers[name.removeprefix(prefix)](),
     )
 

@@ -2,7 +2,7 @@
 
 The two libraries describe the same straight path from opposite ends. diffusers: σ = 1 is noise, σ = 0 data,
 and the velocity is dx/dσ = noise − data. Here: t = 1 − σ and dx/dt = data − noise, the negative. That is
-translated in two places of this file only: `lay_grid` (times) and the loop of `PixelDenoiserPipeline`
+translated in two places only: `schedulers.lay_grid` (times) and the loop of `PixelDenoiserPipeline`
 (velocity). The model itself speaks our convention.
 
 Importing this module needs the extra: `pip install "pixelwright[diffusers]"`.
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,42 +21,44 @@ from torch import Tensor
 
 from pixelwright.diffusion.guidance import Branch, IntervalCFG
 from pixelwright.diffusion.sample import as_condition
-from pixelwright.diffusion.solvers import timesteps
 from pixelwright.errors import UserError, nearest
-from pixelwright.hub.checkpoint import announce
+from pixelwright.hub.checkpoint import announce_licence
 from pixelwright.images import to_uint8
 from pixelwright.models.conditions import Condition, TextCondition, null_like
-from pixelwright.models.config import from_dict, to_dict
+from pixelwright.models.config import DenoiserConfig, from_dict, to_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import listing
+from pixelwright.text import encode_for
 
 try:
     from diffusers import (
         ConfigMixin,
         DiffusionPipeline,
-        DPMSolverMultistepScheduler,
         FlowMatchEulerDiscreteScheduler,
-        FlowMatchHeunDiscreteScheduler,
         ImagePipelineOutput,
         ModelMixin,
-        UniPCMultistepScheduler,
     )
     from diffusers.configuration_utils import register_to_config
+    from diffusers.utils import BaseOutput
     from diffusers.utils.torch_utils import randn_tensor
+
+    from pixelwright.hub.schedulers import Scheduler, check_scheduler, lay_grid
 except ImportError as error:
     raise UserError(
         f'diffusers is missing or too old ({error}): pip install "pixelwright[diffusers]"'
     ) from None
 
-Scheduler: TypeAlias = (
-    FlowMatchEulerDiscreteScheduler
-    | FlowMatchHeunDiscreteScheduler
-    | DPMSolverMultistepScheduler
-    | UniPCMultistepScheduler
-)
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
 # --- The model ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PixelDenoiserOutput(BaseOutput):  # type: ignore[misc]  # diffusers' classes are Any here
+    """What `PixelDenoiserModel` gives."""
+
+    sample: Tensor
+    """dx/dt, [B,3,H,W]."""
 
 
 class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' classes are Any here
@@ -70,6 +73,9 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
     Raises:
         UserError: unknown, missing or impossible settings.
     """
+
+    # The embedders bring their input to the dtype of their weights, which must be one to compute in.
+    _skip_layerwise_casting_patterns = ["time_embedder", "text_embedder", "norm"]  # noqa: RUF012  # diffusers' name and type
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, architecture: dict[str, Any]) -> None:
@@ -100,7 +106,7 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
         problems += [f'unexpected "{key}"' for key in sorted(info["unexpected_keys"])]
         if problems:
             raise UserError(f"{args[0] if args else cls.__name__}: {listing(problems)}")
-        announce(model.denoiser.config)
+        announce_licence(model.denoiser.config)
         return (model, info) if wants_info else model
 
     @property
@@ -108,80 +114,14 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
         """The global stage, which knows the null condition."""
         return self.denoiser.backbone
 
-    def forward(self, x: Tensor, t: Tensor, labels: Condition) -> Tensor:
-        """As `PixelDenoiser`: x [B,3,H,W], t [B] with 0 = noise, 1 = data, labels or captions -> dx/dt."""
-        return self.denoiser(x, t, labels)
+    def forward(self, x: Tensor, t: Tensor, labels: Condition, return_dict: bool = True) -> Any:
+        """As `PixelDenoiser`: x [B,3,H,W], t [B] with 0 = noise, 1 = data, labels or captions -> dx/dt.
 
-
-# --- Schedulers --------------------------------------------------------------------------------------------
-
-# What a scheduler's settings have to be, where it has them: the straight path, and no time grid of its own.
-_REQUIRED: dict[str, Any] = {
-    "use_flow_sigmas": True,
-    "prediction_type": "flow_prediction",
-    "final_sigmas_type": "zero",
-    "predict_x0": True,
-    "solver_p": None,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
-    "use_dynamic_shifting": False,
-    "shift_terminal": None,
-    "invert_sigmas": False,
-}
-_REQUIRED_UNIPC = {"solver_type": "bh2", "lower_order_final": True}  # the others make NaN at σ = 0
-_FLOW_SETTINGS = 'use_flow_sigmas=True, prediction_type="flow_prediction"'
-_UNIPC_FIRST_SIGMA = 1 - 1e-6  # its formulas hold log(1 − σ), which they cannot take at σ = 1
-
-
-def check_scheduler(scheduler: Any) -> None:
-    """Raise `UserError` unless a scheduler is one of the four supported, set for the straight path."""
-    name = type(scheduler).__name__
-    if not isinstance(scheduler, Scheduler):
-        raise UserError(
-            f"the scheduler is {name}; use FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, "
-            f"or DPMSolverMultistepScheduler or UniPCMultistepScheduler with {_FLOW_SETTINGS}"
-        )
-    required = _REQUIRED | (_REQUIRED_UNIPC if isinstance(scheduler, UniPCMultistepScheduler) else {})
-    found = scheduler.config
-    wrong = [key for key, value in required.items() if key in found and found[key] != value]
-    if wrong:
-        has = ", ".join(f"{key}={found[key]!r}" for key in wrong)
-        needs = ", ".join(f"{key}={required[key]!r}" for key in wrong)
-        raise UserError(f"{name} has {has}; pixel denoisers need {needs}")
-
-
-def lay_grid(scheduler: Any, steps: int, device: torch.device | str = "cpu") -> Tensor:
-    """Put a scheduler on `pixelwright.diffusion.solvers.timesteps`, not on a grid of its own.
-
-    Their own grids differ from it: Euler and Heun spend the last step on the σ from about 1/1000 (shifted
-    twice) to 0, the other two are a little off and round their timesteps to whole numbers. The shift, `shift`
-    or `flow_shift` in their settings, means the same as ours.
-
-    Returns:
-        times t = 1 − σ of the evaluations in order, float64: [steps], and [2·steps − 1] for Heun, which
-        evaluates twice at each time between the ends.
-
-    Raises:
-        UserError: an unsupported scheduler, settings that do not fit, fewer than one step.
-    """
-    check_scheduler(scheduler)
-    flow_match = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-    shift = (
-        scheduler.shift if flow_match else scheduler.config.get("shift", scheduler.config.get("flow_shift"))
-    )
-    times = timesteps(steps, shift)  # [steps+1]
-    if scheduler.order == 2:
-        times = torch.cat((times[:1], times[1:-1].repeat_interleave(2), times[-1:]))  # [2·steps]
-    sigmas = 1 - times
-    if isinstance(scheduler, UniPCMultistepScheduler):
-        sigmas[0] = _UNIPC_FIRST_SIGMA
-    scheduler.set_timesteps(steps, device=device)  # clears what an earlier run left
-    scheduler.sigmas = sigmas.float()
-    scheduler.timesteps = (sigmas[:-1] * scheduler.config.num_train_timesteps).float().to(device)
-    scheduler.set_begin_index(0)  # count the steps, instead of looking for a timestep among doubled ones
-    return times[:-1]
+        Returns:
+            a `PixelDenoiserOutput` (`.sample`), or a tuple of one where `return_dict` is off.
+        """
+        velocity = self.denoiser(x, t, labels)
+        return PixelDenoiserOutput(velocity) if return_dict else (velocity,)
 
 
 # --- The pipeline ------------------------------------------------------------------------------------------
@@ -201,6 +141,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012  # diffusers' name and type
     _interrupt = False
     _num_timesteps = 0
+    _guidance_scale = 1.0
 
     def __init__(self, transformer: PixelDenoiserModel, scheduler: Scheduler) -> None:
         super().__init__()
@@ -235,6 +176,20 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
                 "which saves that memory already; leave the call out"
             )
 
+    @property
+    def guidance_scale(self) -> float:
+        """That of the run; a callback may set it for the steps that follow."""
+        return self._guidance_scale
+
+    @guidance_scale.setter
+    def guidance_scale(self, scale: float) -> None:
+        self._guidance_scale = scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the next step is guided, where it is inside the interval."""
+        return self._guidance_scale != 1
+
     @torch.no_grad()
     def __call__(
         self,
@@ -251,61 +206,40 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         callback_on_step_end: StepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         prompt: Sequence[str] | str | None = None,
-        negative_prompt: str | None = None,
+        negative_prompt: Sequence[str] | str | None = None,
+        num_images_per_prompt: int = 1,
     ) -> Any:
-        """Draw one image per label or prompt.
+        """Draw images of labels or prompts.
 
         Args:
             class_labels: class indices, or names where the model has them; or captions as features.
-            prompt, negative_prompt: for models of captions: what to draw, and what guidance leads away from.
-                The text encoder that the model names is read, used and freed at each call.
-            height, width: in pixels, multiples of the patch size; by default those of `latents` or the model.
+            prompt, negative_prompt: for models of captions, whose encoder is read, used and freed: what to
+                draw, and what guidance leads away from, one for all or one each.
+            height, width: multiples of the patch size; by default those of `latents` or the model.
             num_inference_steps: steps of the scheduler on `pixelwright.diffusion.solvers.timesteps`.
-            guidance_scale, guidance_interval: classifier-free guidance and where in t ∈ [0,1] (0 = noise) it
-                acts; 1 switches it off. The null branch runs inside the interval only.
-            generator: of the noise; a list of one per image makes an image independent of its batch. Without
-                one, torch's global generator is used, as everywhere in diffusers.
-            latents: the noise to start from, [B,3,H,W], in place of `generator`'s. There is no latent space:
-                the name is diffusers' for the state, which here is pixels.
-            output_type: "pil" (list of images), "np" ([B,H,W,3] in [0,1]), "pt" ([B,3,H,W] in [0,1]) or
-                "latent" (the state as it is, [B,3,H,W], data in [-1,1]).
+            guidance_scale, guidance_interval: classifier-free guidance; where in t it acts (None: always).
+            generator: of the noise; one per image makes an image independent of its batch.
+            latents: the noise to start from, [B,3,H,W]; there is no latent space, the state is pixels.
+            output_type: "pil", "np" ([B,H,W,3] in [0,1]), "pt" ([B,3,H,W] in [0,1]) or "latent" (the state).
             return_dict: return an `ImagePipelineOutput` (`.images`) rather than a tuple of one.
-            callback_on_step_end: called as (pipeline, index, timestep = 1000·σ, {"latents": state}) after
-                each evaluation; it may return {"latents": …} to replace the state, and set
-                `pipeline._interrupt = True` to stop there.
-            callback_on_step_end_tensor_inputs: "latents", or nothing.
+            callback_on_step_end: called as (pipeline, index, timestep = 1000·σ, {"latents": state}) after an
+                evaluation; it may return {"latents": …}, and set `pipeline.guidance_scale` or `._interrupt`.
+            num_images_per_prompt: images of each label or prompt, one after the other.
 
-        Raises:
-            UserError: impossible labels, size, steps, guidance, generators, noise, output type or scheduler.
+        Raises: UserError for impossible labels, size, steps, guidance, noise, output type or scheduler.
         """
-        if output_type not in ("pil", "np", "pt", "latent"):
-            choices = nearest(output_type, ("pil", "np", "pt", "latent"))
-            raise UserError(f'output_type is "{output_type}"{choices}')
-        for name in callback_on_step_end_tensor_inputs:
-            if name not in self._callback_tensor_inputs:
-                raise UserError(
-                    f'callback_on_step_end_tensor_inputs holds "{name}"; it can only hold "latents"'
-                )
+        _check_names(output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
-        denoiser = self.transformer.denoiser
-        if (prompt is None) == (class_labels is None):
-            raise UserError("give either prompt (models of captions) or class_labels (models of classes)")
-        if prompt is not None and not denoiser.config.takes_text:
-            raise UserError(f"{denoiser.config.name} draws from classes; give class_labels instead of prompt")
-        wanted = class_labels if prompt is None else prompt
-        assert wanted is not None
-        labels = as_condition(wanted, denoiser, negative_prompt).to(device)
-        shape = self._shape(len(labels), height, width, latents)
+        branches = self._branches(class_labels, prompt, negative_prompt, num_images_per_prompt, device)
+        shape = self._shape(len(branches[0].condition), height, width, latents)
         times = lay_grid(self.scheduler, num_inference_steps, device)
-        null = null_like(labels, denoiser.config.num_classes)
-        branches = (Branch(self.transformer, condition) for condition in (labels, null))
-        velocity = IntervalCFG(guidance_scale, guidance_interval)(*branches)
         x = self._noise(shape, generator, device) if latents is None else latents.to(device, torch.float32)
         stochastic = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if stochastic else {}
-        self._interrupt, self._num_timesteps = False, len(times)
+        self._interrupt, self._num_timesteps, self._guidance_scale = False, len(times), guidance_scale
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, (t, timestep) in enumerate(zip(times, self.scheduler.timesteps, strict=True)):
+                velocity = IntervalCFG(self._guidance_scale, guidance_interval)(*branches)
                 x = self.scheduler.step(-velocity(x, t), timestep, x, return_dict=False, **extra)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
@@ -315,8 +249,45 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
                 if self._interrupt:
                     break
         self.maybe_free_model_hooks()
-        images = _convert(x, output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        output = ImagePipelineOutput(images=_convert(x, output_type))
+        return output if return_dict else (output.images,)
+
+    def _branches(
+        self, class_labels: Any, prompt: Any, negative_prompt: Any, each: int, device: torch.device
+    ) -> tuple[Branch, Branch]:
+        """The network with what is to be drawn, `each` times, and with what guidance leads away from."""
+        denoiser = self.transformer.denoiser
+        config: DenoiserConfig = denoiser.config
+        if (prompt is None) == (class_labels is None):
+            raise UserError("give either prompt (models of captions) or class_labels (models of classes)")
+        if prompt is not None and not config.takes_text:
+            raise UserError(f"{config.name} draws from classes; give class_labels instead of prompt")
+        if negative_prompt is not None and prompt is None:
+            raise UserError("negative_prompt goes with prompt alone; leave it out")
+        if isinstance(each, bool) or not isinstance(each, int) or each < 1:
+            raise UserError(f"num_images_per_prompt is {each!r}; it must be a whole number of at least 1")
+        condition: Any
+        if prompt is None:
+            condition = as_condition(class_labels, denoiser).to(device)
+            null = null_like(condition, config.num_classes)
+        else:
+            prompts, negatives = _texts(prompt), _texts(negative_prompt or "")
+            if len(negatives) not in (1, len(prompts)):
+                raise UserError(
+                    f"{len(negatives)} negative prompts are given for {len(prompts)} prompts; "
+                    f"give one for all or one each"
+                )
+            condition = encode_for(config, prompts, negatives[0], device).to(device)
+            null = condition.empty()
+            if len(negatives) > 1:
+                null = encode_for(config, negatives, "", device).to(device)
+        rows = torch.arange(len(condition), device=device).repeat_interleave(each)
+
+        def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            velocity: Tensor = self.transformer(x, t, condition, return_dict=False)[0]
+            return velocity
+
+        return Branch(network, condition[rows]), Branch(network, null[rows])
 
     def _shape(
         self, count: int, height: int | None, width: int | None, latents: Tensor | None
@@ -339,6 +310,19 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
                 f"{len(generator)} generators are given for {shape[0]} images; give one or one each"
             )
         return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+
+
+def _texts(prompt: Sequence[str] | str) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def _check_names(output_type: str, tensor_inputs: Sequence[str]) -> None:
+    if output_type not in ("pil", "np", "pt", "latent"):
+        choices = nearest(output_type, ("pil", "np", "pt", "latent"))
+        raise UserError(f'output_type is "{output_type}"{choices}')
+    for name in tensor_inputs:
+        if name not in PixelDenoiserPipeline._callback_tensor_inputs:
+            raise UserError(f'callback_on_step_end_tensor_inputs holds "{name}"; it can only hold "latents"')
 
 
 def _convert(x: Tensor, output_type: str) -> Any:

@@ -66,21 +66,10 @@ class Described(NamedTuple):
 
 
 def _tensor(
-    storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
+    storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: object
 ) -> Described:
-    return Described(storage, storage.dtype, offset, shape, stride)
-
-
-def _tensor_of_bytes(
-    storage: Storage,
-    offset: int,
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    requires_grad: bool,
-    hooks: object,
-    dtype: torch.dtype,
-    *_: object,
-) -> Described:
+    """Of either kind; for the newer one, the dtype stands among the rest."""
+    dtype = next((each for each in rest if isinstance(each, torch.dtype)), storage.dtype)
     return Described(storage, dtype, offset, shape, stride)
 
 
@@ -100,7 +89,7 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_STORAGES.val
 _TENSORS: dict[str, Any] = {
     "torch.Size": _shape,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_of_bytes,
+    "torch._utils._rebuild_tensor_v3": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage.UntypedStorage": torch.uint8,
     **{f"torch.{name}": dtype for name, dtype in (_STORAGES | _DTYPES).items()},
@@ -156,14 +145,12 @@ def open_pickle(path: Path) -> WeightFile:
         try:
             content = _Unpickler(program, parts, path).load()
             tensors = _tensors(content, path)
-            for name, tensor in tensors.items():
-                _check_tensor(name, tensor, path)
+            specs = {name: _spec(name, tensor, path) for name, tensor in tensors.items()}
             starts = {t.storage.key: part_start(file, parts[t.storage.key]) for t in tensors.values()}
         except UserError:
             raise
         except _BROKEN as error:
             raise UserError(f"{path} is damaged or no checkpoint: {_first_line(error)}") from None
-    specs = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
     mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
 
     def read(name: str) -> Tensor:
@@ -295,17 +282,11 @@ def _tensors(content: Any, path: Path) -> dict[str, Described]:
     return found
 
 
-def _check_tensor(name: str, tensor: Described, path: Path) -> None:
-    """A small storage can pose as an endless tensor (stride 0); a weight has its own bytes."""
+def _spec(name: str, tensor: Described, path: Path) -> Tensor:
+    """Shape and dtype. A small storage can pose as an endless tensor; a weight has its own bytes."""
     storage, dtype, offset, shape, stride = tensor
-    numbers = (offset, *shape, *stride)
-    fits = len(shape) == len(stride) and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
-    if fits:
-        count, last = 1, offset
-        for n, step in zip(shape, stride, strict=True):
-            count, last = count * n, last + max(n - 1, 0) * step
-        fits = count * dtype.itemsize <= storage.size and (
-            count == 0 or (last + 1) * dtype.itemsize <= storage.size
-        )
-    if not fits:
+    spec = torch.empty(0, dtype=dtype, device="meta").as_strided(shape, stride, offset)
+    steps = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if spec.numel() and max(offset + steps + 1, spec.numel()) * dtype.itemsize > storage.size:
         raise UserError(f'{path}: "{shorten(name)}" claims the shape {list(shape)} without the bytes for it')
+    return spec

@@ -8,38 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.hub.recipes import preset_of
+from pixelwright.hub.prefixes import network_tensors
+from pixelwright.hub.presets import preset_of
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers import PiTConfig, UNetConfig
-from pixelwright.models.folder import check_weights, shorten, skeleton, with_weights
+from pixelwright.models.folder import check_weights, skeleton, with_weights
 from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.models.prediction import Prediction
 
-Which = Literal["ema", "raw"]
-SETS: dict[Which, str] = {"ema": "ema_denoiser.", "raw": "denoiser."}
-"""The prefixes of the two sets of weights in a Lightning file, best first."""
-
-# Prefixes under which a network stands in a file: Lightning's, the text-to-image one, those of repacks.
-PREFIXES = (
-    *SETS.values(),
-    "core.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "net.",
-    "module.",
-    "model.",
-)
-# What stands beside the network and is not part of it (the REPA projector).
-BESIDE = ("diffusion_trainer.", "_repa_projector.")
+Names = dict[str, tuple[str, ...]]
+"""Our name -> the published ones; where there are several, ours is their rows one after the other."""
 
 # ours <-> theirs; the first entry that fits a name is used, `#` stands for a number.
 _COMMON = [
@@ -94,8 +81,8 @@ def _dip(levels: int) -> list[tuple[str, str]]:
     return table
 
 
-def public_names(config: DenoiserConfig) -> dict[str, tuple[str, ...]]:
-    """Our name -> published names, for every tensor of a model; of several, ours is all rows together."""
+def public_names(config: DenoiserConfig) -> Names:
+    """Our name -> published names, for every tensor of a model."""
     backbone = config.backbone
     text = isinstance(backbone, MMDiTConfig)
     if isinstance(backbone, MMDiTConfig) and not (
@@ -116,12 +103,11 @@ def public_names(config: DenoiserConfig) -> dict[str, tuple[str, ...]]:
             )
     if config.placement != "post-hoc":
         raise UserError(f'placement "{config.placement}" has no published layout; only "post-hoc" has one')
-    return {
-        name: tuple(_rename(part, table) for part in _parts(name)) for name in skeleton(config).state_dict()
-    }
+    names = skeleton(config).state_dict()
+    return {name: tuple(_rename(part, table) for part in swiglu_parts(name)) for name in names}
 
 
-def _parts(name: str) -> tuple[str, ...]:
+def swiglu_parts(name: str) -> tuple[str, ...]:
     """SwiGLU's w13 is published as w1 and w3."""
     return (name.replace(".w13.", ".w1."), name.replace(".w13.", ".w3.")) if ".w13." in name else (name,)
 
@@ -132,17 +118,22 @@ def joined(theirs: Sequence[str], read: Callable[[str], Tensor]) -> Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def published(config: DenoiserConfig, read: Callable[[str], Tensor]) -> dict[str, Callable[[], Tensor]]:
-    """Published name -> what reads that tensor from ours, for every tensor of a model."""
+def parted(names: Names, read: Callable[[str], Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """The inverse of `joined`: published name -> what reads that tensor from ours, for every tensor."""
 
     def reader(ours: str, count: int, part: int) -> Callable[[], Tensor]:
         return lambda: read(ours) if count == 1 else read(ours).chunk(count)[part]
 
     return {
         name: reader(ours, len(theirs), part)
-        for ours, theirs in public_names(config).items()
+        for ours, theirs in names.items()
         for part, name in enumerate(theirs)
     }
+
+
+def shapes(names: Names, ours: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shapes that tensors under other names must have to become these."""
+    return {name: read().shape for name, read in parted(names, ours.__getitem__).items()}
 
 
 def _rename(name: str, table: list[tuple[str, str]]) -> str:
@@ -151,40 +142,6 @@ def _rename(name: str, table: list[tuple[str, str]]) -> str:
         if match:
             return theirs.replace("#", match[1] if match.groups() else "") + name[match.end() :]
     raise AssertionError(f"no published name for {name}")
-
-
-def choose_prefix(names: Iterable[str], which: Which | None = None) -> str:
-    """The prefix of the network's tensors; the EMA copy where there are two and none is asked for.
-
-    Raises:
-        UserError: tensors that belong to no known part of a published file, or a set that is not there.
-    """
-    first: dict[str, str] = {}  # prefix -> the first name that has it; "" for none of them
-    for name in names:
-        if not name.startswith(BESIDE):
-            first.setdefault(next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""), name)
-    if which is not None and SETS[which] not in first:
-        raise UserError(
-            f"{which.upper() if which == 'ema' else which} weights are asked for, but no key begins with "
-            f'"{SETS[which]}"; leave the choice out to take what is there'
-        )
-    prefix = SETS[which] if which is not None else next((p for p in PREFIXES if p in first), "")
-    strange = [name for other, name in first.items() if other not in (prefix, *SETS.values())]
-    if strange:
-        raise UserError(
-            f'"{shorten(strange[0])}" stands beside keys with the prefix "{prefix}"; it is not known'
-        )
-    return prefix
-
-
-def strip_prefix(state_dict: Mapping[str, Tensor], which: Which | None = None) -> dict[str, Tensor]:
-    """The network's own tensors under their bare names; see `choose_prefix`."""
-    prefix = choose_prefix(state_dict, which)
-    return {
-        key.removeprefix(prefix): value
-        for key, value in state_dict.items()
-        if key.startswith(prefix) and not key.startswith(BESIDE)
-    }
 
 
 def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
@@ -196,13 +153,14 @@ def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
     Raises:
         UserError: not such a checkpoint, or missing, extra or mis-shaped keys (at most ten are named).
     """
-    weights = strip_prefix(state_dict)
+    found = network_tensors(state_dict).names
+    weights = {name: state_dict[theirs] for name, theirs in found.items()}
     config, names = recognise(weights)
     read = lambda name: weights[name].detach().clone()  # noqa: E731
     return with_weights(config, {ours: joined(theirs, read) for ours, theirs in names.items()}, "checkpoint")
 
 
-def recognise(weights: Mapping[str, Tensor]) -> tuple[DenoiserConfig, dict[str, tuple[str, ...]]]:
+def recognise(weights: Mapping[str, Tensor]) -> tuple[DenoiserConfig, Names]:
     """The config of bare tensors under published names, and the published names of each of our names.
 
     Values are not looked at, so tensors on the meta device will do.
@@ -212,9 +170,7 @@ def recognise(weights: Mapping[str, Tensor]) -> tuple[DenoiserConfig, dict[str, 
     """
     config = infer_config(weights)
     names = public_names(config)
-    meta = skeleton(config).state_dict()
-    expected = {name: read().shape for name, read in published(config, meta.__getitem__).items()}
-    check_weights(expected, weights, "published checkpoint")
+    check_weights(shapes(names, skeleton(config).state_dict()), weights, "published checkpoint")
     return config, names
 
 
@@ -225,7 +181,7 @@ def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
         UserError: the model has no published layout (DiT-only, DiP for text, or not post-hoc).
     """
     weights = model.state_dict()
-    readers = published(model.config, lambda name: weights[name].detach())
+    readers = parted(public_names(model.config), lambda name: weights[name].detach())
     return {name: read() for name, read in readers.items()}
 
 

@@ -95,40 +95,46 @@ class _UnreachableError(UserError):
     """The hub does not answer, or is not to be asked."""
 
 
+_UNREACHABLE = "is not in the cache, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+_REASONS = {  # the client's errors, the narrower ones first
+    "GatedRepoError": "is gated: accept its terms on its page, then log in with `hf auth login`",
+    "RepositoryNotFoundError": "does not exist, or is private and you are not logged in (`hf auth login`)",
+    "RevisionNotFoundError": "has no such revision",
+    **dict.fromkeys(("LocalEntryNotFoundError", "OfflineModeIsEnabled", "CacheNotFound"), _UNREACHABLE),
+    "EntryNotFoundError": "has no such file",
+    "HfHubHTTPError": "was refused by the hub: {error}",
+    "HTTPError": _UNREACHABLE,  # of its HTTP library, which is not an OSError in every version
+}
+
+
 def _ask(address: str, function: str, *arguments: Any, **settings: Any) -> Any:
     """Call a function of the client; whatever goes wrong becomes one line."""
     try:
         import huggingface_hub as client
-        from huggingface_hub import errors
     except ImportError:
         raise UserError('hf:// addresses need huggingface_hub: pip install "pixelwright[hub]"') from None
-    # The client's own HTTP library is not an OSError in every version.
-    network: tuple[type[Exception], ...] = (OSError, getattr(errors, "HTTPError", OSError))
     ask = getattr(client, function)  # imports a part of the client, which sets up the log
     log = logging.getLogger("huggingface_hub")  # tells of every attempt; the reason below says enough
     level = log.level
     log.setLevel(logging.ERROR)
     try:
         return ask(*arguments, **settings)
-    except errors.GatedRepoError:
-        reason = "is gated: accept its terms on its page, then log in with `hf auth login`"
-    except errors.RepositoryNotFoundError:
-        reason = "does not exist, or is private and you are not logged in (`hf auth login`)"
-    except errors.RevisionNotFoundError:
-        reason = "has no such revision"
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.CacheNotFound):
-        raise _UnreachableError(f"{address} {_UNREACHABLE}") from None
-    except errors.EntryNotFoundError:
-        reason = "has no such file"
-    except errors.HfHubHTTPError as error:
-        reason = f"was refused by the hub: {' '.join(str(error).split())[:200]}"
-    except network:
-        raise _UnreachableError(f"{address} {_UNREACHABLE}") from None
-    except ValueError as error:
-        reason = f"is no address the hub knows: {str(error)[:200]}"
+    except Exception as error:
+        reason = next((text for kind, text in _REASONS.items() if _is(error, kind)), None)
+        if reason is None and isinstance(error, OSError):
+            reason = _UNREACHABLE
+        if reason is None and isinstance(error, ValueError):
+            reason = "is no address the hub knows: {error}"
+        if reason is None:
+            raise
+        kind = _UnreachableError if reason is _UNREACHABLE else UserError
+        raise kind(f"{address} {reason.format(error=' '.join(str(error).split())[:200])}") from None
     finally:
         log.setLevel(level)
-    raise UserError(f"{address} {reason}")
 
 
-_UNREACHABLE = "is not in the cache, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+def _is(error: Exception, kind: str) -> bool:
+    """Whether an error is of the client's class of this name."""
+    from huggingface_hub import errors
+
+    return isinstance(error, getattr(errors, kind, ()))

@@ -1,0 +1,125 @@
+"""What is known of the published checkpoints beyond their tensors: sampler presets and licence.
+
+A checkpoint is known by its file name *and* its architecture, so a small network under a famous name gets no
+preset. Sources: PixelDiT (arXiv 2511.20645) and DiP (arXiv 2511.18822), as their checkpoints were evaluated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from typing import NamedTuple
+
+from pixelwright.errors import UserError, nearest
+from pixelwright.models.config import DenoiserConfig, SamplerPreset, TextNote
+from pixelwright.models.detailers import PiTConfig
+from pixelwright.models.presets import PRESETS
+
+NVIDIA = "NVIDIA's PixelDiT weights are for non-commercial use only (their licence is beside the files)"
+PERHAPS_NVIDIA = (
+    "the file's name says PixelDiT: if these are NVIDIA's weights, they are for non-commercial use only"
+)
+SEED_RULE = "image i is drawn from the noise of (seed, i); the published runs name no seed"
+_PIXELDIT = "PixelDiT (arXiv 2511.20645)"
+_DIP = "DiP (arXiv 2511.18822), sampling settings of its ImageNet results"
+_T2I = f"{_PIXELDIT}: 25 to 50 steps, guidance 2.75 to 3.5, of which these are in between"
+_ADM = f"{_PIXELDIT}, FID {{}} on 50,000 images (ADM protocol)"  # with "FlowDPMSolver", which is ab2-fixed
+
+
+def _preset(
+    name: str,
+    solver: str,
+    steps: int,
+    guidance: float,
+    interval: tuple[float, float] | None,
+    shift: float,
+    origin: str,
+) -> SamplerPreset:
+    return SamplerPreset(solver, steps, guidance, interval, shift, name, SEED_RULE, origin)
+
+
+_TABLE = [
+    _preset("pixeldit-xl-epoch80", "ab2-fixed", 100, 3.25, (0.1, 1.0), 1.0, _ADM.format(2.36)),
+    _preset("pixeldit-xl-epoch160", "ab2-fixed", 100, 3.25, (0.1, 1.0), 1.0, _ADM.format(1.97)),
+    _preset("pixeldit-xl-epoch320", "ab2-fixed", 100, 2.75, (0.1, 0.9), 1.0, _ADM.format(1.61)),
+    _preset("pixeldit-xl-512", "ab2-fixed", 100, 3.5, (0.1, 1.0), 2.0, _ADM.format(1.81)),
+    _preset("dip-imagenet256", "euler", 100, 2.9, (0.11, 0.97), 1.0, _DIP),
+    _preset("pixeldit-t2i-1024", "dpmpp-2m", 30, 3.0, None, 4.0, _T2I),
+    _preset("pixeldit-t2i-512", "dpmpp-2m", 30, 3.0, None, 3.0, _T2I),  # no file's name tells this one
+]
+SAMPLER_PRESETS = {preset.name: preset for preset in _TABLE}
+"""Sampler settings of published results, by name."""
+
+
+class Published(NamedTuple):
+    """Published checkpoints that one sampler preset goes with."""
+
+    sampler: str
+    """A key of `SAMPLER_PRESETS`."""
+    pattern: str
+    """File names, without suffix and in lower case."""
+    architectures: tuple[str, ...]
+    """Names of model presets."""
+    side: int | None
+    """Image size, where it is not the architecture's."""
+
+
+PUBLISHED = [
+    Published("pixeldit-xl-epoch80", "*imagenet256_pixeldit_xl_epoch80*", ("pixeldit-xl-16",), 256),
+    Published("pixeldit-xl-epoch160", "*imagenet256_pixeldit_xl_epoch160*", ("pixeldit-xl-16",), 256),
+    Published("pixeldit-xl-epoch320", "*imagenet256_pixeldit_xl_epoch320*", ("pixeldit-xl-16",), 256),
+    Published("pixeldit-xl-512", "*imagenet512_pixeldit_xl*", ("pixeldit-xl-16",), 512),
+    Published("dip-imagenet256", "*", ("dip-l-16", "dip-xl-16", "dip-xl-32"), None),
+    Published("pixeldit-t2i-1024", "*", ("pixeldit-t2i",), 1024),
+]
+
+
+def with_notes(config: DenoiserConfig, stem: str, sampler: str | None = None) -> DenoiserConfig:
+    """A config with the image size, sampler preset and text encoder that a published checkpoint is known by.
+
+    Args:
+        config: as read from names and shapes.
+        stem: the file's name without its suffix.
+        sampler: None for what the name and architecture say; else a key of `SAMPLER_PRESETS`, or "none".
+
+    Raises:
+        UserError: an unknown preset.
+    """
+    known = next((p for p in PUBLISHED if _fits(p, config, stem)), None)
+    if known is not None and known.side is not None:
+        config = dataclasses.replace(config, image_size=(known.side, known.side))
+    if known is not None and config.takes_text and config.text is None:
+        config = dataclasses.replace(config, text=TextNote("gemma"))  # the prefix is not ours to ship
+    chosen = SAMPLER_PRESETS[known.sampler] if known is not None else config.sampler
+    return dataclasses.replace(config, sampler=chosen if sampler is None else sampler_preset(sampler))
+
+
+def sampler_preset(name: str) -> SamplerPreset | None:
+    """The sampler preset of a name; "none" is None. Raises UserError for an unknown name."""
+    if name != "none" and name not in SAMPLER_PRESETS:
+        raise UserError(f'unknown sampler preset "{name}"{nearest(name, [*SAMPLER_PRESETS, "none"])}')
+    return SAMPLER_PRESETS.get(name)
+
+
+def _fits(published: Published, config: DenoiserConfig, stem: str) -> bool:
+    shapes = [(PRESETS[name].backbone, PRESETS[name].detailer) for name in published.architectures]
+    return fnmatch.fnmatchcase(stem.lower(), published.pattern) and (
+        (config.backbone, config.detailer) in shapes
+    )
+
+
+def preset_of(config: DenoiserConfig) -> DenoiserConfig | None:
+    """The model preset that has this architecture (for 1000 classes), if there is one."""
+    architecture = (config.backbone, config.detailer)
+    return next((p for p in PRESETS.values() if (p.backbone, p.detailer) == architecture), None)
+
+
+def licence_of(config: DenoiserConfig, address: str) -> str | None:
+    """The notice that goes with weights of this file name or hf:// address."""
+    address = address.lower()
+    stem = address.rsplit("/", 1)[-1]
+    if address.startswith("hf://nvidia/") or any(
+        fnmatch.fnmatchcase(stem, p.pattern + ".*") for p in PUBLISHED if p.pattern != "*"
+    ):
+        return NVIDIA
+    return PERHAPS_NVIDIA if "pixeldit" in stem and isinstance(config.detailer, PiTConfig) else None
