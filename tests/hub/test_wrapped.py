@@ -212,7 +212,7 @@ def test_which_row_is_the_null_class_is_told(tmp_path: Path, capsys: pytest.Capt
     rows = len(weights(NAME)[table]) - 1
     path = tmp_path / "nonull.safetensors"
     save_file(weights(NAME) | {table: weights(NAME)[table][:-1].clone()}, path)
-    pw.load(path)
+    load_config(path)
     pw.load(path)
     told = capsys.readouterr().err
     assert told.count(f"has {rows} rows, of which the last is taken as the null class") == 1

@@ -193,7 +193,11 @@ def _check_size(specs: Mapping[str, Tensor], files: tuple[Path, ...]) -> None:
 def load_config(source: str | os.PathLike[str]) -> DenoiserConfig:
     """The config of anything that `load` reads, without its weights."""
     path = local(source)
-    return read_config(path) if is_model_folder(path) else open_checkpoint(source).config
+    if is_model_folder(path):
+        return read_config(path)
+    checkpoint = open_checkpoint(source)
+    announce(checkpoint.note)
+    return checkpoint.config
 
 
 def load(source: str | os.PathLike[str], weights: Which | None = None) -> PixelDenoiser:
