@@ -1,5 +1,5 @@
 """What makes a plain model fast, applied from outside: an equal callable comes out."""
 
-from pixelwright.acceleration.accelerate import AcceleratedDenoiser, accelerate
+from pixelwright.acceleration.accelerated import AcceleratedDenoiser, accelerate
 
 __all__ = ["AcceleratedDenoiser", "accelerate"]

