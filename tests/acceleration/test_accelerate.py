@@ -20,7 +20,7 @@ from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import DenoiserConfig, Placement
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
-from pixelwright.models.detailers.unet import UNetDown, UNetUp
+from pixelwright.models.detailers.unet import Conv3x3, Double
 from pixelwright.models.layers import SHORT, attend, attention_at_once
 from pixelwright.models.mmdit import MMDiTConfig
 from tests.recordings import difference
@@ -224,21 +224,23 @@ def test_settings_that_cannot_be_honoured_are_refused(monkeypatch: pytest.Monkey
 
 @settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
-@torch.no_grad()
 def test_convolutions_as_products_are_exact(
     height: int, width: int, before: int, after: int, batch: int
 ) -> None:
-    """`Conv3x3` and `doubled` against the plain levels of the U-Net, in float64."""
-    down, up = UNetDown(before, after).double(), UNetUp(before, after).double()
-    for h, w in ((2 * height, 2 * width), (2, 2)):
-        size = 2 if (h, w) == (2, 2) else 0
-        x = torch.randn(batch, before, h, w, dtype=torch.float64).contiguous(
-            memory_format=torch.channels_last
-        )
-        torch.testing.assert_close(parts.Conv3x3(down.conv, size, torch.float64)(x), down(x)[1])
-        half = x[..., : h // 2, : w // 2].contiguous(memory_format=torch.channels_last)
-        upsample = parts.Product(*parts.dense_double(up.upsample), torch.float64)
-        twice = parts.doubled(upsample(parts.pixel_rows(half))).permute(0, 3, 1, 2)
-        torch.testing.assert_close(twice, up.upsample(half))
-        joined = torch.cat((twice, x), dim=1)
-        torch.testing.assert_close(parts.Conv3x3(up.conv, size, torch.float64)(joined), up(half, x))
+    """Forward and backward, in float64, against PyTorch's convolutions, and those of an accelerated U-Net."""
+    conv, double = Conv3x3(before, after).double(), Double(before).double()
+    for size in ((2 * height, 2 * width), (2, 2)):
+        x = torch.randn(batch, before, *size, dtype=torch.float64, requires_grad=True)
+        for module, exact in (
+            (conv, F.conv2d(x, conv.weight, conv.bias, padding=1)),
+            (double, F.conv_transpose2d(x, double.weight, double.bias, stride=2)),
+        ):
+            found = module(x)
+            torch.testing.assert_close(found, exact)
+            sources = (x, *module.parameters())
+            for pair in zip(
+                *(torch.autograd.grad(y.square().sum(), sources) for y in (found, exact)), strict=True
+            ):
+                torch.testing.assert_close(*pair)
+        fast = parts.FastConv3x3(conv, 2 if size == (2, 2) else 0, torch.float64)
+        torch.testing.assert_close(fast(x), F.silu(conv(x)))

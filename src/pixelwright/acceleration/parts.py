@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwright.models.detailers import UNet
+from pixelwright.models.detailers.unet import Conv3x3, UNet, spread
 
 AT_ONCE = 256
 """Patches that pass through a U-Net together on a CPU: its memory does not grow with the image."""
@@ -115,30 +115,13 @@ def pixel_rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def dense3x3(conv: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
-    """Weight [4·O, 4·C] and bias [4·O] of a 3×3 convolution of 2×2 pixels as one exact product.
-
-    Every output pixel sees every input pixel, and five of nine taps fall on padding.
-    """
-    w = conv.weight  # [O, C, 3, 3]; output pixel (i, j) meets input pixel (k, l) through tap (k-i+1, l-j+1)
-    dense = torch.stack([w[:, :, 1 - i : 3 - i, 1 - j : 3 - j] for i in (0, 1) for j in (0, 1)])
-    dense = dense.permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1)  # [4, O, C, 2, 2] -> [4·O, 4·C]
-    return dense, None if conv.bias is None else conv.bias.repeat(4)
-
-
-def dense_double(conv: nn.ConvTranspose2d) -> tuple[Tensor, Tensor | None]:
-    """Weight [4·O, C] and bias [4·O] of a 2×2 transposed convolution of stride 2 as a product."""
-    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [C, O, 2, 2] -> [4·O, C]
-    return weight, None if conv.bias is None else conv.bias.repeat(4)
-
-
-class Conv3x3(nn.Module):
+class FastConv3x3(nn.Module):
     """A zero-padded 3×3 convolution of patches of side `size`, and SiLU. [N,C,h,w] in channels_last."""
 
-    def __init__(self, conv: nn.Conv2d, size: int, dtype: torch.dtype) -> None:
+    def __init__(self, conv: Conv3x3, size: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.dense = Product(*dense3x3(conv), dtype, silu=True) if size == 2 else None
+        self.dense = Product(*conv.dense(), dtype, silu=True) if size == 2 else None
         self.bias = None if conv.bias is None else conv.bias.to(dtype, copy=True)
         self.weight = conv.weight.to(dtype, memory_format=torch.channels_last, copy=True)
 
@@ -147,12 +130,6 @@ class Conv3x3(nn.Module):
         if self.dense is not None:
             return self.dense(pixel_rows(x).flatten(1)).unflatten(-1, (2, 2, -1)).permute(0, 3, 1, 2)
         return F.silu(F.conv2d(x, self.weight, self.bias, padding=1))
-
-
-def doubled(y: Tensor) -> Tensor:
-    """Each pixel's four new ones to their places: [N, h, w, 4·O] -> [N, 2h, 2w, O]."""
-    n, h, w, _ = y.shape
-    return y.view(n, h, w, 2, 2, -1).transpose(2, 3).reshape(n, 2 * h, 2 * w, -1)
 
 
 class FastUNet(UNet):
@@ -164,12 +141,13 @@ class FastUNet(UNet):
         self.at_once = AT_ONCE if unet.out.weight.device.type == "cpu" else None
         sizes = [unet.patch_size >> level for level in range(len(unet.down))]
         self.down = nn.ModuleList(
-            Conv3x3(down.conv, size, dtype) for down, size in zip(unet.down, sizes, strict=True)
+            FastConv3x3(down.conv, size, dtype) for down, size in zip(unet.down, sizes, strict=True)
         )
         self.bottleneck = Product(unet.bottleneck.weight.flatten(1), unet.bottleneck.bias, dtype, silu=True)
-        self.upsample = nn.ModuleList(Product(*dense_double(up.upsample), dtype) for up in unet.up)
+        doubles = [up.upsample.dense() for up in unet.up]
+        self.upsample = nn.ModuleList(Product(weight, bias, dtype) for weight, bias in doubles)
         self.up = nn.ModuleList(
-            Conv3x3(up.conv, size, dtype) for up, size in zip(unet.up, sizes[::-1], strict=True)
+            FastConv3x3(up.conv, size, dtype) for up, size in zip(unet.up, sizes[::-1], strict=True)
         )
         self.out = Product(unet.out.weight.flatten(1), unet.out.bias, dtype)
 
@@ -186,6 +164,6 @@ class FastUNet(UNet):
         s_cond = s_cond[:, None, None].expand(-1, *h.shape[-2:], -1)
         rows = self.bottleneck(torch.cat((pixel_rows(h), s_cond), dim=-1))  # [N, h, w, C]
         for upsample, conv in zip(self.upsample, self.up, strict=True):
-            rows = torch.cat((doubled(upsample(rows)), pixel_rows(skips.pop())), dim=-1)
+            rows = torch.cat((spread(upsample(rows)), pixel_rows(skips.pop())), dim=-1)
             rows = pixel_rows(conv(rows.permute(0, 3, 1, 2)))
         return self.out(rows).permute(0, 3, 1, 2)
