@@ -145,7 +145,7 @@ def ready(row: Row, known: Known) -> Side:
 
 
 def measure(machine: Machine, plan: Plan, row: Row, known: Known) -> Row:
-    """The row with its figures, or with the reason why there are none: no memory, no GPU, no Triton."""
+    """The row with its figures, or with the reason why there are none: no memory, no GPU."""
     work = row.work
     device = torch.device(work.device)
     wait = waiting(device)
