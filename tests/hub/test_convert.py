@@ -153,7 +153,7 @@ def test_sample_uses_the_preset_unless_told_otherwise(
 ) -> None:
     file = write("lightning", "pixeldit_c2i", tmp_path)
     folder = tmp_path / "model"
-    assert main(["convert", str(file), str(folder), "--recipe", "pixeldit-xl-epoch320"]) == 0
+    assert main(["convert", str(file), str(folder), "--sampler", "pixeldit-xl-epoch320"]) == 0
     config = read_config(folder)
     assert config.sampler == pw.hub.SAMPLER_PRESETS["pixeldit-xl-epoch320"]
     data = json.loads((folder / "config.json").read_text())
@@ -166,7 +166,7 @@ def test_sample_uses_the_preset_unless_told_otherwise(
     assert main([*draw, str(tmp_path / "b"), "--solver", "euler", "--steps", "2"]) == 0
     said = capsys.readouterr().out
     assert "euler, 2 steps, guidance 2.75" in said and "given: solver, steps" in said
-    assert main([*draw, str(tmp_path / "c"), "--recipe", "none", "--steps", "3"]) == 0
+    assert main([*draw, str(tmp_path / "c"), "--sampler", "none", "--steps", "3"]) == 0
     assert "ab2, 3 steps, guidance 1 everywhere" in capsys.readouterr().out
     model = pw.load(folder)
     expected = pw.sample(model, [0], SamplerPreset("ab2-fixed", 3, 2.75, (0.1, 0.9)), size=8)
@@ -202,7 +202,7 @@ def test_the_licence_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[
 )
 def test_broken_notes_in_a_config_are_named(part: str, change: dict[str, object], tmp_path: Path) -> None:
     file = write("lightning", "pixeldit_c2i_postmod", tmp_path)
-    assert main(["convert", str(file), str(tmp_path / "m"), "--recipe", "dip-imagenet256"]) == 0
+    assert main(["convert", str(file), str(tmp_path / "m"), "--sampler", "dip-imagenet256"]) == 0
     path = tmp_path / "m" / "config.json"
     data = json.loads(path.read_text())
     data[part] |= change
@@ -214,7 +214,7 @@ def test_broken_notes_in_a_config_are_named(part: str, change: dict[str, object]
 
 def test_notes_survive_another_conversion(tmp_path: Path) -> None:
     file = write("lightning", "dip", tmp_path)
-    assert main(["convert", str(file), str(tmp_path / "a"), "--recipe", "dip-imagenet256"]) == 0
+    assert main(["convert", str(file), str(tmp_path / "a"), "--sampler", "dip-imagenet256"]) == 0
     assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--dtype", "fp16"]) == 0
     assert read_config(tmp_path / "b") == read_config(tmp_path / "a")
     assert load_config(tmp_path / "b") == dataclasses.replace(read_config(tmp_path / "a"))

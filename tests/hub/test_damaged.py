@@ -386,7 +386,7 @@ def test_the_files_that_the_damaged_ones_are_made_from(tmp_path: Path) -> None:
         (["x.safetensors", "x.safetensors/y"], "x.safetensors"),
         (["x.safetensors", "y", "--dtype", "fp8"], "fp8"),
         (["x.safetensors", "y", "--weights", "ema"], "EMA"),
-        (["x.safetensors", "y", "--recipe", "pixeldit"], "pixeldit-xl-512"),
+        (["x.safetensors", "y", "--sampler", "pixeldit"], "pixeldit-xl-512"),
         (["x.safetensors", "y", "--average", "dip.safetensors"], "backbone differs"),
         (["x.safetensors", "y", "--average", "nowhere.ckpt"], "nowhere.ckpt"),
         (["large.safetensors", "y", "--dtype", "fp16"], "as float16"),

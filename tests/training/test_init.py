@@ -35,6 +35,8 @@ def test_a_model_folder_in_any_dtype_is_trained_in_float32(
     tiny: Tiny, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     source = build_trainer(tiny("source", seed=3)).model.to(dtype)
+    preset = pw.hub.SAMPLER_PRESETS["dip-imagenet256"]  # says nothing of the network
+    source.config = dataclasses.replace(source.config, sampler=preset)
     save(source, tmp_path / "model")
     model = build_trainer(tiny("new", init=str(tmp_path / "model"))).model
     for name, p in model.named_parameters():

@@ -20,7 +20,7 @@ Sources: a model folder, a run, a published checkpoint (.ckpt, .pth), a safetens
 prefixes of repacks), the index of a sharded one, or hf://OWNER/NAME[/FILE]. The architecture is found out
 from names and shapes; nothing in a file is executed, and the model is never held in memory as a whole.
 
-recipes: {", ".join(SAMPLER_PRESETS)}"""
+sampler presets: {", ".join(SAMPLER_PRESETS)}"""
 
 EXAMPLES = """  pixelwright convert imagenet256_pixeldit_xl_epoch320.ckpt models/pixeldit-xl --dtype bf16
   pixelwright convert models/pixeldit-xl back.ckpt --to public
@@ -65,7 +65,7 @@ def parser() -> Parser:
         help="further models; the mean of SOURCE and these is written",
     )
     add(
-        "--recipe",
+        "--sampler",
         type=str | None,
         metavar="NAME|none",
         help="settings to record (default: known ones)",
@@ -92,12 +92,14 @@ def convert_as_told(options: Namespace, source: str) -> DenoiserConfig:
         to=options.to,
         dtype=options.dtype,
         average=options.average,
-        sampler=options.recipe,
+        sampler=options.sampler,
     )
 
 
 def report(options: Namespace, config: DenoiserConfig) -> None:
     """Say what was read and written."""
-    provenance, recipe = config.provenance, config.sampler
+    provenance, sampler = config.provenance, config.sampler
     print(f"{options.out}: {config.name}" + (f", read from {provenance.read}" if provenance else ""))
-    print(f"recipe: {recipe.name} ({recipe.origin})" if recipe else "recipe: none is known")
+    print(
+        f"sampler preset: {sampler.name} ({sampler.origin})" if sampler else "sampler preset: none is known"
+    )

@@ -28,6 +28,7 @@ from pixelwright.evaluation.report import HTML, JSON, as_json, metric_rows, writ
 from pixelwright.files import write_text
 from pixelwright.html import number_text
 from pixelwright.hub.checkpoint import load_config
+from pixelwright.hub.remote import PIPELINE
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.folder import CONFIG
 from pixelwright.remote import is_address
@@ -125,13 +126,13 @@ def run(options: Namespace) -> None:
 def is_model(subject: str) -> bool:
     """Whether this names a model; if not, it must be images."""
     path = Path(subject).expanduser()
-    inside = (path / CONFIG).is_file() or (path / "model" / CONFIG).is_file()
+    inside = any((path / name).is_file() for name in (CONFIG, f"model/{CONFIG}", PIPELINE))
     return is_address(subject) or inside or path.suffix.lower() in SUFFIXES
 
 
 # ---------------------------------------------------------------- images that exist
 def _evaluate_images(options: Namespace) -> None:
-    for name in (*DEFAULTS, *sampler.DEFAULTS, "recipe"):
+    for name in (*DEFAULTS, *sampler.DEFAULTS, "sampler"):
         if options[name]:
             raise UserError(
                 f"--{name.replace('_', '-')} is for a model, and {options.subject} is none: leave it out"
@@ -203,8 +204,8 @@ def _evaluate_model(options: Namespace) -> None:
         model = pw.load(options.subject).to(layout.device)
         evaluation = Evaluation(name, model, labels, layout, scorer, settings["images"])
         if layout.main and not axes:
-            recipe = sampler.choose_recipe(options, config)
-            print(sampler.in_words(asdict(generation), options, recipe))
+            preset = sampler.choose_preset(options, config)
+            print(sampler.in_words(asdict(generation), options, preset))
         if not axes:
             report = evaluation.run(next(iter(recipes.values())), out)
             if report is not None:
@@ -225,7 +226,7 @@ def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -
         raise UserError("the model's config has no image_size; give --size ROWS COLUMNS")
     config.check_size(*size)
     precision = name_precision(settings["precision"], resolve_device(options.device))
-    chosen = sampler.settings(options, sampler.choose_recipe(options, config))
+    chosen = sampler.settings(options, sampler.choose_preset(options, config))
     check_reuse(chosen.get("reuse", 1), config)
     return Generation(
         model=config.name,

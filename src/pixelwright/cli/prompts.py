@@ -95,12 +95,12 @@ def _draw(options: Namespace, images: Sequence[PromptImage]) -> str:
     config = load_config(options.model)
     if not config.takes_text:
         raise UserError(f"{config.name} draws from classes; give a model of captions")
-    recipe = sampler.choose_recipe(options, config)
-    chosen = sampler.settings(options, recipe)
+    preset = sampler.choose_preset(options, config)
+    chosen = sampler.settings(options, preset)
     size = image_size(options.size) or config.image_size
     noted = {"weights": checksum(options.model), "size": size, "seed": options.seed, **chosen}
     record_settings(Path(options.out), {**noted, "precision": precision})
-    print(sampler.in_words(chosen, options, recipe))
+    print(sampler.in_words(chosen, options, preset))
     todo = missing(images)
     if todo:
         kept = {name: value for name, value in chosen.items() if name != "reuse"}
@@ -109,7 +109,7 @@ def _draw(options: Namespace, images: Sequence[PromptImage]) -> str:
         draw = draw_with(model, prompts, options.seed, size=size, sampler=SamplerSettings(**kept))
         with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", disable=None) as bar:
             draw_missing(draw, images, options.batch_size, bar.update)
-    return f"{config.name}, {sampler.in_words(chosen, options, recipe)}"
+    return f"{config.name}, {sampler.in_words(chosen, options, preset)}"
 
 
 def _write(out: Path, report: Mapping[str, Any], text: str) -> None:

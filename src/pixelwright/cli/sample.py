@@ -33,7 +33,7 @@ DESCRIPTION = f"""Draw images from a trained model: PNG files by index, and grid
 
 A model of classes is given --labels, one of captions --prompt or --prompts. Image i depends on
 the seed and on i alone, not on the batch size; --start-index draws a set in pieces. A model that knows the
-recipe of its published result is drawn from with it; what is used is printed."""
+sampler preset of its published result is drawn from with it; what is used is printed."""
 
 EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
   pixelwright sample runs/first --labels "golden retriever" 7,7,7 --out dogs --guidance-scale 2.5 --seed 3
@@ -111,10 +111,10 @@ def run(options: Namespace) -> None:
     device = resolve_device(options.device)
     name_precision(options.precision, device)
     config = load_config(options.model)  # so that a wrong label is found before the weights are read
-    recipe = sampler.choose_recipe(options, config)
-    settings = sampler.settings(options, recipe)
+    preset = sampler.choose_preset(options, config)
+    settings = sampler.settings(options, preset)
     condition = _condition(options, config, device)
-    print(sampler.in_words(settings, options, recipe))
+    print(sampler.in_words(settings, options, preset))
     reuse = settings.pop("reuse", 1)
     model = accelerate(pw.load(options.model).to(device), options.precision, options.compile, reuse)
     starts = range(0, len(condition), options.batch_size)

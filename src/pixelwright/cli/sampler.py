@@ -21,17 +21,17 @@ DEFAULTS: dict[str, Any] = {
 
 
 def _otherwise(name: str) -> str:
-    return f" (default: the recipe's, else {DEFAULTS[name]})"
+    return f" (default: the preset's, else {DEFAULTS[name]})"
 
 
 def add_arguments(parser: Parser) -> None:
-    """`--recipe` and the settings it may give, each without a default of its own."""
+    """`--sampler` and the settings it may give, each without a default of its own."""
     add = parser.add_argument
     add(
-        "--recipe",
+        "--sampler",
         type=str | None,
         metavar="NAME|none",
-        help=f"the sampler settings to start from: {', '.join(SAMPLER_PRESETS)} (default: the model's own)",
+        help=f"the sampler preset to start from: {', '.join(SAMPLER_PRESETS)} (default: the model's own)",
     )
     add("--steps", type=int, help=f"steps of the solver{_otherwise('steps')}")
     add("--solver", type=str, help=f"one of {', '.join(SOLVERS)}{_otherwise('solver')}")
@@ -81,14 +81,14 @@ def add_machine_arguments(parser: Parser, batch_size: int, images_too: bool = Fa
     )
 
 
-def choose_recipe(options: Namespace, config: DenoiserConfig) -> SamplerPreset | None:
-    """The recipe that `--recipe` names, else the model's own. Raises UserError for an unknown name."""
-    return config.sampler if options.recipe is None else sampler_preset(options.recipe)
+def choose_preset(options: Namespace, config: DenoiserConfig) -> SamplerPreset | None:
+    """The preset that `--sampler` names, else the model's own. Raises UserError for an unknown name."""
+    return config.sampler if options.sampler is None else sampler_preset(options.sampler)
 
 
-def settings(options: Namespace, recipe: SamplerPreset | None) -> dict[str, Any]:
-    """Arguments for `pixelwright.sample`: the command line's before the recipe's before the defaults."""
-    start = {name: getattr(recipe, name, default) for name, default in DEFAULTS.items()}
+def settings(options: Namespace, preset: SamplerPreset | None) -> dict[str, Any]:
+    """Arguments for `pixelwright.sample`: the command line's before the preset's before the defaults."""
+    start = {name: getattr(preset, name, default) for name, default in DEFAULTS.items()}
     given = {name: options[name] for name in DEFAULTS if options[name] is not None}
     chosen = {**start, **given}
     if chosen["reuse"] == 1:
@@ -97,12 +97,12 @@ def settings(options: Namespace, recipe: SamplerPreset | None) -> dict[str, Any]
     return {**chosen, "guidance_interval": None if interval is None else tuple(interval)}
 
 
-def in_words(chosen: dict[str, Any], options: Namespace, recipe: SamplerPreset | None) -> str:
+def in_words(chosen: dict[str, Any], options: Namespace, preset: SamplerPreset | None) -> str:
     """What is used, and where it comes from, in one line."""
     interval = chosen["guidance_interval"]
     where = "everywhere" if interval is None else f"where {interval[0]:g} < t < {interval[1]:g}"
     given = [name for name in DEFAULTS if options[name] is not None]
-    source = f"recipe {recipe.name}: {recipe.origin}" if recipe is not None else "no recipe"
+    source = f"preset {preset.name}: {preset.origin}" if preset is not None else "no preset"
     changed = f"; given: {', '.join(given)}" if given else ""
     reuse = chosen.get("reuse", 1)
     reused = f", backbone in 1 of {reuse} evaluations" if reuse > 1 else ""

@@ -23,7 +23,7 @@ NOTES = {
     "name",
     "image_size",
     "class_names",
-    "recipe",
+    "sampler",
     "provenance",
     "text",
 }  # of a model, with no say in its weights
