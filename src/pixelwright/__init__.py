@@ -6,45 +6,84 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pixelwright import diffusion, hub, models, text
+    from pixelwright import data, diffusion, evaluation, hub, models, text, training
+    from pixelwright.acceleration import AcceleratedDenoiser, accelerate
     from pixelwright.diffusion.sample import sample
     from pixelwright.errors import UserError
     from pixelwright.hub.checkpoint import load
+    from pixelwright.models.backbones import register_backbone
     from pixelwright.models.conditions import TextCondition
+    from pixelwright.models.config import SamplerPreset, SamplerSettings
     from pixelwright.models.denoiser import PixelDenoiser
+    from pixelwright.models.detailers import register_detailer
     from pixelwright.models.folder import create, save
+    from pixelwright.training import Trainer, load_config, train
+    from pixelwright.training.callbacks import Callback
+    from pixelwright.training.loggers import Logger, register_logger
+    from pixelwright.training.objectives import Objective, register_objective
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
+    "AcceleratedDenoiser",
+    "Callback",
+    "Logger",
+    "Objective",
     "PixelDenoiser",
+    "SamplerPreset",
+    "SamplerSettings",
     "TextCondition",
+    "Trainer",
     "UserError",
+    "accelerate",
     "create",
+    "data",
     "diffusion",
+    "evaluation",
     "hub",
     "load",
+    "load_config",
     "models",
+    "register_backbone",
+    "register_detailer",
+    "register_logger",
+    "register_objective",
     "sample",
     "save",
     "text",
+    "train",
+    "training",
 ]
 
 # Where the public names live; imported when first used, so that `pixelwright --help` need not wait for torch.
-_ROOMS = ("diffusion", "hub", "models", "text")
+_PACKAGES = ("data", "diffusion", "evaluation", "hub", "models", "text", "training")
 _HOMES = {
+    "AcceleratedDenoiser": "acceleration",
+    "Callback": "training.callbacks",
+    "Logger": "training.loggers",
+    "Objective": "training.objectives",
     "PixelDenoiser": "models.denoiser",
+    "SamplerPreset": "models.config",
+    "SamplerSettings": "models.config",
     "TextCondition": "models.conditions",
+    "Trainer": "training",
     "UserError": "errors",
+    "accelerate": "acceleration",
     "create": "models.folder",
     "load": "hub.checkpoint",
+    "load_config": "training",
+    "register_backbone": "models.backbones",
+    "register_detailer": "models.detailers",
+    "register_logger": "training.loggers",
+    "register_objective": "training.objectives",
     "sample": "diffusion.sample",
     "save": "models.folder",
+    "train": "training",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _PACKAGES:
         return import_module(f"pixelwright.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'pixelwright' has no attribute {name!r}")

@@ -51,7 +51,7 @@ def test_a_model_and_its_images_have_the_same_numbers(
 def test_a_sweep_takes_over_what_is_done(
     evaluate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[tuple[float, tuple[float, float]]] = []
+    drawn: list[tuple[float, tuple[float, float] | None]] = []
     draw = generating.draw
 
     def counted(model: Any, plan: Any, *more: Any) -> Any:
@@ -61,16 +61,17 @@ def test_a_sweep_takes_over_what_is_done(
         return draw(model, plan, *more)
 
     monkeypatch.setattr(generating, "draw", counted)
-    axes = ("--sweep", "guidance_scale=1:2:0.5", "guidance_interval=0:1,0.1:0.9")
+    axes = ("--sweep", "guidance_scale=1:2:0.5", "guidance_interval=all,0.1:0.9")
     assert evaluate("sweep", *axes) == 2  # in the second batch of the third point
     assert evaluate("sweep", *axes) == 0
     # Five points (without guidance its interval says nothing) of three batches; one batch was lost.
     assert len(drawn) == 5 * 3 + 1
-    assert sorted(set(drawn)) == [(1, None), (1.5, (0, 1)), (1.5, (0.1, 0.9)), (2, (0, 1)), (2, (0.1, 0.9))]
+    within = (0.1, 0.9)
+    assert set(drawn) == {(1, None), (1.5, None), (1.5, within), (2, None), (2, within)}
     points = sorted((tmp_path / "sweep" / "points").iterdir())
     assert len(points) == 5 and not list((tmp_path / "sweep").rglob("*.npz"))
     reports = [read_report(point) for point in points]
-    assert len({report.images.checksum for report in reports}) == 3  # of two steps, both intervals guide one
+    assert len({report.images.checksum for report in reports}) == 5
     lowest = min(report.values["fid"] for report in reports)
     text = (tmp_path / "sweep" / "sweep.html").read_text()
     assert any(f"at {report.name};" in text for report in reports if report.values["fid"] == lowest)
@@ -98,7 +99,7 @@ def test_one_page_of_several_evaluations(
 def test_axes() -> None:
     assert sweep.parse_axis("guidance_scale=1:4:0.25") == ("guidance_scale", [1 + i / 4 for i in range(13)])
     assert sweep.parse_axis("guidance_scale=1:1.35:0.1")[1] == [1, 1.1, 1.2, 1.3]
-    assert sweep.parse_axis("guidance_interval=0:1,0.1:0.9") == ("guidance_interval", [(0, 1), (0.1, 0.9)])
+    assert sweep.parse_axis("guidance_interval=all,0.1:0.9") == ("guidance_interval", [None, (0.1, 0.9)])
     assert sweep.parse_axis("steps=10,25") == ("steps", [10, 25])
     assert sweep.parse_axis("solver=euler,heun") == ("solver", ["euler", "heun"])
     for text, said in (
@@ -121,10 +122,10 @@ def test_points_that_cannot_be_are_told_before_the_first(model_folder: Path) -> 
     with pytest.raises(UserError, match="twice"):
         sweep.plan(base, [("steps", [1]), ("steps", [2])])
     names = list(
-        sweep.plan(base, [("guidance_scale", [1.0, 2.5]), ("guidance_interval", [(0.1, 0.9), (0.0, 1.0)])])
+        sweep.plan(base, [("guidance_scale", [1.0, 2.5]), ("guidance_interval", [(0.1, 0.9), None])])
     )
     assert names == [
-        "guidance_scale=1,guidance_interval=None",
+        "guidance_scale=1,guidance_interval=all",
         "guidance_scale=2.5,guidance_interval=0.1-0.9",
-        "guidance_scale=2.5,guidance_interval=0-1",
+        "guidance_scale=2.5,guidance_interval=all",
     ]

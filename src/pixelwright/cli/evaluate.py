@@ -45,7 +45,7 @@ EXAMPLES = """  pixelwright evaluate samples --reference cifar10.npz --out evalu
   torchrun --standalone --nproc-per-node gpu --no-python \\
       pixelwright evaluate models/dip-xl-16 --reference VIRTUAL_imagenet256_labeled.npz --out evaluations/dip
   pixelwright evaluate runs/first --reference cifar10.npz --num-samples 5000 --out sweeps/first \\
-      --sweep guidance_scale=1:4:0.25 guidance_interval=0:1,0.1:0.9"""
+      --sweep guidance_scale=1:4:0.25 guidance_interval=all,0.1:0.9"""
 
 SHOWN = 20  # skipped images that are named on the screen
 TIMEOUT = 6 * 3600.0  # seconds that processes wait for the main one, which measures
@@ -109,7 +109,7 @@ def parser() -> Parser:
         nargs="+",
         metavar="SETTING=VALUES",
         help="of a model: evaluate every combination, such as guidance_scale=1:4:0.25 "
-        f"guidance_interval=0:1,0.1:0.9; settings: {', '.join(sweep.SWEPT)}",
+        f"guidance_interval=all,0.1:0.9; settings: {', '.join(sweep.SWEPT)}",
     )
     add("--keep-images", action="store_true", help="of a sweep: keep the images of every point")
     return parser

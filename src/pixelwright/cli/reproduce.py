@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -30,8 +30,9 @@ from pixelwright.evaluation.reproduce import (
 from pixelwright.files import write_text
 from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.hub.checkpoint import load_config
+from pixelwright.models.config import SamplerSettings
 
-DESCRIPTION = f"""Draw the images of a published result by its recipe, measure them, and set the figures
+DESCRIPTION = f"""Draw the images of a published result with its settings, measure them, and set the figures
 beside those of the paper. Interrupted, the same command goes on; under torchrun, all processes draw.
 
 The weights, the reference and the Inception network are looked for in FOLDER; what is missing is named, with
@@ -81,9 +82,8 @@ def run(options: Namespace) -> int:
 
 
 def plan(target: Target, weights: str, options: Namespace) -> Generation:
-    """The published recipe, but for the checksum of the weights."""
-    recipe = asdict(target.recipe)
-    sampler = ("solver", "steps", "guidance_scale", "guidance_interval", "time_shift")
+    """The published settings, but for the checksum of the weights."""
+    sampler = {field.name: getattr(target.sampler, field.name) for field in fields(SamplerSettings)}
     return Generation(
         model=load_config(weights).name,
         weights="",
@@ -93,5 +93,5 @@ def plan(target: Target, weights: str, options: Namespace) -> Generation:
         seed=options.seed,
         batch_size=options.batch_size,
         precision=name_precision("auto", resolve_device(options.device)),
-        **{name: recipe[name] for name in sampler},
+        **sampler,
     )

@@ -14,7 +14,6 @@ from pixelwright.distributed.parallel import Layout
 from pixelwright.errors import UserError
 from pixelwright.evaluation.features import Extractor, open_extractor
 from pixelwright.evaluation.generate import (
-    ABSENT,
     Generation,
     generate,
     progress_bar,
@@ -115,7 +114,7 @@ class Evaluation:
         assert self.scorer is not None
         found, info = read_report(folder), self.scorer.extractor.info
         pairs = {
-            "recipe": ({**ABSENT, **(found.generation or {})}, recipe(generation, self.labels)),
+            "recipe": (found.generation, recipe(generation, self.labels)),
             "reference": (found.reference.checksum, self.scorer.reference.checksum),
             "features": (found.extractor.checksum, info.checksum),
         }

@@ -43,8 +43,6 @@ from pixelwright.models.denoiser import PixelDenoiser
 UNFINISHED = ".generate"
 """At the end of the name of the folder that the work is in."""
 RECIPE = "recipe.json"
-ABSENT: dict[str, Any] = {"reuse": 1}
-"""Settings that older recipes lack, as they were."""
 DATE = (1980, 1, 1, 0, 0, 0)  # of every member of a zip, so that equal content makes equal files
 ENCODERS, ENCODED = 4, 256  # threads that encode PNG files, images they have at a time
 PLAIN_SECONDS = 30.0  # between two signs of life where there is no terminal
@@ -182,7 +180,6 @@ def _check_recipe(file: Path, made_by: dict[str, Any], place: Path) -> None:
     found = read_json(file) if file.is_file() else None
     if not isinstance(found, dict):
         raise UserError(f"{place} exists and has no recipe beside it: give another --out, or remove it")
-    found = {**ABSENT, **found}
     changed = [
         f"{key}: {found.get(key)!r} -> {value!r}" for key, value in made_by.items() if found.get(key) != value
     ]

@@ -122,9 +122,9 @@ def provenance(report: Report) -> list[tuple[str, Any]]:
 def _generation_rows(generation: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     if generation is None:
         return
-    interval = generation["guidance_interval"]
-    where = "everywhere" if interval is None else f"where {interval[0]:g} < t < {interval[1]:g}"
-    guided = f"guidance {generation['guidance_scale']:g} {where}"
+    guided = f"guidance {generation['guidance_scale']:g}"
+    if interval := generation["guidance_interval"]:
+        guided += f" where {interval[0]:g} < t < {interval[1]:g}"
     solver = f"{generation['solver']}, {generation['steps']} steps, time shift {generation['time_shift']:g}"
     if (reuse := generation.get("reuse", 1)) > 1:
         solver += f", backbone in 1 of {reuse} evaluations"

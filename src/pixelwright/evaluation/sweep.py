@@ -20,10 +20,12 @@ from pixelwright.files import write_text
 from pixelwright.html import escape_markdown, line_chart, markdown_table, render
 
 MOST_POINTS = 1000
-FORMS = "give LOW:HIGH:STEP, or values with commas between (times of an interval as LOW:HIGH)"
+FORMS = "give LOW:HIGH:STEP, or values with commas between (an interval as LOW:HIGH, or all)"
 
 
-def _interval(text: str) -> tuple[float, float]:
+def _interval(text: str) -> tuple[float, float] | None:
+    if text == "all":
+        return None
     low, high = text.split(":")
     return float(low), float(high)
 
@@ -39,7 +41,7 @@ SWEPT: Mapping[str, Callable[[str], Any]] = {
 
 
 def parse_axis(text: str) -> tuple[str, list[Any]]:
-    """`guidance_scale=1:4:0.25`, both ends included, or `guidance_interval=0:1,0.1:0.9`: name and values.
+    """`guidance_scale=1:4:0.25`, both ends included, or `guidance_interval=all,0.1:0.9`: name and values.
 
     Raises:
         UserError: an unknown name, or values that cannot be read.
@@ -97,6 +99,8 @@ def _point_name(point: Generation, names: Iterable[str]) -> str:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "all"
     if isinstance(value, tuple):
         return "-".join(f"{part:g}" for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
