@@ -120,8 +120,8 @@ def compare(path: Path) -> None:
     pictures = {"real": real_images(shapes)}
     for name, title in MODELS.items():
         model = pw.load(RUNS / name / "model")
-        settings = {"guidance_scale": config.sample.guidance_scale, "steps": 40, "seed": 1}
-        pictures[title] = pw.sample(model, range(shapes.num_classes), **settings)
+        sampler = pw.SamplerSettings(steps=40, guidance_scale=config.sample.guidance_scale)
+        pictures[title] = pw.sample(model, range(shapes.num_classes), sampler, seed=1)
     panels = torch.stack([panel(images, columns=6) for images in pictures.values()])
     save_grid(panels, path, columns=len(pictures), scale=3, titles=list(pictures), gap=6)
 

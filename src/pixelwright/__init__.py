@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pixelwright import data, diffusion, evaluation, hub, models, text, training
     from pixelwright.acceleration import AcceleratedDenoiser, accelerate
-    from pixelwright.diffusion.sample import sample
+    from pixelwright.diffusion.sample import as_condition, sample
     from pixelwright.errors import UserError
     from pixelwright.hub.checkpoint import load
     from pixelwright.models.backbones import register_backbone
@@ -36,6 +36,7 @@ __all__ = [
     "Trainer",
     "UserError",
     "accelerate",
+    "as_condition",
     "create",
     "data",
     "diffusion",
@@ -69,6 +70,7 @@ _HOMES = {
     "Trainer": "training",
     "UserError": "errors",
     "accelerate": "acceleration",
+    "as_condition": "diffusion.sample",
     "create": "models.folder",
     "load": "hub.checkpoint",
     "load_config": "training",

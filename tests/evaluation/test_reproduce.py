@@ -70,12 +70,12 @@ def test_a_missing_file_is_told_with_its_origin(
     )
 
 
-def test_every_published_recipe_has_its_figures() -> None:
+def test_every_published_preset_has_its_figures() -> None:
     of_classes = {name for name in SAMPLER_PRESETS if "t2i" not in name}  # captions have no FID to meet
-    assert {target.recipe.name for target in TARGETS.values()} == of_classes
+    assert {target.sampler.name for target in TARGETS.values()} == of_classes
     for target in TARGETS.values():
         assert target.num_samples == 50_000 and target.expected.keys() <= reproduce.TOLERANCES.keys()
         assert (
-            f"{target.expected['fid']:g}" in target.recipe.origin or target.recipe.name == "dip-imagenet256"
+            f"{target.expected['fid']:g}" in target.sampler.origin or target.sampler.name == "dip-imagenet256"
         )
         assert target.reference_file.startswith("VIRTUAL_imagenet" + str(target.size))

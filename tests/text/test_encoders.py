@@ -275,14 +275,16 @@ def test_strings_are_enough_to_sample(gemma: Path) -> None:
     model = pw.create("dip-t2i-ti", text=note, **options)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    settings = {"size": (8, 8), "steps": 2, "guidance_scale": 2.0}
+    sampler = pw.SamplerSettings(steps=2, guidance_scale=2.0)
     encoder = open_encoder(note, model.config)
     for negative in ("", "a blue square"):
-        expected = pw.sample(model, encoder.encode(["a star", "a circle"], negative), **settings)
-        assert torch.equal(pw.sample(model, ["a star", "a circle"], negative=negative, **settings), expected)
-    assert torch.equal(pw.sample(model, "a star", **settings)[0], pw.sample(model, ["a star"], **settings)[0])
+        expected = pw.sample(model, encoder.encode(["a star", "a circle"], negative), sampler, size=8)
+        prompts = pw.as_condition(["a star", "a circle"], model, negative)
+        assert torch.equal(pw.sample(model, prompts, sampler, size=8), expected)
+    one, same = (pw.sample(model, prompts, sampler, size=8) for prompts in ("a star", ["a star"]))
+    assert torch.equal(one, same)
     with pytest.raises(UserError, match="negative is 'x', which goes with prompts alone"):
-        pw.sample(model, encoder.encode(["a star"]), negative="x", **settings)
+        pw.as_condition(encoder.encode(["a star"]), model, negative="x")
 
 
 def test_the_note_travels_with_the_model(tmp_path: Path) -> None:

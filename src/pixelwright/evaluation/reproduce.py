@@ -26,7 +26,7 @@ INCEPTION = "inception-2015-12-05.pt"
 class Target:
     """A published result."""
 
-    recipe: SamplerPreset
+    sampler: SamplerPreset
     weights: str
     """The file of the weights."""
     origin: str
@@ -52,9 +52,9 @@ def _pixeldit(name: str, file: str, fid: float, size: int = 256) -> Target:
 
 def _dip(epochs: int, steps: int, *figures: float) -> Target:
     names = ("fid", "sfid", "inception_score", "precision", "recall")
-    recipe = replace(SAMPLER_PRESETS["dip-imagenet256"], steps=steps)
+    sampler = replace(SAMPLER_PRESETS["dip-imagenet256"], steps=steps)
     origin = "the authors of DiP (arXiv 2511.18822)"
-    return Target(recipe, f"dip-xl-16-epoch{epochs}.ckpt", origin, dict(zip(names, figures, strict=True)))
+    return Target(sampler, f"dip-xl-16-epoch{epochs}.ckpt", origin, dict(zip(names, figures, strict=True)))
 
 
 TARGETS: dict[str, Target] = {
