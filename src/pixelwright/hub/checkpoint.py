@@ -14,7 +14,18 @@ from torch import Tensor
 
 from pixelwright.errors import UserError
 from pixelwright.files import read_json
-from pixelwright.hub.files import INDEX_SUFFIX, LARGEST_HEADER, WeightFile, only_weights, open_file
+from pixelwright.hub.files import (
+    INDEX_SUFFIX,
+    LARGEST_HEADER,
+    LFS_POINTER,
+    PICKLES,
+    SUFFIXES,
+    WeightFile,
+    only_weights,
+    open_safetensors,
+    open_shards,
+)
+from pixelwright.hub.pickles import open_pickle
 from pixelwright.hub.prefixes import Which, network_tensors
 from pixelwright.hub.presets import licence_of, with_notes
 from pixelwright.hub.public import joined, recognise
@@ -98,6 +109,31 @@ def any_config(folder: Path) -> dict[str, Any]:
     except UserError:
         data = None
     return data if isinstance(data, dict) else {"format": None}
+
+
+def open_file(path: Path) -> WeightFile:
+    """Open a safetensors file, the index of a sharded one, or a pickled checkpoint, by its suffix.
+
+    Raises:
+        UserError: an unknown suffix, a damaged file, or one that could do harm.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+    with path.open("rb") as start:
+        if start.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(
+                f"{path} is a git-lfs pointer, not the weights themselves; run `git lfs pull` there"
+            )
+    try:
+        if path.name.endswith(INDEX_SUFFIX):
+            return open_shards(path)
+        if path.suffix == ".safetensors":
+            return open_safetensors(path)
+        if path.suffix.lower() in PICKLES:
+            return open_pickle(path)
+    except RecursionError:
+        raise UserError(f"{path} is damaged: it is nested too deeply") from None
+    raise UserError(f"{path} is no file of weights; their names end in {', '.join(SUFFIXES)}")
 
 
 def open_checkpoint(

@@ -37,7 +37,7 @@ _DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | EIGHT_BI
 _STATE_OF_TRAINING = re.compile(
     r"(optimizer|scheduler|sampler|scaler|rng_state|random_states|training_args)\b.*"
 )
-_LFS = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -51,33 +51,6 @@ class WeightFile:
     """Name -> a tensor on the meta device, with shape and dtype alone."""
     read: Callable[[str], Tensor]
     """The tensor of a name. It may share memory with the file, so write nothing into it."""
-
-
-def open_file(path: Path) -> WeightFile:
-    """Open a safetensors file, the index of a sharded one, or a pickled checkpoint, by its suffix.
-
-    Raises:
-        UserError: an unknown suffix, a damaged file, or one that could do harm.
-    """
-    from pixelwright.hub.pickles import open_pickle
-
-    if not path.is_file():
-        raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
-    with path.open("rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            raise UserError(
-                f"{path} is a git-lfs pointer, not the weights themselves; run `git lfs pull` there"
-            )
-    try:
-        if path.name.endswith(INDEX_SUFFIX):
-            return _open_shards(path)
-        if path.suffix == ".safetensors":
-            return _open_safetensors(path)
-        if path.suffix.lower() in PICKLES:
-            return open_pickle(path)
-    except RecursionError:
-        raise UserError(f"{path} is damaged: it is nested too deeply") from None
-    raise UserError(f"{path} is no file of weights; their names end in {', '.join(SUFFIXES)}")
 
 
 def only_weights(names: Iterable[str], place: str) -> str:
@@ -101,7 +74,8 @@ def only_weights(names: Iterable[str], place: str) -> str:
 # --- safetensors -------------------------------------------------------------------------------------------
 
 
-def _open_safetensors(path: Path) -> WeightFile:
+def open_safetensors(path: Path) -> WeightFile:
+    """Open a safetensors file. Raises UserError for a damaged one."""
     with path.open("rb") as file:
         start = file.read(8)
     size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -125,14 +99,17 @@ def _spec(part: Any) -> Tensor:
     return torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
 
 
-def _open_shards(index: Path) -> WeightFile:
-    """An index is JSON: weight_map says for every name which file beside the index holds it."""
+def open_shards(index: Path) -> WeightFile:
+    """Open the shards of an index, whose weight_map says for every name which file beside it holds it.
+
+    Raises UserError for a broken index, and shards that are damaged or do not fit to it.
+    """
     names = shard_names(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(f"{index} names shards that are not beside it: {listing(map(shorten, missing))}")
     weight_map = _weight_map(index)
-    shards = {name: _open_safetensors(index.parent / name) for name in names}
+    shards = {name: open_safetensors(index.parent / name) for name in names}
     wrong = [f'"{shorten(key)}"' for key, name in weight_map.items() if key not in shards[name].specs]
     wrong += [
         f'"{shorten(key)}"' for name, s in shards.items() for key in s.specs if weight_map.get(key) != name

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pixelwright.hub.checkpoint import Checkpoint, any_config
-from pixelwright.hub.files import open_file
+from pixelwright.hub.checkpoint import Checkpoint, any_config, open_file
 from pixelwright.hub.presets import with_notes
 from pixelwright.hub.public import joined, shapes, swiglu_parts
 from pixelwright.models.config import from_dict
