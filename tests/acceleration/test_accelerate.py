@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 import pixelwright as pw
 from pixelwright.acceleration import accelerate, parts
+from pixelwright.acceleration.convolutions import use_products
 from pixelwright.errors import UserError
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import DenoiserConfig, Placement
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
-from pixelwright.models.detailers.unet import Conv3x3, Double
+from pixelwright.models.detailers.unet import UNetUp
 from pixelwright.models.layers import SHORT, attend, attention_at_once
 from pixelwright.models.mmdit import MMDiTConfig
 from tests.recordings import difference
@@ -228,19 +229,22 @@ def test_convolutions_as_products_are_exact(
     height: int, width: int, before: int, after: int, batch: int
 ) -> None:
     """Forward and backward, in float64, against PyTorch's convolutions, and those of an accelerated U-Net."""
-    conv, double = Conv3x3(before, after).double(), Double(before).double()
+    up = UNetUp(before, after).double()  # its convolution takes 2·before channels
+    use_products(up)
     for size in ((2 * height, 2 * width), (2, 2)):
-        x = torch.randn(batch, before, *size, dtype=torch.float64, requires_grad=True)
-        for module, exact in (
-            (conv, F.conv2d(x, conv.weight, conv.bias, padding=1)),
-            (double, F.conv_transpose2d(x, double.weight, double.bias, stride=2)),
+        wide, x = (
+            torch.randn(batch, n * before, *size, dtype=torch.float64, requires_grad=True) for n in (2, 1)
+        )
+        for module, inputs_, exact in (
+            (up.conv, wide, F.conv2d(wide, up.conv.weight, up.conv.bias, padding=1)),
+            (up.upsample, x, F.conv_transpose2d(x, up.upsample.weight, up.upsample.bias, stride=2)),
         ):
-            found = module(x)
+            found = module(inputs_)
             torch.testing.assert_close(found, exact)
-            sources = (x, *module.parameters())
+            sources = (inputs_, *module.parameters())
             for pair in zip(
                 *(torch.autograd.grad(y.square().sum(), sources) for y in (found, exact)), strict=True
             ):
                 torch.testing.assert_close(*pair)
-        fast = parts.FastConv3x3(conv, 2 if size == (2, 2) else 0, torch.float64)
-        torch.testing.assert_close(fast(x), F.silu(conv(x)))
+        fast = parts.FastConv3x3(up.conv, 2 if size == (2, 2) else 0, torch.float64)
+        torch.testing.assert_close(fast(wide), F.silu(up.conv(wide)))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwright.models.detailers.unet import Conv3x3, UNet, spread
+from pixelwright.acceleration.convolutions import dense3x3, dense_double, pixel_rows, spread
+from pixelwright.models.detailers.unet import UNet
 
 AT_ONCE = 256
 """Patches that pass through a U-Net together on a CPU: its memory does not grow with the image."""
@@ -110,18 +111,13 @@ def product(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
 # --- DiP's U-Net as products -------------------------------------------------------------------------------
 
 
-def pixel_rows(x: Tensor) -> Tensor:
-    """[N,C,h,w] in channels_last -> [N,h,w,C] without a copy."""
-    return x.permute(0, 2, 3, 1)
-
-
 class FastConv3x3(nn.Module):
     """A zero-padded 3×3 convolution of patches of side `size`, and SiLU. [N,C,h,w] in channels_last."""
 
-    def __init__(self, conv: Conv3x3, size: int, dtype: torch.dtype) -> None:
+    def __init__(self, conv: nn.Conv2d, size: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.dense = Product(*conv.dense(), dtype, silu=True) if size == 2 else None
+        self.dense = Product(*dense3x3(conv), dtype, silu=True) if size == 2 else None
         self.bias = None if conv.bias is None else conv.bias.to(dtype, copy=True)
         self.weight = conv.weight.to(dtype, memory_format=torch.channels_last, copy=True)
 
@@ -144,7 +140,7 @@ class FastUNet(UNet):
             FastConv3x3(down.conv, size, dtype) for down, size in zip(unet.down, sizes, strict=True)
         )
         self.bottleneck = Product(unet.bottleneck.weight.flatten(1), unet.bottleneck.bias, dtype, silu=True)
-        doubles = [up.upsample.dense() for up in unet.up]
+        doubles = [dense_double(up.upsample) for up in unet.up]
         self.upsample = nn.ModuleList(Product(weight, bias, dtype) for weight, bias in doubles)
         self.up = nn.ModuleList(
             FastConv3x3(up.conv, size, dtype) for up, size in zip(unet.up, sizes[::-1], strict=True)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelwright.acceleration.convolutions import use_products
 from pixelwright.config import to_dict
 from pixelwright.data import Batch, DataConfig, Source
 from pixelwright.device import check_compiler, resolve_precision
@@ -121,6 +122,7 @@ class Trainer:
         """Recompute, compile and share out the model block by block. Returns what gives the losses."""
         if self.config.compile:
             check_compiler()
+        use_products(self.model)
         units = self.model.units()
         for unit in units:
             parallel.prepare(unit, self.config.parallel.checkpointing, self.config.compile)

@@ -35,59 +35,12 @@ class UNetConfig:
             )
 
 
-class Conv3x3(nn.Conv2d):
-    """A zero-padded 3×3 convolution, [N,C,h,w] -> [N,O,h,w]; of 2×2 pixels on CPUs as a product."""
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__(in_channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.shape[-2:] != (2, 2):
-            return super().forward(x)
-        y = F.linear(x.permute(0, 2, 3, 1).flatten(1), *self.dense())  # [N, 4·C] -> [N, 4·O]
-        return y.unflatten(-1, (2, 2, -1)).permute(0, 3, 1, 2)
-
-    def dense(self) -> tuple[Tensor, Tensor | None]:
-        """Weight [4·O, 4·C] and bias [4·O] of the same map of 2×2 pixels as one exact product.
-
-        Every output pixel (i, j) meets every input pixel (k, l), through tap (k-i+1, l-j+1), and five of the
-        nine taps fall on padding.
-        """
-        w = self.weight
-        taps = torch.stack([w[:, :, 1 - i : 3 - i, 1 - j : 3 - j] for i in (0, 1) for j in (0, 1)])
-        dense = taps.permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1)  # [4, O, C, 2, 2] -> [4·O, 4·C]
-        return dense, None if self.bias is None else self.bias.repeat(4)
-
-
-class Double(nn.ConvTranspose2d):
-    """A 2×2 transposed convolution of stride 2, [N,C,h,w] -> [N,C,2h,2w]; on CPUs as a product."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 2, stride=2)
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x)
-        return spread(F.linear(x.permute(0, 2, 3, 1), *self.dense())).permute(0, 3, 1, 2)
-
-    def dense(self) -> tuple[Tensor, Tensor | None]:
-        """Weight [4·O, C] and bias [4·O] of the product that `spread` follows."""
-        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [C, O, 2, 2] -> [4·O, C]
-        return weight, None if self.bias is None else self.bias.repeat(4)
-
-
-def spread(y: Tensor) -> Tensor:
-    """Each pixel's four new ones to their places: [N, h, w, 4·O] -> [N, 2h, 2w, O]."""
-    n, h, w, _ = y.shape
-    return y.view(n, h, w, 2, 2, -1).transpose(2, 3).reshape(n, 2 * h, 2 * w, -1)
-
-
 class UNetDown(nn.Module):
     """Conv3×3, SiLU (the skip), max-pool 2."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv = Conv3x3(in_channels, channels)
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         skip = F.silu(self.conv(x))
@@ -99,8 +52,8 @@ class UNetUp(nn.Module):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.upsample = Double(channels)
-        self.conv = Conv3x3(2 * channels, out_channels)
+        self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.conv = nn.Conv2d(2 * channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return F.silu(self.conv(torch.cat((self.upsample(x), skip), dim=1)))
