@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pixelwright as pw
 from pixelwright.models.backbones import PatchDiTConfig
@@ -124,3 +125,42 @@ def test_impossible_configs_are_refused() -> None:
         PatchDiTConfig(16, 0, 2, 4, 3)
     with pytest.raises(pw.UserError, match="post-hoc"):
         DenoiserConfig(BACKBONE, LinearConfig(), placement="posthoc")  # type: ignore[arg-type]
+
+
+# --- nothing is kept between calls -------------------------------------------------------------------------
+@pytest.mark.parametrize("detailer", DETAILERS, ids=str)
+def test_a_forward_in_inference_mode_leaves_training_as_it_was(detailer: object) -> None:
+    model = randomised(DenoiserConfig(BACKBONE, detailer))
+    with torch.inference_mode():
+        model(*inputs())
+    model(*inputs()).square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("detailer", DETAILERS, ids=str)
+def test_a_forward_of_fake_tensors_leaves_real_ones_real(detailer: object) -> None:
+    model = randomised(DenoiserConfig(BACKBONE, detailer))
+    before = model(*inputs())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model(*inputs())
+    after = model(*inputs())
+    assert type(after) is torch.Tensor and torch.equal(after, before)
+
+
+@pytest.mark.parametrize("detailer", DETAILERS, ids=str)
+def test_no_copy_of_a_weight_is_kept_for_the_backward_pass(detailer: object) -> None:
+    """Weights are stored as they are multiplied: autograd keeps the parameters themselves."""
+    model = randomised(DenoiserConfig(BACKBONE, detailer))
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    shapes = {tuple(sorted(p.shape)) for p in model.parameters() if p.ndim > 1}
+    copies: list[torch.Size] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tuple(sorted(tensor.shape)) in shapes and tensor.untyped_storage().data_ptr() not in own:
+            copies.append(tensor.shape)
+        return tensor
+
+    x, t, y = inputs(3)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x, t, y)
+    assert copies == []
