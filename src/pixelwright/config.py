@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse.typing import restricted_number_type, restricted_string_type
+from jsonargparse.typing import extend_base_type, restricted_number_type, restricted_string_type
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.registry import Registry
@@ -69,6 +69,15 @@ UnitInterval = Annotated[float, real(least=0, most=1)]
 Decay = Annotated[float, real(least=0, below=1)]
 Share = Annotated[float, real(above=0, most=1)]
 Text = Annotated[str, restricted_string_type("Text", r"\s*\S", docstring="a text that is not empty")]
+
+
+def _check_line(_: type, text: str) -> None:
+    if not text.isprintable() or len(text) > 1000:
+        raise ValueError("it may hold control characters, or be endless")
+
+
+Line = Annotated[str, extend_base_type("Line", str, _check_line, "one line of plain text")]
+"""What is shown on terminals, and may come from a file that someone was given."""
 
 
 # ---------------------------------------------------------------- values

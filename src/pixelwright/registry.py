@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -68,27 +68,6 @@ class Registry(Generic[Built]):
         """The part of a config: its class called as (config, *args)."""
         self.name_of(config)
         return self._classes[type(config)](config, *args, **more)
-
-    def to_dict(self, config: Any) -> dict[str, Any]:
-        """`{"type": name, ...}`, which `from_dict` reads back."""
-        return {"type": self.name_of(config), **dataclasses.asdict(config)}
-
-    def from_dict(self, data: Mapping[str, Any], where: str) -> Any:
-        """A config from its plain form. Raises UserError naming `where` for what is unknown or missing."""
-        values = dict(data)
-        cls = self.config_type(values.pop("type", None), where)
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        for key in values:
-            if key not in fields:
-                raise UserError(f'{where}: unknown key "{key}"{nearest(key, fields)}')
-        for name, spec in fields.items():
-            required = spec.default is spec.default_factory is dataclasses.MISSING
-            if required and name not in values:
-                raise UserError(f'{where}: the key "{name}" is missing')
-        try:
-            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
 
 
 def import_parts(names: Iterable[str]) -> None:

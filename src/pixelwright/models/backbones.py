@@ -9,8 +9,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.config import Config, PositiveInt
 from pixelwright.errors import UserError
-from pixelwright.models.checks import check_heads, check_positive
+from pixelwright.models.checks import check_heads
 from pixelwright.models.conditions import Condition
 from pixelwright.models.layers import (
     Attention,
@@ -87,18 +88,18 @@ class DiTBlock(nn.Module):
 
 
 @dataclass(frozen=True)
-class PatchDiTConfig:
+class PatchDiTConfig(Config):
     """The class-conditional global stage: N blocks of width D over P×P patches."""
 
-    hidden_size: int
-    depth: int
-    num_heads: int
-    patch_size: int
-    num_classes: int
+    hidden_size: PositiveInt
+    depth: PositiveInt
+    num_heads: PositiveInt
+    patch_size: PositiveInt
+    num_classes: PositiveInt
     takes_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_positive(self, "hidden_size", "depth", "num_heads", "patch_size", "num_classes")
+        super().__post_init__()
         check_heads(self, self.hidden_size, self.num_heads)
 
 

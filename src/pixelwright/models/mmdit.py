@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.config import Config, PositiveInt
 from pixelwright.errors import UserError
 from pixelwright.models.backbones import AfterBlock, GlobalState, grid_of, init_embedders, register_backbone
-from pixelwright.models.checks import check_flag, check_heads, check_positive
+from pixelwright.models.checks import check_heads
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.layers import (
     Attention,
@@ -95,16 +96,16 @@ class MMDiTBlock(nn.Module):
 
 
 @dataclass(frozen=True)
-class MMDiTConfig:
+class MMDiTConfig(Config):
     """The text-conditional global stage: N blocks of two streams, image and text, of width D."""
 
-    hidden_size: int
-    depth: int
-    num_heads: int
-    patch_size: int
-    text_size: int
+    hidden_size: PositiveInt
+    depth: PositiveInt
+    num_heads: PositiveInt
+    patch_size: PositiveInt
+    text_size: PositiveInt
     """Channels of the text encoder's features."""
-    text_length: int
+    text_length: PositiveInt
     """Most tokens of a caption."""
     mask_padding: bool = True
     """Whether padding of captions is hidden from attention; the published network attends to it."""
@@ -113,9 +114,8 @@ class MMDiTConfig:
     takes_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_positive(self, "hidden_size", "depth", "num_heads", "patch_size", "text_size", "text_length")
+        super().__post_init__()
         check_heads(self, self.hidden_size, self.num_heads)
-        check_flag(self, "mask_padding", "sigma_time")
 
 
 @register_backbone("mmdit", MMDiTConfig)

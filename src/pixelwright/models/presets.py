@@ -8,13 +8,12 @@ images and CPUs. `FAMILY-t2i` and the small `FAMILY-t2i-ti` draw from captions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
-from pixelwright.models.detailers import DETAILERS, LinearConfig, PiTConfig, UNetConfig
+from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
 from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.models.prediction import Prediction
 
@@ -111,8 +110,6 @@ def preset(name: str, num_classes: int | None = None, **overrides: Any) -> Denoi
             )
     inner = {key: value for key, value in overrides.items() if key in backbone_fields}
     outer = {key: value for key, value in overrides.items() if key in denoiser_fields}
-    if isinstance(outer.get("detailer"), Mapping):
-        outer["detailer"] = DETAILERS.from_dict(outer["detailer"], "detailer")
     if not config.takes_text:
         inner["num_classes"] = 1000 if num_classes is None else num_classes
     elif num_classes is not None:

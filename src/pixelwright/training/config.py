@@ -27,6 +27,7 @@ from pixelwright.diffusion.solvers import check_solver
 from pixelwright.distributed.config import ParallelConfig
 from pixelwright.errors import UserError
 from pixelwright.models.config import DenoiserConfig, Placement, SamplerSettings
+from pixelwright.models.detailers import DETAILERS
 from pixelwright.models.prediction import Prediction
 from pixelwright.models.presets import preset
 from pixelwright.text.config import TextConfig, read_prompts
@@ -53,6 +54,9 @@ class ModelConfig(Config, where="model"):
     """Attention heads of the global stage; hidden_size must be divisible by it."""
     patch_size: PositiveInt | None = None
     """Pixels on the side of a patch; the image size must be divisible by it."""
+
+    detailer: Annotated[Any, DETAILERS] | None = None
+    """Another detailer: {type: unet, channels: [64, 128]}, or one of your own (see imports)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from pixelwright.config import Config
 from pixelwright.models.backbones import GlobalState
 from pixelwright.models.detailers.base import register_detailer
 from pixelwright.models.layers import RMSNorm, modulate, unpatchify, zero_
 
 
 @dataclass(frozen=True)
-class LinearConfig:
+class LinearConfig(Config):
     """The DiT-only baseline has no settings."""
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.config import Config, PositiveInt
 from pixelwright.errors import UserError
 from pixelwright.models.backbones import GlobalState
-from pixelwright.models.checks import check_flag, check_heads, check_positive
+from pixelwright.models.checks import check_heads
 from pixelwright.models.detailers.base import register_detailer
 from pixelwright.models.layers import (
     Attention,
@@ -25,19 +26,18 @@ from pixelwright.models.layers import (
 
 
 @dataclass(frozen=True)
-class PiTConfig:
+class PiTConfig(Config):
     """PixelDiT's pixel-level blocks: M blocks of width D_pix per pixel, attention of width A over patches."""
 
-    depth: int
-    pixel_size: int
-    attention_size: int
-    num_heads: int
+    depth: PositiveInt
+    pixel_size: PositiveInt
+    attention_size: PositiveInt
+    num_heads: PositiveInt
     post_modulation: bool = False
 
     def __post_init__(self) -> None:
-        check_positive(self, "depth", "pixel_size", "attention_size", "num_heads")
+        super().__post_init__()
         check_heads(self, self.attention_size, self.num_heads)
-        check_flag(self, "post_modulation")
         if self.pixel_size % 4:
             raise UserError(
                 f"PiTConfig.pixel_size is {self.pixel_size}; the 2-D position table needs a multiple of 4"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.config import Config, PositiveInt
 from pixelwright.errors import UserError
 from pixelwright.models.backbones import GlobalState
 from pixelwright.models.detailers.base import register_detailer
@@ -15,16 +16,15 @@ from pixelwright.models.layers import patchify, unpatchify
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Config):
     """DiP's Patch Detailer Head: one level of convolution and pooling per entry of `channels`."""
 
-    channels: tuple[int, ...]
+    channels: tuple[PositiveInt, ...]
 
     def __post_init__(self) -> None:
-        if not self.channels or any(
-            isinstance(c, bool) or not isinstance(c, int) or c < 1 for c in self.channels
-        ):
-            raise UserError(f"UNetConfig.channels is {self.channels!r}; give one positive width per level")
+        super().__post_init__()
+        if not self.channels:
+            raise UserError("UNetConfig.channels is (): give one width per level")
 
     def check(self, patch_size: int) -> None:
         """Raise UserError unless a patch of this side can be halved once per level."""
