@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pixelwright as pw
 from pixelwright.acceleration.reuse import check_reuse
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import labels_for
-from pixelwright.cli.parsing import Parser, image_size
+from pixelwright.cli.parsing import MODEL, Parser, image_size
+from pixelwright.config import PositiveInt
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.distributed.config import ParallelConfig
 from pixelwright.distributed.parallel import Layout, connect, together
@@ -66,51 +67,30 @@ DEFAULTS: dict[str, Any] = {
 
 def parser() -> Parser:
     """Model or images, reference, features, and how the images of a model are drawn."""
-    parser = Parser("evaluate", DESCRIPTION, EXAMPLES)
+    usage = "pixelwright evaluate MODEL|IMAGES --reference REF [--OPTION VALUE ...]"
+    parser = Parser("evaluate", DESCRIPTION, EXAMPLES, usage)
     add = parser.add_argument
-    add(
-        "subject",
-        metavar="MODEL|IMAGES",
-        help="a saved model, a run, a published file, hf://OWNER/NAME; or a folder of images, a .zip, "
-        "shards, or an .npz with arr_0",
-    )
-    add("--reference", type=str, required=True, metavar="REF", help="an .npz: ours or one of ADM's")
+    help_text = f"{MODEL}; or images: a folder, .zip, shards or .npz"
+    add("subject", metavar="MODEL|IMAGES", help=help_text)
+    help_text = "reference statistics (.npz): ours or ADM's"
+    add("--reference", type=str, required=True, metavar="REF", help=help_text)
     add("--features", type=str | None, metavar="KIND[:PLACE]", help=f"{FEATURES} (default: the reference's)")
-    add(
-        "--out",
-        type=str | None,
-        metavar="DIR",
-        help="folder for report.html, .md and .json, and for the images of a model, which needs it",
-    )
-    add(
-        "--size",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="of images: crop to N x N; of a model: N or ROWS COLUMNS",
-    )
-    add("--name", type=str | None, help="what the report calls the model (default: from its path)")
-    add("--num-samples", type=int | None, help="of a model: images to draw (default: 50000)")
-    add(
-        "--labels",
-        nargs="+",
-        type=str,
-        metavar="LABEL",
-        help='of a model: "balanced" (the default; each class in turn), "random", a file with one label a '
-        "line, or numbers, ranges (0-9) and names, gone through again and again",
-    )
+    help_text = "folder for report.html, .md and .json, and for the images of a model, which needs it"
+    add("--out", type=str | None, metavar="DIR", help=help_text)
+    help_text = "of images: crop to N x N; of a model: N or ROWS COLUMNS"
+    add("--size", type=int, nargs="+", metavar="N", help=help_text)
+    add = parser.section("of a model")
+    add("--num-samples", type=PositiveInt | None, help="images to draw (default: 50000)")
+    help_text = '"balanced" (default: each class in turn), "random", a file with one label a line, or labels'
+    add("--labels", nargs="+", type=str, metavar="LABEL", help=help_text)
     add("--seed", type=int | None, help="of the noise (default: 0)")
-    sampler.add_arguments(parser)
-    sampler.add_machine_arguments(parser, DEFAULTS["batch_size"], images_too=True)
-    add("--images", choices=list(FORMS), help="how the images of a model are kept (default: npz, as ADM's)")
-    add(
-        "--sweep",
-        type=str,
-        nargs="+",
-        metavar="SETTING=VALUES",
-        help="of a model: evaluate every combination, such as guidance_scale=1:4:0.25 "
-        f"guidance_interval=all,0.1:0.9; settings: {', '.join(sweep.SWEPT)}",
-    )
+    help_text = "evaluate every combination, such as guidance_scale=1:4:0.25 guidance_interval=all,0.1:0.9; "
+    help_text += f"settings: {', '.join(sweep.SWEPT)}"
+    add("--sweep", type=str, nargs="+", metavar="SETTING=VALUES", help=help_text)
+    sampler.add_arguments(parser, DEFAULTS["batch_size"], for_images_too=True)
+    add = parser.section("further options of a model", advanced=True)
+    add("--name", type=str | None, help="its name in the report (default: from its path)")
+    add("--images", choices=list(FORMS), help="how its images are kept (default: npz, as ADM's)")
     add("--keep-images", action="store_true", help="of a sweep: keep the images of every point")
     return parser
 
@@ -132,7 +112,7 @@ def is_model(subject: str) -> bool:
 
 # ---------------------------------------------------------------- images that exist
 def _evaluate_images(options: Namespace) -> None:
-    for name in (*DEFAULTS, *sampler.DEFAULTS, "sampler"):
+    for name in (*DEFAULTS, *sampler.FIELDS, "sampler", "reuse"):
         if options[name]:
             raise UserError(
                 f"--{name.replace('_', '-')} is for a model, and {options.subject} is none: leave it out"
@@ -204,8 +184,7 @@ def _evaluate_model(options: Namespace) -> None:
         model = pw.load(options.subject).to(layout.device)
         evaluation = Evaluation(name, model, labels, layout, scorer, settings["images"])
         if layout.main and not axes:
-            preset = sampler.choose_preset(options, config)
-            print(sampler.in_words(asdict(generation), options, preset))
+            print(sampler.choose(options, config).text)
         if not axes:
             report = evaluation.run(next(iter(recipes.values())), out)
             if report is not None:
@@ -226,8 +205,8 @@ def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -
         raise UserError("the model's config has no image_size; give --size ROWS COLUMNS")
     config.check_size(*size)
     precision = name_precision(settings["precision"], resolve_device(options.device))
-    chosen = sampler.settings(options, sampler.choose_preset(options, config))
-    check_reuse(chosen.get("reuse", 1), config)
+    chosen = sampler.choose(options, config)
+    check_reuse(chosen.reuse, config)
     return Generation(
         model=config.name,
         weights="",
@@ -237,7 +216,7 @@ def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -
         seed=settings["seed"],
         batch_size=settings["batch_size"],
         precision=precision,
-        **chosen,
+        **chosen.as_dict(),
     )
 
 

@@ -16,6 +16,8 @@ from pixelwright.errors import UserError, nearest
 Add = Callable[..., None]
 """Adds an option to a section: the arguments of `argparse`, with a `type` as in configs."""
 ADVANCED = "--help=advanced"
+MODEL = "a model folder, a run, a published file or hf://OWNER/NAME"
+"""Help of an argument that names a model."""
 
 
 class Command(NamedTuple):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 import pixelwright as pw
 from pixelwright.acceleration import accelerate
 from pixelwright.cli import sampler
-from pixelwright.cli.parsing import Command, Parser, image_size
+from pixelwright.cli.parsing import MODEL, Command, Parser, image_size
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.errors import UserError
 from pixelwright.evaluation.generate import checksum
@@ -32,7 +32,6 @@ from pixelwright.files import replacing, write_text
 from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import load_png
-from pixelwright.models.config import SamplerSettings
 
 DESCRIPTION = (
     "Does a text-to-image model draw what prompts say? Draw the images of a benchmark, and score them."
@@ -71,45 +70,39 @@ def parser() -> Parser:
     return Parser("prompts", DESCRIPTION, EXAMPLES)
 
 
-def _drawing_parser(verb: str, description: str, example: str) -> Parser:
+def _drawing_parser(name: str, description: str, example: str) -> Parser:
     """A parser with what drawing takes."""
-    parser = Parser(f"prompts {verb}", description, f"  pixelwright prompts {verb} {example}")
+    usage = f"pixelwright prompts {name} MODEL --out DIR [--OPTION VALUE ...]"
+    parser = Parser(f"prompts {name}", description, f"  pixelwright prompts {name} {example}", usage)
     add = parser.add_argument
-    add(
-        "model", metavar="MODEL", help="a saved model of captions, a run, a published file or hf://OWNER/NAME"
-    )
+    add("model", metavar="MODEL", help=f"{MODEL}, of captions")
     add("--out", type=str, required=True, metavar="DIR", help="folder for the images and the report")
     add("--size", type=int, nargs="+", metavar="N", help="N or ROWS COLUMNS (default: the model's own)")
     add("--seed", type=int, default=0, help="seed of the noise")
-    sampler.add_arguments(parser)
-    sampler.add_machine_arguments(parser, batch_size=16)
+    sampler.add_arguments(parser, batch_size=16)
     return parser
 
 
 def _draw(options: Namespace, images: Sequence[PromptImage]) -> str:
     """Draw what is missing; the title of the report."""
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size is {options.batch_size}; it must be at least 1")
     device = resolve_device(options.device)
     precision = name_precision(options.precision, device)
     config = load_config(options.model)
     if not config.takes_text:
         raise UserError(f"{config.name} draws from classes; give a model of captions")
-    preset = sampler.choose_preset(options, config)
-    chosen = sampler.settings(options, preset)
+    chosen = sampler.choose(options, config)
     size = image_size(options.size) or config.image_size
-    noted = {"weights": checksum(options.model), "size": size, "seed": options.seed, **chosen}
-    record_settings(Path(options.out), {**noted, "precision": precision})
-    print(sampler.in_words(chosen, options, preset))
+    settings = {"weights": checksum(options.model), "size": size, "seed": options.seed, **chosen.as_dict()}
+    record_settings(Path(options.out), {**settings, "precision": precision})
+    print(chosen.text)
     todo = missing(images)
     if todo:
-        kept = {name: value for name, value in chosen.items() if name != "reuse"}
-        model = accelerate(pw.load(options.model).to(device), precision, reuse=chosen.get("reuse", 1))
+        model = accelerate(pw.load(options.model).to(device), precision, reuse=chosen.reuse)
         prompts = [image.prompt for image in todo]
-        draw = draw_with(model, prompts, options.seed, size=size, sampler=SamplerSettings(**kept))
+        draw = draw_with(model, prompts, options.seed, size=size, sampler=chosen.sampler)
         with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", disable=None) as bar:
             draw_missing(draw, images, options.batch_size, bar.update)
-    return f"{config.name}, {sampler.in_words(chosen, options, preset)}"
+    return f"{config.name}, {chosen.text}"
 
 
 def _write(out: Path, report: Mapping[str, Any], text: str) -> None:

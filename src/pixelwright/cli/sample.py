@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from jsonargparse import Namespace
@@ -15,7 +15,8 @@ import pixelwright as pw
 from pixelwright.acceleration import AcceleratedDenoiser, accelerate
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import parse_labels
-from pixelwright.cli.parsing import Parser, image_size
+from pixelwright.cli.parsing import MODEL, Parser, image_size
+from pixelwright.config import NonNegativeInt
 from pixelwright.device import check_compiler, keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.solvers import Step
 from pixelwright.errors import UserError
@@ -31,9 +32,8 @@ GRID = 100
 
 DESCRIPTION = f"""Draw images from a trained model: PNG files by index, and grid.png of the first {GRID}.
 
-A model of classes is given --labels, one of captions --prompt or --prompts. Image i depends on
-the seed and on i alone, not on the batch size; --start-index draws a set in pieces. A model that knows the
-sampler preset of its published result is drawn from with it; what is used is printed."""
+Give --labels to a model of classes, --prompt or --prompts to one of captions. Image i depends on the seed and
+on i alone. The sampler settings that are used are printed. --help=advanced shows all options."""
 
 EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
   pixelwright sample runs/first --labels "golden retriever" 7,7,7 --out dogs --guidance-scale 2.5 --seed 3
@@ -44,60 +44,28 @@ EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
 
 def parser() -> Parser:
     """Model, labels, folder, and the settings of the sampler."""
-    parser = Parser("sample", DESCRIPTION, EXAMPLES)
+    usage = "pixelwright sample MODEL --out DIR [--OPTION VALUE ...]"
+    parser = Parser("sample", DESCRIPTION, EXAMPLES, usage)
     add = parser.add_argument
-    add(
-        "model",
-        metavar="MODEL",
-        help="a saved model, a run (its averaged weights are used), a published file or hf://OWNER/NAME",
-    )
-    add(
-        "--labels",
-        nargs="+",
-        type=str,
-        default=[],
-        metavar="LABEL",
-        help='numbers, ranges (0-9), "all", or class names where the model has them; one image per label',
-    )
+    add("model", metavar="MODEL", help=MODEL)
+    add("--out", type=str, required=True, metavar="DIR", help="folder for the images")
+    add("--overwrite", action="store_true", help="write into a folder that holds files")
+    add = parser.section("what to draw")
+    help_text = 'numbers, ranges (0-9), "all" or class names; one image per label'
+    add("--labels", nargs="+", type=str, default=[], metavar="LABEL", help=help_text)
     add("--prompt", nargs="+", type=str, default=[], metavar="TEXT", help="one image per prompt")
     add("--prompts", type=str | None, metavar="FILE", help="a text file with one prompt a line")
-    add(
-        "--negative", type=str | None, metavar="TEXT", help="what guidance leads away from (default: nothing)"
-    )
-    add(
-        "--text-encoder",
-        type=str | None,
-        metavar="PATH",
-        help="folder or hub name of the text encoder (default: where the model says it was)",
-    )
-    add(
-        "--out",
-        type=str,
-        required=True,
-        metavar="DIR",
-        help="folder for the images; made if it does not exist",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="write into a folder that holds files; the same names are replaced",
-    )
-    add(
-        "--size",
-        type=str,
-        nargs="+",
-        metavar="N",
-        help="N, ROWS COLUMNS or WIDTHxHEIGHT (default: the model's own)",
-    )
+    add("--negative", type=str | None, metavar="TEXT", help="prompt that guidance leads away from")
+    help_text = "N, ROWS COLUMNS or WIDTHxHEIGHT (default: the model's own)"
+    add("--size", type=str, nargs="+", metavar="N", help=help_text)
     add("--seed", type=int, default=0, help="seed of the noise")
-    add("--start-index", type=int, default=0, help="index of the first image")
-    sampler.add_arguments(parser)
-    sampler.add_machine_arguments(parser, batch_size=16)
-    add(
-        "--compile",
-        action="store_true",
-        help="fewer passes over memory, with a C++ compiler; the first time takes a minute",
-    )
+    sampler.add_arguments(parser, batch_size=16)
+    add = parser.section("further options", advanced=True)
+    add("--start-index", type=NonNegativeInt, default=0, help="index of the first image")
+    help_text = "folder or hub name of the text encoder (default: the one the model names)"
+    add("--text-encoder", type=str | None, metavar="PATH", help=help_text)
+    help_text = "compile the network: needs a C++ compiler, and a minute the first time"
+    add("--compile", action="store_true", help=help_text)
     return parser
 
 
@@ -111,18 +79,16 @@ def run(options: Namespace) -> None:
     device = resolve_device(options.device)
     name_precision(options.precision, device)
     config = load_config(options.model)  # so that a wrong label is found before the weights are read
-    preset = sampler.choose_preset(options, config)
-    settings = sampler.settings(options, preset)
+    chosen = sampler.choose(options, config)
     condition = _condition(options, config, device)
-    print(sampler.in_words(settings, options, preset))
-    reuse = settings.pop("reuse", 1)
-    model = accelerate(pw.load(options.model).to(device), options.precision, options.compile, reuse)
+    print(chosen.text)
+    model = accelerate(pw.load(options.model).to(device), options.precision, options.compile, chosen.reuse)
     starts = range(0, len(condition), options.batch_size)
     shown: list[Tensor] = []
-    with tqdm(total=len(starts) * settings["steps"], unit="step", disable=None, delay=0.5) as bar:
+    with tqdm(total=len(starts) * chosen.sampler.steps, unit="step", disable=None, delay=0.5) as bar:
         for start in starts:
             part = condition[start : start + options.batch_size]
-            images = _draw(model, part, start, options, settings, bar)
+            images = _draw(model, part, start, options, chosen.sampler, bar)
             for index, image in enumerate(images, options.start_index + start):
                 save_png(image, out / f"{index:06d}.png")
             shown += list(images[: max(0, GRID - start)])
@@ -155,9 +121,6 @@ def _check(options: Namespace, out: Path) -> None:
         raise UserError(f"--out {out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not options.overwrite:
         raise UserError(f"--out {out} holds files already; give another folder, or --overwrite")
-    for name, least in (("batch_size", 1), ("start_index", 0)):
-        if options[name] < least:
-            raise UserError(f"--{name.replace('_', '-')} is {options[name]}; it must be at least {least}")
 
 
 def _draw(
@@ -165,7 +128,7 @@ def _draw(
     condition: Condition,
     start: int,
     options: Namespace,
-    settings: dict[str, Any],
+    settings: SamplerSettings,
     bar: tqdm[NoReturn],
 ) -> Tensor:
     """One batch, uint8 [B,H,W,3]; the bar moves with every step of the solver."""
@@ -179,6 +142,6 @@ def _draw(
         size=image_size(options.size),
         seed=options.seed,
         start_index=options.start_index + start,
-        sampler=SamplerSettings(**settings),
+        sampler=settings,
         callback=advance,
     )
