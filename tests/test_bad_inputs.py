@@ -218,13 +218,14 @@ def sample(**changes: str | list[str]) -> list[str]:
     return words
 
 
+DETAILER = ["--model.detailer.type", "unet"]
 EVALUATE = ["evaluate", "model", "--reference", "nowhere.npz", "--out", "out"]
 CASES = [
     # evaluating
     Case("evaluating a model without --out", EVALUATE[:4], "--out"),
     Case("evaluating a model into a file", [*EVALUATE[:4], "--out", "config.yaml"], "config.yaml"),
     Case("reference of a model missing", EVALUATE, "nowhere.npz"),
-    Case("no samples", [*EVALUATE, "--num-samples", "0"], "num_samples is 0"),
+    Case("no samples", [*EVALUATE, "--num-samples", "0"], "--num-samples is 0"),
     Case("evaluated label too high", [*EVALUATE, "--labels", "4"], "label 4"),
     Case("swept setting unknown", [*EVALUATE, "--sweep", "guidance=1:2:1"], "guidance_scale"),
     Case("sweep backwards", [*EVALUATE, "--sweep", "guidance_scale=3:1:1"], "LOW:HIGH:STEP"),
@@ -260,6 +261,17 @@ CASES = [
     Case("config with a Python object", TRAIN, "config.yaml", config_text("run: !!python/name:os.system x")),
     Case("config with a key twice", TRAIN, '"run"', config_text("run: a\nrun: b\n")),
     Case("config with two documents", TRAIN, "config.yaml", config_text("run: a\n---\nrun: b\n")),
+    Case("former key", TRAIN, '"recipe": it is called sampler now', setting("recipe", 3)),
+    Case("detailer unknown", TRAIN, 'did you mean "unet"', setting("model.detailer", {"type": "unte"})),
+    Case(
+        "key of a detailer unknown", [*TRAIN, *DETAILER, "--model.detailer.chanels", "8"], "detailer.channels"
+    ),
+    Case("detailer without its settings", [*TRAIN, *DETAILER], "missing: model.detailer.channels"),
+    Case("detailer without a type", TRAIN, "detailers are", setting("model.detailer", {"channels": [8]})),
+    Case("import missing", [*TRAIN, "--imports", "nowhere.py"], '"nowhere.py" is not a file'),
+    Case("import of a module missing", [*SAMPLE, "--imports", "nowhere"], 'no module "nowhere"'),
+    Case("imports a number", TRAIN, "imports is 3", setting("imports", 3)),
+    Case("sampler preset unknown", [*SAMPLE, "--sampler", "pixeldit-xl-epoch81"], "pixeldit-xl-epoch80"),
     Case("unknown key", TRAIN, '"stepz", did you mean "steps"', setting("stepz", 3)),
     Case("unknown group", TRAIN, '"optmi", did you mean "optim"', setting("optmi", {})),
     Case("unknown key in a group", TRAIN, '"optim.lrr", did you mean "optim.lr"', setting("optim.lrr", 1)),
@@ -437,11 +449,11 @@ CASES = [
     Case("config.json a list", SAMPLE, "config.json", model_text("[]")),
     Case("config.json of another format", SAMPLE, "99", model_json(lambda c: c.update(format=99))),
     Case("unknown key in config.json", SAMPLE, '"colour"', model_json(lambda c: c.update(colour=1))),
-    Case("missing key in config.json", SAMPLE, '"backbone"', model_json(lambda c: c.pop("backbone"))),
+    Case("missing key in config.json", SAMPLE, "missing: backbone", model_json(lambda c: c.pop("backbone"))),
     Case(
         "unknown key in a part",
         SAMPLE,
-        '"hiden_size"',
+        '"backbone.hiden_size", did you mean "backbone.hidden_size"',
         model_json(lambda c: c["backbone"].update(hiden_size=8)),
     ),
     Case("unknown part", SAMPLE, '"linaer"', model_json(lambda c: c["detailer"].update(type="linaer"))),

@@ -54,7 +54,8 @@ class Registry(Generic[Built]):
     def config_type(self, name: object, where: str) -> type:
         """The config dataclass of a name. Raises UserError for an unknown one, naming the nearest."""
         if name not in self._configs:
-            raise UserError(f'{where}.type is "{name}"{nearest(str(name), self._configs)}')
+            hint = "; --imports FILE makes one of your own known"
+            raise UserError(f'{where}.type is "{name}"{nearest(str(name), self._configs)}{hint}')
         return self._configs[str(name)]
 
     def name_of(self, config: object) -> str:

@@ -234,6 +234,42 @@ def test_settings_come_from_the_file_and_flags_go_before_it(tmp_path: Path) -> N
     assert "lr: 0.0002" in stored and "warmup: 7" in stored and "seed: 5" in stored
 
 
+MINE = """
+from dataclasses import dataclass
+from torch import nn
+from pixelwright.models.detailers import register_detailer
+
+@dataclass(frozen=True)
+class MineConfig:
+    width: int = 4
+
+@register_detailer("mine-of-a-test", MineConfig)
+class Mine(nn.Module):
+    def __init__(self, config, hidden_size, patch_size):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, config.width, 1), nn.Conv2d(config.width, 3, 1))
+
+    def forward(self, x, state):
+        return self.net(x)
+"""
+
+
+def test_a_detailer_of_the_user_trains_and_samples(tmp_path: Path) -> None:
+    mine, run = tmp_path / "detailer_of_a_test.py", tmp_path / "run"
+    mine.write_text(MINE)
+    detailer = ["--model.detailer.type", "mine-of-a-test", "--model.detailer.width", "6"]
+    try:
+        assert train(run, "--imports", str(mine), *detailer) == 0
+        assert "width: 6" in (run / "config.yaml").read_text()
+        assert sample(run, tmp_path / "out", "--labels", "0", "--imports", str(mine)) == 0
+    finally:
+        sys.modules.pop("detailer_of_a_test", None)
+    without = process("info", str(run))
+    assert without.returncode == 2 and "Traceback" not in without.stderr
+    assert 'detailer.type is "mine-of-a-test"' in without.stderr and "--imports FILE" in without.stderr
+    assert process("info", str(run), "--imports", str(mine)).returncode == 0
+
+
 def test_ctrl_c_in_training_exits_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pixelwright.cli import train as command
     from pixelwright.training import Interrupted

@@ -391,9 +391,7 @@ def test_a_config_that_does_not_fit_is_refused(model: PixelDenoiser, tmp_path: P
     config = json.loads(path.read_text())
     config["architecture"]["backbone"]["heads"] = 2
     path.write_text(json.dumps(config))
-    with pytest.raises(
-        pw.UserError, match=r'PixelDenoiserModel\.architecture: backbone: unknown key "heads"'
-    ):
+    with pytest.raises(pw.UserError, match=r'PixelDenoiserModel\.architecture: unknown key "backbone.heads"'):
         PixelDenoiserModel.from_pretrained(tmp_path)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse import Namespace
 
-from pixelwright.cli.parsing import Parser
+from pixelwright.cli.parsing import Parser, add_imports
 from pixelwright.hub.convert import convert
 from pixelwright.hub.presets import SAMPLER_PRESETS
 from pixelwright.models.config import DenoiserConfig
@@ -70,6 +70,7 @@ def parser() -> Parser:
         metavar="NAME|none",
         help="settings to record (default: known ones)",
     )
+    add_imports(add)
     return parser
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from pixelwright.cli.parsing import Parser, image_size
+from pixelwright.cli.parsing import Parser, add_imports, image_size
 from pixelwright.config import PositiveFloat, PositiveInt, Share
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
@@ -58,6 +58,7 @@ def parser() -> Parser:
     add("--gpu", type=str | None, metavar="NAME", help=f"{', '.join(PEAK_TFLOPS)} (default: h100)")
     add("--peak-tflops", type=PositiveFloat | None, help="of another GPU: dense bf16 products")
     add("--mfu", type=Share, default=0.4, help="share of the peak that the run makes use of")
+    add_imports(parser.add_argument)
     return parser
 
 

@@ -70,7 +70,7 @@ class Parser:
             more |= {"type": word_type(hint), "metavar": more.get("metavar", metavar(hint))}
         action: argparse.Action = add(*names, **more)
         self._names += names
-        if hint is not None:
+        if hint is not None and registry_of(hint) is None:  # parts are read once their files are imported
             many = ("nargs" in more and more["nargs"] != "?") or more.get("action") == "append"
             self._types[action.dest] = names[0], hint, many
         return action

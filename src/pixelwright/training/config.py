@@ -54,7 +54,6 @@ class ModelConfig(Config, where="model"):
     """Attention heads of the global stage; hidden_size must be divisible by it."""
     patch_size: PositiveInt | None = None
     """Pixels on the side of a patch; the image size must be divisible by it."""
-
     detailer: Annotated[Any, DETAILERS] | None = None
     """Another detailer: {type: unet, channels: [64, 128]}, or one of your own (see imports)."""
 
