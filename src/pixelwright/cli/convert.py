@@ -33,43 +33,19 @@ def parser() -> Parser:
     parser = Parser("convert", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="the model to read")
-    add("out", metavar="OUT", help="the folder, or with --to public the .ckpt or .safetensors file, to make")
-    add(
-        "--weights",
-        type=Literal["ema", "raw"] | None,
-        help="insist on one of a Lightning file's sets (default: EMA where it is there)",
-    )
-    add(
-        "--ema",
-        type=str | None,
-        metavar="NAME",
-        help="of a run: another of its averages than the main one, such as 0.999 or power-0.05",
-    )
-    add(
-        "--to",
-        type=Literal["folder", "public"],
-        default="folder",
-        help="a folder, or a file with the published key names",
-    )
-    add(
-        "--dtype",
-        type=Literal["bf16", "fp16", "fp32"] | None,
-        help="convert the weights (default: as they are)",
-    )
-    add(
-        "--average",
-        type=str,
-        nargs="+",
-        default=[],
-        metavar="SOURCE",
-        help="further models; the mean of SOURCE and these is written",
-    )
-    add(
-        "--sampler",
-        type=str | None,
-        metavar="NAME|none",
-        help="settings to record (default: known ones)",
-    )
+    add("out", metavar="OUT", help="folder to make, or with --to public a .ckpt or .safetensors file")
+    help_text = "one of a Lightning file's sets (default: EMA where it is there)"
+    add("--weights", type=Literal["ema", "raw"] | None, help=help_text)
+    help_text = "of a run: another of its averages than the main one, such as 0.999 or power-0.05"
+    add("--ema", type=str | None, metavar="NAME", help=help_text)
+    help_text = "a folder, or a file with the published key names"
+    add("--to", type=Literal["folder", "public"], default="folder", help=help_text)
+    help_text = "convert the weights (default: as they are)"
+    add("--dtype", type=Literal["bf16", "fp16", "fp32"] | None, help=help_text)
+    help_text = "further models; the mean of SOURCE and these is written"
+    add("--average", type=str, nargs="+", default=[], metavar="SOURCE", help=help_text)
+    help_text = "sampler preset to record (default: that of the published result, where it is known)"
+    add("--sampler", type=str | None, metavar="PRESET|none", help=help_text)
     add_imports(add)
     return parser
 
@@ -77,14 +53,14 @@ def parser() -> Parser:
 def run(options: Namespace) -> None:
     """Convert the source, or the average of a run that was asked for."""
     if options.ema is None:
-        report(options, convert_as_told(options, options.source))
+        report(options, convert_source(options, options.source))
         return
     with tempfile.TemporaryDirectory(prefix="average-") as folder:
         save(load_average(options.source, options.ema), folder)
-        report(options, convert_as_told(options, folder))
+        report(options, convert_source(options, folder))
 
 
-def convert_as_told(options: Namespace, source: str) -> DenoiserConfig:
+def convert_source(options: Namespace, source: str) -> DenoiserConfig:
     """Convert `source` with the settings of the command line."""
     return convert(
         source,
@@ -99,8 +75,6 @@ def convert_as_told(options: Namespace, source: str) -> DenoiserConfig:
 
 def report(options: Namespace, config: DenoiserConfig) -> None:
     """Say what was read and written."""
-    provenance, sampler = config.provenance, config.sampler
+    provenance, preset = config.provenance, config.sampler
     print(f"{options.out}: {config.name}" + (f", read from {provenance.read}" if provenance else ""))
-    print(
-        f"sampler preset: {sampler.name} ({sampler.origin})" if sampler else "sampler preset: none is known"
-    )
+    print(f"sampler preset: {preset.name} ({preset.origin})" if preset else "sampler preset: none is known")
