@@ -4,8 +4,6 @@ A file is written under another name, flushed to the disk, then renamed. Weights
 so that a model need not fit into memory twice, or at all.
 """
 
-from __future__ import annotations
-
 import codecs
 import errno
 import hashlib
@@ -51,8 +49,6 @@ def cache_folder() -> Path:
 
 
 # --- writing ---
-
-
 def sync(path: Path) -> None:
     """Flush a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -69,8 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The name is unique: where threads, processes or machines write the same file at once, the last one stays.
     Folders above it are made, and removed again on an error. A folder replaces nothing but an empty folder.
 
-    Raises:
-        WriteError: the disk is full, or writing there is not allowed.
+    Raises WriteError: the disk is full, or writing there is not allowed.
     """
     missing = [folder for folder in path.parents if not folder.exists()]  # the innermost comes first
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
@@ -117,11 +112,8 @@ def _remove(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are not there.
-
-    Raises:
-        WriteError: a file is in its place, the disk is full, or writing there is not allowed.
-    """
+    """Make a folder and those above it, where they are not there. Raises WriteError: a file is in its place,
+    the disk is full, or writing there is not allowed."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -136,8 +128,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 # --- reading ---
-
-
 def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
     """The content of a file. Raises UserError if it cannot be read or is longer than `limit` bytes."""
     try:
@@ -172,11 +162,8 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int = LIMIT) -> byte
 
 
 def decode_text(data: bytes, place: str) -> str:
-    """Text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
-
-    Raises:
-        UserError: it is neither; the message names `place` and the line.
-    """
+    """Text in UTF-8, with or without a byte order mark, or in UTF-16 with one. Raises UserError: it is
+    neither; the message names `place` and the line."""
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if utf16 else "utf-8-sig")
@@ -232,8 +219,6 @@ def digest(*parts: object) -> str:
 
 
 # --- weights ---
-
-
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in memory order; little endian, as every supported platform is."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)

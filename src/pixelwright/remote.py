@@ -4,8 +4,6 @@ An address is PROTOCOL://PLACE. What can pass (lost connections, busy servers) i
 wrong in the end is a `UserError` with the address and the reason.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -193,13 +191,9 @@ def _verify(address: str, part: Path, name: str, sums: dict[str, str]) -> None:
 
 
 # --- fsspec ---
-
-
 def _filesystem(address: str) -> tuple[Any, str]:
-    """The file system of an address and the path in it.
-
-    Raises UserError for an unknown protocol, or one whose package is not installed.
-    """
+    """The file system of an address and the path in it. Raises UserError for an unknown protocol, or one
+    whose package is not installed."""
     import fsspec
 
     protocol = address.partition("://")[0].lower()
@@ -233,10 +227,8 @@ class _RefusedError(UserError):
 
 
 def _try(address: str, action: Callable[[], Result]) -> Result:
-    """What `action` gives, with further attempts after errors that pass by themselves.
-
-    Raises _NotFoundError, or UserError for all else that a network or a server refuses.
-    """
+    """What `action` gives, with further attempts after errors that pass by themselves. Raises _NotFoundError,
+    or UserError for all else that a network or a server refuses."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()

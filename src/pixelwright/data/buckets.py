@@ -4,8 +4,6 @@ A bucket is a size in pixels, (rows, columns). An image belongs to the bucket wh
 its own; it is enlarged or reduced to cover it, and what sticks out is cut off. Nothing is distorted.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -44,10 +42,8 @@ logger = logging.getLogger(__name__)
 
 
 def table(size: int, step: int = STEP, longest: float = LONGEST) -> tuple[Bucket, ...]:
-    """The buckets for images of about size² pixels, by rising rows.
-
-    The usual tables for 512 and 1024; else `make_table`. None is longer than `longest` to one.
-    """
+    """The buckets for images of about size² pixels, by rising rows. The usual tables for 512 and 1024; else
+    `make_table`. None is longer than `longest` to one."""
     if size in (512, 1024):
         factor = size // 512
         buckets: Iterable[Bucket] = ((rows * factor, columns * factor) for rows, columns in STANDARD)
@@ -64,11 +60,8 @@ def buckets_of(config: DataConfig) -> tuple[Bucket, ...]:
 
 
 def make_table(size: int, step: int, longest: float = LONGEST) -> tuple[Bucket, ...]:
-    """For every number of rows the columns nearest to size² pixels, all multiples of `step`.
-
-    Raises:
-        UserError: `size` is no multiple of `step`.
-    """
+    """For every number of rows the columns nearest to size² pixels, all multiples of `step`. Raises
+    UserError: `size` is no multiple of `step`."""
     if size % step:
         raise UserError(f"size is {size}: with buckets in steps of {step} it must be a multiple of {step}")
     found = {(size, size)}
@@ -138,8 +131,7 @@ def make_plan(source: Source, config: DataConfig, seed: int) -> Plan:
 
     Images that are too small, too long, or whose size cannot be read are left out; their number is logged.
 
-    Raises:
-        UserError: no image is left.
+    Raises UserError: no image is left.
     """
     count, square = len(source), (config.size, config.size)
     if not config.looks_at_sizes:
@@ -177,10 +169,8 @@ def _filter(sizes: np.ndarray, config: DataConfig) -> np.ndarray:
 
 
 def image_sizes(source: Source) -> np.ndarray:
-    """(rows, columns) of every image as it is shown, [n, 2]; 0, 0 where they cannot be read.
-
-    Kept on the disk for sets of shards and of parquet files, by name, length and times of these.
-    """
+    """(rows, columns) of every image as it is shown, [n, 2]; 0, 0 where they cannot be read. Kept on the disk
+    for sets of shards and of parquet files, by name, length and times of these."""
     files = getattr(source, "files", None)
     kept = cache_folder() / "sizes" / f"{digest(*map(identity, files))}.npy" if files else None
     if kept is not None:

@@ -6,8 +6,6 @@ prompts of ShapesBench. Some compositions never occur in the set (`held_out`), s
 for what it has not seen.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 
@@ -87,13 +85,9 @@ def _held_out(thing: Thing) -> bool:
 
 
 # --- captions ---
-
-
 def caption(claim: Claim, phrasing: int = 0) -> str:
-    """An English phrase for a claim, such as "a red star to the left of a blue circle".
-
-    `phrasing` is any whole number; different ones give different words for the same claim, in turn.
-    """
+    """An English phrase for a claim, such as "a red star to the left of a blue circle". `phrasing` is any
+    whole number; different ones give different words for the same claim, in turn."""
     phrasing, beginning = divmod(phrasing, len(BEGINNINGS))
     return BEGINNINGS[beginning] + _middle(claim, phrasing)
 
@@ -122,8 +116,6 @@ def _name(thing: Thing) -> str:
 
 
 # --- pictures ---
-
-
 def draw_facts(dice: Dice) -> Claim:
     """All there is to a picture of the set: of a category, with a colour for each thing, and for two things a
     relation, whether the caption states them or not."""

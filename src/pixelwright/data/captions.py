@@ -1,7 +1,5 @@
 """The captions of an image: one, or several of which each epoch draws one."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re
@@ -38,8 +36,7 @@ def from_meta(meta: Mapping[str, Any], place: str) -> Captions | None:
     {"caption": "..."} (or text, prompt), or {"captions": ["...", "..."]} with or without "weights": [2, 1].
     What is neither a text nor a list of texts is passed over: it means something else. So are empty texts.
 
-    Raises:
-        UserError: weights that do not fit.
+    Raises UserError: weights that do not fit.
     """
     for key in KEYS:
         texts = _texts(meta.get(key))
@@ -87,10 +84,7 @@ def from_text(data: bytes, place: str) -> Captions | None:
 
 def read_metadata(data: bytes, place: str) -> dict[str, Captions]:
     """Captions by the name of the image: of a `metadata.jsonl`, a line for each image with its "file_name".
-
-    Raises:
-        UserError: a line that is no such object, or an image named twice.
-    """
+    Raises UserError: a line that is no such object, or an image named twice."""
     found: dict[str, Captions] = {}
     seen: set[str] = set()
     broken = 0

@@ -1,7 +1,5 @@
 """A look at a data set: what is broken in it, how many images of which class and shape, how they look."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor

@@ -1,7 +1,5 @@
 """The settings of the data: where the images are and what is done to them on their way to the model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

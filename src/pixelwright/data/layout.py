@@ -4,8 +4,6 @@ Pictures are told by their suffix; hidden and system files are passed over; one 
 class; folders or files of several splits side by side are refused. What is left out is counted and named.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import unicodedata
@@ -17,8 +15,7 @@ from pixelwright.errors import UserError
 KINDS = "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
 SUFFIXES = frozenset(KINDS.split())
 FOREIGN_KINDS = "arw cr2 cr3 dng exr hdr heic heif jpf jxl jxr nef orf psd raf raw rw2 svg"
-FOREIGN = frozenset(FOREIGN_KINDS.split())
-"""Suffixes of pictures that are not read."""
+FOREIGN = frozenset(FOREIGN_KINDS.split())  # suffixes of pictures that are not read
 SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "#recycle", "system volume information", "lost+found")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _SPLITS = {
@@ -92,10 +89,8 @@ def wrapper(names: Sequence[str]) -> str:
 def refuse_splits(
     names: Iterable[str], where: object, remedy: Callable[[str], str], files: bool = False
 ) -> None:
-    """Raise UserError if folders of several splits (with `files`, also files) lie side by side.
-
-    `remedy` makes the end of the message of the name of one of them.
-    """
+    """Raise UserError if folders of several splits (with `files`, also files) lie side by side. `remedy`
+    makes the end of the message of the name of one of them."""
     found: dict[str, dict[str, str]] = {}  # folder -> split -> what is of it
     every = list(names)
     for folder in sorted({name.rpartition("/")[0] for name in every}):

@@ -1,7 +1,5 @@
 """Batches of training images as a function of the step number."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -112,7 +110,7 @@ class Batches:
         first = turn * self.batch_size + self._offset
         return group, [divmod(c, len(self.plan.members[group])) for c in range(first, first + self._share)]
 
-    def _draw_order(self, group: int, epoch: int) -> _Order:
+    def _draw_order(self, group: int, epoch: int) -> "_Order":
         n, name = len(self.plan.members[group]), self.plan.name(group)
         permutation = torch.randperm(n, generator=generator(self.seed, "permutation", *name, epoch))
         flipped = torch.rand(n, generator=generator(self.seed, "flip", *name, epoch)) < 0.5
@@ -120,7 +118,7 @@ class Batches:
         drawn = torch.rand(n if self._with_captions else 0, generator=random)
         return _Order(permutation.numpy(), flipped.numpy() & self.config.flip, drawn.numpy())
 
-    def _assemble(self, step: int, loaded: _Loaded) -> Batch:
+    def _assemble(self, step: int, loaded: "_Loaded") -> Batch:
         self._take(loaded)
         group, places = self._places(step)
         picks = [(self._order(group, epoch), self._readable(group, epoch, place)) for epoch, place in places]
@@ -135,7 +133,7 @@ class Batches:
         indices = torch.tensor([index for _, index in picks])
         return Batch(from_uint8(images.permute(0, 2, 3, 1)), labels, indices, captions)
 
-    def _caption(self, order: _Order, index: int) -> str:
+    def _caption(self, order: "_Order", index: int) -> str:
         captions = self._held[index].captions
         assert captions is not None  # the reader refuses images without
         return captions.pick(float(order.drawn[self.plan.place_of[index]]))
@@ -153,7 +151,7 @@ class Batches:
         name, reason = next(iter(self.skipped.items()))
         raise UserError(f'none of the {n} images of "{self.config.path}" can be read: "{name}": {reason}')
 
-    def _take(self, loaded: _Loaded) -> None:
+    def _take(self, loaded: "_Loaded") -> None:
         # Memory shared with a worker costs a file handle for as long as it is held.
         shared = self._keep and loaded.pixels.is_shared()
         pixels = (loaded.pixels.clone() if shared else loaded.pixels).numpy()

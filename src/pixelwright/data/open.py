@@ -1,7 +1,5 @@
 """From `data.path` to a source: what the path names, told apart by what is there."""
 
-from __future__ import annotations
-
 import glob
 import logging
 import re

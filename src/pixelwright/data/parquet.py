@@ -1,7 +1,5 @@
 """Hugging Face image sets: parquet files with a column of images, as ImageNet is distributed."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -5,8 +5,6 @@ it, so that neither the number of workers nor an interruption changes a byte of 
 in a folder beside the outcome, which appears under its own name in one step when it is whole.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import multiprocessing

@@ -5,8 +5,6 @@ draws the same scene at every size. Edges come from signed distances: of a pixel
 covered.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -65,10 +63,8 @@ MARGIN = 1 / 32  # around a shape, so that its outline is not cut
 
 @dataclass(frozen=True)
 class Object:
-    """One shape. Lengths are in units of the image side, angles are in radians, clockwise.
-
-    `radius` is that of the circumscribed circle, `angle` turns the whole object, `grain` its texture alone.
-    """
+    """One shape. Lengths are in units of the image side, angles are in radians, clockwise. `radius` is that
+    of the circumscribed circle, `angle` turns the whole object, `grain` its texture alone."""
 
     shape: str
     colour: str
@@ -114,8 +110,6 @@ def _known(what: str, value: str, choices: Collection[str]) -> None:
 
 
 # --- drawing ---
-
-
 def render(scene: Scene, size: int) -> Array:
     """Draw `scene` as uint8 [size, size, 3]."""
     image = _ground(scene.background, size)  # planes [3, size, size]: whole rows per operation are faster
@@ -243,9 +237,8 @@ TEXTURES: dict[str, Callable[[Array, Array, int], Array]] = {
     "dotted": _dots,
 }
 
+
 # --- the set ---
-
-
 class Dice:
     """Choices and numbers, one after the other, from one generator."""
 
@@ -347,11 +340,8 @@ class DrawnSet:
 
 
 class Shapes(DrawnSet):
-    """The procedural set: sample i is `scene(i)`.
-
-    Its classes are the pairs of shape and colour, such as "red circle"; textures and backgrounds vary within
-    each.
-    """
+    """The procedural set: sample i is `scene(i)`. Its classes are the pairs of shape and colour, such as "red
+    circle"; textures and backgrounds vary within each."""
 
     def __init__(self, size: int, seed: int = 0, count: int = SHAPES_COUNT, variation: float = 1.0):
         super().__init__("shapes", CLASS_NAMES, size, seed, count)

@@ -6,8 +6,6 @@ A sample is the members of a shard that share a key (the name up to the first do
 a label or a caption, the folders in the names are classes, as in a zip.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import posixpath
@@ -86,7 +84,7 @@ class ShardSource:
             )
         return labels
 
-    def _join_classes(self, pairs: Sequence[tuple[Path, Index]]) -> tuple[str, ...] | None:
+    def _join_classes(self, pairs: "Sequence[tuple[Path, Index]]") -> tuple[str, ...] | None:
         names: dict[int, str] = {}
         for shard, index in pairs:
             for label, name in index.classes.items():
@@ -182,8 +180,6 @@ def identity(file: Path) -> tuple[str, int, int, int, int]:
 
 
 # --- the index of a shard ---
-
-
 class Index(NamedTuple):
     """What a shard holds, a list entry per sample."""
 
@@ -196,10 +192,8 @@ class Index(NamedTuple):
 
 
 def read_index(shard: Path) -> Index:
-    """The index of a shard, from the cache if the file is the one it was made of.
-
-    Raises tarfile.TarError if the shard is damaged, OSError if it cannot be read.
-    """
+    """The index of a shard, from the cache if the file is the one it was made of. Raises tarfile.TarError if
+    the shard is damaged, OSError if it cannot be read."""
     kept = cache_folder() / "shards" / f"{digest(INDEX_VERSION, *identity(shard))}.json"
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
@@ -263,10 +257,8 @@ def _samples(members: Sequence[tuple[str, tarfile.TarInfo]]) -> list[_Sample]:
 
 
 def _members(file: BinaryIO, shard: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The files in a tar, or in several that were joined, with tidy names and links resolved.
-
-    tarfile takes a damaged header for the end; what follows the last member tells.
-    """
+    """The files in a tar, or in several that were joined, with tidy names and links resolved. tarfile takes a
+    damaged header for the end; what follows the last member tells."""
     start: int | None = 0
     while start is not None:
         end = start

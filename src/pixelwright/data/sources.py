@@ -1,7 +1,5 @@
 """Where images come from: what a source is, and the two plain ones, a folder and a zip."""
 
-from __future__ import annotations
-
 import logging
 import os
 import zipfile
@@ -56,10 +54,8 @@ class Sample(NamedTuple):
 
 
 class Source(Protocol):
-    """A numbered set of labelled images, always in the same order.
-
-    `source[i]` raises UnreadableImage for an image that is damaged; opening a source raises UserError.
-    """
+    """A numbered set of labelled images, always in the same order. `source[i]` raises UnreadableImage for an
+    image that is damaged; opening a source raises UserError."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None: ...
@@ -185,10 +181,8 @@ class FolderSource(_Files):
 
 
 class ZipSource(_Files):
-    """The images in a zip, read in place and never unpacked; all else is as in a folder.
-
-    Safe in worker processes: each opens the file for itself.
-    """
+    """The images in a zip, read in place and never unpacked; all else is as in a folder. Safe in worker
+    processes: each opens the file for itself."""
 
     def __init__(self, path: str | Path):
         file = Path(path).expanduser()
@@ -234,11 +228,8 @@ def _refuse_escape(member: str, file: Path) -> None:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """The files under `folder` as relative paths with forward slashes.
-
-    Links are followed, except to a folder that they lie in. Hidden folders and those of the system are not
-    looked into.
-    """
+    """The files under `folder` as relative paths with forward slashes. Links are followed, except to a folder
+    that they lie in. Hidden folders and those of the system are not looked into."""
     above = {str(folder): {os.path.realpath(folder)}}  # what each folder lies in, itself included
     for place, folders, files in os.walk(folder, followlinks=True):
         inside = above.pop(place)
@@ -254,10 +245,8 @@ def walk(folder: Path) -> Iterator[str]:
 
 
 def _read_labels(data: bytes, names: list[str], place: str) -> tuple[list[int], tuple[str, ...] | None]:
-    """One label per name from {"labels": [["name", label], ...]}, or all 0 from {"labels": null}.
-
-    Class names are those of {"class_names": [...]}, where the file has them.
-    """
+    """One label per name from {"labels": [["name", label], ...]}, or all 0 from {"labels": null}. Class names
+    are those of {"class_names": [...]}, where the file has them."""
     content = parse_json(data, place)
     try:
         entries = content["labels"]

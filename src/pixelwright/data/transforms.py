@@ -1,7 +1,5 @@
 """From the bytes of an image file to a square RGB picture."""
 
-from __future__ import annotations
-
 import io
 import re
 
@@ -58,10 +56,8 @@ def _noted(rgb: Image.Image, mode: str) -> Image.Image:
 
 
 def read_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of an image file as it is shown, from its header alone.
-
-    Raises UnreadableImage if there is no such header.
-    """
+    """(width, height) of an image file as it is shown, from its header alone. Raises UnreadableImage if there
+    is no such header."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format == "TIFF":  # which Pillow itself turns upright, the size at once

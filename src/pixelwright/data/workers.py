@@ -1,7 +1,5 @@
 """Reading in worker processes that may die or get stuck: they are replaced, and no sample is lost."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import multiprocessing

@@ -1,7 +1,5 @@
 """From images or a model to a report."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -28,8 +26,7 @@ from pixelwright.models.denoiser import PixelDenoiser
 
 FORMS = {"npz": "samples.npz", "zip": "samples.zip", "folder": "samples"}
 """How generated images are kept, and under which name in the folder of an evaluation."""
-POINTS = "points"
-"""Sub-folder of a sweep that holds an evaluation for each point."""
+POINTS = "points"  # sub-folder of a sweep that holds an evaluation for each point
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,9 @@ class Scorer:
     extractor: Extractor
 
     @staticmethod
-    def open(reference: str, features: str | None, device: Any) -> Scorer:
-        """Read both; without `features`, those that the reference was made with.
-
-        Raises:
-            UserError: either is not there or damaged, or they do not belong together.
-        """
+    def open(reference: str, features: str | None, device: Any) -> "Scorer":
+        """Read both; without `features`, those that the reference was made with. Raises UserError: either is
+        not there or damaged, or they do not belong together."""
         found = read_reference(reference)
         known = "inception" if found.extractor is None else found.extractor.spec
         return Scorer(found, open_extractor(known if features is None else features, device))

@@ -6,8 +6,6 @@ number of processes nor an interruption changes a byte. All happens in a folder 
 appears under its own name in one step when it is whole.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -40,8 +38,7 @@ from pixelwright.hub.checkpoint import open_checkpoint
 from pixelwright.models.config import SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
 
-UNFINISHED = ".generate"
-"""At the end of the name of the folder that the work is in."""
+UNFINISHED = ".generate"  # at the end of the name of the folder that the work is in
 RECIPE = "recipe.json"
 DATE = (1980, 1, 1, 0, 0, 0)  # of every member of a zip, so that equal content makes equal files
 ENCODERS, ENCODED = 4, 256  # threads that encode PNG files, images they have at a time
@@ -92,11 +89,7 @@ def checksum(source: str | os.PathLike[str]) -> str:
 
 # ---------------------------------------------------------------- drawing
 def draw(
-    model: Denoiser,
-    generation: Generation,
-    labels: Tensor,
-    batch: int,
-    callback: StepCallback | None = None,
+    model: Denoiser, generation: Generation, labels: Tensor, batch: int, callback: StepCallback | None = None
 ) -> Tensor:
     """The images of one batch, uint8 [b,H,W,3]. `labels` [num_samples] are those of all images."""
     indices = generation.indices(batch)
@@ -155,7 +148,7 @@ def recipe(generation: Generation, labels: Tensor) -> dict[str, Any]:
     return {**json.loads(json.dumps(asdict(generation))), "labels_sha256": labelled}
 
 
-def _claim(work: Work, made_by: dict[str, Any]) -> bool:
+def _claim(work: "Work", made_by: dict[str, Any]) -> bool:
     """Whether the images are there already, of this recipe; if not, see that the work folder is for it."""
     if work.out.exists():
         _check_recipe(recipe_file(work.out), made_by, work.out)
@@ -190,7 +183,7 @@ def _check_recipe(file: Path, made_by: dict[str, Any], place: Path) -> None:
         )
 
 
-def _finish(work: Work, labels: Tensor, made_by: dict[str, Any]) -> None:
+def _finish(work: "Work", labels: Tensor, made_by: dict[str, Any]) -> None:
     write_text(recipe_file(work.out), json.dumps(made_by, indent=1))
     work.finish(labels)
     shutil.rmtree(work.folder)
@@ -198,10 +191,8 @@ def _finish(work: Work, labels: Tensor, made_by: dict[str, Any]) -> None:
 
 # ---------------------------------------------------------------- on the disk
 class Work:
-    """Unfinished images beside `out`: a file of the size of all, into which each batch is written.
-
-    Any number of processes may `write`; one calls `begin` and `finish`. No more than a batch is in memory.
-    """
+    """Unfinished images beside `out`: a file of the size of all, into which each batch is written. Any number
+    of processes may `write`; one calls `begin` and `finish`. No more than a batch is in memory."""
 
     def __init__(self, out: Path, count: int, size: tuple[int, int]) -> None:
         self.out, self.shape = out, (count, *size, 3)
@@ -296,7 +287,7 @@ class _Progress:
             file.write(f"{batch}\n")
 
 
-def progress_bar(what: str, total: int, done: int = 0, shown: bool = True) -> tqdm[Any]:
+def progress_bar(what: str, total: int, done: int = 0, shown: bool = True) -> "tqdm[Any]":
     """A bar that counts images; where there is no terminal, a line every half minute."""
     interval = 0.1 if sys.stderr.isatty() else PLAIN_SECONDS
     return tqdm(
@@ -311,7 +302,7 @@ def progress_bar(what: str, total: int, done: int = 0, shown: bool = True) -> tq
     )
 
 
-def _show_step(bar: tqdm[Any]) -> StepCallback:
+def _show_step(bar: "tqdm[Any]") -> StepCallback:
     def show(step: Step) -> None:
         bar.set_postfix_str(f"step {step.index + 1}/{step.steps}", refresh=False)
 

@@ -1,7 +1,5 @@
 """Images and arrays that exist, read safely and piece by piece: a folder, a zip, shards or an .npz."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import math
@@ -26,12 +24,9 @@ from pixelwright.data.sources import Sample, ZipSource
 from pixelwright.data.transforms import CONVERTED, UnreadableImage, centre_crop
 from pixelwright.errors import UserError
 
-BATCH = 64
-"""Images that an extractor sees at a time, whatever they come from."""
-IMAGES, LABELS = "arr_0", "arr_1"
-"""What ADM calls the arrays of an .npz of images."""
-SHEET = "grid.png"
-"""The contact sheet that `pixelwright sample` puts beside its images."""
+BATCH = 64  # images that an extractor sees at a time, whatever they come from
+IMAGES, LABELS = "arr_0", "arr_1"  # what ADM calls the arrays of an .npz of images
+SHEET = "grid.png"  # the contact sheet that `pixelwright sample` puts beside its images
 AT_ONCE, PACKED = 256 << 20, 20
 """An array may take so many bytes in memory, or so many times its bytes in the file; real ones stay below."""
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError, OSError)
@@ -44,9 +39,8 @@ Array = np.ndarray
 class ArrayFile:
     """The arrays of an .npz. Nothing in it is unpickled, and none takes far more memory than its file.
 
-    Raises:
-        UserError: no such file, not a zip of arrays, a damaged one, arrays of Python objects, which only
-            unpickling could read, or arrays packed so densely that they would fill the memory.
+    Raises UserError: no such file, not a zip of arrays, a damaged one, arrays of Python objects, which only
+    unpickling could read, or arrays packed so densely that they would fill the memory.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -108,9 +102,7 @@ class ArrayFile:
 
     def rows(self, name: str, size: int, start: int = 0) -> Iterator[Array]:
         """An array in pieces of up to `size` rows, from row `start` on, in order; one piece is in memory.
-
-        Reading to the end also checks the file's own checksum of the array, if it begins at row 0.
-        """
+        Reading to the end also checks the file's own checksum of the array, if it begins at row 0."""
         with self._open(name, size) as (file, shape, dtype):
             each = math.prod(shape[1:]) * dtype.itemsize
             file.seek(start * each, io.SEEK_CUR)
@@ -167,10 +159,8 @@ class ImageSet(ABC):
 
     @abstractmethod
     def batches(self, size: int, start: int = 0) -> Iterator[ImageBatch]:
-        """Those from number `start` on, up to `size` at a time.
-
-        Raises UserError on images of several sizes.
-        """
+        """Those from number `start` on, up to `size` at a time. Raises UserError on images of several
+        sizes."""
 
     def info(self, count: int, checksum: str, image_size: tuple[int, int]) -> SourceInfo:
         """What is written down of them when all are read."""
@@ -293,9 +283,7 @@ class ArrayImages(ImageSet):
 
 def pixel_digest(state: str, images: Tensor) -> str:
     """Checksum of a sequence of images, which begins with those of `state` and goes on with uint8 [B,H,W,3].
-
-    "" is the state of no images; how a sequence is cut into batches makes no difference.
-    """
+    "" is the state of no images; how a sequence is cut into batches makes no difference."""
     for image in images.contiguous().numpy():
         one = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
         state = hashlib.sha256(f"{state}{one}".encode()).hexdigest()

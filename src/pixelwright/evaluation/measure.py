@@ -1,7 +1,5 @@
 """Measuring: one pass over images gives their activations, from which come all metrics a reference allows."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,14 +17,7 @@ from pixelwright.errors import UserError
 from pixelwright.evaluation import metrics
 from pixelwright.evaluation.features import Activations, Extractor, ExtractorInfo
 from pixelwright.evaluation.features.extractor import check_finite
-from pixelwright.evaluation.images import (
-    BATCH,
-    ArrayFile,
-    ArrayImages,
-    ImageBatch,
-    SourceInfo,
-    pixel_digest,
-)
+from pixelwright.evaluation.images import BATCH, ArrayFile, ArrayImages, ImageBatch, SourceInfo, pixel_digest
 from pixelwright.evaluation.metrics import Coverage, Estimate, Memorisation
 from pixelwright.evaluation.references import Reference
 from pixelwright.files import cache_folder, replacing
@@ -135,18 +126,15 @@ def measure(
 ) -> Report:
     """All metrics of some images against a reference; `progress` is called with the size of each batch.
 
-    Raises:
-        UserError: features that the reference cannot be compared with, no image, or features that are NaN.
+    Raises UserError: features that the reference cannot be compared with, no image, or features that are NaN.
     """
     check_comparable(extractor, reference)
     return compare(collect(batches, extractor, progress), reference, extractor, settings)
 
 
 def check_comparable(extractor: Extractor, reference: Reference) -> None:
-    """Raise UserError if the reference was made with another extractor.
-
-    Files that do not say so are of the Inception network, as those of ADM and EDM are.
-    """
+    """Raise UserError if the reference was made with another extractor. Files that do not say so are of the
+    Inception network, as those of ADM and EDM are."""
     info, other = extractor.info, reference.extractor
     if other is not None and not info.same_network(other):
         raise UserError(
@@ -168,10 +156,7 @@ def collect(
     expected: int = 0,
 ) -> Collected:
     """The activations of all images, whose pixels are not kept; `expected` is their number, where known.
-
-    Raises:
-        UserError: no image, images of several sizes, or activations that are not finite.
-    """
+    Raises UserError: no image, images of several sizes, or activations that are not finite."""
     checksum, columns = "", [_Table(expected) for _ in Activations._fields]
     labels: list[Tensor | None] = []
     numbers: list[Tensor] = []
@@ -300,9 +285,7 @@ def _memorisation(collected: Collected, reference: Reference) -> Memorisation | 
 
 def with_features(reference: Reference, extractor: Extractor) -> Reference:
     """ADM's files hold images instead of features: with those of their images, for precision, recall and KID.
-
-    They are kept in the cache, so that they are computed once.
-    """
+    They are kept in the cache, so that they are computed once."""
     if reference.kept is not None or not reference.has_images:
         return reference
     name = f"{reference.checksum[:24]}-{extractor.info.checksum[:24]}.npz"

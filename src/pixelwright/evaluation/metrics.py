@@ -5,8 +5,6 @@ its standard error by the delta method: to first order a metric is a mean over t
 influence on it, and the spread of the influences gives the noise of that mean.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -16,16 +14,11 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.rng import generator
 
-NEIGHBOURS = 3
-"""k of precision and recall, in ADM's protocol."""
-SPLIT = 5000
-"""Images in a split of the Inception Score, in ADM's protocol."""
-SUBSETS, SUBSET_SIZE = 100, 1000
-"""Of KID, as is usual."""
-WIDE = 8192
-"""Rows of a set that are float64 at one time, where distances to all of it are needed."""
-PAIRS = 8
-"""Samples most like a training image that are named."""
+NEIGHBOURS = 3  # k of precision and recall, in ADM's protocol
+SPLIT = 5000  # images in a split of the Inception Score, in ADM's protocol
+SUBSETS, SUBSET_SIZE = 100, 1000  # of KID, as is usual
+WIDE = 8192  # rows of a set that are float64 at one time, where distances to all of it are needed
+PAIRS = 8  # samples most like a training image that are named
 TIE = 1e-10
 """Squared distances that differ by less than this share of the squared norms are equal but for rounding."""
 
@@ -42,8 +35,6 @@ class Estimate:
 
 
 # ---------------------------------------------------------------- mean and covariance
-
-
 @dataclass(frozen=True)
 class Gaussian:
     """What the Fréchet distance knows of a set."""
@@ -65,13 +56,11 @@ class Moments:
     """
 
     count: int
-    mean: Tensor
-    """[D] float64."""
-    scatter: Tensor
-    """[D,D] float64: sum of (x - mean)(x - mean)ᵀ."""
+    mean: Tensor  # [D] float64
+    scatter: Tensor  # [D,D] float64: sum of (x - mean)(x - mean)ᵀ
 
     @staticmethod
-    def of(rows: Tensor, chunk: int = 8192) -> Moments:
+    def of(rows: Tensor, chunk: int = 8192) -> "Moments":
         """Those of rows [N,D] of any floating type; N = 0 will do."""
         width = rows.shape[1]
         found = Moments(0, torch.zeros(width).double(), torch.zeros(width, width).double())
@@ -83,7 +72,7 @@ class Moments:
                 found = found.merged(Moments(len(part), mean, centred.T @ centred))
         return found
 
-    def merged(self, other: Moments) -> Moments:
+    def merged(self, other: "Moments") -> "Moments":
         """Those of the rows of both."""
         count = self.count + other.count
         if not self.count or not other.count:
@@ -100,13 +89,9 @@ class Moments:
 
 
 # ---------------------------------------------------------------- Fréchet distances: FID, sFID, FD-DINOv2
-
-
 def root(gaussian: Gaussian) -> Tensor:
-    """A [D,R] with A Aᵀ the covariance, R its numerical rank.
-
-    Eigenvalues within rounding of zero are left out: their square roots would be far larger than they are.
-    """
+    """A [D,R] with A Aᵀ the covariance, R its numerical rank. Eigenvalues within rounding of zero are left
+    out: their square roots would be far larger than they are."""
     values, vectors = torch.linalg.eigh(gaussian.covariance)
     kept = values > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, kept] * values[kept].sqrt()
@@ -118,8 +103,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     With roots C = A Aᵀ, tr (C₁C₂)^½ is the sum of the singular values of A₁ᵀA₂, which needs neither a full
     rank nor the small imaginary parts that a matrix square root brings.
 
-    Raises:
-        UserError: sets of different width.
+    Raises UserError: sets of different width.
     """
     _same_width(a.mean, b.mean)
     return _distance(a, b, torch.linalg.svdvals(root(a).T @ root(b)))
@@ -175,8 +159,6 @@ def _frechet_influence(
 
 
 # ---------------------------------------------------------------- Inception Score
-
-
 def inception_score(probabilities: Tensor, split: int = SPLIT) -> Estimate:
     """exp of the mean KL divergence of each image's classes from those of its split, averaged over splits.
 
@@ -197,8 +179,6 @@ def inception_score(probabilities: Tensor, split: int = SPLIT) -> Estimate:
 
 
 # ---------------------------------------------------------------- precision and recall
-
-
 @dataclass(frozen=True)
 class Coverage:
     """Improved precision and recall (Kynkäänniemi et al., 2019), image by image."""
@@ -254,10 +234,8 @@ def _radii(rows: Tensor, centre: Tensor, k: int, chunk: int) -> Tensor:
 
 
 def _squares(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances [N,M] of rows [N,D] and [M,D], and how far rounding may move each.
-
-    Those within rounding of 0 are 0, so that equal rows are at no distance.
-    """
+    """Squared distances [N,M] of rows [N,D] and [M,D], and how far rounding may move each. Those within
+    rounding of 0 are 0, so that equal rows are at no distance."""
     norms = _square_norms(a)[:, None] + _square_norms(b)
     tie = norms * TIE
     squares = torch.addmm(norms, a, b.T, alpha=-2)
@@ -270,8 +248,6 @@ def _square_norms(rows: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- KID
-
-
 def kid(
     reference: Tensor, samples: Tensor, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = 0
 ) -> Estimate:
@@ -312,8 +288,6 @@ def mmd(x: Tensor, y: Tensor) -> float:
 
 
 # ---------------------------------------------------------------- memorisation
-
-
 @dataclass(frozen=True)
 class Pair:
     """A sample and the training image nearest to it."""
@@ -349,10 +323,8 @@ class Memorisation:
 def memorisation(
     samples: Tensor, numbers: Tensor, reference: Tensor, reference_numbers: Tensor, chunk: int = 1024
 ) -> Memorisation:
-    """Compare features of samples [N,D] with those of training images [M,D], M at least 2.
-
-    `numbers` [N] and `reference_numbers` [M] name the images in the result. Memory grows with chunk · M.
-    """
+    """Compare features of samples [N,D] with those of training images [M,D], M at least 2. `numbers` [N] and
+    `reference_numbers` [M] name the images in the result. Memory grows with chunk · M."""
     centre = reference.double().mean(0)  # distances keep more digits near the origin
     drawn, real = (rows.to(torch.float64, copy=True).sub_(centre) for rows in (samples, reference))
     starts = range(0, len(real), chunk)
@@ -370,10 +342,8 @@ def memorisation(
 
 
 def _nearest(rows: Tensor, real: Tensor, start: int | None = None) -> tuple[Tensor, Tensor]:
-    """Distance to, and place of, the row of `real` nearest to each of `rows`, [b] each.
-
-    With `start`, the rows are those of `real` from there on, and none is its own neighbour.
-    """
+    """Distance to, and place of, the row of `real` nearest to each of `rows`, [b] each. With `start`, the
+    rows are those of `real` from there on, and none is its own neighbour."""
     distances = torch.cdist(rows, real)  # [b,M]
     if start is not None:
         distances[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = math.inf
@@ -383,8 +353,6 @@ def _nearest(rows: Tensor, real: Tensor, start: int | None = None) -> tuple[Tens
 
 
 # ---------------------------------------------------------------- checks
-
-
 def _same_width(a: Tensor, b: Tensor) -> None:
     if a.shape[-1] != b.shape[-1]:
         raise UserError(

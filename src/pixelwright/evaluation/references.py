@@ -4,8 +4,6 @@ Ours have the arrays of ADM's files (`mu`, `sigma`, `mu_s`, `sigma_s`), and `fea
 some of the images (for precision and recall and KID) and `meta`, a JSON text: what they were made of.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter
@@ -68,11 +66,8 @@ class Reference:
 
 # ---------------------------------------------------------------- files
 def read_reference(path: str | Path) -> Reference:
-    """A reference: one of ours, of ADM's, or any .npz with `mu` and `sigma`.
-
-    Raises:
-        UserError: no such file, a damaged one, or arrays that are not a mean and a covariance.
-    """
+    """A reference: one of ours, of ADM's, or any .npz with `mu` and `sigma`. Raises UserError: no such file,
+    a damaged one, or arrays that are not a mean and a covariance."""
     if str(path).lower().endswith((".pkl", ".pickle")):
         raise UserError(
             f'"{path}" is a pickle, which could run code when read: convert it to an .npz with mu and sigma'
@@ -184,9 +179,8 @@ def build_reference(
     The features of `keep` images, drawn evenly at random, are kept in it. The work is written down every half
     minute beside `out`; the same call goes on from there and ends with the same file.
 
-    Raises:
-        UserError: `out` exists, the unfinished work is of other images or features, fewer than two images, or
-            features that are not finite.
+    Raises UserError: `out` exists, the unfinished work is of other images or features, fewer than two images,
+    or features that are not finite.
     """
     if out.exists():
         raise UserError(f'"{out}" exists already: give another name or remove it')
@@ -289,7 +283,7 @@ class _Work:
         _write_arrays(path, meta, **arrays)
 
     @staticmethod
-    def restore(path: Path, job: str, images: ImageSet) -> _Work:
+    def restore(path: Path, job: str, images: ImageSet) -> "_Work":
         """The work that was written down. Raises UserError if it is another job's."""
         file = ArrayFile(path)
         meta = _meta(file)

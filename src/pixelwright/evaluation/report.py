@@ -4,8 +4,6 @@ The numbers stand beside everything that makes them comparable, and beside what 
 sheet of samples, and the training images nearest to those that look most like copies.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -259,11 +257,8 @@ def _curves(reports: Sequence[Report], names: Sequence[str]) -> Iterator[tuple[s
 
 
 def checkpoints(names: Sequence[str]) -> list[tuple[str, float]]:
-    """The line of a chart and the place on it that each name means.
-
-    "dip step-2000" is at 2000 on the line "dip step-"; where some name ends in no number, all are on one line
-    in their order.
-    """
+    """The line of a chart and the place on it that each name means. "dip step-2000" is at 2000 on the line
+    "dip step-"; where some name ends in no number, all are on one line in their order."""
     found = [re.fullmatch(r"(.*?)(\d+)\D*", name) for name in names]
     if any(match is None for match in found):
         return [("", float(place)) for place in range(1, len(names) + 1)]

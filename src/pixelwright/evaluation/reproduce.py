@@ -3,8 +3,6 @@
 Sources: PixelDiT (arXiv 2511.20645, v2) and DiP (arXiv 2511.18822, v3), ADM's protocol with 50,000 images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,11 +75,8 @@ def find_target(name: str) -> Target:
 
 
 def find_files(target: Target, folder: Path, given: Mapping[str, str | None]) -> dict[str, str]:
-    """Weights, reference and features: those that are `given`, the others in `folder`.
-
-    Raises:
-        UserError: naming the file that is missing, where it comes from and where to put it.
-    """
+    """Weights, reference and features: those that are `given`, the others in `folder`. Raises UserError:
+    naming the file that is missing, where it comes from and where to put it."""
     kind, _, network = target.features.partition(":")
     published = {
         "weights": (target.weights, f"published by {target.origin}"),

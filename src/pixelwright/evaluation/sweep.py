@@ -3,8 +3,6 @@
 Every point is an evaluation in a folder of its own; one that is there already is not made again.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -78,8 +76,7 @@ def plan(base: Generation, axes: Sequence[tuple[str, Sequence[Any]]]) -> dict[st
 
     Without guidance its interval says nothing, so that points that differ in it alone are one.
 
-    Raises:
-        UserError: a setting named twice, or a combination that cannot be.
+    Raises UserError: a setting named twice, or a combination that cannot be.
     """
     names = [name for name, _ in axes]
     if len(set(names)) < len(names):
@@ -135,10 +132,8 @@ def write_sweep(title: str, reports: Sequence[Report], folder: Path) -> None:
 
 
 def _charts(reports: Sequence[Report], names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(chart, caption): FID against the other metrics, and over the first setting that varies.
-
-    A line has the points that differ in that setting alone, each with its value.
-    """
+    """(chart, caption): FID against the other metrics, and over the first setting that varies. A line has the
+    points that differ in that setting alone, each with its value."""
     lines: dict[str, list[tuple[str, Report]]] = {}
     for report in reports:
         first, _, rest = report.name.partition(",")

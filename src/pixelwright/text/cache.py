@@ -7,8 +7,6 @@ whole or not there and never change. A process writes what it encoded as further
 processes and machines may share a cache without locks; at worst they encode a caption twice, to the same.
 """
 
-from __future__ import annotations
-
 import threading
 import uuid
 from collections import OrderedDict
@@ -80,11 +78,8 @@ class FeatureCache:
             return found
 
     def flush(self) -> None:
-        """Write what is new as a file of its own, and see what other processes have written.
-
-        Raises:
-            UserError: it cannot be written; the features stay in memory.
-        """
+        """Write what is new as a file of its own, and see what other processes have written. Raises
+        UserError: it cannot be written; the features stay in memory."""
         with self._lock:
             if self.folder is None or not self._new:
                 return

@@ -1,7 +1,5 @@
 """The settings of the text encoder of a training run, and files of prompts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,11 +51,8 @@ class TextConfig(Config, where="text"):
 
 
 def read_prefix(path: Path) -> str:
-    """The prompt prefix in a YAML or JSON file: a text, or a list of its lines, at any depth.
-
-    Raises:
-        UserError: no such file, not YAML, or no prefix or several in it.
-    """
+    """The prompt prefix in a YAML or JSON file: a text, or a list of its lines, at any depth. Raises
+    UserError: no such file, not YAML, or no prefix or several in it."""
     try:
         content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -83,11 +78,8 @@ def _prefixes(content: Any) -> list[str]:
 
 
 def read_prompts(path: Path, what: str) -> tuple[str, ...]:
-    """The lines of a text file that are not empty; `what` is the setting that names it.
-
-    Raises:
-        UserError: it is not there, not text, or empty.
-    """
+    """The lines of a text file that are not empty; `what` is the setting that names it. Raises UserError: it
+    is not there, not text, or empty."""
     try:
         lines = split_lines(read_text(path.expanduser()))
     except UserError as error:

@@ -4,8 +4,6 @@ A caption is encoded by itself, so that its features are a function of the capti
 the process, or of whether they come from the disk.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import logging
@@ -56,8 +54,7 @@ class TextEncoder(ABC):
     """
 
     name: ClassVar[str]
-    dtype: ClassVar[torch.dtype]
-    """Of the features."""
+    dtype: ClassVar[torch.dtype]  # of the features
 
     def __init__(
         self,
@@ -89,13 +86,8 @@ class TextEncoder(ABC):
         return self._checksum
 
     def encode(self, captions: Sequence[str], negative: str = "") -> TextCondition:
-        """The features of captions [B, L, C] on the encoder's device, with those of `negative` as null.
-
-        L is that of the longest caption, or `length` where the encoder pads.
-
-        Raises:
-            UserError: no captions.
-        """
+        """The features of captions [B, L, C] on the encoder's device, with those of `negative` as null. L is
+        that of the longest caption, or `length` where the encoder pads. Raises UserError: no captions."""
         return self.join([self.features(text) for text in captions], self.features(negative))
 
     def join(self, captions: Sequence[Features], null: Features) -> TextCondition:
@@ -247,11 +239,8 @@ def note_of(config: TextConfig, encoder: TextEncoder) -> TextNote:
 def encode_for(
     model: DenoiserConfig, captions: Sequence[str], negative: str = "", device: torch.device | str = "cpu"
 ) -> TextCondition:
-    """Captions as a model wants them, by the encoder its config names, which is freed again.
-
-    Raises:
-        UserError: no captions, a model of classes, or one that does not say its encoder.
-    """
+    """Captions as a model wants them, by the encoder its config names, which is freed again. Raises
+    UserError: no captions, a model of classes, or one that does not say its encoder."""
     if not model.takes_text:
         raise UserError(f"{model.name} draws from classes, not from captions")
     if model.text is None:

@@ -1,7 +1,5 @@
 """Feature extractors: from images to the numbers that the metrics compare."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,11 +25,8 @@ FORMS = 'give "inception", "inception:FILE.pt", "dinov2:FOLDER-OR-NAME", or the 
 
 
 def open_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
-    """The extractor that `spec` names: KIND, KIND:PATH, or the folder of an in-domain classifier.
-
-    Raises:
-        UserError: an unknown kind, or weights that are not there, not whole or not those of the network.
-    """
+    """The extractor that `spec` names: KIND, KIND:PATH, or the folder of an in-domain classifier. Raises
+    UserError: an unknown kind, or weights that are not there, not whole or not those of the network."""
     kind, _, path = spec.partition(":")
     if kind not in EXTRACTORS:
         if not Path(spec).expanduser().is_dir():

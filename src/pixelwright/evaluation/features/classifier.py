@@ -4,8 +4,6 @@ For sets where no published network can be had or would say little, such as CIFA
 the same classifier can be compared with one another, and with nothing else.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,9 +66,7 @@ def _group(inputs: int, outputs: int) -> nn.Sequential:
 
 class Classifier(nn.Module):
     """A plain convolutional network: a stem, three groups that halve the sides, a mean over places, a Linear.
-
-    [B,3,S,S] in [-1,1] -> (spatial map [B,C2,S/4,S/4], features [B,C3], logits [B,num_classes]).
-    """
+    [B,3,S,S] in [-1,1] -> (spatial map [B,C2,S/4,S/4], features [B,C3], logits [B,num_classes])."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -90,11 +86,8 @@ class Classifier(nn.Module):
 
 
 class ClassifierFeatures:
-    """The extractor of a trained classifier's folder.
-
-    Raises:
-        UserError: not such a folder, or damaged files.
-    """
+    """The extractor of a trained classifier's folder. Raises UserError: not such a folder, or damaged
+    files."""
 
     distance = "FID, in-domain"
 

@@ -1,7 +1,5 @@
 """DINOv2 features, for FD-DINOv2 (Stein et al., 2023), through transformers."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

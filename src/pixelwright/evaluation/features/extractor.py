@@ -1,7 +1,5 @@
 """What a feature extractor is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +42,7 @@ class ExtractorInfo:
         """What `open_extractor` makes it from."""
         return f"{self.kind}:{self.path}" if self.path else self.kind
 
-    def same_network(self, other: ExtractorInfo) -> bool:
+    def same_network(self, other: "ExtractorInfo") -> bool:
         """Whether features of both may be compared: same kind, weights and rule, wherever they lie."""
         mine, others = ((info.kind, info.checksum, info.size, info.resize) for info in (self, other))
         return mine == others

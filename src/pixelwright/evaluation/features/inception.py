@@ -4,8 +4,6 @@ It is the distribution of StyleGAN2-ADA and EDM, a translation of the TensorFlow
 with. It takes pixels from 0 to 255 of any size and resizes them itself.
 """
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,7 @@ PREFIX = (
     *("mixed", "mixed_1", "mixed_2", "mixed_3", "mixed_4", "mixed_5"),
 )
 """The layers before mixed_6, whose first convolution gives the spatial feature."""
-SPATIAL_CHANNELS = 7
-"""Of its 17 x 17 map: 2,023 numbers, about as many as features (Nash et al., 2021; ADM)."""
+SPATIAL_CHANNELS = 7  # of its 17 x 17 map: 2,023 numbers, about as many as features (Nash et al., 2021; ADM)
 TOLERANCE = 1e-3  # how far, relative to the largest, our way through the layers may be from the network's own
 
 
@@ -94,10 +91,8 @@ class Inception:
 
 
 def resized(images: Tensor) -> Tensor:
-    """[B,3,H,W] from 0 to 255 -> float32 [B,3,299,299] in [-1,1), as the network does it inside.
-
-    Bilinear by the rule of TensorFlow 1: pixel i of the outcome looks at place i·H/299, not at centres.
-    """
+    """[B,3,H,W] from 0 to 255 -> float32 [B,3,299,299] in [-1,1), as the network does it inside. Bilinear by
+    the rule of TensorFlow 1: pixel i of the outcome looks at place i·H/299, not at centres."""
     rows, columns = (
         2 * torch.arange(SIDE, device=images.device, dtype=torch.float32) / SIDE + 1 / side - 1
         for side in images.shape[2:]

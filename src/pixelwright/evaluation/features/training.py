@@ -3,8 +3,6 @@
 An interrupted training goes on from the last whole epoch and ends with the same weights.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -81,11 +79,8 @@ class Labelled(NamedTuple):
 def read_labelled(
     source: Source, indices: Sequence[int], size: int, progress: Callable[[int], object]
 ) -> Labelled:
-    """The readable ones of these images of a source, cropped by the rule of ADM.
-
-    Raises:
-        UserError: more than fit into memory, or none that can be read.
-    """
+    """The readable ones of these images of a source, cropped by the rule of ADM. Raises UserError: more than
+    fit into memory, or none that can be read."""
     if len(indices) * size * size * 3 > MEMORY_LIMIT:
         raise UserError(
             f"{len(indices)} images of {size}x{size} do not fit into {MEMORY_LIMIT >> 30} GiB: "
@@ -123,9 +118,7 @@ def train(
     progress: Callable[[int, float], object] = lambda images, loss: None,
 ) -> ClassifierConfig:
     """Train, measure the accuracy on the test set, save into `folder`; returns the config that was saved.
-
-    `progress(images, loss)` is called after every step, and for the images of epochs that were there.
-    """
+    `progress(images, loss)` is called after every step, and for the images of epochs that were there."""
     count = len(train_set.labels)
     state = _State(config, settings, count, folder / UNFINISHED, device)
     state.restore()
@@ -149,9 +142,7 @@ def train(
 
 def augment(images: Tensor, settings: Training, epoch: int, step: int) -> Tensor:
     """Images shifted by up to an eighth of their side and flipped, uint8 [B,S,S,3] -> [B,3,S,S] in [-1,1].
-
-    What comes in at the edges is mirrored.
-    """
+    What comes in at the edges is mirrored."""
     random = settings.generator("augment", epoch, step)
     count, side = images.shape[:2]
     reach = side // 8

@@ -1,7 +1,5 @@
 """What the benchmarks share: the images of their prompts, where objects lie, and scores."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +16,7 @@ from pixelwright.files import read_json, write_text
 from pixelwright.images import save_png
 from pixelwright.text import encode_for
 
-MOST_IMAGES = 1000
-"""Of one prompt."""
+MOST_IMAGES = 1000  # of one prompt
 SETTINGS = "settings.json"
 
 Draw = Callable[[Sequence[str], Sequence[int]], Tensor]
@@ -49,10 +46,8 @@ def check_count(images: int) -> None:
 
 
 def draw_with(model: Denoiser, prompts: Iterable[str], seed: int, **settings: Any) -> Draw:
-    """A model as what draws `prompts` (and no others); `settings` are those of `pixelwright.sample`.
-
-    All prompts are encoded at once, after which the memory of the encoder is free.
-    """
+    """A model as what draws `prompts` (and no others); `settings` are those of `pixelwright.sample`. All
+    prompts are encoded at once, after which the memory of the encoder is free."""
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
     condition = encode_for(model.config, list(rows), device=model.device).to("cpu")
 
@@ -75,9 +70,7 @@ def draw_missing(
     progress: Callable[[int], object] = lambda images: None,
 ) -> None:
     """Draw the missing images, `batch_size` at a time; `progress` is called with how many more are written.
-
-    Interrupted at any time, the same call goes on where it stopped, and gives the same images.
-    """
+    Interrupted at any time, the same call goes on where it stopped, and gives the same images."""
     left = missing(images)
     for start in range(0, len(left), batch_size):
         batch = left[start : start + batch_size]
@@ -106,10 +99,8 @@ def record_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 # ---------------------------------------------------------------- where objects lie
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom; x to the right, y down."""
-SLACK = 0.1
-"""Of the two boxes' widths (or heights) together, the distance that does not count."""
+Box = tuple[float, float, float, float]  # left, top, right, bottom; x to the right, y down
+SLACK = 0.1  # of the two boxes' widths (or heights) together, the distance that does not count
 
 
 def relations(first: Box, second: Box) -> frozenset[str]:

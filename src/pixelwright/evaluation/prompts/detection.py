@@ -4,8 +4,6 @@ GenEval's own scorer has the same two models in mmdet and open_clip. Weights, re
 little, so what comes of this is not the official score.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Its scorer, a visual question answering model, is run with its own code on the folder of grids.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -18,8 +16,7 @@ from pixelwright.evaluation.prompts.common import PromptImage, noise_index
 from pixelwright.files import read_text
 from pixelwright.images import load_png, save_grid
 
-IMAGES = 4
-"""Per prompt: the scorer cuts a grid into 2x2."""
+IMAGES = 4  # per prompt: the scorer cuts a grid into 2x2
 
 
 def read_prompts(folder: Path) -> dict[str, str]:
@@ -63,10 +60,8 @@ class Result:
 
 
 def read_results(path: Path) -> Result:
-    """The text file that the scorer writes. Raises UserError for another.
-
-    It has a line per grid (its name, the scores of its images and their mean) and the summary at its end.
-    """
+    """The text file that the scorer writes. Raises UserError for another. It has a line per grid (its name,
+    the scores of its images and their mean) and the summary at its end."""
     lines = read_text(path).splitlines()
     means = [float(m[1]) for line in lines if (m := re.fullmatch(r".+\.png(?:, [\d.]+)+, ([\d.]+)", line))]
     if not means:

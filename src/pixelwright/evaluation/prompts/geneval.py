@@ -5,8 +5,6 @@ writes is read into our report. For a first look without it, its rules are appli
 finds (`detection` has one); such scores are not the official ones, and the report says so.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +26,7 @@ MOST_OBJECTS = 16  # of one class
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 GRID_COLUMNS = 4
 
-Task = dict[str, Any]
-"""A line of the metadata file: "tag", "prompt", "include" and perhaps "exclude"."""
+Task = dict[str, Any]  # A line of the metadata file: "tag", "prompt", "include" and perhaps "exclude"
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,10 @@ class Detection:
 Detector = Callable[[Image.Image], Sequence[Detection]]
 Colours = Callable[[Sequence[Detection]], Sequence[str]]
 """The colour, among COLOURS, of each of several objects of one class."""
-ColourOf = Callable[[Image.Image, Sequence[Detection]], Sequence[str]]
-"""The same, of objects in an image."""
+ColourOf = Callable[[Image.Image, Sequence[Detection]], Sequence[str]]  # the same, of objects in an image
 
 
 # --- images in the official layout -------------------------------------------------------------------------
-
-
 def read_metadata(path: Path) -> list[Task]:
     """The tasks in `evaluation_metadata.jsonl`. Raises UserError naming the line that is none."""
     lines = enumerate(split_lines(read_text(path)), 1)
@@ -105,8 +99,6 @@ def write_grids(images: Iterable[PromptImage]) -> None:
 
 
 # --- the rules --------------------------------------------------------------------------------------------
-
-
 def keep(found: Iterable[Detection], tag: str) -> dict[str, list[Detection]]:
     """The detections that count, by class, the most confident first."""
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
@@ -204,8 +196,6 @@ def find_images(folder: Path) -> list[tuple[Path, Task]]:
 
 
 # --- scores -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Result:
     """The content of a result file."""

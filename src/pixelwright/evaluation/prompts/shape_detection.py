@@ -5,8 +5,6 @@ nearest colour of Shapes in OKLab; what hangs together is an object; its shape i
 with the object's area and centre at all angles, agrees with it best. Needs scipy (extra `eval`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,10 +96,8 @@ def _distances(image: Array, ground: Array) -> Array:
 
 
 def _parts(names: Array) -> Iterator[Array]:
-    """Masks [S, S] of objects: what hangs together, taken apart where different colours meet in it.
-
-    What is a pixel or two thin is no object: mostly it is an edge, whose mixed colours look like a third.
-    """
+    """Masks [S, S] of objects: what hangs together, taken apart where different colours meet in it. What is a
+    pixel or two thin is no object: mostly it is an edge, whose mixed colours look like a third."""
     least = max(1.0, CORE * names.size)
     for whole in chain(_pieces((names > 0) & (names < ODD)), _pieces(names == ODD)):
         core = _erode(whole)

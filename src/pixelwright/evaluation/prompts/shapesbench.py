@@ -5,8 +5,6 @@ images never show (`held_out`), which count apart. The shapes in an image are fo
 (`shape_detection`) and compared with the claim behind the prompt.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -41,8 +39,7 @@ from pixelwright.evaluation.prompts.shape_detection import ShapeDetection, find_
 from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.rng import generator
 
-VERSION = 1
-"""Of the list of prompts; scores of different versions must not be compared."""
+VERSION = 1  # of the list of prompts; scores of different versions must not be compared
 
 ATTRIBUTIONS = 36  # prompts of colour attribution besides the held-out ones, of which there are 12
 
@@ -111,8 +108,6 @@ def _attributions(category: str) -> Iterable[Claim]:
 
 
 # --- scoring ---
-
-
 def assess(claim: Claim, shapes: Sequence[ShapeDetection]) -> Assessment:
     """Whether the shapes found in an image bear the claim out."""
     found = [[shape for shape in shapes if _matches(thing, shape)] for thing in claim.things]
