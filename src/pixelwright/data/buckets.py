@@ -5,6 +5,7 @@ its own; it is enlarged or reduced to cover it, and what sticks out is cut off. 
 """
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -27,17 +28,11 @@ BLOCK = 4096  # steps whose buckets are drawn together
 # The usual table for 512² (rows x columns, ratios 1:4 to 4:1); that for 1024² is twice as large.
 _TALL = "1024x256 992x256 960x256 928x256 896x288 864x288 832x288 800x320 768x320 736x352 704x352"
 _FLAT = "480x512 480x544 448x544 448x576 416x576 416x608 384x640 384x672 352x672"
-STANDARD: tuple[Bucket, ...] = tuple(
-    sorted(
-        {
-            size
-            for word in f"{_TALL} {_FLAT} 512x512".split()
-            for rows, columns in [map(int, word.split("x"))]
-            for size in ((rows, columns), (columns, rows))
-        }
-        - {(672, 352)}  # which the usual table lacks
-    )
-)
+_UPRIGHT = [
+    (int(rows), int(columns)) for rows, columns in re.findall(r"(\d+)x(\d+)", f"{_TALL} {_FLAT} 512x512")
+]
+_MIRRORED = {(columns, rows) for rows, columns in _UPRIGHT} - {(672, 352)}  # which the usual table lacks
+STANDARD: tuple[Bucket, ...] = tuple(sorted({*_UPRIGHT, *_MIRRORED}))
 logger = logging.getLogger(__name__)
 
 

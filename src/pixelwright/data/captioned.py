@@ -12,21 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pixelwright.data import shapes
 from pixelwright.data.config import SHAPES_COUNT
-from pixelwright.data.shapes import (
-    COLOURS,
-    GROUNDS,
-    MARGIN,
-    SHAPE_RADIUS,
-    SHAPES,
-    Array,
-    Background,
-    Dice,
-    DrawnSet,
-    Object,
-    Scene,
-    render,
-)
+from pixelwright.data.shapes import COLOURS, SHAPES, Array, Dice, DrawnSet, Object, Scene
 from pixelwright.data.sources import Sample
 
 CATEGORIES = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
@@ -36,13 +24,10 @@ COUNT_WORDS = ("no", "one", "two", "three", "four")
 MOST = len(COUNT_WORDS) - 1
 
 # Compositions that no picture of the set shows, although each of their parts is frequent in it.
-HELD_OUT_COLOURS = frozenset(
-    {("orange", "circle"), ("purple", "square"), ("green", "triangle"), ("blue", "star")}
-)
-HELD_OUT_COUNTS = frozenset({(3, "triangle"), (4, "star")})
-HELD_OUT_RELATIONS = frozenset(
-    {("triangle", "above", "square"), ("circle", "left of", "star"), ("star", "above", "triangle")}
-)
+HELD_OUT_COLOURS = {("orange", "circle"), ("purple", "square"), ("green", "triangle"), ("blue", "star")}
+HELD_OUT_COUNTS = {(3, "triangle"), (4, "star")}
+_STAR = ("circle", "left of", "star"), ("star", "above", "triangle")
+HELD_OUT_RELATIONS = {("triangle", "above", "square"), *_STAR}
 
 SCALES = {1: 0.85, 2: 0.46, 3: 0.42, 4: 0.39}  # of SHAPE_RADIUS, by the number of objects
 GAP = 0.05  # between the circumscribed circles of two objects
@@ -71,8 +56,9 @@ class Claim:
 
 def held_out(claim: Claim) -> bool:
     """Whether the set never shows this."""
-    if any(_held_out(thing) for thing in claim.things):
-        return True
+    for thing in claim.things:
+        if (thing.colour, thing.shape) in HELD_OUT_COLOURS or (thing.count, thing.shape) in HELD_OUT_COUNTS:
+            return True
     if claim.relation is None:
         return False
     first, second = (thing.shape for thing in claim.things)
@@ -80,31 +66,23 @@ def held_out(claim: Claim) -> bool:
     return not HELD_OUT_RELATIONS.isdisjoint({(first, claim.relation, second), turned})
 
 
-def _held_out(thing: Thing) -> bool:
-    return (thing.colour, thing.shape) in HELD_OUT_COLOURS or (thing.count, thing.shape) in HELD_OUT_COUNTS
-
-
 # --- captions ---
 def caption(claim: Claim, phrasing: int = 0) -> str:
     """An English phrase for a claim, such as "a red star to the left of a blue circle". `phrasing` is any
     whole number; different ones give different words for the same claim, in turn."""
     phrasing, beginning = divmod(phrasing, len(BEGINNINGS))
-    return BEGINNINGS[beginning] + _middle(claim, phrasing)
+    names = [_name(thing) for thing in claim.things]
+    if claim.relation is None:
+        return BEGINNINGS[beginning] + " and ".join(names)
+    forms = LEFT_RIGHT if claim.relation in ("left of", "right of") else ABOVE_BELOW
+    form, side = forms[phrasing % len(forms)], claim.relation.removesuffix(" of")
+    return BEGINNINGS[beginning] + form.format(*names, claim.relation, side)
 
 
 BEGINNINGS = ("", "a photo of ", "a picture of ")
 LEFT_RIGHT = ("{0} {2} {1}", "{0} to the {2} {1}", "{1} with {0} on its {3}")
 ABOVE_BELOW = ("{0} {2} {1}", "{1} with {0} {2} it")
 PHRASINGS = len(BEGINNINGS) * len(LEFT_RIGHT) * len(ABOVE_BELOW)  # so many whole numbers give all there are
-
-
-def _middle(claim: Claim, phrasing: int) -> str:
-    names = [_name(thing) for thing in claim.things]
-    if claim.relation is None:
-        return " and ".join(names)
-    forms = LEFT_RIGHT if claim.relation in ("left of", "right of") else ABOVE_BELOW
-    side = claim.relation.removesuffix(" of")
-    return forms[phrasing % len(forms)].format(*names, claim.relation, side)
 
 
 def _name(thing: Thing) -> str:
@@ -137,10 +115,12 @@ def state(facts: Claim, detailed: bool) -> Claim:
     """The part of the facts that the caption states: what the category asks for and, if `detailed`, the
     colours of what is counted or related."""
     category = facts.category
-    coloured = category in ("colours", "colour attribution") or (
-        detailed and category in ("counting", "position")
+    named = ("colours", "colour attribution", *(("counting", "position") if detailed else ()))
+    things = (
+        facts.things
+        if category in named
+        else tuple(dataclasses.replace(t, colour=None) for t in facts.things)
     )
-    things = facts.things if coloured else tuple(dataclasses.replace(t, colour=None) for t in facts.things)
     return Claim(category, things, facts.relation if category == "position" else None)
 
 
@@ -149,15 +129,15 @@ def compose(facts: Claim, dice: Dice) -> Scene:
     overlapping. Every thing must have a colour."""
     kinds = [(thing.shape, thing.colour) for thing in facts.things for _ in range(thing.count)]
     scale = SCALES[len(kinds)]
-    radii = [SHAPE_RADIUS[shape] * scale * dice.between(0.9, 1.1) for shape, _ in kinds]
+    radii = [shapes.SHAPE_RADIUS[shape] * scale * dice.between(0.9, 1.1) for shape, _ in kinds]
     angles = [dice.between(-0.25, 0.25) for _ in kinds]
-    ground = dice.choose(GROUNDS)
+    ground = dice.choose(shapes.GROUNDS)
     centres, shrunk = _place(np.array(radii), facts.relation, dice)
     objects = [
         Object(shape, colour or "", "plain", (float(x), float(y)), radius * shrunk, angle)
         for (shape, colour), radius, angle, (x, y) in zip(kinds, radii, angles, centres, strict=True)
     ]
-    return Scene(tuple(objects), Background("plain", ground, ground, 0.0))
+    return Scene(tuple(objects), shapes.Background("plain", ground, ground, 0.0))
 
 
 def _place(radii: Array, relation: str | None, dice: Dice) -> tuple[Array, float]:
@@ -167,7 +147,7 @@ def _place(radii: Array, relation: str | None, dice: Dice) -> tuple[Array, float
     shrunk = 1.0
     while True:
         spots = np.array(dice.numbers(TRIES * len(radii) * 2)).reshape(TRIES, len(radii), 2)
-        room = 0.5 - MARGIN - radii[:, None] * shrunk  # [n, 1]
+        room = 0.5 - shapes.MARGIN - radii[:, None] * shrunk  # [n, 1]
         centres = 0.5 + (2 * spots - 1) * room  # [tries, n, 2]
         offset = centres[:, first] - centres[:, second]  # [tries, pairs, 2]
         apart = np.hypot(offset[..., 0], offset[..., 1]) > (radii[first] + radii[second]) * shrunk + GAP
@@ -197,5 +177,5 @@ class CaptionedShapes(DrawnSet):
 
     def __getitem__(self, index: int) -> Sample:
         claim, words, scene = self.describe(index)
-        image = Image.fromarray(render(scene, self.size))
+        image = Image.fromarray(shapes.render(scene, self.size))
         return Sample(image, CATEGORIES.index(claim.category), words, self.name(index))

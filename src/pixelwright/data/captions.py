@@ -48,9 +48,8 @@ def from_meta(meta: Mapping[str, Any], place: str) -> Captions | None:
     good = isinstance(weights, list) and len(weights) == len(texts) and all(map(_is_weight, weights))
     kept = [(text, w) for text, w in zip(texts, weights, strict=True) if text and w] if good else []
     if not kept:
-        raise UserError(
-            f"the weights of {place} are {str(weights)[:60]}: give {len(texts)} numbers, one for each caption"
-        )
+        many = f"give {len(texts)} numbers, one for each caption"
+        raise UserError(f"the weights of {place} are {str(weights)[:60]}: {many}")
     total = sum(weight for _, weight in kept)
     return Captions(tuple(text for text, _ in kept), tuple(weight / total for _, weight in kept))
 

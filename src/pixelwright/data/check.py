@@ -1,8 +1,9 @@
 """A look at a data set: what is broken in it, how many images of which class and shape, how they look."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -93,15 +94,11 @@ def aspect(width: int, height: int) -> str:
 
 def contact_sheet(source: Source, count: int, side: int) -> Tensor:
     """Up to `count` readable images, spread evenly over the source, uint8 [n, side, side, 3]."""
-    return torch.from_numpy(np.stack(list(_tiles(source, count, side))))
-
-
-def _tiles(source: Source, count: int, side: int) -> Iterator[np.ndarray]:
+    tiles = []
     for index in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)):
-        try:
-            yield np.asarray(centre_crop(source[int(index)].image, side))
-        except UnreadableImage:
-            continue
+        with suppress(UnreadableImage):
+            tiles.append(np.asarray(centre_crop(source[int(index)].image, side)))
+    return torch.from_numpy(np.stack(tiles))
 
 
 def describe(found: Findings, source: Source) -> str:

@@ -18,12 +18,9 @@ FOREIGN_KINDS = "arw cr2 cr3 dng exr hdr heic heif jpf jxl jxr nef orf psd raf r
 FOREIGN = frozenset(FOREIGN_KINDS.split())  # suffixes of pictures that are not read
 SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "#recycle", "system volume information", "lost+found")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-_SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+_SPLIT_OF = dict.fromkeys(("train", "training"), "train")
+_SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
+_SPLIT_OF |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 logger = logging.getLogger(__name__)
 
 
@@ -58,13 +55,9 @@ def image_names(names: Iterable[str], where: object) -> list[str]:
     if foreign:
         counts = ", ".join(f"{n} .{kind}" for kind, n in sorted(Counter(map(suffix, foreign)).items()))
         gone = sorted({top(name) for name in foreign} - {top(name) for name in found} - {""})
-        logger.warning(
-            '"%s": left out %s, which are not read, such as "%s"%s: convert them to PNG or JPEG',
-            where,
-            counts,
-            shown(foreign[0]),
-            f"; nothing is left of {', '.join(map(shown, gone))}" if gone else "",
-        )
+        lost = f"; nothing is left of {', '.join(map(shown, gone))}" if gone else ""
+        text = '"%s": left out %s, which are not read, such as "%s"%s: convert them to PNG or JPEG'
+        logger.warning(text, where, counts, shown(foreign[0]), lost)
     return found
 
 
@@ -107,9 +100,8 @@ def refuse_splits(
     for beside in found.values():
         if len(beside) > 1:
             example = beside.get("train") or max(beside.values())
-            raise UserError(
-                f'"{where}" holds the splits {", ".join(sorted(beside))} side by side: {remedy(example)}'
-            )
+            splits = ", ".join(sorted(beside))
+            raise UserError(f'"{where}" holds the splits {splits} side by side: {remedy(example)}')
 
 
 def folder_classes(names: Sequence[str], where: object) -> tuple[list[int], tuple[str, ...] | None]:

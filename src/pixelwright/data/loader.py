@@ -86,8 +86,7 @@ class Batches:
         self._with_captions = captions
         self.plan = make_plan(source, config, seed)
         self._reader = _Reader(source, self.plan.sizes, self.plan.group_of, captions)
-        fits = len(source) * config.size**2 * 3 <= CACHE_LIMIT
-        self._keep = config.cache == "auto" and fits
+        self._keep = config.cache == "auto" and len(source) * config.size**2 * 3 <= CACHE_LIMIT
         self._held: dict[int, _Decoded] = {}  # of the whole set if `_keep`, else of one batch
         self._order = lru_cache(maxsize=2 * len(self.plan.members))(self._draw_order)
 
@@ -125,18 +124,17 @@ class Batches:
         images = torch.from_numpy(np.stack([self._held[index].pixels for _, index in picks]))  # [b, 3, H, W]
         labels = torch.tensor([self._held[index].label for _, index in picks])
         flipped = torch.tensor([bool(order.flipped[self.plan.place_of[index]]) for order, index in picks])
-        captions = tuple(self._caption(order, index) for order, index in picks if self._with_captions)
+        captions: list[str] = []
+        for order, index in picks if self._with_captions else ():
+            held = self._held[index].captions
+            assert held is not None  # the reader refuses images without
+            captions.append(held.pick(float(order.drawn[self.plan.place_of[index]])))
         if flipped.any():
             images[flipped] = images[flipped].flip(3)  # mirror the columns
         if not self._keep:
             self._held.clear()
         indices = torch.tensor([index for _, index in picks])
-        return Batch(from_uint8(images.permute(0, 2, 3, 1)), labels, indices, captions)
-
-    def _caption(self, order: "_Order", index: int) -> str:
-        captions = self._held[index].captions
-        assert captions is not None  # the reader refuses images without
-        return captions.pick(float(order.drawn[self.plan.place_of[index]]))
+        return Batch(from_uint8(images.permute(0, 2, 3, 1)), labels, indices, tuple(captions))
 
     def _readable(self, group: int, epoch: int, place: int) -> int:
         """The index at `place` of the permutation, or the first readable one after it, now held in memory."""

@@ -7,8 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pixelwright.data.config import PROCEDURAL, SHAPES, SHAPES_COUNT, DataConfig
+from pixelwright.data.captioned import CaptionedShapes
+from pixelwright.data.config import PROCEDURAL, SHAPES, SHAPES_CAPTIONS, SHAPES_COUNT, DataConfig
 from pixelwright.data.layout import COMPRESSED, SUFFIXES, is_hidden, refuse_splits, suffix, top
+from pixelwright.data.parquet import ParquetSource
+from pixelwright.data.shapes import Shapes
+from pixelwright.data.shards import ShardSource
 from pixelwright.data.sources import FolderSource, Source, ZipSource, walk
 from pixelwright.data.transforms import UnreadableImage
 from pixelwright.errors import UserError
@@ -36,25 +40,16 @@ def open_source(config: DataConfig) -> Source:
 
 def find_source(config: DataConfig) -> Source:
     """Like `open_source`, but without a look at how much of it is damaged."""
-    if config.path in PROCEDURAL:
-        return _procedural(config)
+    seed, count = config.shapes_seed or 0, config.shapes_count or SHAPES_COUNT
+    if config.path == SHAPES:
+        variation = 1.0 if config.shapes_variation is None else config.shapes_variation
+        return Shapes(config.size, seed, count, variation)
+    if config.path == SHAPES_CAPTIONS:
+        return CaptionedShapes(config.size, seed, count)
     files, names = _files(config.path)
     if len(files) == 1 and files[0].is_dir():
         return _open_folder(files[0])
     return _open_files(files, names, config.path)
-
-
-def _procedural(config: DataConfig) -> Source:
-    """The set "shapes" or "shapes-captions"."""
-    seed, count = config.shapes_seed or 0, config.shapes_count or SHAPES_COUNT
-    if config.path == SHAPES:
-        from pixelwright.data.shapes import Shapes
-
-        variation = 1.0 if config.shapes_variation is None else config.shapes_variation
-        return Shapes(config.size, seed, count, variation)
-    from pixelwright.data.captioned import CaptionedShapes
-
-    return CaptionedShapes(config.size, seed, count)
 
 
 def _files(path: str) -> tuple[list[Path], list[str]]:
@@ -91,9 +86,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
     if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", found[1]):
         first, last = numbers.groups()
         if int(last) < int(first):
-            raise UserError(
-                f'data.path "{pattern}" counts down from {first} to {last}: put the smaller first'
-            )
+            raise UserError(f'data.path "{pattern}" counts down from {first} to {last}: smaller first')
         width = len(first) if first.startswith("0") else 0
         words = [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
     elif "," in found[1]:
@@ -112,9 +105,8 @@ def _open_folder(folder: Path) -> Source:
     archives = sorted(name for name in names if _kind(name))
     images = next((name for name in names if suffix(name) in SUFFIXES), None)
     if archives and images is None:
-        return _open_files(
-            [folder / name for name in archives], [str(folder / n) for n in archives], str(folder)
-        )
+        inside = [folder / name for name in archives]
+        return _open_files(inside, [str(file) for file in inside], str(folder))
     sets = [name for name in archives if _kind(name) != ".zip" and "/" not in name]
     if sets and images is not None:
         raise UserError(
@@ -137,9 +129,8 @@ def _open_files(files: Sequence[Path], names: Sequence[str], path: str) -> Sourc
     packed = [name for name in names if _kind(name) in COMPRESSED]
     kinds = {Path(name.partition("?")[0]).suffix.lower() for name in names if name not in packed}
     if len(kinds) > 1:
-        raise UserError(
-            f'data.path "{path}" names files of different kinds ({", ".join(sorted(kinds))}): give one kind'
-        )
+        many = ", ".join(sorted(kinds))
+        raise UserError(f'data.path "{path}" names files of different kinds ({many}): give one kind')
     if packed:
         raise UserError(f'"{packed[0]}" is compressed and cannot be read in place: unpack it to a .tar')
     kind = kinds.pop()
@@ -151,14 +142,7 @@ def _open_files(files: Sequence[Path], names: Sequence[str], path: str) -> Sourc
                 f'"{path}" holds {kind} files in several folders, "{folders[0]}" and "{folders[1]}": '
                 f'give one, or the pattern "{path}/**/*{kind}" for all'
             )
-    if kind == ".tar":
-        from pixelwright.data.shards import ShardSource
-
-        return ShardSource(files)
-    if kind == ".parquet":
-        from pixelwright.data.parquet import ParquetSource
-
-        return ParquetSource(files)
+        return ShardSource(files) if kind == ".tar" else ParquetSource(files)
     if len(files) > 1:
         raise UserError(f'data.path "{path}" names {len(files)} files "{files[0].name}", ...: {FORMS}')
     return ZipSource(files[0])

@@ -19,6 +19,8 @@ from pixelwright.errors import UserError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 LABEL_COLUMNS = ("labels", "class", "category")
+TEXTS = ("string", "large_string", "list<", "large_list<", "dictionary<values=string")
+SCALARS = ("int", "uint", "string", "large_string", "dictionary<")
 KEPT_GROUPS = 2  # row groups each process keeps decoded
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,12 @@ class ParquetSource:
         features = _features(schema.metadata)
         self._image = self._image_column(schema, features)
         label = self._label_column(schema, features)
-        caption = next((c for c in KEYS if c in schema.names and c != label and _is_text(schema, c)), None)
+        caption = next((c for c in KEYS if c in schema.names and c != label and _is(schema, c, TEXTS)), None)
         weighted = caption is not None and "weights" in schema.names
         self._text = [caption, *(["weights"] if weighted else [])] if caption is not None else []
         sizes = [[f.metadata.row_group(g).num_rows for g in range(f.metadata.num_row_groups)] for f in opened]
         self._groups = [(file, g) for file, rows in enumerate(sizes) for g in range(len(rows))]
-        starts = [0, *(n for rows in sizes for n in rows)]
-        self._starts = np.cumsum(starts)  # first row of each group, and end
+        self._starts = np.cumsum([0, *(n for rows in sizes for n in rows)])  # first row of each group; end
         self._first_rows = np.cumsum([0, *map(sum, sizes)])  # of each file
         if not len(self):
             raise UserError(f'"{self.path}" holds no rows: give parquet files with images')
@@ -67,25 +68,23 @@ class ParquetSource:
             file.close()
 
     def _image_column(self, schema: Any, features: dict[str, Any]) -> str:
-        typed = [name for name, f in features.items() if f.get("_type") == "Image" and name in schema.names]
-        named = [name for name in IMAGE_COLUMNS if name in schema.names]
-        found = typed or named
+        found = [name for name, f in features.items() if f.get("_type") == "Image" and name in schema.names]
+        found = found or [name for name in IMAGE_COLUMNS if name in schema.names]
         if not found or (len(found) > 1 and "image" not in found):
-            raise UserError(
-                f'"{self.path}" has the columns {_list(schema.names)} and '
-                f'{"several" if found else "none"} of images: name one "image"'
-            )
+            many = "several" if found else "none"
+            text = f'"{self.path}" has the columns {_list(schema.names)} and {many} of images'
+            raise UserError(f'{text}: name one "image"')
         return "image" if "image" in found else found[0]
 
     def _label_column(self, schema: Any, features: dict[str, Any]) -> str | None:
         if "label" in schema.names:
             return "label"
         typed = [name for name, f in features.items() if f.get("_type") == "ClassLabel"]
-        named = [name for name in LABEL_COLUMNS if name in schema.names and _is_scalar(schema, name)]
+        named = [name for name in LABEL_COLUMNS if name in schema.names and _is(schema, name, SCALARS)]
         found = typed or named
         if len(found) > 1:
             raise UserError(f'"{self.path}" has the label columns {_list(found)}: name one of them "label"')
-        others = [name for name in schema.names if name not in KEYS and _is_scalar(schema, name)]
+        others = [name for name in schema.names if name not in KEYS and _is(schema, name, SCALARS)]
         if not found and others:
             text = '"%s" has no column of labels (%s), so all images are one class; its columns: %s'
             logger.warning(text, self.path, ", ".join(("label", *LABEL_COLUMNS)), _list(schema.names))
@@ -125,10 +124,8 @@ class ParquetSource:
                     "are names (splits without labels, such as test, cannot be used)"
                 )
             if names and value >= len(names):
-                raise UserError(
-                    f'label {value} in "{self.path}" has no name among {len(names)}: '
-                    "mend the class names in the schema"
-                )
+                text = f'label {value} in "{self.path}" has no name among {len(names)}'
+                raise UserError(f"{text}: mend the class names in the schema")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -146,19 +143,17 @@ class ParquetSource:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         group, row = self._place(index)
-        table = self._group(group)
-        data = self._bytes(table, row)
-        captions = from_meta({c: table[c][row].as_py() for c in self._text}, f'"{self.name(index)}"')
-        label, first = int(self._labels[index]), captions.texts[0] if captions else None
-        return Sample(read_image(data), label, first, self.name(index), captions)
+        table, name, label = self._group(group), self.name(index), int(self._labels[index])
+        captions = from_meta({c: table[c][row].as_py() for c in self._text}, f'"{name}"')
+        return Sample(read_image(self._bytes(index)), label, captions and captions.texts[0], name, captions)
 
     def dimensions(self, index: int) -> tuple[int, int]:
         """(width, height) of an image, without decoding it; raises UnreadableImage."""
-        group, row = self._place(index)
-        return read_size(self._bytes(self._group(group), row))
+        return read_size(self._bytes(index))
 
-    def _bytes(self, table: Any, row: int) -> bytes:
-        cell = table[self._image][row].as_py()
+    def _bytes(self, index: int) -> bytes:
+        group, row = self._place(index)
+        cell = self._group(group)[self._image][row].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
             raise UnreadableImage("the row holds no image bytes")
@@ -194,13 +189,8 @@ class ParquetSource:
         self._pq, _ = _pyarrow()
 
 
-def _is_text(schema: Any, column: str) -> bool:
-    kind = str(schema.field(column).type)
-    return kind.startswith(("string", "large_string", "list<", "large_list<", "dictionary<values=string"))
-
-
-def _is_scalar(schema: Any, column: str) -> bool:
-    return str(schema.field(column).type).startswith(("int", "uint", "string", "large_string", "dictionary<"))
+def _is(schema: Any, column: str, kinds: tuple[str, ...]) -> bool:
+    return str(schema.field(column).type).startswith(kinds)
 
 
 def _pyarrow() -> tuple[Any, type[Exception]]:

@@ -37,22 +37,14 @@ SHAPES = tuple(SHAPE_RADIUS)
 
 # (the colour, the second colour of its textures)
 COLOURS: dict[str, tuple[RGB, RGB]] = {
-    "red": ((222, 30, 38), (255, 226, 220)),
-    "orange": ((250, 130, 10), (255, 240, 215)),
-    "yellow": ((255, 218, 20), (120, 88, 0)),
-    "green": ((20, 160, 60), (218, 250, 215)),
-    "blue": ((30, 80, 225), (214, 232, 255)),
-    "purple": ((135, 40, 185), (240, 218, 255)),
-}
-
+    "red": ((222, 30, 38), (255, 226, 220)), "orange": ((250, 130, 10), (255, 240, 215)),
+    "yellow": ((255, 218, 20), (120, 88, 0)), "green": ((20, 160, 60), (218, 250, 215)),
+    "blue": ((30, 80, 225), (214, 232, 255)), "purple": ((135, 40, 185), (240, 218, 255)),
+}  # fmt: skip
 GROUNDS: dict[str, RGB] = {
-    "grey": (150, 150, 150),
-    "charcoal": (62, 64, 68),
-    "beige": (205, 190, 162),
-    "brown": (108, 86, 70),
-    "slate": (104, 118, 134),
-    "sage": (142, 156, 134),
-}
+    "grey": (150, 150, 150), "charcoal": (62, 64, 68), "beige": (205, 190, 162),
+    "brown": (108, 86, 70), "slate": (104, 118, 134), "sage": (142, 156, 134),
+}  # fmt: skip
 PATTERNS = ("plain", "gradient", "spotlight")
 
 STRIPE, CHECK, DOT = 5 / 32, 7 / 32, 6 / 32  # periods of the textures
@@ -122,8 +114,7 @@ def render(scene: Scene, size: int) -> Array:
 @lru_cache(maxsize=4)
 def _centres(size: int) -> Array:
     """Pixel centres along a side, [size]."""
-    line: Array = (np.arange(size, dtype=np.float32) + 0.5) / size
-    return line
+    return np.asarray((np.arange(size, dtype=np.float32) + 0.5) / size)
 
 
 def _ground(ground: Background, size: int) -> Array:
@@ -172,8 +163,7 @@ def _rgb(colour: RGB) -> Array:
 
 def _clip(values: Array, low: float, high: float) -> Array:
     """np.clip without its overhead, which shows on small pictures."""
-    clipped: Array = np.minimum(np.maximum(values, low), high)
-    return clipped
+    return np.asarray(np.minimum(np.maximum(values, low), high))
 
 
 def _cover(distance: Array) -> Array:
@@ -190,10 +180,8 @@ def _turn(x: Array, y: Array, angle: float) -> tuple[Array, Array]:
 def _distance(shape: str, tip: float, u: Array, v: Array) -> Array:
     """Signed distance to the outline near it, negative inside; `tip` is the circumscribed radius."""
     radius = np.sqrt(u * u + v * v)
-    distance: Array
     if shape == "circle":
-        distance = radius - tip
-        return distance
+        return np.asarray(radius - tip)
     corners, inner, _ = POLYGONS[shape]
     # Fold the plane into half a sector, from the tip at angle 0 to the inner point at angle `half`; there the
     # outline is one straight line between the two, of unit normal (nx, ny).
@@ -205,19 +193,13 @@ def _distance(shape: str, tip: float, u: Array, v: Array) -> Array:
     nx, ny = inner * math.sin(half), 1 - inner * math.cos(half)
     length = math.hypot(nx, ny)
     nx, ny = nx / length, ny / length
-    distance = (np.cos(angle) * nx + np.abs(np.sin(angle)) * ny) * radius - tip * nx
-    return distance
+    return np.asarray((np.cos(angle) * nx + np.abs(np.sin(angle)) * ny) * radius - tip * nx)
 
 
 def _wave(u: Array, period: float) -> Array:
     """Distance from the nearest edge of stripes half a period wide, positive on them; one is centred at 0."""
     turn = u / period
-    wave: Array = (0.25 - np.abs(turn - np.rint(turn))) * period
-    return wave
-
-
-def _stripes(u: Array, v: Array, size: int) -> Array:
-    return _cover(_wave(u, STRIPE) * -size)
+    return np.asarray((0.25 - np.abs(turn - np.rint(turn))) * period)
 
 
 def _checks(u: Array, v: Array, size: int) -> Array:
@@ -232,7 +214,7 @@ def _dots(u: Array, v: Array, size: int) -> Array:
 
 TEXTURES: dict[str, Callable[[Array, Array, int], Array]] = {
     "plain": lambda u, v, size: np.zeros_like(u),
-    "striped": _stripes,
+    "striped": lambda u, v, size: _cover(_wave(u, STRIPE) * -size),
     "checked": _checks,
     "dotted": _dots,
 }
@@ -300,17 +282,13 @@ CLASS_NAMES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOUR
 
 def caption(scene: Scene) -> str:
     """One English phrase for a scene, such as "a red striped circle on a grey background"."""
-    things = [_article(_phrase(thing)) for thing in scene.objects]
+    words = [(thing.colour, thing.texture.replace("plain", ""), thing.shape) for thing in scene.objects]
+    things = [_article(" ".join(filter(None, each))) for each in words]
     listed = things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
     ground = scene.background
     if ground.pattern == "plain":
         return f"{listed} on {_article(ground.colour)} background"
     return f"{listed} on a background fading from {ground.colour} to {ground.second}"
-
-
-def _phrase(thing: Object) -> str:
-    texture = "" if thing.texture == "plain" else thing.texture + " "
-    return f"{thing.colour} {texture}{thing.shape}"
 
 
 def _article(phrase: str) -> str:

@@ -16,18 +16,9 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from pixelwright.data.captions import Captions, from_meta, from_text
-from pixelwright.data.layout import (
-    SUFFIXES,
-    folder_classes,
-    image_names,
-    is_hidden,
-    refuse_splits,
-    shown,
-    suffix,
-    tidy,
-    wrapper,
-)
+from pixelwright.data import layout
+from pixelwright.data.captions import from_meta, from_text
+from pixelwright.data.layout import SUFFIXES, image_names, is_hidden, shown, suffix, tidy
 from pixelwright.data.sources import Sample
 from pixelwright.data.transforms import UnreadableImage, read_image, read_size
 from pixelwright.errors import UserError
@@ -38,6 +29,7 @@ BLOCK = 512  # bytes; a tar is made of such blocks
 TEXT_LIMIT = 1 << 24  # bytes of a .json, .txt or .cls
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
 Span = tuple[int, int]  # first byte and number of bytes
+Parts = dict[str, tarfile.TarInfo]  # the members of a shard that share a key, by suffix
 Content = TypeVar("Content")
 logger = logging.getLogger(__name__)
 
@@ -63,46 +55,24 @@ class ShardSource:
         self._captions = _spans([i.captions for i in indices])  # [n, 2], size 0: none
         self._in_json = np.concatenate([np.array(i.in_json, bool) for i in indices])  # [n]
         labels = np.concatenate([np.array(i.labels, np.int64) for i in indices])  # [n], -1: none
-        self._labels, classes = self._join_labels(labels), self._join_classes(pairs)
+        missing = np.flatnonzero(labels < 0)
+        if 0 < len(missing) < len(labels):
+            raise UserError(
+                f'"{self._names[missing[0]]}" in "{self.path}" has no label while other samples have '
+                f"({len(missing)} in all): give each a .cls member, or name only the labelled shards"
+            )
+        self._labels, classes = np.maximum(labels, 0), _join_classes(pairs)
         keys = [key for index in indices for key in index.keys]
-        refuse_splits(keys, self.path, lambda part: f'make shards of one alone, such as "{part}"')
-        if (labels < 0).all() and not self._captions[:, 1].any():
-            self._labels, classes = self._classes_of_folders(keys)
+        layout.refuse_splits(keys, self.path, lambda part: f'make shards of one alone, such as "{part}"')
+        if (labels < 0).all() and not self._captions[:, 1].any():  # then folders side by side are classes
+            root = layout.wrapper(sorted(keys))
+            inner = [key.removeprefix(root) for key in keys]
+            if len({key.partition("/")[0] for key in inner if "/" in key}) > 1:
+                numbers, classes = layout.folder_classes(inner, self.path)
+                self._labels = np.array(numbers, np.int64)
         count = int(self._labels.max()) + 1
         self.num_classes = max(count, len(classes or ()))
         self.class_names = classes if classes and len(classes) >= count else None
-
-    def _join_labels(self, labels: np.ndarray) -> np.ndarray:
-        missing = np.flatnonzero(labels < 0)
-        if len(missing) == len(labels):
-            return np.zeros_like(labels)
-        if len(missing):
-            name = self._names[missing[0]]
-            raise UserError(
-                f'"{name}" in "{self.path}" has no label while other samples have ({len(missing)} in all): '
-                "give each a .cls member, or name only the labelled shards"
-            )
-        return labels
-
-    def _join_classes(self, pairs: "Sequence[tuple[Path, Index]]") -> tuple[str, ...] | None:
-        names: dict[int, str] = {}
-        for shard, index in pairs:
-            for label, name in index.classes.items():
-                if names.setdefault(label, name) != name:
-                    raise UserError(
-                        f'class {label} is "{names[label]}" in earlier shards and "{name}" in "{shard}": '
-                        "give shards of one data set"
-                    )
-        return tuple(names[i] for i in range(len(names))) if names.keys() == set(range(len(names))) else None
-
-    def _classes_of_folders(self, keys: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-        """Labels [n] and class names by the folders in the keys, if there are several side by side."""
-        root = wrapper(sorted(keys))
-        inner = [key.removeprefix(root) for key in keys]
-        if len({key.partition("/")[0] for key in inner if "/" in key}) < 2:
-            return np.zeros(len(keys), np.int64), None
-        labels, classes = folder_classes(inner, self.path)
-        return np.array(labels, np.int64), classes
 
     def __len__(self) -> int:
         return len(self._names)
@@ -112,9 +82,12 @@ class ShardSource:
 
     def __getitem__(self, index: int) -> Sample:
         image, text = self._members(index, self._images, self._captions)
-        captions, label = self._captions_of(index, text), int(self._labels[index])
-        first = captions.texts[0] if captions else None
-        return Sample(read_image(image), label, first, self._names[index], captions)
+        name, label = self._names[index], int(self._labels[index])
+        if self._in_json[index]:
+            captions = from_meta(parse_json(text, f'the .json of "{name}"'), f'"{name}"')
+        else:
+            captions = from_text(text, f'the .txt of "{name}"')
+        return Sample(read_image(image), label, captions and captions.texts[0], name, captions)
 
     def dimensions(self, index: int) -> tuple[int, int]:
         """(width, height) of an image, without decoding it; raises UnreadableImage."""
@@ -127,11 +100,15 @@ class ShardSource:
         except OSError as error:
             raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
-    def _captions_of(self, index: int, text: bytes) -> Captions | None:
-        place = f'"{self._names[index]}"'
-        if not self._in_json[index]:
-            return from_text(text, f"the .txt of {place}")
-        return from_meta(parse_json(text, f"the .json of {place}"), place)
+
+def _join_classes(pairs: Sequence[tuple[Path, "Index"]]) -> tuple[str, ...] | None:
+    names: dict[int, str] = {}
+    for shard, index in pairs:
+        for label, name in index.classes.items():
+            if names.setdefault(label, name) != name:
+                text = f'class {label} is "{names[label]}" in earlier shards and "{name}" in "{shard}"'
+                raise UserError(f"{text}: give shards of one data set")
+    return tuple(names[i] for i in range(len(names))) if names.keys() == set(range(len(names))) else None
 
 
 def _spans(parts: Sequence[Sequence[Span]]) -> np.ndarray:
@@ -209,13 +186,6 @@ def read_index(shard: Path) -> Index:
     return index
 
 
-class _Sample(NamedTuple):
-    """The members of a shard that share a key."""
-
-    key: str
-    parts: dict[str, tarfile.TarInfo]  # by suffix
-
-
 def _make_index(shard: Path) -> Index:
     index = Index([], [], [], [], [], {})
     with shard.open("rb") as file:
@@ -223,10 +193,9 @@ def _make_index(shard: Path) -> Index:
             raise UserError(f'"{shard}" is compressed and cannot be read in place: unpack it')
         members = list(_members(file, shard))
         image_names((name for name, _ in members), shard)  # which tells of kinds that are not read
-        samples = _samples(members)
         beside = [name for name, _ in members if suffix(name) in SUFFIXES]
-        for sample in samples:
-            _add(index, sample, file, shard)
+        for key, parts in _samples(members):
+            _add(index, parts, file, f'sample "{shown(key)}" of "{shard}"', key)
     if lost := len(beside) - len(index.keys):
         used = {f"{key}." for key in index.keys}
         odd = next((n for n in beside if _split(n)[0] + "." not in used or _split(n)[1] not in SUFFIXES), "")
@@ -235,24 +204,23 @@ def _make_index(shard: Path) -> Index:
     return index
 
 
-def _samples(members: Sequence[tuple[str, tarfile.TarInfo]]) -> list[_Sample]:
+def _samples(members: Sequence[tuple[str, tarfile.TarInfo]]) -> list[tuple[str, Parts]]:
     """Members by key, in the order in which the keys appear; a suffix that comes again begins a new sample.
 
     Where nothing under a key is an image by all that follows the first dot, as with "img_0.5.png", names are
     split at their last dot.
     """
     plain = {key for key, extension in (_split(name) for name, _ in members) if extension in SUFFIXES}
-    samples: list[_Sample] = []
-    newest: dict[str, _Sample] = {}
+    samples: list[tuple[str, Parts]] = []
+    newest: dict[str, Parts] = {}
     for name, member in members:
         key, extension = _split(name)
         if key not in plain and "." in extension:
             key, _, extension = name.rpartition(".")
-        sample = newest.get(key)
-        if sample is None or extension.lower() in sample.parts:
-            sample = newest[key] = _Sample(key, {})
-            samples.append(sample)
-        sample.parts[extension.lower()] = member
+        if key not in newest or extension.lower() in newest[key]:
+            newest[key] = {}
+            samples.append((key, newest[key]))
+        newest[key][extension.lower()] = member
     return samples
 
 
@@ -307,8 +275,7 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _add(index: Index, sample: _Sample, file: BinaryIO, shard: Path) -> None:
-    parts, place = sample.parts, f'sample "{shown(sample.key)}" of "{shard}"'
+def _add(index: Index, parts: Parts, file: BinaryIO, place: str, key: str) -> None:
     images = [extension for extension in parts if extension in SUFFIXES]
     if not images:
         return
@@ -324,15 +291,11 @@ def _add(index: Index, sample: _Sample, file: BinaryIO, shard: Path) -> None:
     if in_json and "txt" in parts:  # which comes first, unless it is empty
         in_json = not _content(file, parts["txt"], place).strip()
     text = parts.get("json" if in_json else "txt")
-    index.keys.append(sample.key)
-    index.images.append(_span(parts[images[0]]))
+    index.keys.append(key)
+    index.images.append((parts[images[0]].offset_data, parts[images[0]].size))
     index.labels.append(label)
     index.in_json.append(in_json)
-    index.captions.append((0, 0) if text is None else _span(text))
-
-
-def _span(member: tarfile.TarInfo) -> Span:
-    return member.offset_data, member.size
+    index.captions.append((0, 0) if text is None else (text.offset_data, text.size))
 
 
 def _content(file: BinaryIO, member: tarfile.TarInfo, place: str) -> bytes:

@@ -12,17 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
+from pixelwright.data import layout
 from pixelwright.data.captions import METADATA, Captions, from_text, read_metadata
-from pixelwright.data.layout import (
-    KINDS,
-    folder_classes,
-    image_names,
-    is_hidden,
-    refuse_splits,
-    shown,
-    tidy,
-    wrapper,
-)
+from pixelwright.data.layout import KINDS, image_names, is_hidden, shown, tidy
 from pixelwright.data.transforms import UnreadableImage, read_image, read_size
 from pixelwright.errors import UserError
 from pixelwright.files import parse_json, read_bytes, read_member
@@ -90,14 +82,14 @@ class _Files(ABC):
         tables = [name for name in visible if name.rpartition("/")[2] == LABEL_FILE]
         table = min(tables, key=lambda name: (name.count("/"), name), default=None)
         if table is None:
-            refuse_splits(images, path, remedy)
-        self._root = table.removesuffix(LABEL_FILE) if table else wrapper(images)
+            layout.refuse_splits(images, path, remedy)
+        self._root = table.removesuffix(LABEL_FILE) if table else layout.wrapper(images)
         self._names = [name.removeprefix(self._root) for name in images if name.startswith(self._root)]
         if len(self._names) < len(images):
             left = len(images) - len(self._names)
             logger.warning('"%s": left out %d images outside the folder of "%s"', path, left, table)
         if table is None:
-            self._labels, self.class_names = folder_classes(self._names, path)
+            self._labels, self.class_names = layout.folder_classes(self._names, path)
         else:
             self._labels, self.class_names = _read_labels(self._read(table), self._names, f'"{path}/{table}"')
         self.num_classes = len(self.class_names) if self.class_names else max(self._labels) + 1
@@ -196,7 +188,10 @@ class ZipSource(_Files):
         except DAMAGE as error:
             raise UserError(f'"{path}" is not a whole zip file ({error}): give an intact .zip') from error
         for member in every:
-            _refuse_escape(member, file)
+            parts = member.replace("\\", "/").split("/")
+            if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
+                text = f'"{file}" holds the member "{member}", which points outside the zip: pack it anew'
+                raise UserError(text)
         self._members = {tidy(member): member for member in every if not member.endswith("/")}
         double = (name for name, count in Counter(map(tidy, every)).items() if count > 1)
         self.doubles = image_names((name for name in double if not is_hidden(name)), path)
@@ -219,12 +214,6 @@ class ZipSource(_Files):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}}  # open files cannot travel to a spawned worker
-
-
-def _refuse_escape(member: str, file: Path) -> None:
-    parts = member.replace("\\", "/").split("/")
-    if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
-        raise UserError(f'"{file}" holds the member "{member}", which points outside the zip: pack it anew')
 
 
 def walk(folder: Path) -> Iterator[str]:
@@ -266,12 +255,9 @@ def _read_labels(data: bytes, names: list[str], place: str) -> tuple[list[int], 
         if table[name] != label:
             raise UserError(f'{place} gives "{name}" the labels {label} and {table[name]}: keep one')
     if strange := table.keys() - set(names):
-        logger.warning(
-            "%s labels %d images that are not there, such as %s", place, len(strange), min(strange)
-        )
-    missing = [name for name in names if name not in table]
-    if missing:
-        raise UserError(
-            f'{place} has no label for "{missing[0]}" ({len(missing)} in all): add or remove them'
-        )
+        text = "%s labels %d images that are not there, such as %s"
+        logger.warning(text, place, len(strange), min(strange))
+    if missing := [name for name in names if name not in table]:
+        many = len(missing)
+        raise UserError(f'{place} has no label for "{missing[0]}" ({many} in all): add or remove them')
     return [table[name] for name in names], classes

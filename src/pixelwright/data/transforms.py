@@ -7,15 +7,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 EXIF_ORIENTATION = 0x0112
-TURNS = {  # EXIF orientation -> what brings the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURN = Image.Transpose  # what brings pictures upright, from EXIF orientation 2 on
+_LIST = (_TURN.FLIP_LEFT_RIGHT, _TURN.ROTATE_180, _TURN.FLIP_TOP_BOTTOM, _TURN.TRANSPOSE)
+TURNS = dict(enumerate((*_LIST, _TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROTATE_90), start=2))
 LATE_EXIF = re.compile(rb"eXIf|Raw profile type exif|XML:com\.adobe\.xmp")  # where a PNG tells how to turn it
 LONGEST_ASPECT = 16
 CONVERTED = "converted"  # in the `info` of an image that `read_image` had to convert: its mode in the file
@@ -40,19 +34,16 @@ def read_image(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             turn, rgb = TURNS.get(_orientation(image)), _to_rgb(image, data)
-            return _noted(rgb if turn is None else rgb.transpose(turn), image.mode)
+            upright = rgb if turn is None else rgb.transpose(turn)
+            if image.mode != "RGB":
+                upright.info[CONVERTED] = image.mode
+            return upright
     except UnidentifiedImageError:
         raise UnreadableImage("not an image in a known format") from None
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"too large: {error}") from None
     except Exception as error:  # broken files raise anything from OSError to struct.error inside the decoders
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
-
-
-def _noted(rgb: Image.Image, mode: str) -> Image.Image:
-    if mode != "RGB":
-        rgb.info[CONVERTED] = mode
-    return rgb
 
 
 def read_size(data: bytes) -> tuple[int, int]:
@@ -111,13 +102,9 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     wide = values.astype(np.float64)
     if not np.isfinite(wide).all():
         raise ValueError("pixels that are not finite")
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        white = 65535.0
-    else:
-        scales = [255.0, 65535.0, 2.0**32 - 1]
-        if values.dtype.kind == "f":
-            scales.insert(0, 1.0)
-        white = next((scale for scale in scales if wide.max() <= scale), float(wide.max()))
+    scales = [65535.0] if values.dtype == np.uint16 else [255.0, 65535.0, 2.0**32 - 1]
+    scales = [1.0, *scales] if values.dtype.kind == "f" else scales
+    white = next((scale for scale in scales if wide.max() <= scale), float(wide.max()))
     return np.rint(np.clip(wide / white, 0, 1) * 255).astype(np.uint8)
 
 
@@ -133,7 +120,11 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 def cover(image: Image.Image, rows: int, columns: int) -> Image.Image:
     """The centre of `image`, scaled to just cover rows x columns pixels; for squares the rule of ADM."""
-    image = _shorten(image)
+    longest = LONGEST_ASPECT * min(image.size)
+    if max(image.size) > longest:  # the far ends of a strip of 1 x 30000, enlarged, would fill the memory
+        width, height = min(image.width, longest), min(image.height, longest)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     while image.width >= 2 * columns and image.height >= 2 * rows:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(columns / image.width, rows / image.height)
@@ -143,13 +134,3 @@ def cover(image: Image.Image, rows: int, columns: int) -> Image.Image:
     left, top = (image.width - columns) // 2, (image.height - rows) // 2
     box = (left, top, left + columns, top + rows)
     return image.crop(box) if image.size != (columns, rows) else image
-
-
-def _shorten(image: Image.Image) -> Image.Image:
-    """Cut the far ends off a very long strip, so that enlarging one of 1 x 30000 does not fill the memory."""
-    longest = LONGEST_ASPECT * min(image.size)
-    if max(image.size) <= longest:
-        return image
-    width, height = min(image.width, longest), min(image.height, longest)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))

@@ -56,10 +56,9 @@ class Feed(Generic[Loaded]):
             except _Stuck as problem:
                 failures += 1
                 if failures > RESTARTS:
-                    raise UserError(
-                        f"reading the images of step {self.step} failed {failures} times: {problem}; look "
-                        "for a lack of memory or a hanging disk, or raise data.stall_seconds"
-                    ) from problem
+                    remedy = "look for a lack of memory or a hanging disk, or raise data.stall_seconds"
+                    text = f"reading the images of step {self.step} failed {failures} times: {problem}"
+                    raise UserError(f"{text}; {remedy}") from problem
                 logger.warning("step %d: %s; starting the workers anew", self.step, problem)
 
     def _run(self) -> Iterator[Loaded]:
@@ -107,17 +106,17 @@ class Feed(Generic[Loaded]):
                         "use fewer of them, or give it more (--shm-size of Docker)"
                     ) from error
                 if dead:
-                    raise _Stuck(f"worker process {dead[0].pid} {_ending(dead[0].exitcode)}") from error
+                    code = dead[0].exitcode or 0
+                    end = (
+                        f"was killed by {signal.Signals(-code).name}"
+                        if code < 0
+                        else f"ended with code {code}"
+                    )
+                    raise _Stuck(f"worker process {dead[0].pid}: {end}") from error
                 if "timed out" not in str(error):
                     raise
                 if time.monotonic() - start >= self.stall_seconds:
                     raise _Stuck(f"no batch for {self.stall_seconds} s") from error
-
-
-def _ending(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with code {code}"
 
 
 def _quietly(start: Callable[[], Any]) -> Any:
@@ -142,5 +141,4 @@ def _share(loaded: Any) -> Any:
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C is for the main process, which stops its workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which stops its workers
