@@ -18,7 +18,6 @@ from pixelwright.data.captioned import (
     HELD_OUT_COLOURS,
     HELD_OUT_COUNTS,
     HELD_OUT_RELATIONS,
-    MARGIN,
     OPPOSITE,
     PHRASINGS,
     RELATIONS,
@@ -27,7 +26,7 @@ from pixelwright.data.captioned import (
     caption,
     held_out,
 )
-from pixelwright.data.shapes import COLOURS, GROUNDS, SHAPES, Scene, render
+from pixelwright.data.shapes import COLOURS, GROUNDS, MARGIN, SHAPES, Scene, render
 from pixelwright.errors import UserError
 
 SET = CaptionedShapes(32, count=10**7)

@@ -28,9 +28,8 @@ BLOCK = 4096  # steps whose buckets are drawn together
 # The usual table for 512² (rows x columns, ratios 1:4 to 4:1); that for 1024² is twice as large.
 _TALL = "1024x256 992x256 960x256 928x256 896x288 864x288 832x288 800x320 768x320 736x352 704x352"
 _FLAT = "480x512 480x544 448x544 448x576 416x576 416x608 384x640 384x672 352x672"
-_UPRIGHT = [
-    (int(rows), int(columns)) for rows, columns in re.findall(r"(\d+)x(\d+)", f"{_TALL} {_FLAT} 512x512")
-]
+_PAIRS = re.findall(r"(\d+)x(\d+)", f"{_TALL} {_FLAT} 512x512")
+_UPRIGHT = [(int(rows), int(columns)) for rows, columns in _PAIRS]
 _MIRRORED = {(columns, rows) for rows, columns in _UPRIGHT} - {(672, 352)}  # which the usual table lacks
 STANDARD: tuple[Bucket, ...] = tuple(sorted({*_UPRIGHT, *_MIRRORED}))
 logger = logging.getLogger(__name__)
@@ -149,12 +148,9 @@ def _filter(sizes: np.ndarray, config: DataConfig) -> np.ndarray:
     unreadable = shorter == 0
     small = ~unreadable & (shorter < config.min_side)
     long = ~unreadable & ~small & (longer > limit * shorter if limit is not None else np.zeros_like(small))
-    reasons = {
-        "whose size cannot be read": unreadable,
-        f"with a side below {config.min_side} pixels": small,
-        f"longer than {limit or 0:g} to 1": long,
-    }
-    left_out = [f"{int(which.sum())} {reason}" for reason, which in reasons.items() if which.any()]
+    reasons = [("whose size cannot be read", unreadable), (f"longer than {limit or 0:g} to 1", long)]
+    reasons.insert(1, (f"with a side below {config.min_side} pixels", small))
+    left_out = [f"{int(which.sum())} {reason}" for reason, which in reasons if which.any()]
     if left_out:
         logger.warning("of %d images are left out: %s", len(sizes), ", ".join(left_out))
     kept = np.flatnonzero(~(unreadable | small | long))

@@ -116,11 +116,8 @@ def state(facts: Claim, detailed: bool) -> Claim:
     colours of what is counted or related."""
     category = facts.category
     named = ("colours", "colour attribution", *(("counting", "position") if detailed else ()))
-    things = (
-        facts.things
-        if category in named
-        else tuple(dataclasses.replace(t, colour=None) for t in facts.things)
-    )
+    plain = tuple(dataclasses.replace(thing, colour=None) for thing in facts.things)
+    things = facts.things if category in named else plain
     return Claim(category, things, facts.relation if category == "position" else None)
 
 

@@ -102,7 +102,8 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     wide = values.astype(np.float64)
     if not np.isfinite(wide).all():
         raise ValueError("pixels that are not finite")
-    scales = [65535.0] if values.dtype == np.uint16 else [255.0, 65535.0, 2.0**32 - 1]
+    short = values.dtype.kind == "u" and values.dtype.itemsize == 2
+    scales = [65535.0] if short else [255.0, 65535.0, 2.0**32 - 1]
     scales = [1.0, *scales] if values.dtype.kind == "f" else scales
     white = next((scale for scale in scales if wide.max() <= scale), float(wide.max()))
     return np.rint(np.clip(wide / white, 0, 1) * 255).astype(np.uint8)

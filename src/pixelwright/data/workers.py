@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -26,24 +27,20 @@ class _Stuck(Exception):
     """The workers died or stalled; the text says which."""
 
 
+@dataclass
 class Feed(Generic[Loaded]):
-    """What `reader[request(step)]` gives for `first`, `first + 1`, ..., read ahead by `workers` processes.
+    """What `reader[request(step)]` gives for `step`, `step + 1`, ..., read ahead by `workers` processes.
 
     `request` runs in this process and need only be a function of the step and of what this process knows, so
     that new workers can take over at any step. A worker that is killed, or a batch that takes longer than
     `stall_seconds`, costs a restart of the workers and a warning; after RESTARTS in a row it is a UserError.
     """
 
-    def __init__(
-        self,
-        reader: Dataset[Loaded],
-        request: Callable[[int], Any],
-        first: int,
-        workers: int,
-        stall_seconds: float,
-    ):
-        self.reader, self.request = reader, request
-        self.step, self.workers, self.stall_seconds = first, workers, stall_seconds
+    reader: Dataset[Loaded]
+    request: Callable[[int], Any]
+    step: int
+    workers: int
+    stall_seconds: float
 
     def __iter__(self) -> Iterator[Loaded]:
         failures = 0
@@ -107,12 +104,8 @@ class Feed(Generic[Loaded]):
                     ) from error
                 if dead:
                     code = dead[0].exitcode or 0
-                    end = (
-                        f"was killed by {signal.Signals(-code).name}"
-                        if code < 0
-                        else f"ended with code {code}"
-                    )
-                    raise _Stuck(f"worker process {dead[0].pid}: {end}") from error
+                    cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
+                    raise _Stuck(f"worker process {dead[0].pid} {cause}") from error
                 if "timed out" not in str(error):
                     raise
                 if time.monotonic() - start >= self.stall_seconds:

@@ -11,13 +11,7 @@ from torch import Tensor
 from pixelwright.distributed.parallel import Layout
 from pixelwright.errors import UserError
 from pixelwright.evaluation.features import Extractor, open_extractor
-from pixelwright.evaluation.generate import (
-    Generation,
-    generate,
-    progress_bar,
-    recipe,
-    recipe_file,
-)
+from pixelwright.evaluation.generate import Generation, generate, progress_bar, recipe, recipe_file
 from pixelwright.evaluation.images import BATCH, ImageSet, open_images
 from pixelwright.evaluation.measure import Report, check_comparable, collect, compare
 from pixelwright.evaluation.references import Reference, read_reference
@@ -98,7 +92,9 @@ class Evaluation:
                 reports.append(read_report(place))
                 done(reports[-1])
                 if not keep:
-                    _remove(place / FORMS[self.form])
+                    images = place / FORMS[self.form]
+                    recipe_file(images).unlink(missing_ok=True)
+                    shutil.rmtree(images) if images.is_dir() else images.unlink(missing_ok=True)
         return reports
 
     def _finished(self, folder: Path, generation: Generation) -> bool:
@@ -116,11 +112,3 @@ class Evaluation:
             if old != new:
                 raise UserError(f"{folder} holds an evaluation with another {what}: give another --out")
         return True
-
-
-def _remove(images: Path) -> None:
-    recipe_file(images).unlink(missing_ok=True)
-    if images.is_dir():
-        shutil.rmtree(images)
-    else:
-        images.unlink(missing_ok=True)

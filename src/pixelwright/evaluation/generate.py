@@ -92,16 +92,9 @@ def draw(
     model: Denoiser, generation: Generation, labels: Tensor, batch: int, callback: StepCallback | None = None
 ) -> Tensor:
     """The images of one batch, uint8 [b,H,W,3]. `labels` [num_samples] are those of all images."""
-    indices = generation.indices(batch)
-    return sample(
-        model,
-        labels[indices.start : indices.stop],
-        generation,
-        size=generation.size,
-        seed=generation.seed,
-        start_index=indices.start,
-        callback=callback,
-    )
+    start, stop = (indices := generation.indices(batch)).start, indices.stop
+    how: dict[str, Any] = {"size": generation.size, "seed": generation.seed, "callback": callback}
+    return sample(model, labels[start:stop], generation, start_index=start, **how)
 
 
 def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: Path, layout: Layout) -> Path:
@@ -127,8 +120,12 @@ def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: 
     left = [k for k in range(generation.batches) if k not in done]
     sizes = {k: len(generation.indices(k)) for k in range(generation.batches)}
     with progress_bar("generating", generation.num_samples, sum(sizes[k] for k in done), layout.main) as bar:
+
+        def show(step: Step) -> None:
+            bar.set_postfix_str(f"step {step.index + 1}/{step.steps}", refresh=False)
+
         for k in left[layout.rank :: layout.world]:
-            work.write(generation.indices(k).start, draw(fast, generation, labels, k, _show_step(bar)))
+            work.write(generation.indices(k).start, draw(fast, generation, labels, k, show))
             progress.add(k)
             if layout.main:
                 bar.update(sum(sizes[k] for k in progress.read()) - bar.n)
@@ -173,14 +170,11 @@ def _check_recipe(file: Path, made_by: dict[str, Any], place: Path) -> None:
     found = read_json(file) if file.is_file() else None
     if not isinstance(found, dict):
         raise UserError(f"{place} exists and has no recipe beside it: give another --out, or remove it")
-    changed = [
-        f"{key}: {found.get(key)!r} -> {value!r}" for key, value in made_by.items() if found.get(key) != value
-    ]
+    pairs = [(key, found.get(key), value) for key, value in made_by.items()]
+    changed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in pairs if old != new)
     if changed:
-        raise UserError(
-            f"{place} holds images of another recipe ({'; '.join(changed)}): "
-            "give the old settings to go on with it, or another --out"
-        )
+        remedy = "give the old settings to go on with it, or another --out"
+        raise UserError(f"{place} holds images of another recipe ({changed}): {remedy}")
 
 
 def _finish(work: "Work", labels: Tensor, made_by: dict[str, Any]) -> None:
@@ -217,42 +211,34 @@ class Work:
 
     def finish(self, labels: Tensor) -> None:
         """Make `out` of all images, in one step: .npz, .zip, or else a folder. `labels` int64 [N]."""
-        kinds = {".npz": self._finish_npz, ".zip": self._finish_zip}
-        kinds.get(self.out.suffix.lower(), self._finish_folder)(labels)
-
-    def _finish_npz(self, labels: Tensor) -> None:
+        kind, names = self.out.suffix.lower(), [f"{i:06d}.png" for i in range(len(labels))]
+        table = {"labels": list(zip(names, labels.tolist(), strict=True))}  # as EDM2 writes it
+        if kind not in (".npz", ".zip"):
+            folder = self.folder / "images"
+            folder.mkdir(exist_ok=True)
+            for name, data in zip(names, self._pngs(), strict=True):
+                (folder / name).write_bytes(data)
+            write_text(folder / LABEL_FILE, json.dumps(table))
+            os.replace(folder, self.out)
+            return
         with replacing(self.out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            if kind == ".zip":
+                for name, data in zip(names, self._pngs(), strict=True):
+                    archive.writestr(zipfile.ZipInfo(name, DATE), data)
+                archive.writestr(zipfile.ZipInfo(LABEL_FILE, DATE), json.dumps(table))
+                return
             member = zipfile.ZipInfo(f"{IMAGES}.npy", DATE)
             with archive.open(member, "w", force_zip64=True) as target, self.array.open("rb") as source:
                 shutil.copyfileobj(source, target, 1 << 22)
             with archive.open(zipfile.ZipInfo(f"{LABELS}.npy", DATE), "w") as target:
                 np.lib.format.write_array(target, labels.numpy())
 
-    def _finish_zip(self, labels: Tensor) -> None:
-        with replacing(self.out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in self._pngs():
-                archive.writestr(zipfile.ZipInfo(name, DATE), data)
-            archive.writestr(zipfile.ZipInfo(LABEL_FILE, DATE), self._label_file(labels))
-
-    def _finish_folder(self, labels: Tensor) -> None:
-        folder = self.folder / "images"
-        folder.mkdir(exist_ok=True)
-        for name, data in self._pngs():
-            (folder / name).write_bytes(data)
-        write_text(folder / LABEL_FILE, self._label_file(labels))
-        os.replace(folder, self.out)
-
-    def _pngs(self) -> Iterator[tuple[str, bytes]]:
-        """(name, PNG file) of every image, in order."""
+    def _pngs(self) -> Iterator[bytes]:
+        """The PNG file of every image, in order."""
         images = np.load(self.array, mmap_mode="r")
         with ThreadPoolExecutor(ENCODERS) as pool:
             for start in range(0, len(images), ENCODED):
-                for i, data in enumerate(pool.map(_png, images[start : start + ENCODED]), start):
-                    yield f"{i:06d}.png", data
-
-    def _label_file(self, labels: Tensor) -> str:
-        """As EDM2 writes it."""
-        return json.dumps({"labels": [(f"{i:06d}.png", label) for i, label in enumerate(labels.tolist())]})
+                yield from pool.map(_png, images[start : start + ENCODED])
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -290,20 +276,5 @@ class _Progress:
 def progress_bar(what: str, total: int, done: int = 0, shown: bool = True) -> "tqdm[Any]":
     """A bar that counts images; where there is no terminal, a line every half minute."""
     interval = 0.1 if sys.stderr.isatty() else PLAIN_SECONDS
-    return tqdm(
-        total=total,
-        initial=done,
-        unit="image",
-        desc=what,
-        mininterval=interval,
-        maxinterval=max(interval, 10.0),
-        dynamic_ncols=True,
-        disable=not shown,
-    )
-
-
-def _show_step(bar: "tqdm[Any]") -> StepCallback:
-    def show(step: Step) -> None:
-        bar.set_postfix_str(f"step {step.index + 1}/{step.steps}", refresh=False)
-
-    return show
+    pace: dict[str, Any] = {"mininterval": interval, "maxinterval": max(interval, 10.0)}
+    return tqdm(None, what, total, initial=done, unit="image", dynamic_ncols=True, disable=not shown, **pace)

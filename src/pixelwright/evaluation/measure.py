@@ -22,25 +22,14 @@ from pixelwright.evaluation.metrics import Coverage, Estimate, Memorisation
 from pixelwright.evaluation.references import Reference
 from pixelwright.files import cache_folder, replacing
 
-METRICS = {
-    "fid": "FID",
-    "sfid": "sFID",
-    "inception_score": "Inception Score",
-    "precision": "precision",
-    "recall": "recall",
-    "kid": "KID",
-}
+METRICS = {"fid": "FID", "sfid": "sFID", "inception_score": "Inception Score"}
+METRICS |= {"precision": "precision", "recall": "recall", "kid": "KID"}
 """Names of the metrics in files, in their order, and what people call them. "fid" is the Fréchet distance of
 the extractor's features, whatever that is called with it."""
 
 ROUNDING = "images are uint8; a sample is rounded to the nearest level and clipped"
-VERSIONS = {
-    "pixelwright": __version__,
-    "torch": torch.__version__,
-    "numpy": numpy.__version__,
-    "pillow": PIL.__version__,
-    "python": platform.python_version(),
-}
+VERSIONS = {"pixelwright": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
+VERSIONS |= {"pillow": PIL.__version__, "python": platform.python_version()}
 
 
 @dataclass(frozen=True)
@@ -177,13 +166,9 @@ def collect(
     features, spatial, probabilities = (column.rows() for column in columns)
     assert features is not None
     known = [part for part in labels if part is not None]
-    return Collected(
-        Activations(features, spatial, probabilities),
-        torch.cat(known) if len(known) == len(labels) else None,
-        torch.cat(numbers),
-        checksum,
-        (shape[0], shape[1]),
-    )
+    joined, classes = torch.cat(numbers), torch.cat(known) if len(known) == len(labels) else None
+    activations = Activations(features, spatial, probabilities)
+    return Collected(activations, classes, joined, checksum, (shape[0], shape[1]))
 
 
 class _Table:
@@ -213,22 +198,19 @@ class _Table:
 
 def _in_batches(batches: Iterable[ImageBatch], size: int) -> Iterator[ImageBatch]:
     """The same images, `size` at a time, so that the features do not depend on how they come."""
-    left: ImageBatch | None = None
+    left: Any = None
     for batch in batches:
-        left = batch if left is None else _joined(left, batch)
+        if left is not None and left.images.shape[1:] != batch.images.shape[1:]:
+            sizes = [tuple(each.images.shape[1:3]) for each in (left, batch)]
+            raise UserError(f"images of {sizes[0]} and {sizes[1]} pixels: give one size")
+        pairs: Any = zip(left or batch, batch, strict=True)
+        joined = (None if a is None or b is None else torch.cat((a, b)) for a, b in pairs)
+        left = batch if left is None else ImageBatch._make(joined)
         while len(left.images) >= size:
-            yield ImageBatch(*(None if part is None else part[:size] for part in left))  # type: ignore[arg-type]
-            left = ImageBatch(*(None if part is None else part[size:] for part in left))  # type: ignore[arg-type]
+            yield ImageBatch._make(None if part is None else part[:size] for part in left)
+            left = ImageBatch._make(None if part is None else part[size:] for part in left)
     if left is not None and len(left.images):
         yield left
-
-
-def _joined(first: ImageBatch, second: ImageBatch) -> ImageBatch:
-    if first.images.shape[1:] != second.images.shape[1:]:
-        sizes = [tuple(batch.images.shape[1:3]) for batch in (first, second)]
-        raise UserError(f"images of {sizes[0]} and {sizes[1]} pixels: give one size")
-    pairs = zip(first, second, strict=True)
-    return ImageBatch(*(None if a is None or b is None else torch.cat((a, b)) for a, b in pairs))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- activations to metrics
@@ -262,6 +244,10 @@ def compare(
         subsets = (settings.kid_subsets, settings.kid_size, settings.seed)
         found["kid"] = metrics.kid(reference.kept, features, *subsets)
         per_class = _per_class(coverage, collected.labels, reference.labels)
+    memorised = None
+    if reference.kept is not None and len(reference.kept) > 1:
+        numbers = torch.arange(len(reference.kept)) if reference.numbers is None else reference.numbers
+        memorised = metrics.memorisation(features, collected.numbers, reference.kept, numbers)
     return Report(
         metrics={name: found[name] for name in METRICS if name in found},
         left_out=left_out,
@@ -271,16 +257,8 @@ def compare(
         reference=ReferenceInfo(reference.path, reference.checksum, reference.source),
         settings=settings,
         per_class=per_class,
-        memorisation=_memorisation(collected, reference),
+        memorisation=memorised,
     )
-
-
-def _memorisation(collected: Collected, reference: Reference) -> Memorisation | None:
-    if reference.kept is None or len(reference.kept) < 2:
-        return None
-    numbers = torch.arange(len(reference.kept)) if reference.numbers is None else reference.numbers
-    features = collected.activations.features
-    return metrics.memorisation(features, collected.numbers, reference.kept, numbers)
 
 
 def with_features(reference: Reference, extractor: Extractor) -> Reference:

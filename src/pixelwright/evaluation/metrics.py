@@ -133,10 +133,8 @@ def frechet_estimate(features: Tensor, reference: Gaussian, chunk: int = 8192) -
     error = float(influence.std() / math.sqrt(len(features)))
     if len(features) < 4:
         return Estimate(value, error)
-    biased = [
-        _distance(reference, half.gaussian(), torch.linalg.svdvals(base.T @ root(half.gaussian())))
-        for half in halves
-    ]
+    ends = [half.gaussian() for half in halves]
+    biased = [_distance(reference, end, torch.linalg.svdvals(base.T @ root(end))) for end in ends]
     return Estimate(value, error, value - (sum(biased) / 2 - value))
 
 
@@ -190,17 +188,15 @@ class Coverage:
 
     @property
     def precision(self) -> Estimate:
-        return _share(self.realistic)
+        return self._share(self.realistic)
 
     @property
     def recall(self) -> Estimate:
-        return _share(self.covered)
+        return self._share(self.covered)
 
-
-def _share(flags: Tensor) -> Estimate:
-    """Share of true flags; the error holds the other set fixed."""
-    share = float(flags.double().mean())
-    return Estimate(share, math.sqrt(share * (1 - share) / len(flags)))
+    def _share(self, flags: Tensor) -> Estimate:
+        share = float(flags.double().mean())
+        return Estimate(share, math.sqrt(share * (1 - share) / len(flags)))  # holds the other set fixed
 
 
 def precision_recall(reference: Tensor, samples: Tensor, k: int = NEIGHBOURS, chunk: int = 256) -> Coverage:
@@ -236,15 +232,10 @@ def _radii(rows: Tensor, centre: Tensor, k: int, chunk: int) -> Tensor:
 def _squares(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances [N,M] of rows [N,D] and [M,D], and how far rounding may move each. Those within
     rounding of 0 are 0, so that equal rows are at no distance."""
-    norms = _square_norms(a)[:, None] + _square_norms(b)
+    norms = torch.einsum("nd,nd->n", a, a)[:, None] + torch.einsum("nd,nd->n", b, b)
     tie = norms * TIE
     squares = torch.addmm(norms, a, b.T, alpha=-2)
     return squares.masked_fill_(squares <= tie, 0), tie
-
-
-def _square_norms(rows: Tensor) -> Tensor:
-    """[N,D] -> [N], without a second table."""
-    return torch.einsum("nd,nd->n", rows, rows)
 
 
 # ---------------------------------------------------------------- KID
@@ -355,10 +346,8 @@ def _nearest(rows: Tensor, real: Tensor, start: int | None = None) -> tuple[Tens
 # ---------------------------------------------------------------- checks
 def _same_width(a: Tensor, b: Tensor) -> None:
     if a.shape[-1] != b.shape[-1]:
-        raise UserError(
-            f"features of {a.shape[-1]} and of {b.shape[-1]} numbers cannot be compared: "
-            "the same extractor must have made both"
-        )
+        widths = f"features of {a.shape[-1]} and of {b.shape[-1]} numbers"
+        raise UserError(f"{widths} cannot be compared: the same extractor must have made both")
 
 
 def _enough(rows: Tensor, least: int, what: str) -> None:

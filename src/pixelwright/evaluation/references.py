@@ -69,9 +69,8 @@ def read_reference(path: str | Path) -> Reference:
     """A reference: one of ours, of ADM's, or any .npz with `mu` and `sigma`. Raises UserError: no such file,
     a damaged one, or arrays that are not a mean and a covariance."""
     if str(path).lower().endswith((".pkl", ".pickle")):
-        raise UserError(
-            f'"{path}" is a pickle, which could run code when read: convert it to an .npz with mu and sigma'
-        )
+        remedy = "convert it to an .npz with mu and sigma"
+        raise UserError(f'"{path}" is a pickle, which could run code when read: {remedy}')
     file = ArrayFile(path)
     meta = _meta(file)
     source = read(SourceInfo, meta["source"], str(path)) if "source" in meta else None
@@ -81,18 +80,12 @@ def read_reference(path: str | Path) -> Reference:
         found = ", ".join(file.names) or "no arrays"
         hint = f" (make a reference of its images with `pixelwright reference {path} OUT`)"
         raise file.error(f"no reference: it holds {found}, not mu and sigma{hint if IMAGES in found else ''}")
-    return Reference(
-        path=str(path),
-        checksum=sha256(file.path),
-        features=features,
-        spatial=_gaussian(file, "mu_s", "sigma_s", count),
-        kept=_tensor(file, "features", torch.float32, (None, len(features.mean))),
-        labels=_tensor(file, "labels", torch.int64, (None,)),
-        numbers=_tensor(file, "numbers", torch.int64, (None,)),
-        extractor=read(ExtractorInfo, meta["extractor"], str(path)) if "extractor" in meta else None,
-        source=source,
-        has_images=IMAGES in file.names,
-    )
+    spatial = _gaussian(file, "mu_s", "sigma_s", count)
+    kept = _tensor(file, "features", torch.float32, (None, len(features.mean)))
+    labels, numbers = (_tensor(file, name, torch.int64, (None,)) for name in ("labels", "numbers"))
+    made_by = read(ExtractorInfo, meta["extractor"], str(path)) if "extractor" in meta else None
+    rest = (spatial, kept, labels, numbers, made_by, source, IMAGES in file.names)
+    return Reference(str(path), sha256(file.path), features, *rest)
 
 
 def _meta(file: ArrayFile) -> dict[str, Any]:
@@ -133,34 +126,26 @@ def _tensor(file: ArrayFile, name: str, dtype: torch.dtype, shape: tuple[int | N
     if name not in file.names:
         return None
     array = file.read(name)
-    wrong = array.ndim != len(shape) or any(
-        side not in (None, found) for side, found in zip(shape, array.shape, strict=True)
-    )
-    if wrong or array.dtype.kind not in "fiu":
+    fits = len(shape) == array.ndim and all(a in (None, b) for a, b in zip(shape, array.shape, strict=True))
+    if not fits or array.dtype.kind not in "fiu":
         raise file.error(f"{name} is {array.dtype} {list(array.shape)}: make the reference anew")
     return torch.from_numpy(array).to(dtype)
 
 
 def write_reference(path: Path, reference: Reference) -> None:
     """Write a reference in one step; `path` and `checksum` in it are not looked at."""
-    spatial = reference.spatial
     described = {"extractor": reference.extractor, "source": reference.source}
-    _write_arrays(
-        path,
-        {key: asdict(value) for key, value in described.items() if value is not None},
-        mu=reference.features.mean,
-        sigma=reference.features.covariance,
-        mu_s=None if spatial is None else spatial.mean,
-        sigma_s=None if spatial is None else spatial.covariance,
-        features=reference.kept,
-        labels=reference.labels,
-        numbers=reference.numbers,
-    )
+    meta = {key: asdict(value) for key, value in described.items() if value is not None}
+    arrays = {"mu": reference.features.mean, "sigma": reference.features.covariance}
+    if reference.spatial is not None:
+        arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
+    kept = {"features": reference.kept, "labels": reference.labels, "numbers": reference.numbers}
+    _write_arrays(path, meta, arrays | {name: rows for name, rows in kept.items() if rows is not None})
 
 
-def _write_arrays(path: Path, meta: dict[str, Any], **tensors: Tensor | None) -> None:
+def _write_arrays(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """An .npz of these tensors, and `meta` as a JSON text, in one step."""
-    arrays: dict[str, Any] = {name: part.numpy() for name, part in tensors.items() if part is not None}
+    arrays: dict[str, Any] = {name: rows.numpy() for name, rows in tensors.items()}
     with replacing(path) as part, part.open("wb") as file:
         text = json.dumps({"format": FORMAT, **meta})
         np.savez(file, allow_pickle=False, meta=np.array(text), **arrays)
@@ -216,9 +201,7 @@ class _Work:
     """Images looked at, in the order of the set."""
     moments: dict[str, Moments] = field(default_factory=dict)
     """Of "features", and of "spatial" where the extractor has such."""
-    kept: dict[str, list[Tensor]] = field(
-        default_factory=lambda: {"features": [], "labels": [], "numbers": []}
-    )
+    kept: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in KEPT})
     """Of the chosen images."""
     checksum: str = ""
     """Of their pixels."""
@@ -249,38 +232,23 @@ class _Work:
         """The reference of what was taken in."""
         moments = self.moments.get("features")
         if moments is None or moments.count < 2:
-            raise UserError(
-                f'"{images.path}" holds fewer than two images that can be read: a reference needs more'
-            )
+            raise UserError(f'"{images.path}" holds fewer than two readable images: a reference needs more')
         source = images.info(moments.count, self.checksum, self.image_size)
+        spatial = self.moments["spatial"].gaussian() if "spatial" in self.moments else None
         kept = {name: rows for name, rows in self.tables().items() if len(rows)}
-        return Reference(
-            path=str(out),
-            checksum="",
-            features=moments.gaussian(),
-            spatial=self.moments["spatial"].gaussian() if "spatial" in self.moments else None,
-            kept=kept.get("features"),
-            labels=kept.get("labels"),
-            numbers=kept.get("numbers"),
-            extractor=extractor.info,
-            source=source,
-        )
+        features, labels, numbers = map(kept.get, KEPT)
+        rest = (spatial, features, labels, numbers, extractor.info, source)
+        return Reference(str(out), "", moments.gaussian(), *rest)
 
     def save(self, path: Path, job: str, images: ImageSet) -> None:
         """Write the work down, in one step."""
         arrays = self.tables()
         for name, moments in self.moments.items():
             arrays |= {f"{name}_mean": moments.mean, f"{name}_scatter": moments.scatter}
-        meta = {
-            "job": job,
-            "position": self.position,
-            "counts": {name: moments.count for name, moments in self.moments.items()},
-            "checksum": self.checksum,
-            "image_size": self.image_size,
-            "skipped": images.skipped,
-            "converted": images.converted,
-        }
-        _write_arrays(path, meta, **arrays)
+        meta: dict[str, Any] = {name: getattr(self, name) for name in ("position", "checksum", "image_size")}
+        meta |= {"job": job, "counts": {name: moments.count for name, moments in self.moments.items()}}
+        meta |= {"skipped": images.skipped, "converted": images.converted}
+        _write_arrays(path, meta, arrays)
 
     @staticmethod
     def restore(path: Path, job: str, images: ImageSet) -> "_Work":
@@ -292,13 +260,7 @@ class _Work:
         images.skipped.update(meta["skipped"])
         images.converted.update(Counter(meta["converted"]))
         tensors = {name: torch.from_numpy(file.read(name)) for name in file.names if name != "meta"}
-        return _Work(
-            meta["position"],
-            {
-                name: Moments(count, tensors[f"{name}_mean"], tensors[f"{name}_scatter"])
-                for name, count in meta["counts"].items()
-            },
-            {name: [tensors[name]] if name in tensors else [] for name in KEPT},
-            meta["checksum"],
-            (meta["image_size"][0], meta["image_size"][1]),
-        )
+        counts, (height, width) = meta["counts"].items(), meta["image_size"]
+        moments = {n: Moments(count, tensors[f"{n}_mean"], tensors[f"{n}_scatter"]) for n, count in counts}
+        kept = {name: [tensors[name]] if name in tensors else [] for name in KEPT}
+        return _Work(meta["position"], moments, kept, meta["checksum"], (height, width))

@@ -142,9 +142,8 @@ def _warnings(report: Report) -> list[str]:
     if skipped := report.images.skipped:
         warnings.append(f"{len(skipped)} images skipped, such as {next(iter(skipped.items()))}")
     if converted := report.images.converted:
-        warnings.append(
-            "converted to RGB: " + ", ".join(f"{n} of mode {mode}" for mode, n in converted.items())
-        )
+        modes = ", ".join(f"{n} of mode {mode}" for mode, n in converted.items())
+        warnings.append(f"converted to RGB: {modes}")
     memorised = report.memorisation
     if memorised is not None and memorised.identical:
         warnings.append(f"{memorised.identical} samples have the very features of a training image")
@@ -180,19 +179,12 @@ def _summary(report: Report) -> str:
 
 def markdown(report: Report) -> str:
     """The numbers and what makes them comparable, in Markdown."""
-    lines = [
-        f"# Evaluation of {html.escape_markdown(report.name)}",
-        "",
-        html.escape_markdown(_summary(report)),
-        "",
-    ]
+    title, summary = (html.escape_markdown(text) for text in (report.name, _summary(report)))
+    lines = [f"# Evaluation of {title}", "", summary, ""]
     if warnings := _warnings(report):
         lines += [*(f"- {html.escape_markdown(warning)}" for warning in warnings), ""]
-    tables = (
-        html.markdown_table(HEADER, metric_rows(report)),
-        html.markdown_table(("what", "value"), provenance(report)),
-    )
-    return "\n".join([*lines, *tables])
+    lines.append(html.markdown_table(HEADER, metric_rows(report)))
+    return "\n".join([*lines, html.markdown_table(("what", "value"), provenance(report))])
 
 
 # ---------------------------------------------------------------- several reports

@@ -78,21 +78,18 @@ def find_files(target: Target, folder: Path, given: Mapping[str, str | None]) ->
     """Weights, reference and features: those that are `given`, the others in `folder`. Raises UserError:
     naming the file that is missing, where it comes from and where to put it."""
     kind, _, network = target.features.partition(":")
+    adm = "github.com/openai/guided-diffusion, evaluations: ADM's batches"
     published = {
         "weights": (target.weights, f"published by {target.origin}"),
-        "reference": (
-            target.reference_file,
-            "github.com/openai/guided-diffusion, evaluations: ADM's batches",
-        ),
+        "reference": (target.reference_file, adm),
         "features": (network, "the Inception network of 2015 as TorchScript, with StyleGAN3 and EDM"),
     }
     found: dict[str, str] = {}
     for what, (name, origin) in published.items():
         if (path := given.get(what)) is None:
             if not (folder / name).exists():
-                raise UserError(
-                    f"{folder / name} is not there: get it ({origin}) and put it there, or give --{what}"
-                )
+                remedy = f"get it ({origin}) and put it there, or give --{what}"
+                raise UserError(f"{folder / name} is not there: {remedy}")
             path = f"{kind}:{folder / name}" if what == "features" else str(folder / name)
         found[what] = path
     return found

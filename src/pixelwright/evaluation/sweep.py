@@ -40,10 +40,7 @@ SWEPT: Mapping[str, Callable[[str], Any]] = {
 
 def parse_axis(text: str) -> tuple[str, list[Any]]:
     """`guidance_scale=1:4:0.25`, both ends included, or `guidance_interval=all,0.1:0.9`: name and values.
-
-    Raises:
-        UserError: an unknown name, or values that cannot be read.
-    """
+    Raises UserError: an unknown name, or values that cannot be read."""
     name, equals, values = text.partition("=")
     if name not in SWEPT:
         raise UserError(f'--sweep "{text}": unknown setting "{name}"{nearest(name, SWEPT)}')
