@@ -16,6 +16,14 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with code 2.
     """
 
+    exit_code = 2
+
+
+class NotFinite(UserError):
+    """A model that draws NaN or infinite pixels. The command line exits with code 3."""
+
+    exit_code = 3
+
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The end of an error message about an unknown `name`: the closest choices, or all of few."""

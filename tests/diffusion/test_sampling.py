@@ -18,6 +18,7 @@ from pixelwright.acceleration.reuse import Reused
 from pixelwright.diffusion import sample as sampling
 from pixelwright.diffusion.guidance import AutoGuidance, CFGPlusPlus, IntervalCFG
 from pixelwright.diffusion.solvers import SOLVERS, Step, Velocity, solve, timesteps
+from pixelwright.errors import NotFinite
 from pixelwright.models.backbones import GlobalState, PatchDiTConfig
 from pixelwright.models.conditions import TextCondition
 from pixelwright.models.config import DenoiserConfig, Placement, SamplerSettings
@@ -336,6 +337,17 @@ def test_labels_are_indices_or_names(model: PixelDenoiser) -> None:
 def test_mistakes_are_named(model: PixelDenoiser, change: dict, message: str) -> None:
     with pytest.raises(pw.UserError, match=message):
         draw(model, **{"labels": [0], **change})
+
+
+def test_a_model_that_gives_nan_is_named_with_the_images(model: PixelDenoiser) -> None:
+    def broken(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        return torch.where(condition[:, None, None, None] == 2, torch.nan, -x)
+
+    broken.config, broken.device = model.config, model.device  # type: ignore[attr-defined]
+    assert pw.sample(broken, [0, 1], SamplerSettings(steps=2)).shape[0] == 2  # type: ignore[arg-type]
+    with pytest.raises(NotFinite, match=r"image 8, 10\).*precision fp32") as error:
+        pw.sample(broken, [0, 2, 1, 2], SamplerSettings(steps=2), start_index=7)  # type: ignore[arg-type]
+    assert error.value.exit_code == 3
 
 
 def test_a_side_and_a_single_label_will_do(model: PixelDenoiser) -> None:

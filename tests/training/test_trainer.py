@@ -324,10 +324,10 @@ import resource, torch, pixelwright.training
 from pixelwright.device import keep_memory
 keep_memory()
 faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
-for _ in range(8):
+for _ in range(24):
     torch.ones(1 << 24)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-print(faults[-1] - faults[3])
+print(faults[-1] - faults[16])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < (1 << 26) // 4096 / 10

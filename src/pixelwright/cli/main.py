@@ -39,7 +39,7 @@ EXAMPLES = """examples:
 
 `pixelwright COMMAND --help` shows the options of a command.
 Exit codes: 0 done, 1 a failed check or a bug (with its traceback), 2 something to put right (one line on
-stderr says what), 130 interrupted."""
+stderr says what), 3 a model draws NaN or infinite pixels, 130 interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         print(f"pixelwright: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return error.exit_code
 
 
 def _dispatch(arguments: list[str]) -> int:

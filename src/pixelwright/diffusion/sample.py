@@ -13,7 +13,7 @@ from torch import Tensor
 from pixelwright.device import resolve_precision
 from pixelwright.diffusion.guidance import Branch, Guidance, IntervalCFG
 from pixelwright.diffusion.solvers import StepCallback, Velocity, check_solver, solve, timesteps
-from pixelwright.errors import UserError, nearest
+from pixelwright.errors import NotFinite, UserError, nearest
 from pixelwright.images import to_uint8
 from pixelwright.models.conditions import Condition, TextCondition, null_like
 from pixelwright.models.config import DenoiserConfig, SamplerSettings
@@ -178,6 +178,7 @@ def sample(
 
     Raises:
         UserError: impossible labels, size, steps, solver, guidance, batch size or precision.
+        NotFinite: images with NaN or infinite pixels, named by index.
     """
     sampler = sampler or SamplerSettings()
     check_solver(sampler.solver)
@@ -197,5 +198,19 @@ def sample(
             noise = noise_of(indices[start : start + len(part)], (height, width), seed).to(device)
             velocity = model_velocity(model, part, sampler, guidance)
             with torch.autocast(device.type, autocast) if autocast else nullcontext():
-                images.append(to_uint8(solve(velocity, noise, times, sampler.solver, callback)).cpu())
+                x = solve(velocity, noise, times, sampler.solver, callback)
+            _check_finite(x, indices[start : start + len(part)])
+            images.append(to_uint8(x).cpu())
     return torch.cat(images)
+
+
+def _check_finite(x: Tensor, indices: Sequence[int]) -> None:
+    """Raise NotFinite for images [B,3,H,W] with NaN or infinite pixels, naming their indices."""
+    bad = (~x.isfinite()).flatten(1).any(1).tolist()
+    if any(bad):
+        named = [str(index) for index, wrong in zip(indices, bad, strict=True) if wrong]
+        more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+        raise NotFinite(
+            f"the model draws NaN or infinite pixels (image {', '.join(named[:5])}{more}): its weights are "
+            "damaged, or too large for the precision; try precision fp32"
+        )
