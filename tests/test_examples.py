@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -61,3 +65,28 @@ def test_the_demo_passes_a_failure_on(demo: ModuleType, capsys: pytest.CaptureFi
         demo.train_both()
     assert end.value.code == 2
     assert "dip is a file" in capsys.readouterr().err
+
+
+NOTEBOOK = """
+import json, sys
+cells = json.load(open(sys.argv[1], encoding="utf-8"))["cells"]
+names = {"__name__": "__main__"}
+for cell in cells:
+    text = "".join(cell["source"]).replace("steps = 500", "steps = 12")
+    if cell["cell_type"] == "code":
+        exec(compile(text, cell["id"], "exec"), names)
+assert names["images"].shape == (24, 16, 16, 3) and [line["step"] for line in names["log"]] == [10, 12]
+"""
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    notebook = ROOT / "examples" / "pixelwright.ipynb"
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    assert content["nbformat"] == 4 and "steps = 500\n" in content["cells"][5]["source"]
+    assert not any(cell.get("outputs") for cell in content["cells"])
+    env = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-W", "ignore", "-c", NOTEBOOK, str(notebook)]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "runs" / "notebook" / "samples.png") as picture:
+        assert picture.width == 6 * (4 * 16 + 2) + 2
