@@ -215,15 +215,14 @@ def _short(value: Any) -> str:
 def comparison(reports: Sequence[Report]) -> str:
     """The page of several reports: a table, what they do not share, and curves over the checkpoints."""
     names = [metric for metric in METRICS if any(metric in report.metrics for report in reports)]
-    return html.render(
-        "comparison",
-        title="Evaluations compared",
-        note=", ".join(report.name for report in reports),
-        differences=incomparable(reports),
-        header=("", *(reports[0].title(name) for name in names), "images"),
-        rows=comparison_rows(reports, names),
-        charts=list(_curves(reports, names)),
-    )
+    header = ("", *(reports[0].title(name) for name in names), "images")
+    shown: dict[str, Any] = {
+        "title": "Evaluations compared",
+        "note": ", ".join(report.name for report in reports),
+    }
+    shown |= {"header": header, "rows": comparison_rows(reports, names)}
+    charts = list(_curves(reports, names))
+    return html.render("comparison", **shown, differences=incomparable(reports), charts=charts)
 
 
 def comparison_rows(reports: Iterable[Report], names: Sequence[str]) -> list[tuple[Any, ...]]:

@@ -83,13 +83,8 @@ def plan(base: Generation, axes: Sequence[tuple[str, Sequence[Any]]]) -> dict[st
         point = replace(base, **dict(zip(names, values, strict=True)))
         if point.guidance_scale == 1:
             point = replace(point, guidance_interval=None)
-        points[_point_name(point, names)] = point
+        points[",".join(f"{name}={_text(getattr(point, name))}" for name in names)] = point
     return points
-
-
-def _point_name(point: Generation, names: Iterable[str]) -> str:
-    """ "guidance_scale=1.5,guidance_interval=0.1-0.9"."""
-    return ",".join(f"{name}={_text(getattr(point, name))}" for name in names)
 
 
 def _text(value: Any) -> str:
@@ -116,15 +111,9 @@ def write_sweep(title: str, reports: Sequence[Report], folder: Path) -> None:
     rows = comparison_rows(reports, names)
     write_text(folder / "sweep.md", f"# {escape_markdown(title)}\n\n{markdown_table(header, rows)}")
     winner, distance = best(reports), reports[0].title("fid")
-    page = render(
-        "sweep",
-        title=title,
-        note=f"Smallest {distance}: {winner.values['fid']:.4g} at {winner.name}; {len(reports)} points.",
-        differences=incomparable(reports),
-        charts=list(_charts(reports, names)),
-        header=header,
-        rows=rows,
-    )
+    note = f"Smallest {distance}: {winner.values['fid']:.4g} at {winner.name}; {len(reports)} points."
+    shown = {"title": title, "note": note, "charts": list(_charts(reports, names))}
+    page = render("sweep", **shown, differences=incomparable(reports), header=header, rows=rows)
     write_text(folder / "sweep.html", page)
 
 

@@ -30,8 +30,7 @@ def open_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
     kind, _, path = spec.partition(":")
     if kind not in EXTRACTORS:
         if not Path(spec).expanduser().is_dir():
-            raise UserError(
-                f'--features "{spec}" is neither a folder nor a kind{nearest(kind, EXTRACTORS)}; {FORMS}'
-            )
+            known = nearest(kind, EXTRACTORS)
+            raise UserError(f'--features "{spec}" is neither a folder nor a kind{known}; {FORMS}')
         kind, path = "in-domain", spec
     return EXTRACTORS[kind](path, torch.device(device))

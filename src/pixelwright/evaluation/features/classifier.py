@@ -6,6 +6,7 @@ the same classifier can be compared with one another, and with nothing else.
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,17 +52,14 @@ class ClassifierConfig(Config, where="classifier"):
             raise UserError(f"classifier.size is {self.size}: give a multiple of 8")
 
 
-def _block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()
-    )
+def _block(inputs: int, outputs: int, *pool: nn.Module) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, *pool, nn.BatchNorm2d(outputs), nn.GELU())
 
 
 def _group(inputs: int, outputs: int) -> nn.Sequential:
     """Two convolutions; the first pools, so that most of the work is at a quarter of the places."""
-    first = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    pooled = nn.Sequential(first, nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU())
-    return nn.Sequential(pooled, _block(outputs, outputs))
+    return nn.Sequential(_block(inputs, outputs, nn.MaxPool2d(2)), _block(outputs, outputs))
 
 
 class Classifier(nn.Module):
@@ -70,12 +68,10 @@ class Classifier(nn.Module):
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
-        first, second, third = config.widths
-        self.stem = _block(3, first // 2 or 1)
-        self.groups = nn.ModuleList(
-            [_group(first // 2 or 1, first), _group(first, second), _group(second, third)]
-        )
-        self.head = nn.Linear(third, config.num_classes)
+        widths = (config.widths[0] // 2 or 1, *config.widths)
+        self.stem = _block(3, widths[0])
+        self.groups = nn.ModuleList(_group(a, b) for a, b in pairwise(widths))
+        self.head = nn.Linear(widths[-1], config.num_classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.stem(x)
@@ -93,12 +89,17 @@ class ClassifierFeatures:
 
     def __init__(self, path: str, device: torch.device) -> None:
         if not path:
-            raise UserError(
-                "in-domain features are in a folder: give it, or train some with `evaluation train-features`"
-            )
+            remedy = "give it, or train some with `evaluation train-features`"
+            raise UserError(f"in-domain features are in a folder: {remedy}")
         folder = Path(path).expanduser()
         self.config = read_config(folder)
-        self.model = _load(self.config, folder / WEIGHTS).to(device)
+        model = Classifier(self.config)
+        try:
+            model.load_state_dict(load_file(folder / WEIGHTS))
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {reason}") from None
+        self.model = model.eval().requires_grad_(False).to(device)
         self.device = device
         self.info = ExtractorInfo("in-domain", sha256(folder / WEIGHTS), self.config.size, RESIZE, path)
 
@@ -131,9 +132,8 @@ def read_config(folder: Path) -> ClassifierConfig:
     """The configuration of a saved classifier. Raises UserError if it is none or the weights are others."""
     path = folder / CONFIG
     if not path.is_file():
-        raise UserError(
-            f'"{folder}" holds no {CONFIG}: give a folder made by `pixelwright evaluation train-features`'
-        )
+        remedy = "give a folder made by `pixelwright evaluation train-features`"
+        raise UserError(f'"{folder}" holds no {CONFIG}: {remedy}')
     try:
         content = read_json(path)
         kind, number, checksum = (content.pop(key) for key in ("kind", "format", "checksum"))
@@ -143,16 +143,6 @@ def read_config(folder: Path) -> ClassifierConfig:
         raise UserError(f"{path} is of {kind!r}, format {number!r}; {KIND!r}, format {FORMAT} is needed")
     config = read(ClassifierConfig, content, str(path))
     if sha256(folder / WEIGHTS) != checksum:
-        raise UserError(
-            f"{folder / WEIGHTS} is not the file that {CONFIG} was written with: train the features anew"
-        )
+        text = f"{folder / WEIGHTS} is not the file that {CONFIG} was written with"
+        raise UserError(f"{text}: train the features anew")
     return config
-
-
-def _load(config: ClassifierConfig, path: Path) -> Classifier:
-    model = Classifier(config)
-    try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} does not fit its {CONFIG}: {str(error).splitlines()[0]}") from None
-    return model.eval().requires_grad_(False)

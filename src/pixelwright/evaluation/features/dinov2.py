@@ -13,9 +13,8 @@ from pixelwright.models.vision import load_dinov2, normalised, weights_digest
 
 NAME = "facebook/dinov2-large"
 SIDE = 224
-RESIZE = (
-    "Pillow's bicubic with antialiasing to 224 x 224, rounded to uint8, normalised as ImageNet (dgm-eval)"
-)
+_RULE = "Pillow's bicubic with antialiasing to 224 x 224, rounded to uint8"
+RESIZE = f"{_RULE}, normalised as ImageNet (dgm-eval)"
 
 
 class Dinov2:

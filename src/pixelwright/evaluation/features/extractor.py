@@ -73,10 +73,9 @@ def check_finite(activations: Activations, numbers: Tensor) -> None:
     for part in activations:
         if part is not None and not bool(torch.isfinite(part).all()):
             broken = numbers[~torch.isfinite(part).all(1)]
-            raise UserError(
-                f"the features of image {int(broken[0])} are NaN or infinite ({len(broken)} of "
-                f"{len(numbers)} in its batch): the extractor's weights are damaged"
-            )
+            many = f"{len(broken)} of {len(numbers)} in its batch"
+            text = f"the features of image {int(broken[0])} are NaN or infinite ({many})"
+            raise UserError(f"{text}: the extractor's weights are damaged")
 
 
 @contextmanager

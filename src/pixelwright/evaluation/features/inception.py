@@ -49,10 +49,8 @@ class Inception:
                 warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which the file is in
                 self.network: Any = torch.jit.load(file, map_location=device).eval()
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(
-                f"{file} is no TorchScript file ({reason}): give the inception-2015-12-05.pt"
-            ) from None
+            text = f"{file} is no TorchScript file ({str(error).splitlines()[0][:200]})"
+            raise UserError(f"{text}: give the inception-2015-12-05.pt") from None
         self.device = device
         self.info = ExtractorInfo("inception", sha256(file), SIDE, RESIZE, path)
         self._check(file)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixelwright.config import (
-    Config,
-    Decay,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    whole,
-)
+from pixelwright import config as checks
+from pixelwright.config import Config, Decay, NonNegativeInt, PositiveInt, whole
 from pixelwright.data.sources import Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
 from pixelwright.errors import UserError
@@ -48,10 +41,10 @@ class Training(Config, where=""):
     """Side of the images in pixels."""
     epochs: PositiveInt = 8
     batch_size: Annotated[int, whole(2)] = 256
-    lr: PositiveFloat = 0.2
+    lr: checks.PositiveFloat = 0.2
     """Highest learning rate; it rises for a fifth of the steps and falls to 0."""
     momentum: Decay = 0.9
-    weight_decay: NonNegativeFloat = 5e-4
+    weight_decay: checks.NonNegativeFloat = 5e-4
     smoothing: Decay = 0.1
     """Of the labels."""
     flip: bool = True
@@ -82,10 +75,8 @@ def read_labelled(
     """The readable ones of these images of a source, cropped by the rule of ADM. Raises UserError: more than
     fit into memory, or none that can be read."""
     if len(indices) * size * size * 3 > MEMORY_LIMIT:
-        raise UserError(
-            f"{len(indices)} images of {size}x{size} do not fit into {MEMORY_LIMIT >> 30} GiB: "
-            "give a smaller --size or set"
-        )
+        many = f"{len(indices)} images of {size}x{size} do not fit into {MEMORY_LIMIT >> 30} GiB"
+        raise UserError(f"{many}: give a smaller --size or set")
     images, labels = [], []
     for index in indices:
         progress(1)
@@ -170,13 +161,8 @@ class _State:
                 parameter.data = noise * math.sqrt(2 / parameter[0].numel())
         self.model.head.bias.data.zero_()
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimiser = torch.optim.SGD(
-            self.model.parameters(),
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=True,
-        )
+        pace: dict[str, Any] = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
+        self.optimiser = torch.optim.SGD(self.model.parameters(), settings.lr, nesterov=True, **pace)
         batches = -(-count // settings.batch_size)
         self.steps = settings.epochs * (batches - (count % settings.batch_size == 1))
         self.done = self.epoch = 0
@@ -215,10 +201,8 @@ class _State:
         with safe_open(self.path, "pt") as file:
             notes = file.metadata()
             if notes["job"] != self.job:
-                raise UserError(
-                    f"{self.path} is of an unfinished training with other settings or images: "
-                    "use those, or remove it"
-                )
+                text = f"{self.path} is of an unfinished training with other settings or images"
+                raise UserError(f"{text}: use those, or remove it")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         self.epoch, self.done = int(notes["epoch"]), int(notes["done"])
         self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})

@@ -93,9 +93,8 @@ def record_settings(folder: Path, settings: dict[str, Any]) -> None:
     found = read_json(file)
     for name in sorted(set(found) | set(given)):
         if (old := found.get(name)) != (new := given.get(name)):
-            raise UserError(
-                f"--out {folder} holds images drawn with {name} {old!r}, not {new!r}; give another folder"
-            )
+            text = f"--out {folder} holds images drawn with {name} {old!r}, not {new!r}"
+            raise UserError(f"{text}; give another folder")
 
 
 # ---------------------------------------------------------------- where objects lie

@@ -17,11 +17,7 @@ from pixelwright.evaluation.prompts.geneval import COLOURS, THRESHOLD, Detection
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
-TEMPLATES = (
-    "a photo of a {colour} {name}",
-    "a photo of a {colour}-colored {name}",
-    "a photo of a {colour} object",
-)
+TEMPLATES = tuple(f"a photo of a {{colour}}{end}" for end in (" {name}", "-colored {name}", " object"))
 BLANK = (0x99, 0x99, 0x99)  # around an object whose colour is asked for
 
 GENEVAL_NAMES = {
@@ -62,9 +58,8 @@ class Mask2Former:
         """Raise UserError unless the detector knows the classes."""
         unknown = sorted(set(classes) - set(self.names.values()))
         if unknown:
-            raise UserError(
-                f'the detector "{self.path}" does not know "{unknown[0]}": give one trained on COCO'
-            )
+            text = f'the detector "{self.path}" does not know "{unknown[0]}"'
+            raise UserError(f"{text}: give one trained on COCO")
 
     @torch.no_grad()
     def __call__(self, image: Image.Image) -> list[Detection]:

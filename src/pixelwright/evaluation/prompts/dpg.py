@@ -5,7 +5,7 @@ Its scorer, a visual question answering model, is run with its own code on the f
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,18 +65,11 @@ def read_results(path: Path) -> Result:
     lines = read_text(path).splitlines()
     means = [float(m[1]) for line in lines if (m := re.fullmatch(r".+\.png(?:, [\d.]+)+, ([\d.]+)", line))]
     if not means:
-        raise UserError(
-            f'"{path}" holds no scores of DPG-Bench (lines "KEY.png, 1.0, 0.9, ..."): give another'
-        )
+        raise UserError(f'"{path}" holds no scores of DPG-Bench (lines "KEY.png, 1.0, 0.9"): give another')
     totals = [float(m[1]) for line in lines if (m := re.match(r"DPG-Bench score: ([\d.]+)", line))]
     score = totals[-1] if totals else 100 * sum(means) / len(means)
-    return Result(score, _categories(lines), len(means))
-
-
-def _categories(lines: Iterable[str]) -> dict[str, float]:
-    """The block "L1 category scores:"."""
     found: dict[str, float] = {}
-    inside = False
+    inside = False  # the block "L1 category scores:"
     for line in lines:
         if line.endswith("category scores:"):
             inside = line.startswith("L1")
@@ -84,4 +77,4 @@ def _categories(lines: Iterable[str]) -> dict[str, float]:
             found[match[1]] = float(match[2])
         else:
             inside = False
-    return found
+    return Result(score, found, len(means))

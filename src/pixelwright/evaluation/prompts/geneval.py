@@ -76,13 +76,9 @@ def _task(line: str, place: str) -> Task:
 
 def images_of(folder: Path, tasks: Sequence[Task], images: int) -> list[PromptImage]:
     """All images to draw: FOLDER/00000/samples/0000.png and so on."""
-    return [
-        PromptImage(
-            task["prompt"], noise_index(number, k), folder / f"{number:05}" / "samples" / f"{k:04}.png"
-        )
-        for number, task in enumerate(tasks)
-        for k in range(images)
-    ]
+    every = [(number, task["prompt"], k) for number, task in enumerate(tasks) for k in range(images)]
+    places = {number: folder / f"{number:05}" / "samples" for number in range(len(tasks))}
+    return [PromptImage(text, noise_index(n, k), places[n] / f"{k:04}.png") for n, text, k in every]
 
 
 def write_metadata(folder: Path, tasks: Sequence[Task]) -> None:
@@ -129,12 +125,10 @@ def assess(task: Task, objects: Mapping[str, Sequence[Detection]], colours: Colo
     return "\n".join(faults)
 
 
-def _fault(
-    clause: Mapping[str, Any],
-    group: Sequence[Detection],
-    groups: Sequence[Sequence[Detection] | None],
-    colours: Colours,
-) -> str:
+Groups = Sequence[Sequence[Detection] | None]
+
+
+def _fault(clause: Mapping[str, Any], group: Sequence[Detection], groups: Groups, colours: Colours) -> str:
     """What is wrong with the objects of one clause: their number, their colour, their place."""
     name, count = clause["class"], clause["count"]
     if len(group) < count:
@@ -159,15 +153,9 @@ def score_image(path: Path, task: Task, detector: Detector, colour_of: ColourOf)
     image = Image.fromarray(load_png(path).numpy())
     objects = keep(detector(image), task["tag"])
     reason = assess(task, objects, lambda group: colour_of(image, group))
-    return {
-        "filename": str(path),
-        "tag": task["tag"],
-        "prompt": task["prompt"],
-        "correct": not reason,
-        "reason": reason,
-        "metadata": json.dumps(task),
-        "details": json.dumps({name: [[*f.box, f.score] for f in group] for name, group in objects.items()}),
-    }
+    details = json.dumps({name: [[*f.box, f.score] for f in group] for name, group in objects.items()})
+    line = {"filename": str(path), "tag": task["tag"], "prompt": task["prompt"], "correct": not reason}
+    return {**line, "reason": reason, "metadata": json.dumps(task), "details": details}
 
 
 def whole_lines(file: Path) -> set[str]:
@@ -189,9 +177,8 @@ def find_images(folder: Path) -> list[tuple[Path, Task]]:
             (task,) = read_metadata(file)
             found += [(path, task) for path in sorted((file.parent / "samples").glob("*.png"))]
     if not found:
-        raise UserError(
-            f'"{folder}" holds no images such as 00000/samples/0000.png beside 00000/metadata.jsonl'
-        )
+        layout = "00000/samples/0000.png beside 00000/metadata.jsonl"
+        raise UserError(f'"{folder}" holds no images such as {layout}')
     return found
 
 
@@ -218,9 +205,8 @@ def read_results(path: Path) -> Result:
             found.append((str(tag), correct))
             prompts[str(prompt)] = prompts.get(str(prompt), False) or correct
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
-        raise UserError(
-            f'"{path}", line {len(found) + 1} is no result of GenEval: give the results.jsonl of its scorer'
-        ) from None
+        place = f'"{path}", line {len(found) + 1}'
+        raise UserError(f"{place} is no result of GenEval: give the results.jsonl of its scorer") from None
     if not found:
         raise UserError(f'"{path}" is empty: give the results.jsonl that the scorer of GenEval wrote')
     images = Score(sum(correct for _, correct in found), len(found))

@@ -46,17 +46,17 @@ class ShapeDetection:
 def find_shapes(image: Array) -> tuple[ShapeDetection, ...]:
     """The objects in a square image, uint8 [S, S, 3], the largest first."""
     if image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[2] != 3:
-        raise UserError(
-            f"an image has the shape {list(image.shape)}; shapes are found in square ones, [S, S, 3]"
-        )
-    ground = _border(image)
-    distances = _distances(image, ground)
+        shape = list(image.shape)
+        raise UserError(f"an image has the shape {shape}; shapes are found in square ones, [S, S, 3]")
+    # The ground is the median along the edges, which objects do not touch.
+    edge = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])  # [4S - 4, 3]
+    ground = np.median(edge, axis=0)  # [3]
+    references = np.concatenate([oklab(ground)[None], _palette()])
+    distances = np.linalg.norm(oklab(image)[:, :, None] - references, axis=-1)  # [S, S, 1 + colours]
     names = np.argmin(distances, axis=-1)  # [S, S], 0 is the ground
     names[(names == 0) & (distances[..., 0] > AWAY)] = ODD
-    parts = list(_parts(names))
-    found = [_describe(image, part, names, ground) for part in parts]
-    order = sorted(range(len(parts)), key=lambda i: -int(parts[i].sum()))
-    return tuple(found[i] for i in order)
+    parts = sorted(_parts(names), key=lambda part: -int(part.sum()))
+    return tuple(_describe(image, part, names, ground) for part in parts)
 
 
 def oklab(rgb: Array) -> Array:
@@ -81,18 +81,6 @@ _TO_LAB = np.array(
 @cache
 def _palette() -> Array:
     return oklab(np.array([first for first, _ in COLOURS.values()]))  # [colours, 3]
-
-
-def _border(image: Array) -> Array:
-    """The colour of the ground, [3]: the median along the edges, which objects do not touch."""
-    edge = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])  # [4S - 4, 3]
-    return np.median(edge, axis=0)
-
-
-def _distances(image: Array, ground: Array) -> Array:
-    """From the ground and from each colour, [S, S, 1 + colours]."""
-    references = np.concatenate([oklab(ground)[None], _palette()])
-    return np.asarray(np.linalg.norm(oklab(image)[:, :, None] - references, axis=-1))
 
 
 def _parts(names: Array) -> Iterator[Array]:
@@ -131,23 +119,17 @@ def _describe(image: Array, part: Array, names: Array, ground: Array) -> ShapeDe
     colour = np.median(image[_erode(part)], axis=0)  # [3]
     away = np.linalg.norm(_palette() - oklab(colour), axis=-1)
     name = tuple(COLOURS)[int(away.argmin())] if away.min() < FAR else None
-    covered = _covered(image, part, names, ground, colour)
-    shape, match = _shape(covered)
-    rows, columns = np.nonzero(part)
-    size = len(image)
-    left, right = float(columns.min()), float(columns.max() + 1)
-    top, bottom = float(rows.min()), float(rows.max() + 1)
-    box = (left / size, top / size, right / size, bottom / size)
-    return ShapeDetection(shape if match >= MATCH else None, name, box, match)
-
-
-def _covered(image: Array, part: Array, names: Array, ground: Array, colour: Array) -> Array:
-    """How much of each pixel the object covers, [S, S]: where its edge is mixed with the ground, a part."""
+    # How much of each pixel the object covers, [S, S]: where its edge is mixed with the ground, a part.
     way = colour - ground
     mix = np.clip((image - ground) @ way / max(float(way @ way), 1.0), 0, 1)
     other = (names > 0) & (names < ODD) & ~part
     near = _scipy().binary_dilation(part, np.ones((3, 3)))
-    return np.asarray(np.where(near & ~other, mix, 0))
+    shape, match = _shape(np.where(near & ~other, mix, 0))
+    rows, columns = np.nonzero(part)
+    ends = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    left, top, right, bottom = (float(end) / len(image) for end in ends)
+    box = (left, top, right, bottom)
+    return ShapeDetection(shape if match >= MATCH else None, name, box, match)
 
 
 def _shape(covered: Array) -> tuple[str, float]:
@@ -162,8 +144,10 @@ def _shape(covered: Array) -> tuple[str, float]:
     window = blur(window, SOFT)
     best = ("", 0.0)
     for shape in SHAPES:
-        radius = math.sqrt(area / _unit_area(shape))
-        period = 2 * math.pi / POLYGONS[shape][0] if shape in POLYGONS else TURN
+        corners, inner, _ = POLYGONS.get(shape, (0, 0, 0))
+        unit = corners * inner * math.sin(math.pi / corners) if corners else math.pi  # area at radius 1
+        radius = math.sqrt(area / unit)
+        period = 2 * math.pi / corners if corners else TURN
         angles = np.arange(0, period, TURN)[:, None, None]
         cos, sin = np.cos(angles), np.sin(angles)
         outlines = coverage(shape, radius, dx * cos + dy * sin, dy * cos - dx * sin)  # [angles, h, w]
@@ -172,11 +156,3 @@ def _shape(covered: Array) -> tuple[str, float]:
         match = float((both.sum((1, 2)) / either.sum((1, 2))).max())
         best = max(best, (shape, match), key=lambda pair: pair[1])
     return best
-
-
-def _unit_area(shape: str) -> float:
-    """Area of a shape whose circumscribed circle has the radius 1."""
-    if shape not in POLYGONS:
-        return math.pi
-    corners, inner, _ = POLYGONS[shape]
-    return corners * inner * math.sin(math.pi / corners)

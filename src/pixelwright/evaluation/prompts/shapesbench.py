@@ -8,16 +8,16 @@ images never show (`held_out`), which count apart. The shapes in an image are fo
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
+from pixelwright.data import captioned
 from pixelwright.data.captioned import (
     CATEGORIES,
     COUNT_WORDS,
-    HELD_OUT_COLOURS,
     MOST,
     RELATIONS,
     Claim,
@@ -26,15 +26,8 @@ from pixelwright.data.captioned import (
     held_out,
 )
 from pixelwright.data.shapes import COLOURS, SHAPES, Array, Dice
-from pixelwright.evaluation.prompts.common import (
-    PromptImage,
-    Score,
-    as_json,
-    noise_index,
-    overall,
-    relations,
-    tally,
-)
+from pixelwright.evaluation.prompts import common
+from pixelwright.evaluation.prompts.common import PromptImage, Score, noise_index, overall, relations
 from pixelwright.evaluation.prompts.shape_detection import ShapeDetection, find_shapes
 from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.rng import generator
@@ -89,7 +82,7 @@ def _claims() -> dict[str, list[Claim]]:
 def _attributions(category: str) -> Iterable[Claim]:
     """Each held-out pair of colour and shape beside each other shape, and as many others as ATTRIBUTIONS."""
     dice = Dice(generator(VERSION, "shapesbench"))
-    held = {(shape, colour) for colour, shape in HELD_OUT_COLOURS}
+    held = {(shape, colour) for colour, shape in captioned.HELD_OUT_COLOURS}
     for shape, colour in sorted(held):
         for other in SHAPES:
             if other != shape:
@@ -110,7 +103,10 @@ def _attributions(category: str) -> Iterable[Claim]:
 # --- scoring ---
 def assess(claim: Claim, shapes: Sequence[ShapeDetection]) -> Assessment:
     """Whether the shapes found in an image bear the claim out."""
-    found = [[shape for shape in shapes if _matches(thing, shape)] for thing in claim.things]
+    found = [
+        [s for s in shapes if s.shape == thing.shape and thing.colour in (None, s.colour)]
+        for thing in claim.things
+    ]
     faults = [_miscounted(claim, thing, group) for thing, group in zip(claim.things, found, strict=True)]
     reason = "; ".join(filter(None, faults))
     if not reason and claim.relation is not None:
@@ -118,10 +114,6 @@ def assess(claim: Claim, shapes: Sequence[ShapeDetection]) -> Assessment:
     count = sum(thing.count for thing in claim.things)
     shown = ", ".join(map(str, shapes)) or "nothing"
     return Assessment(not reason, not reason and len(shapes) == count, reason and f"{reason}; seen: {shown}")
-
-
-def _matches(thing: Thing, found: ShapeDetection) -> bool:
-    return found.shape == thing.shape and thing.colour in (None, found.colour)
 
 
 def _miscounted(claim: Claim, thing: Thing, group: Sequence[ShapeDetection]) -> str:
@@ -136,12 +128,11 @@ def _miscounted(claim: Claim, thing: Thing, group: Sequence[ShapeDetection]) -> 
 
 def _misplaced(relation: str, first: Sequence[ShapeDetection], second: Sequence[ShapeDetection]) -> str:
     """What is wrong with the places of every first and every second object; "" if nothing."""
-    for a in first:
-        for b in second:
-            words = relations(a.box, b.box)
-            if relation not in words:
-                is_ = " and ".join(sorted(words)) or "at the place of"
-                return f"the {a.shape} is {is_} the {b.shape}, not {relation} it"
+    for a, b in product(first, second):
+        words = relations(a.box, b.box)
+        if relation not in words:
+            is_ = " and ".join(sorted(words)) or "at the place of"
+            return f"the {a.shape} is {is_} the {b.shape}, not {relation} it"
     return ""
 
 
@@ -176,7 +167,7 @@ class Result:
 
     def scores(self, held_out: bool = False, exact: bool = False) -> dict[str, Score]:
         """By category, of the prompts that are held out or of those that are not."""
-        return tally(
+        return common.tally(
             (prompt.claim.category, found.exact if exact else found.correct)
             for prompt, found in self.pairs
             if prompt.held_out == held_out
@@ -184,18 +175,16 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for programs."""
+        of = {"benchmark": "ShapesBench", "version": VERSION, "images_per_prompt": self.per_prompt}
+        pairs = self.pairs
+        images = [{"prompt": p.text, "held_out": p.held_out, **asdict(found)} for p, found in pairs]
         return {
-            "benchmark": "ShapesBench",
-            "version": VERSION,
-            "images_per_prompt": self.per_prompt,
+            **of,
             "overall": overall(self.scores()),
-            "scores": as_json(self.scores()),
-            "exact": as_json(self.scores(exact=True)),
-            "held_out": as_json(self.scores(held_out=True)),
-            "images": [
-                {"prompt": prompt.text, "held_out": prompt.held_out, **asdict(found)}
-                for prompt, found in self.pairs
-            ],
+            "scores": common.as_json(self.scores()),
+            "exact": common.as_json(self.scores(exact=True)),
+            "held_out": common.as_json(self.scores(held_out=True)),
+            "images": images,
         }
 
     def markdown(self, title: str) -> str:
