@@ -154,9 +154,7 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int = LIMIT) -> byte
     place = f'"{name}" in "{archive.filename}"'
     size, (least, ratio) = info.file_size, DENSE
     if size > least and size > ratio * info.compress_size:
-        raise UserError(
-            f"{place} unpacks from {info.compress_size} to {size} bytes, as no data does: refused"
-        )
+        raise UserError(f"{place} unpacks from {info.compress_size} to {size} bytes, as no data does")
     with archive.open(info) as file:
         return read_stream(file, limit, place)
 
@@ -221,8 +219,7 @@ def digest(*parts: object) -> str:
 # --- weights ---
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in memory order; little endian, as every supported platform is."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_safetensors(
@@ -239,15 +236,10 @@ def write_safetensors(
     names = sorted(specs, key=lambda name: (-specs[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
-    for name in names:
-        spec = specs[name]
-        end = offset + spec.numel() * spec.element_size()
-        header[name] = {
-            "dtype": SAFETENSORS_DTYPES[spec.dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
+    for name, spec in ((name, specs[name]) for name in names):
+        kind, span = SAFETENSORS_DTYPES[spec.dtype], [offset, offset + spec.numel() * spec.element_size()]
+        header[name] = {"dtype": kind, "shape": list(spec.shape), "data_offsets": span}
+        offset = span[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with replacing(path) as part, part.open("wb") as file:

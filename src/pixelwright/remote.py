@@ -29,14 +29,9 @@ VERSION = ("size", "ETag", "Last-Modified", "LastModified", "mtime")
 """What tells two versions of a file apart."""
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses worth another attempt
 NOT_FOUND, REFUSED = (404, 410), (401, 403)
-PACKAGES = {
-    **dict.fromkeys(("http", "https"), "pixelwright[data]"),
-    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
-    **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
-    "s3": "s3fs",
-    "hf": "pixelwright[hub]",
-}
-"""What to install for an address."""
+PACKAGES = dict.fromkeys(("http", "https"), "pixelwright[data]")  # what to install for an address
+PACKAGES |= {"s3": "s3fs", "hf": "pixelwright[hub]"} | dict.fromkeys(("gs", "gcs"), "gcsfs")
+PACKAGES |= dict.fromkeys(("az", "abfs", "abfss"), "adlfs")
 NETWORK = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "huggingface_hub", "requests", "httpx", "fsspec")
 """Packages whose exceptions are those of a network, not of a program."""
 Result = TypeVar("Result")
@@ -145,16 +140,19 @@ def _fetch(address: str, place: Path, sums: dict[str, str]) -> None:
             return
         fs, path = _filesystem(address)
         info = _try(address, lambda: fs.info(path))
-        version = digest(
-            *(info.get(key) for key in ("size", "ETag", "Last-Modified", "mtime", "LastModified"))
-        )
+        version = digest(*map(info.get, VERSION))
         part = place.with_name(f"{place.name}.{version}.part")  # of another version, nothing can be used
         try:
             _try(address, lambda: _transfer(fs, path, info.get("size"), part))
         except OSError as error:  # not of the network
             raise_write_error(error, place)
             raise
-        _verify(address, part, place.name, sums)
+        if sums and place.name not in sums:
+            logger.warning('"%s" is not in the %s beside it: it is not checked', address, CHECKSUMS)
+        elif sums and (found := sha256(part)) != (listed := sums[place.name]):
+            part.unlink()
+            text = f'"{address}" has the SHA-256 {found[:12]}… where {CHECKSUMS} says {listed[:12]}…'
+            raise UserError(f"{text}: try again, or tell whoever keeps the server")
         os.replace(part, place)
 
 
@@ -177,19 +175,6 @@ def _transfer(fs: Any, path: str, size: int | None, part: Path) -> None:
         raise ConnectionError(f"{got} of {size} bytes arrived")
 
 
-def _verify(address: str, part: Path, name: str, sums: dict[str, str]) -> None:
-    if name not in sums:
-        if sums:
-            logger.warning('"%s" is not in the %s beside it: it is not checked', address, CHECKSUMS)
-        return
-    if (found := sha256(part)) != sums[name]:
-        part.unlink()
-        raise UserError(
-            f'"{address}" has the SHA-256 {found[:12]}… where {CHECKSUMS} says {sums[name][:12]}…: '
-            "try again, or tell whoever keeps the server"
-        )
-
-
 # --- fsspec ---
 def _filesystem(address: str) -> tuple[Any, str]:
     """The file system of an address and the path in it. Raises UserError for an unknown protocol, or one
@@ -199,9 +184,15 @@ def _filesystem(address: str) -> tuple[Any, str]:
     protocol = address.partition("://")[0].lower()
     if protocol in ("file", "local"):
         raise UserError(f'"{address}" is a local file: give its path without {protocol}://')
+    settings: dict[str, Any] = {}
     try:
         fsspec.get_filesystem_class(protocol)
-        return fsspec.core.url_to_fs(address, **(_http_settings() if protocol in ("http", "https") else {}))
+        if protocol in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            limits = ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
+            settings["client_kwargs"] = {"timeout": limits, "trust_env": True}  # proxies of the environment
+        return fsspec.core.url_to_fs(address, **settings)
     except ImportError as error:
         package = PACKAGES.get(protocol)
         remedy = f'pip install "{package}"' if package else str(error)
@@ -209,13 +200,6 @@ def _filesystem(address: str) -> tuple[Any, str]:
     except ValueError:
         known = ", ".join(sorted(PACKAGES))
         raise UserError(f'"{address}" is of no known protocol: use one of {known}, or a local path') from None
-
-
-def _http_settings() -> dict[str, Any]:
-    import aiohttp
-
-    limits = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
-    return {"client_kwargs": {"timeout": limits, "trust_env": True}}  # proxies as the environment says
 
 
 class _NotFoundError(UserError):
@@ -233,42 +217,24 @@ def _try(address: str, action: Callable[[], Result]) -> Result:
         try:
             return action()
         except Exception as raised:
-            error = _origin(raised)
-            status = _status(error)
+            error: BaseException = raised  # fsspec calls a file not found whatever the server has against it
+            while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+                error = error.__cause__
+            response = getattr(error, "response", None)
+            told = (getattr(error, "status", None), getattr(response, "status_code", None))
+            status = next((each for each in told if isinstance(each, int)), None)
+            message = getattr(error, "message", None) or str(error) or type(error).__name__
+            reason = " ".join(f"{status or ''} {message}".split())[:200]
             if status in NOT_FOUND or (status is None and isinstance(error, FileNotFoundError)):
-                raise _NotFoundError(
-                    f'"{address}" is not there ({_reason(error)}): check the address'
-                ) from raised
-            if not _of_network(error):
+                raise _NotFoundError(f'"{address}" is not there ({reason}): check the address') from raised
+            full = isinstance(error, OSError) and error.errno in FULL
+            named = type(error).__module__.partition(".")[0] in NETWORK
+            if not named and (full or not isinstance(error, (OSError, EOFError))):
                 raise
-            text = f'"{address}" cannot be fetched ({_reason(error)})'
+            text = f'"{address}" cannot be fetched ({reason})'
             if status in REFUSED or isinstance(error, PermissionError):
                 raise _RefusedError(f"{text}: check the address and your access") from raised
             if attempt == ATTEMPTS or (status is not None and status not in TRANSIENT):
                 raise UserError(f"{text}: check the address, or try again later") from raised
         time.sleep(PAUSE * 2 ** (attempt - 1))
     raise AssertionError("the last attempt returns or raises")
-
-
-def _origin(error: BaseException) -> BaseException:
-    """What is behind an error; fsspec calls a file not found whatever the server has against it."""
-    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error tells of."""
-    found = (getattr(error, "status", None), getattr(getattr(error, "response", None), "status_code", None))
-    return next((status for status in found if isinstance(status, int)), None)
-
-
-def _of_network(error: BaseException) -> bool:
-    full = isinstance(error, OSError) and error.errno in FULL
-    named = type(error).__module__.partition(".")[0] in NETWORK
-    return named or (isinstance(error, (OSError, EOFError)) and not full)
-
-
-def _reason(error: BaseException) -> str:
-    status, message = _status(error), getattr(error, "message", None) or str(error)
-    return " ".join(f"{status or ''} {message or type(error).__name__}".split())[:200]

@@ -8,18 +8,5 @@ from pixelwright.data.shapes import Shapes
 from pixelwright.data.sources import FolderSource, Sample, Source, ZipSource
 from pixelwright.data.transforms import UnreadableImage, centre_crop, read_image
 
-__all__ = [
-    "Batch",
-    "Batches",
-    "CaptionedShapes",
-    "DataConfig",
-    "FolderSource",
-    "Sample",
-    "Shapes",
-    "Source",
-    "UnreadableImage",
-    "ZipSource",
-    "centre_crop",
-    "open_source",
-    "read_image",
-]
+__all__ = ["Batch", "Batches", "CaptionedShapes", "DataConfig", "FolderSource", "Sample", "Shapes", "Source"]
+__all__ += ["UnreadableImage", "ZipSource", "centre_crop", "open_source", "read_image"]

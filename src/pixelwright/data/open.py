@@ -109,10 +109,8 @@ def _open_folder(folder: Path) -> Source:
         return _open_files(inside, [str(file) for file in inside], str(folder))
     sets = [name for name in archives if _kind(name) != ".zip" and "/" not in name]
     if sets and images is not None:
-        raise UserError(
-            f'"{folder}" holds both "{sets[0]}" and "{top(images) or images}": keep one kind in it, '
-            f'or give the pattern "{folder}/*{_kind(sets[0])}"'
-        )
+        text = f'"{folder}" holds both "{sets[0]}" and "{top(images) or images}": keep one kind in it'
+        raise UserError(f'{text}, or give the pattern "{folder}/*{_kind(sets[0])}"')
     if archives:
         logger.warning('"%s": left out %d archives, such as "%s"', folder, len(archives), archives[0])
     return FolderSource(folder, names)
@@ -138,10 +136,8 @@ def _open_files(files: Sequence[Path], names: Sequence[str], path: str) -> Sourc
         refuse_splits(names, path, _pattern, files=True)
         folders = sorted({name.rpartition("/")[0] for name in names})
         if len(folders) > 1 and Path(path).is_dir():
-            raise UserError(
-                f'"{path}" holds {kind} files in several folders, "{folders[0]}" and "{folders[1]}": '
-                f'give one, or the pattern "{path}/**/*{kind}" for all'
-            )
+            text = f'"{path}" holds {kind} files in several folders, "{folders[0]}" and "{folders[1]}"'
+            raise UserError(f'{text}: give one, or the pattern "{path}/**/*{kind}" for all')
         return ShardSource(files) if kind == ".tar" else ParquetSource(files)
     if len(files) > 1:
         raise UserError(f'data.path "{path}" names {len(files)} files "{files[0].name}", ...: {FORMS}')
@@ -161,10 +157,8 @@ def _check_damage(source: Source, path: str) -> None:
         logger.warning('left out "%s": %s (%d of %d files)', name, reason, len(damaged), total)
     if len(damaged) > max(1, total // DAMAGED_SHARE):
         name, reason = next(iter(damaged.items()))
-        raise UserError(
-            f'{len(damaged)} of the {total} files of data.path "{path}" are damaged, such as "{name}" '
-            f"({reason}): fetch them anew, or name the whole ones only"
-        )
+        text = f'{len(damaged)} of the {total} files of data.path "{path}" are damaged, such as "{name}"'
+        raise UserError(f"{text} ({reason}): fetch them anew, or name the whole ones only")
 
 
 def _check_readable(source: Source, path: str) -> None:

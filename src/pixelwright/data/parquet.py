@@ -38,16 +38,17 @@ class ParquetSource:
     """
 
     def __init__(self, files: Sequence[Path]):
-        self._pq, invalid = _pyarrow()
+        try:
+            parquet, invalid = import_module("pyarrow.parquet"), import_module("pyarrow").ArrowInvalid
+        except ImportError as error:
+            raise UserError('parquet files need pyarrow: pip install "pixelwright[data]"') from error
         self.path = files[0] if len(files) == 1 else files[0].parent
-        self.files, self.damaged, opened = open_each(files, self._pq.ParquetFile, invalid)
+        self.files, self.damaged, opened = open_each(files, parquet.ParquetFile, invalid)
         schema = opened[0].schema_arrow
         for file, other in zip(self.files, opened, strict=True):
             if set(other.schema_arrow.names) != set(schema.names):
-                raise UserError(
-                    f'"{file}" has the columns {_list(other.schema_arrow.names)} and "{self.files[0]}" '
-                    f"{_list(schema.names)}: give the files of one set"
-                )
+                columns = f'{_list(other.schema_arrow.names)} and "{self.files[0]}" {_list(schema.names)}'
+                raise UserError(f'"{file}" has the columns {columns}: give the files of one set')
         features = _features(schema.metadata)
         self._image = self._image_column(schema, features)
         label = self._label_column(schema, features)
@@ -119,10 +120,9 @@ class ParquetSource:
         """Raise UserError for a label that is no number from 0, or has no name; `first` is the first row."""
         for row, value in enumerate(values, start=first):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise UserError(
-                    f'"{self.name(row)}" has the {column} {value!r}: labels are whole numbers from 0, or all '
-                    "are names (splits without labels, such as test, cannot be used)"
-                )
+                remedy = "or all are names (splits without labels, such as test, cannot be used)"
+                text = f'"{self.name(row)}" has the {column} {value!r}: labels are whole numbers from 0'
+                raise UserError(f"{text}, {remedy}")
             if names and value >= len(names):
                 text = f'label {value} in "{self.path}" has no name among {len(names)}'
                 raise UserError(f"{text}: mend the class names in the schema")
@@ -161,8 +161,7 @@ class ParquetSource:
 
     def _group(self, group: int) -> Any:
         if group not in self._kept:
-            number, inner = self._groups[group]
-            columns = [self._image, *self._text]
+            (number, inner), columns = self._groups[group], [self._image, *self._text]
             try:
                 table = self._open(number).read_row_group(inner, columns, use_threads=False)
             except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
@@ -178,26 +177,15 @@ class ParquetSource:
         if key not in self._handles:
             if len(self._handles) >= 64:  # of hundreds of files, few handles are open
                 self._handles.clear()
-            self._handles[key] = self._pq.ParquetFile(self.files[number])
+            self._handles[key] = import_module("pyarrow.parquet").ParquetFile(self.files[number])
         return self._handles[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": {}, "_kept": OrderedDict(), "_pq": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._pq, _ = _pyarrow()
+        return {**self.__dict__, "_handles": {}, "_kept": OrderedDict()}
 
 
 def _is(schema: Any, column: str, kinds: tuple[str, ...]) -> bool:
     return str(schema.field(column).type).startswith(kinds)
-
-
-def _pyarrow() -> tuple[Any, type[Exception]]:
-    try:
-        return import_module("pyarrow.parquet"), import_module("pyarrow").ArrowInvalid
-    except ImportError as error:
-        raise UserError('parquet files need pyarrow: pip install "pixelwright[data]"') from error
 
 
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:

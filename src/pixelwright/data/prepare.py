@@ -136,11 +136,9 @@ class _Work:
             return
         found = read_json(file)
         for key, value in settings.items():
-            if found.get(key) != value:
-                raise UserError(
-                    f'"{self.folder}" holds unfinished work with {key} {found.get(key)!r}, not {value!r}: '
-                    "finish it with the same settings or remove it"
-                )
+            if (old := found.get(key)) != value:
+                text = f'"{self.folder}" holds unfinished work with {key} {old!r}, not {value!r}'
+                raise UserError(f"{text}: finish it with the same settings or remove it")
 
     def run(self, out: Path, workers: int) -> Report:
         self.clear()
@@ -156,13 +154,10 @@ class _Work:
             many = f'none of the {len(self.source)} images of "{self.job.source}"'
             raise UserError(f'{many} can be used: "{name}": {reason}')
         counts = sum((Counter(note["per_class"]) for note in notes), Counter[str]())
-        report = {
-            "images": images,
-            "class_names": list(self.source.class_names or ()) or None,
-            "per_class": {label: counts[label] for label in sorted(counts, key=int)},
-            "settings": asdict(self.job),
-            "skipped": skipped,
-        }
+        names = list(self.source.class_names or ()) or None
+        per_class = {label: counts[label] for label in sorted(counts, key=int)}
+        report = {"images": images, "class_names": names, "per_class": per_class}
+        report |= {"settings": asdict(self.job), "skipped": skipped}
         write_text(self.folder / REPORT, json.dumps(report, indent=1))
         if self.job.format == "zip":
             self.join(len(parts), out)
@@ -182,9 +177,8 @@ class _Work:
         return self.folder / NOTES / f"{part:05}.json"
 
     def finished(self, part: int) -> bool:
-        if not self.note(part).exists() or not self.tar(part).exists():
-            return False
-        return bool(read_json(self.note(part))["bytes"] == self.tar(part).stat().st_size)
+        note, tar = self.note(part), self.tar(part)
+        return note.exists() and tar.exists() and bool(read_json(note)["bytes"] == tar.stat().st_size)
 
     def clear(self) -> None:
         """Remove what was being written when the work stopped."""
@@ -303,16 +297,15 @@ _worker: tuple[_Work, Any]  # of a worker process
 
 def _start_worker(work: _Work, counter: Any) -> None:
     global _worker
-    _worker = work, counter
+    _worker, parent = (work, counter), os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
 
+    def leave() -> None:  # when the parent is gone; a killed one cannot tell us to
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
 
-def _leave_with(parent: int) -> None:
-    """End this process when its parent is gone; a killed parent cannot tell it to."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    threading.Thread(target=leave, daemon=True).start()
 
 
 def _worker_part(part: int) -> None:

@@ -57,10 +57,9 @@ class ShardSource:
         labels = np.concatenate([np.array(i.labels, np.int64) for i in indices])  # [n], -1: none
         missing = np.flatnonzero(labels < 0)
         if 0 < len(missing) < len(labels):
-            raise UserError(
-                f'"{self._names[missing[0]]}" in "{self.path}" has no label while other samples have '
-                f"({len(missing)} in all): give each a .cls member, or name only the labelled shards"
-            )
+            text = f'"{self._names[missing[0]]}" in "{self.path}" has no label while other samples have'
+            remedy = "give each a .cls member, or name only the labelled shards"
+            raise UserError(f"{text} ({len(missing)} in all): {remedy}")
         self._labels, classes = np.maximum(labels, 0), _join_classes(pairs)
         keys = [key for index in indices for key in index.keys]
         layout.refuse_splits(keys, self.path, lambda part: f'make shards of one alone, such as "{part}"')

@@ -243,10 +243,8 @@ def _read_labels(data: bytes, names: list[str], place: str) -> tuple[list[int], 
         pairs = [(tidy(name), label) for name, label in entries or ()]
         table = dict.fromkeys(names, 0) if entries is None else dict(pairs)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{place} is malformed ({type(error).__name__}: {error}): it should read "
-            '{"labels": [["file name", 0], ...]} or {"labels": null}'
-        ) from error
+        form = 'it should read {"labels": [["file name", 0], ...]} or {"labels": null}'
+        raise UserError(f"{place} is malformed ({type(error).__name__}: {error}): {form}") from error
     for name, label in pairs:
         if not isinstance(label, int) or isinstance(label, bool) or label < 0:
             raise UserError(f'{place} gives "{name}" the label {label!r}: labels are whole numbers from 0')

@@ -224,10 +224,9 @@ class SourceImages(ImageSet):
         self._first = self._first or (name, image.size)
         if image.size != self._first[1]:
             first, (width, height) = self._first
-            raise UserError(
-                f'"{self.path}" holds images of several sizes: "{first}" is {width}x{height}, "{name}" '
-                f"{image.width}x{image.height}; give --size N to crop all to N x N"
-            )
+            sizes = f'"{first}" is {width}x{height}, "{name}" {image.width}x{image.height}'
+            text = f'"{self.path}" holds images of several sizes: {sizes}'
+            raise UserError(f"{text}; give --size N to crop all to N x N")
         return sample._replace(image=image)
 
 
@@ -249,17 +248,14 @@ class ArrayImages(ImageSet):
     def __len__(self) -> int:
         return self._count
 
-    def _labels(self) -> Tensor | None:
-        if LABELS not in self.file.names:
-            return None
-        labels = self.file.read(LABELS)
-        if labels.shape != (self._count,) or labels.dtype.kind not in "iu":
-            found = f"{labels.dtype} {list(labels.shape)}"
-            raise self.file.error(f"{LABELS} is {found}; one whole number an image is expected")
-        return torch.from_numpy(labels.astype(np.int64))
-
     def batches(self, size: int, start: int = 0) -> Iterator[ImageBatch]:
-        labels = self._labels()
+        labels: Tensor | None = None
+        if LABELS in self.file.names:
+            given = self.file.read(LABELS)
+            if given.shape != (self._count,) or given.dtype.kind not in "iu":
+                found = f"{given.dtype} {list(given.shape)}"
+                raise self.file.error(f"{LABELS} is {found}; one whole number an image is expected")
+            labels = torch.from_numpy(given.astype(np.int64))
         for rows in self.file.rows(IMAGES, size, start):
             numbers = torch.arange(start, start + len(rows))
             images = torch.from_numpy(np.stack([self._rgb(row) for row in rows]))

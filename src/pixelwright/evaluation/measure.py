@@ -156,7 +156,8 @@ def collect(
         activations = extractor(batch.images)
         check_finite(activations, batch.numbers)
         for column, part in zip(columns, activations, strict=True):
-            column.add(part)
+            if part is not None:
+                column.add(part)
         labels.append(batch.labels)
         numbers.append(batch.numbers)
         if progress is not None:
@@ -175,14 +176,11 @@ class _Table:
     """Rows that come in pieces, in a table that is made once: to join pieces takes their memory twice."""
 
     def __init__(self, expected: int) -> None:
-        self._expected, self._count, self._missing = expected, 0, False
+        self._expected, self._count = expected, 0
         self._table: Tensor | None = None
 
-    def add(self, part: Tensor | None) -> None:
-        """Further rows, [b,C]; None where there are none, and then there is no table."""
-        if part is None:
-            self._missing = True
-            return
+    def add(self, part: Tensor) -> None:
+        """Further rows, [b,C]."""
         end = self._count + len(part)
         if self._table is None:
             self._table = part.new_empty(max(self._expected, end), *part.shape[1:])
@@ -192,8 +190,8 @@ class _Table:
         self._count = end
 
     def rows(self) -> Tensor | None:
-        """All rows, [N,C]."""
-        return None if self._table is None or self._missing else self._table[: self._count]
+        """All rows, [N,C]; None if none came."""
+        return None if self._table is None else self._table[: self._count]
 
 
 def _in_batches(batches: Iterable[ImageBatch], size: int) -> Iterator[ImageBatch]:

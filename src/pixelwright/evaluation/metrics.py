@@ -64,12 +64,9 @@ class Moments:
         """Those of rows [N,D] of any floating type; N = 0 will do."""
         width = rows.shape[1]
         found = Moments(0, torch.zeros(width).double(), torch.zeros(width, width).double())
-        for part in rows.split(chunk):
-            if len(part):
-                wide = part.double()
-                mean = wide.mean(0)
-                centred = wide - mean
-                found = found.merged(Moments(len(part), mean, centred.T @ centred))
+        for part in rows.split(chunk) if len(rows) else ():
+            mean = (wide := part.double()).mean(0)
+            found = found.merged(Moments(len(part), mean, (wide - mean).T @ (wide - mean)))
         return found
 
     def merged(self, other: "Moments") -> "Moments":

@@ -216,11 +216,8 @@ def comparison(reports: Sequence[Report]) -> str:
     """The page of several reports: a table, what they do not share, and curves over the checkpoints."""
     names = [metric for metric in METRICS if any(metric in report.metrics for report in reports)]
     header = ("", *(reports[0].title(name) for name in names), "images")
-    shown: dict[str, Any] = {
-        "title": "Evaluations compared",
-        "note": ", ".join(report.name for report in reports),
-    }
-    shown |= {"header": header, "rows": comparison_rows(reports, names)}
+    note, rows = ", ".join(report.name for report in reports), comparison_rows(reports, names)
+    shown: dict[str, Any] = {"title": "Evaluations compared", "note": note, "header": header, "rows": rows}
     charts = list(_curves(reports, names))
     return html.render("comparison", **shown, differences=incomparable(reports), charts=charts)
 

