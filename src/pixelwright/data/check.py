@@ -27,13 +27,10 @@ class Findings:
 
     images: int = 0
     captions: int = 0
-    broken: dict[str, str] = field(default_factory=dict)
-    """Name and reason of each image that cannot be read."""
-    damaged: dict[str, str] = field(default_factory=dict)
-    """Likewise of files that hold many images."""
+    broken: dict[str, str] = field(default_factory=dict)  # name and reason of each image that cannot be read
+    damaged: dict[str, str] = field(default_factory=dict)  # likewise of files that hold many images
     labels: Counter[int] = field(default_factory=Counter)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """(width, height) of the readable images."""
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height) of the readable images
 
     @property
     def whole(self) -> bool:

@@ -28,14 +28,10 @@ logger = logging.getLogger(__name__)
 class Batch(NamedTuple):
     """What one step of training sees."""
 
-    images: Tensor
-    """[b, 3, H, W] float32 in [-1, 1]."""
-    labels: Tensor
-    """[b] int64."""
-    indices: Tensor
-    """[b] int64, places in the source."""
-    captions: tuple[str, ...] = ()
-    """A caption for each image, where they were asked for."""
+    images: Tensor  # [b, 3, H, W] float32 in [-1, 1]
+    labels: Tensor  # [b] int64
+    indices: Tensor  # [b] int64, places in the source
+    captions: tuple[str, ...] = ()  # a caption for each image, where they were asked for
 
 
 class Batches:

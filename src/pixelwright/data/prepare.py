@@ -46,15 +46,11 @@ DATE = (1980, 1, 1, 0, 0, 0)  # of every member of a zip, so that equal content 
 class Job:
     """What is to be made of which images. Raises UserError on values that cannot be."""
 
-    source: str
-    """A data.path."""
-    size: int
-    """Side of the images in pixels."""
+    source: str  # a data.path
+    size: int  # side of the images in pixels
     format: Format
-    shard_size: int
-    """Images of the source to a shard; for a zip, to one piece of work."""
-    quality: int | None
-    """Of JPEG files, 1 to 100; None writes PNG."""
+    shard_size: int  # images of the source to a shard; for a zip, to one piece of work
+    quality: int | None  # of JPEG files, 1 to 100; None writes PNG
 
     def __post_init__(self) -> None:
         for name, value in (("size", self.size), ("shard-size", self.shard_size)):
@@ -87,10 +83,8 @@ class Report:
     images: int
     classes: int
     files: int
-    skipped: dict[str, str]
-    """Name and reason of each image that could not be used."""
-    resumed: int
-    """Parts that an earlier, interrupted run had finished."""
+    skipped: dict[str, str]  # name and reason of each image that could not be used
+    resumed: int  # parts that an earlier, interrupted run had finished
 
 
 def prepare(job: Job, out: Path, workers: int = 1) -> Report:

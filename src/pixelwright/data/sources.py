@@ -28,14 +28,10 @@ logger = logging.getLogger(__name__)
 class Sample(NamedTuple):
     """One image with what is known about it."""
 
-    image: Image.Image
-    """RGB, of any size."""
-    label: int
-    """Class, 0 .. num_classes - 1."""
-    caption: str | None
-    """A sentence about the image, where there is one."""
-    name: str
-    """What messages call the image."""
+    image: Image.Image  # RGB, of any size
+    label: int  # class, 0 .. num_classes - 1
+    caption: str | None  # a sentence about the image, where there is one
+    name: str  # what messages call the image
     captions: Captions | None = None
     """All sentences about the image, with weights, from sources that may hold several."""
 

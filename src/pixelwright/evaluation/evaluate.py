@@ -56,12 +56,10 @@ class Evaluation:
 
     name: str
     model: PixelDenoiser
-    labels: Tensor
-    """int64 [num_samples]."""
+    labels: Tensor  # int64 [num_samples]
     layout: Layout
     scorer: Scorer | None
-    form: str = "npz"
-    """A key of `FORMS`."""
+    form: str = "npz"  # a key of `FORMS`
 
     def run(self, generation: Generation, folder: Path, name: str | None = None) -> Report | None:
         """Generate or go on, measure and report in `folder`; the report, in the main process."""

@@ -120,12 +120,9 @@ class ArrayFile:
 class ImageBatch(NamedTuple):
     """Some of the images of a set."""
 
-    images: Tensor
-    """uint8 [B,H,W,3]."""
-    numbers: Tensor
-    """int64 [B]: which of the set they are."""
-    labels: Tensor | None = None
-    """int64 [B]: their classes, where those are known."""
+    images: Tensor  # uint8 [B,H,W,3]
+    numbers: Tensor  # int64 [B]: which of the set they are
+    labels: Tensor | None = None  # int64 [B]: their classes, where those are known
 
 
 @dataclass(frozen=True)
@@ -133,14 +130,10 @@ class SourceInfo:
     """Which images something was computed of."""
 
     path: str
-    count: int
-    """Images that were used."""
-    checksum: str
-    """Of the pixels, in order; the same for the same images in any container."""
-    image_size: tuple[int, int]
-    """Rows and columns."""
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    """Images that were not used, and why."""
+    count: int  # images that were used
+    checksum: str  # of the pixels, in order; the same for the same images in any container
+    image_size: tuple[int, int]  # rows and columns
+    skipped: Mapping[str, str] = field(default_factory=dict)  # images that were not used, and why
     converted: Mapping[str, int] = field(default_factory=dict)
     """Images that were not RGB, by their mode in the file, such as L for grey and RGBA, laid on white."""
 

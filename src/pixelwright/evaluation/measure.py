@@ -52,12 +52,9 @@ class Collected(NamedTuple):
     """The activations of all images, and what is known of these."""
 
     activations: Activations
-    labels: Tensor | None
-    """int64 [N]."""
-    numbers: Tensor
-    """int64 [N]: which images of their set they are."""
-    checksum: str
-    """Of the pixels, in order; the same for the same images in any container."""
+    labels: Tensor | None  # int64 [N]
+    numbers: Tensor  # int64 [N]: which images of their set they are
+    checksum: str  # of the pixels, in order; the same for the same images in any container
     image_size: tuple[int, int]
 
 
@@ -66,8 +63,7 @@ class ReferenceInfo:
     """Which reference something was compared with."""
 
     path: str
-    checksum: str
-    """SHA-256 of the file."""
+    checksum: str  # SHA-256 of the file
     source: SourceInfo | None = None
 
 
@@ -75,26 +71,20 @@ class ReferenceInfo:
 class Report:
     """What was measured, with all that makes it comparable: the content of a report.json."""
 
-    metrics: Mapping[str, Estimate]
-    """By the names in `METRICS`."""
-    left_out: Mapping[str, str]
-    """Metrics that could not be computed, and why."""
-    distance: str
-    """What the Fréchet distance "fid" is called with these features."""
+    metrics: Mapping[str, Estimate]  # by the names in `METRICS`
+    left_out: Mapping[str, str]  # metrics that could not be computed, and why
+    distance: str  # what the Fréchet distance "fid" is called with these features
     images: SourceInfo
     extractor: ExtractorInfo
     reference: ReferenceInfo
     settings: Settings
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Precision and recall of each class, where samples and reference have labels."""
-    memorisation: Memorisation | None = None
-    """None where the reference keeps no features of images."""
+    memorisation: Memorisation | None = None  # None where the reference keeps no features of images
     name: str = ""
-    generation: Mapping[str, Any] | None = None
-    """The recipe, of images that `pixelwright evaluate` made."""
+    generation: Mapping[str, Any] | None = None  # the recipe, of images that `pixelwright evaluate` made
     rounding: str = ROUNDING
-    versions: Mapping[str, str] = field(default_factory=lambda: dict(VERSIONS))
-    """Of the software."""
+    versions: Mapping[str, str] = field(default_factory=lambda: dict(VERSIONS))  # of the software
 
     @property
     def values(self) -> dict[str, float]:

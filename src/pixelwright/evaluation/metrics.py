@@ -39,12 +39,9 @@ class Estimate:
 class Gaussian:
     """What the Fréchet distance knows of a set."""
 
-    mean: Tensor
-    """[D] float64."""
-    covariance: Tensor
-    """[D,D] float64, with N - 1 in the denominator, as `numpy.cov` has it."""
-    count: int | None = None
-    """Number of images it is of; None where a file does not say."""
+    mean: Tensor  # [D] float64
+    covariance: Tensor  # [D,D] float64, with N - 1 in the denominator, as `numpy.cov` has it
+    count: int | None = None  # number of images it is of; None where a file does not say
 
 
 @dataclass(frozen=True)
@@ -180,8 +177,7 @@ class Coverage:
 
     realistic: Tensor
     """bool [N]: the sample lies within the k-th neighbour's distance of some reference image."""
-    covered: Tensor
-    """bool [M]: the reference image lies so near to some sample."""
+    covered: Tensor  # bool [M]: the reference image lies so near to some sample
 
     @property
     def precision(self) -> Estimate:
@@ -280,13 +276,10 @@ def mmd(x: Tensor, y: Tensor) -> float:
 class Pair:
     """A sample and the training image nearest to it."""
 
-    sample: int
-    """Which of the samples."""
-    image: int
-    """Which of the reference's images."""
+    sample: int  # which of the samples
+    image: int  # which of the reference's images
     distance: float
-    own: float
-    """Distance of that training image to the nearest other one."""
+    own: float  # distance of that training image to the nearest other one
 
     @property
     def ratio(self) -> float:
@@ -298,14 +291,10 @@ class Pair:
 class Memorisation:
     """Samples nearer to a training image than any other training image is to it (Alaa et al., 2022)."""
 
-    images: int
-    """Training images that were compared with."""
-    share: float
-    """Of the samples. About a half is what new images of the same kind have; copies have 1."""
-    identical: int
-    """Samples at no distance from a training image."""
-    pairs: tuple[Pair, ...]
-    """The smallest ratios."""
+    images: int  # training images that were compared with
+    share: float  # of the samples. About a half is what new images of the same kind have; copies have 1
+    identical: int  # samples at no distance from a training image
+    pairs: tuple[Pair, ...]  # the smallest ratios
 
 
 def memorisation(

@@ -47,16 +47,12 @@ class Reference:
     """What samples are compared with."""
 
     path: str
-    checksum: str
-    """SHA-256 of the file."""
+    checksum: str  # SHA-256 of the file
     features: Gaussian
     spatial: Gaussian | None = None
-    kept: Tensor | None = None
-    """float32 [M,D]: the features of some images; None where the file has none."""
-    labels: Tensor | None = None
-    """int64 [M]: their classes."""
-    numbers: Tensor | None = None
-    """int64 [M]: which images of the source they are of."""
+    kept: Tensor | None = None  # float32 [M,D]: the features of some images; None where the file has none
+    labels: Tensor | None = None  # int64 [M]: their classes
+    numbers: Tensor | None = None  # int64 [M]: which images of the source they are of
     extractor: ExtractorInfo | None = None
     """What made the features; None where the file does not say, as those of others do not."""
     source: SourceInfo | None = None
@@ -197,14 +193,12 @@ def build_reference(
 class _Work:
     """All that is known after some images."""
 
-    position: int = 0
-    """Images looked at, in the order of the set."""
+    position: int = 0  # images looked at, in the order of the set
     moments: dict[str, Moments] = field(default_factory=dict)
     """Of "features", and of "spatial" where the extractor has such."""
     kept: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in KEPT})
     """Of the chosen images."""
-    checksum: str = ""
-    """Of their pixels."""
+    checksum: str = ""  # of their pixels
     image_size: tuple[int, int] = (0, 0)
 
     def add(self, batch: ImageBatch, extractor: Extractor, chosen: Tensor) -> None:

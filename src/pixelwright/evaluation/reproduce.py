@@ -25,17 +25,12 @@ class Target:
     """A published result."""
 
     sampler: SamplerPreset
-    weights: str
-    """The file of the weights."""
-    origin: str
-    """Who published them."""
-    expected: Mapping[str, float]
-    """By the names of `measure.METRICS`."""
+    weights: str  # the file of the weights
+    origin: str  # who published them
+    expected: Mapping[str, float]  # by the names of `measure.METRICS`
     size: int = 256
-    reference: str | None = None
-    """The file to compare with; None: ADM's for the size."""
-    features: str = f"inception:{INCEPTION}"
-    """KIND:FILE of the extractor."""
+    reference: str | None = None  # the file to compare with; None: ADM's for the size
+    features: str = f"inception:{INCEPTION}"  # KIND:FILE of the extractor
     num_samples: int = SAMPLES
     tolerances: Mapping[str, float] = field(default_factory=lambda: TOLERANCES)
 

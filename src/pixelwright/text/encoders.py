@@ -32,10 +32,8 @@ logger = logging.getLogger(__name__)
 class Features(NamedTuple):
     """One caption."""
 
-    values: Tensor
-    """[L, C] on the CPU."""
-    used: int
-    """Rows that stand for tokens; the others, at the end, stand for padding."""
+    values: Tensor  # [L, C] on the CPU
+    used: int  # rows that stand for tokens; the others, at the end, stand for padding
 
 
 class TextEncoder(ABC):

@@ -14,10 +14,8 @@ from pixelwright.errors import UserError
 class Activations(NamedTuple):
     """What an extractor makes of images; float32 on the CPU."""
 
-    features: Tensor
-    """[N,D]: for FID, precision and recall, KID."""
-    spatial: Tensor | None = None
-    """[N,S]: a flattened map, for sFID; None where the extractor has none."""
+    features: Tensor  # [N,D]: for FID, precision and recall, KID
+    spatial: Tensor | None = None  # [N,S]: a flattened map, for sFID; None where the extractor has none
     probabilities: Tensor | None = None
     """[N,C]: class probabilities, for the Inception Score; None where the extractor has none."""
 
@@ -26,16 +24,11 @@ class Activations(NamedTuple):
 class ExtractorInfo:
     """What makes the numbers of two reports comparable: equal in all but `path`, or not at all."""
 
-    kind: str
-    """The name in `features.EXTRACTORS`."""
-    checksum: str
-    """SHA-256 of the weights."""
-    size: int
-    """Side of the square images that the network sees."""
-    resize: str
-    """The rule by which images of other sizes become that one, in words."""
-    path: str = ""
-    """Where it was read from; says nothing about the numbers."""
+    kind: str  # the name in `features.EXTRACTORS`
+    checksum: str  # SHA-256 of the weights
+    size: int  # side of the square images that the network sees
+    resize: str  # the rule by which images of other sizes become that one, in words
+    path: str = ""  # where it was read from; says nothing about the numbers
 
     @property
     def spec(self) -> str:

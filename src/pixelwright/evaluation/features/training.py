@@ -63,10 +63,8 @@ class Training(Config, where=""):
 class Labelled(NamedTuple):
     """Images in memory."""
 
-    images: Tensor
-    """uint8 [N,S,S,3]."""
-    labels: Tensor
-    """int64 [N]."""
+    images: Tensor  # uint8 [N,S,S,3]
+    labels: Tensor  # int64 [N]
 
 
 def read_labelled(

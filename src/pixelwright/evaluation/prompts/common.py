@@ -29,8 +29,7 @@ class PromptImage:
     """An image to be drawn."""
 
     prompt: str
-    index: int
-    """Of its noise."""
+    index: int  # of its noise
     path: Path
 
 

@@ -35,10 +35,8 @@ class Detection:
 
     name: str
     score: float
-    box: Box
-    """In pixels."""
-    mask: Array
-    """Bool [H, W]."""
+    box: Box  # in pixels
+    mask: Array  # bool [H, W]
 
 
 Detector = Callable[[Image.Image], Sequence[Detection]]
@@ -187,11 +185,9 @@ def find_images(folder: Path) -> list[tuple[Path, Task]]:
 class Result:
     """The content of a result file."""
 
-    tasks: dict[str, Score]
-    """Of images, by tag."""
+    tasks: dict[str, Score]  # of images, by tag
     images: Score
-    prompts: Score
-    """Prompts of which at least one image is correct."""
+    prompts: Score  # prompts of which at least one image is correct
 
 
 def read_results(path: Path) -> Result:

@@ -34,10 +34,8 @@ class ShapeDetection:
 
     shape: str | None
     colour: str | None
-    box: Box
-    """In units of the image side."""
-    match: float
-    """Agreement with the outline of the best shape, 0 to 1."""
+    box: Box  # in units of the image side
+    match: float  # agreement with the outline of the best shape, 0 to 1
 
     def __str__(self) -> str:
         return f"{self.colour or 'odd-coloured'} {self.shape or 'blot'}"

@@ -52,10 +52,8 @@ class Assessment:
 
     correct: bool
     """As in GenEval, other things beside it are no fault; but what is counted must be there so many times."""
-    exact: bool
-    """Correct, and nothing else is in the image."""
-    reason: str
-    """What is wrong; empty if the image is correct."""
+    exact: bool  # correct, and nothing else is in the image
+    reason: str  # what is wrong; empty if the image is correct
 
 
 def prompts() -> tuple[Prompt, ...]:
@@ -155,8 +153,7 @@ def assess_images(images: Iterable[Array], per_prompt: int) -> list[Assessment]:
 class Result:
     """Whether each image is correct, and what that sums up to."""
 
-    assessments: Sequence[Assessment]
-    """In the order of `images_of`."""
+    assessments: Sequence[Assessment]  # in the order of `images_of`
     per_prompt: int
 
     @property
