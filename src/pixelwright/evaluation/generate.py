@@ -98,18 +98,12 @@ def draw(
 
 
 def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: Path, layout: Layout) -> Path:
-    """Write the images to `out` and the recipe to `out` + ".json"; return `out`.
+    """Write the images of `labels` int64 [num_samples] to `out`, the recipe to `out` + ".json"; return `out`:
+    a folder of PNG files, a .zip of them, or an .npz as ADM's: uint8 [N,H,W,3] `arr_0`, labels `arr_1`.
 
     All processes of `layout` call it alike. Interrupted work is continued, and finished work left alone: a
-    kill loses at most the batch that each process was at.
-
-    Args:
-        labels: int64 [num_samples].
-        out: a folder of PNG files, a .zip of them, or an .npz as ADM's: uint8 [N,H,W,3] under `arr_0`, labels
-            under `arr_1`.
-
-    Raises:
-        UserError: `out` or the unfinished work beside it was made with another recipe, or the disk is full.
+    kill loses at most the batch that each process was at. Raises UserError: `out` or the unfinished work
+    beside it was made with another recipe, or the disk is full.
     """
     work, made_by = Work(out, generation.num_samples, generation.size), recipe(generation, labels)
     if layout.first(lambda: _claim(work, made_by)):

@@ -161,14 +161,10 @@ class ImageSet(ABC):
 
 
 def open_images(path: str, size: int | None = None) -> ImageSet:
-    """The images at `path`: an .npz with `arr_0`, or whatever data.path can be.
+    """The images at `path`: an .npz with `arr_0`, or whatever data.path can be. With `size`, all are cropped
+    to squares of this side by the rule of ADM; None takes them as they are, and they must be of one size.
 
-    Args:
-        size: crop all to squares of this side by the rule of ADM; None takes them as they are, and they must
-            be of one size.
-
-    Raises:
-        UserError: nothing there, no images in it, or damaged.
+    Raises UserError: nothing there, no images in it, or damaged.
     """
     if size is not None and size < 1:
         raise UserError(f"--size is {size}: give a whole number of at least 1")

@@ -27,14 +27,8 @@ FILE_SIZE = 1 << 26  # bytes of new features after which a file is written
 
 
 class FeatureCache:
-    """An encoder that encodes no caption twice. Any number of threads may use it.
-
-    Args:
-        folder: where features are kept for other runs; None: in memory alone.
-
-    Raises:
-        UserError: the folder cannot be made.
-    """
+    """An encoder that encodes no caption twice. Any number of threads may use it. In `folder` features are
+    kept for other runs; None: in memory alone. Raises UserError: the folder cannot be made."""
 
     def __init__(self, encoder: TextEncoder, folder: str | Path | None = None) -> None:
         self.encoder = encoder

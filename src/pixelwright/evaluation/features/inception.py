@@ -30,15 +30,8 @@ TOLERANCE = 1e-3  # how far, relative to the largest, our way through the layers
 
 
 class Inception:
-    """The extractor.
-
-    Args:
-        path: the TorchScript file, an address of it (fetched once, into the cache), or "" for the published
-            one.
-
-    Raises:
-        UserError: the file cannot be had, or is not that network.
-    """
+    """The extractor. `path` is the TorchScript file, an address of it (fetched once, into the cache), or ""
+    for the published one. Raises UserError: the file cannot be had, or is not that network."""
 
     distance = "FID"
 
