@@ -32,10 +32,25 @@ def open_source(config: DataConfig) -> Source:
     are more than one in ten.
     """
     source = find_source(config)
-    if config.path not in PROCEDURAL:
-        _check_damage(source, config.path)
-        _check_readable(source, config.path)
-    return source
+    if config.path in PROCEDURAL:
+        return source
+    damaged: dict[str, str] = getattr(source, "damaged", {})
+    total = len(damaged) + len(getattr(source, "files", ()))
+    for name, reason in damaged.items():
+        logger.warning('left out "%s": %s (%d of %d files)', name, reason, len(damaged), total)
+    if len(damaged) > max(1, total // DAMAGED_SHARE):
+        name, reason = next(iter(damaged.items()))
+        many = f'{len(damaged)} of the {total} files of data.path "{config.path}" are damaged'
+        remedy = "fetch them anew, or name the whole ones only"
+        raise UserError(f'{many}, such as "{name}" ({reason}): {remedy}')
+    reasons = []
+    for index in range(len(source)):  # one that can be read is enough
+        try:
+            source[index]
+            return source
+        except UnreadableImage as error:
+            reasons.append(f'"{source.name(index)}": {error}')
+    raise UserError(f'none of the {len(source)} images of "{config.path}" can be read: {reasons[0]}')
 
 
 def find_source(config: DataConfig) -> Source:
@@ -148,26 +163,3 @@ def _pattern(example: str) -> str:
     """What to give instead of several splits: a folder, or the pattern of the files of one."""
     folder, _, name = example.rpartition("/")
     return f'give one, such as "{folder}/{re.sub("[0-9]+(-of-[0-9]+)?", "*", name) if _kind(name) else name}"'
-
-
-def _check_damage(source: Source, path: str) -> None:
-    damaged: dict[str, str] = getattr(source, "damaged", {})
-    total = len(damaged) + len(getattr(source, "files", ()))
-    for name, reason in damaged.items():
-        logger.warning('left out "%s": %s (%d of %d files)', name, reason, len(damaged), total)
-    if len(damaged) > max(1, total // DAMAGED_SHARE):
-        name, reason = next(iter(damaged.items()))
-        text = f'{len(damaged)} of the {total} files of data.path "{path}" are damaged, such as "{name}"'
-        raise UserError(f"{text} ({reason}): fetch them anew, or name the whole ones only")
-
-
-def _check_readable(source: Source, path: str) -> None:
-    """Raise UserError if no image can be read, before a run begins; one that can be read is enough."""
-    reasons = []
-    for index in range(len(source)):
-        try:
-            source[index]
-            return
-        except UnreadableImage as error:
-            reasons.append(f'"{source.name(index)}": {error}')
-    raise UserError(f'none of the {len(source)} images of "{path}" can be read: {reasons[0]}')

@@ -207,10 +207,8 @@ class _Work:
                     worker.kill()
                 raise
             except BrokenProcessPool as error:
-                raise UserError(
-                    "a worker process died, perhaps for want of memory: what is done is kept in "
-                    f"{self.folder}; run the command again, with fewer --workers"
-                ) from error
+                text = "a worker process died, perhaps for want of memory: what is done is kept in"
+                raise UserError(f"{text} {self.folder}; run again, with fewer --workers") from error
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
                 self.clear()

@@ -116,7 +116,13 @@ class _Files(ABC):
         return shown(self._names[index])
 
     def __getitem__(self, index: int) -> Sample:
-        captions, image = self._captions_of(self._names[index]), read_image(self._data(index))
+        name, captions = self._names[index], None
+        beside = f"{self._root}{name.rpartition('.')[0]}.txt"
+        if name in self._captions:
+            captions = self._captions[name]
+        elif self._has(beside):
+            captions = from_text(self._read(beside), f'"{self.path}/{shown(beside)}"')
+        image = read_image(self._data(index))
         return Sample(image, self._labels[index], captions and captions.texts[0], self.name(index), captions)
 
     @abstractmethod
@@ -126,12 +132,6 @@ class _Files(ABC):
     @abstractmethod
     def _has(self, name: str) -> bool:
         """Whether there is such a file."""
-
-    def _captions_of(self, name: str) -> Captions | None:
-        if name in self._captions:
-            return self._captions[name]
-        beside = f"{self._root}{name.rpartition('.')[0]}.txt"
-        return from_text(self._read(beside), f'"{self.path}/{shown(beside)}"') if self._has(beside) else None
 
     def dimensions(self, index: int) -> tuple[int, int]:
         """(width, height) of an image, without decoding it; raises UnreadableImage."""

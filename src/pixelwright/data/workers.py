@@ -98,10 +98,9 @@ class Feed(Generic[Loaded]):
                 dead = [worker for worker in crew if not worker.is_alive()]
                 full = any(worker.exitcode == -signal.SIGBUS for worker in dead)
                 if full or "shared memory" in str(error):
-                    raise UserError(
-                        f"step {self.step}: the memory that data.workers share, /dev/shm, is full: "
-                        "use fewer of them, or give it more (--shm-size of Docker)"
-                    ) from error
+                    text = f"step {self.step}: the memory that data.workers share, /dev/shm, is full"
+                    remedy = "use fewer of them, or give it more (--shm-size of Docker)"
+                    raise UserError(f"{text}: {remedy}") from error
                 if dead:
                     code = dead[0].exitcode or 0
                     cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"

@@ -116,15 +116,11 @@ def check_comparable(extractor: Extractor, reference: Reference) -> None:
     Inception network, as those of ADM and EDM are."""
     info, other = extractor.info, reference.extractor
     if other is not None and not info.same_network(other):
-        raise UserError(
-            f'"{reference.path}" was made with {other} (read from {other.path}), not {info}: '
-            "give --features of that, or make a reference with these features"
-        )
+        text = f'"{reference.path}" was made with {other} (read from {other.path}), not {info}'
+        raise UserError(f"{text}: give --features of that, or make a reference with these features")
     if other is None and info.kind != "inception":
-        raise UserError(
-            f'"{reference.path}" does not say what made its features, so inception is taken to have, '
-            f"not {info.kind}: make a reference with `pixelwright reference`"
-        )
+        text = f'"{reference.path}" does not say what made its features, so inception is taken to have'
+        raise UserError(f"{text}, not {info.kind}: make a reference with `pixelwright reference`")
 
 
 # ---------------------------------------------------------------- images to activations

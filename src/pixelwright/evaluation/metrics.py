@@ -310,10 +310,9 @@ def memorisation(
     distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
     around = own[indices]
     ratios = torch.where((distances == 0) & (around == 0), 1.0, distances / around)
-    pairs = [
-        Pair(int(numbers[i]), int(reference_numbers[indices[i]]), float(distances[i]), float(around[i]))
-        for i in ratios.argsort(stable=True)[:PAIRS].tolist()
-    ]
+    columns = (numbers, reference_numbers[indices], distances, around)
+    order = ratios.argsort(stable=True)[:PAIRS]
+    pairs = [Pair(*row) for row in zip(*(column[order].tolist() for column in columns), strict=True)]
     share = float((distances < around).double().mean())
     return Memorisation(len(real), share, int((distances == 0).sum()), tuple(pairs))
 

@@ -112,25 +112,18 @@ def provenance(report: Report) -> list[tuple[str, Any]]:
     if source := reference.source:
         rows.append(("images of the reference", f"{source.count:,} of {source.path}"))
     rows.append(("settings of the metrics", ", ".join(f"{key} {value}" for key, value in settings.items())))
-    rows += list(_generation_rows(report.generation))
+    if (made := report.generation) is not None:
+        guided = f"guidance {made['guidance_scale']:g}"
+        if interval := made["guidance_interval"]:
+            guided += f" where {interval[0]:g} < t < {interval[1]:g}"
+        solver = f"{made['solver']}, {made['steps']} steps, time shift {made['time_shift']:g}"
+        if (reuse := made.get("reuse", 1)) > 1:
+            solver += f", backbone in 1 of {reuse} evaluations"
+        recipe = f"{solver}, {guided}, {made['precision']}, batches of {made['batch_size']}"
+        rows += [("model", made["model"]), ("SHA-256 of its weights", made["weights"]), ("recipe", recipe)]
+        rows += [("seed", str(made["seed"])), ("labels", made["labels"])]
     rows.append(("software", ", ".join(f"{name} {version}" for name, version in report.versions.items())))
     return rows
-
-
-def _generation_rows(generation: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
-    if generation is None:
-        return
-    guided = f"guidance {generation['guidance_scale']:g}"
-    if interval := generation["guidance_interval"]:
-        guided += f" where {interval[0]:g} < t < {interval[1]:g}"
-    solver = f"{generation['solver']}, {generation['steps']} steps, time shift {generation['time_shift']:g}"
-    if (reuse := generation.get("reuse", 1)) > 1:
-        solver += f", backbone in 1 of {reuse} evaluations"
-    yield "model", generation["model"]
-    yield "SHA-256 of its weights", generation["weights"]
-    yield "recipe", f"{solver}, {guided}, {generation['precision']}, batches of {generation['batch_size']}"
-    yield "seed", str(generation["seed"])
-    yield "labels", generation["labels"]
 
 
 def _warnings(report: Report) -> list[str]:

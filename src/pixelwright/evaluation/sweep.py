@@ -5,7 +5,7 @@ Every point is an evaluation in a folder of its own; one that is there already i
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,18 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     name, equals, values = text.partition("=")
     if name not in SWEPT:
         raise UserError(f'--sweep "{text}": unknown setting "{name}"{nearest(name, SWEPT)}')
+    read, found = SWEPT[name], list[Any]()
     try:
-        found = list(_values(name, values))
+        if values.count(":") == 2 and "," not in values and read in (float, int):
+            low, high, step = (float(part) for part in values.split(":"))
+            if not (math.isfinite(low + high + step) and step > 0 and low <= high):
+                raise ValueError
+            count = math.floor((high - low) / step + 1e-9) + 1
+            if count > MOST_POINTS:
+                raise UserError(f"--sweep {text} names {count} values; at most {MOST_POINTS} are made")
+            found = [read(f"{round(low + i * step, 10):g}") for i in range(count)]
+        else:
+            found = [read(part) for part in values.split(",") if part]
     except UserError:
         raise
     except ValueError:
@@ -53,19 +63,6 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     if not equals or not found:
         raise UserError(f'--sweep "{text}" names no value; {FORMS}')
     return name, found
-
-
-def _values(name: str, text: str) -> Iterable[Any]:
-    read = SWEPT[name]
-    if text.count(":") == 2 and "," not in text and read in (float, int):
-        low, high, step = (float(part) for part in text.split(":"))
-        if not (math.isfinite(low + high + step) and step > 0 and low <= high):
-            raise ValueError
-        count = math.floor((high - low) / step + 1e-9) + 1
-        if count > MOST_POINTS:
-            raise UserError(f"--sweep {name}={text} names {count} values; at most {MOST_POINTS} are made")
-        return [read(f"{round(low + i * step, 10):g}") for i in range(count)]
-    return [read(part) for part in text.split(",") if part]
 
 
 def plan(base: Generation, axes: Sequence[tuple[str, Sequence[Any]]]) -> dict[str, Generation]:

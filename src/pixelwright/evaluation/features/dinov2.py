@@ -34,13 +34,11 @@ class Dinov2:
 
     def __call__(self, images: Tensor) -> Activations:
         with exactly():
-            shown = torch.stack([torch.from_numpy(_fitted(image)) for image in images.numpy()])
+            fitted = images.numpy()
+            if fitted.shape[1:3] != (SIDE, SIDE):
+                how = ((SIDE, SIDE), Image.Resampling.BICUBIC)
+                fitted = np.stack([np.asarray(Image.fromarray(each).resize(*how)) for each in fitted])
+            shown = torch.from_numpy(fitted)
             x = shown.to(self.device).permute(0, 3, 1, 2).float() / 255  # [B,3,224,224]
             tokens = self.model(normalised(x)).last_hidden_state
             return Activations(tokens[:, 0].float().cpu())
-
-
-def _fitted(image: np.ndarray) -> np.ndarray:
-    if image.shape[:2] == (SIDE, SIDE):
-        return image
-    return np.array(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))

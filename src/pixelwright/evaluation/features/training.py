@@ -122,7 +122,10 @@ def train(
             loss = state.step(images, train_set.labels[picks], autocast)
             progress(len(picks), loss)
         state.save(epoch + 1)
-    accuracy = measure_accuracy(state.model, test_set, device)
+    state.model.eval()
+    with torch.inference_mode():
+        parts = [state.model(from_uint8(part).to(device))[2].cpu() for part in test_set.images.split(256)]
+    accuracy = float((torch.cat(parts).argmax(1) == test_set.labels).double().mean())
     done = replace(config, accuracy=accuracy, settings=asdict(settings))
     save_classifier(done, state.model, folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
@@ -207,11 +210,3 @@ class _State:
         for name, parameter in self.model.named_parameters():
             buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
             self.optimiser.state[parameter]["momentum_buffer"] = buffer
-
-
-@torch.inference_mode()
-def measure_accuracy(model: Classifier, test: Labelled, device: torch.device) -> float:
-    """Share of test images whose most likely class is their own."""
-    model.eval()
-    logits = [model(from_uint8(images).to(device))[2].cpu() for images in test.images.split(256)]
-    return float((torch.cat(logits).argmax(1) == test.labels).double().mean())

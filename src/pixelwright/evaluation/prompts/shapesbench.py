@@ -57,24 +57,18 @@ class Assessment:
 
 
 def prompts() -> tuple[Prompt, ...]:
-    """The list, in the order of the categories. It depends on VERSION alone."""
-    claims = [claim for category in _claims().values() for claim in category]
-    return tuple(Prompt(caption(c, i), c, held_out(c)) for i, c in enumerate(claims))
-
-
-def _claims() -> dict[str, list[Claim]]:
-    """By category; a claim that is in it several times is asked for in several phrasings."""
+    """The list, in the order of the categories. It depends on VERSION alone. A claim that is in it several
+    times is asked for in several phrasings."""
     single, two, counting, colours, position, attribution = CATEGORIES
     pairs = list(permutations(SHAPES, 2))
     counts = range(2, MOST + 1)
-    return {
-        single: [Claim(single, (Thing(shape),)) for shape in SHAPES for _ in range(3)],
-        two: [Claim(two, (Thing(a), Thing(b))) for a, b in pairs],
-        counting: [Claim(counting, (Thing(s, None, n),)) for s in SHAPES for n in counts for _ in range(2)],
-        colours: [Claim(colours, (Thing(shape, colour),)) for shape in SHAPES for colour in COLOURS],
-        position: [Claim(position, (Thing(a), Thing(b)), word) for a, b in pairs for word in RELATIONS],
-        attribution: list(_attributions(attribution)),
-    }
+    claims = [Claim(single, (Thing(shape),)) for shape in SHAPES for _ in range(3)]
+    claims += [Claim(two, (Thing(a), Thing(b))) for a, b in pairs]
+    claims += [Claim(counting, (Thing(s, None, n),)) for s in SHAPES for n in counts for _ in range(2)]
+    claims += [Claim(colours, (Thing(shape, colour),)) for shape in SHAPES for colour in COLOURS]
+    claims += [Claim(position, (Thing(a), Thing(b)), word) for a, b in pairs for word in RELATIONS]
+    claims += _attributions(attribution)
+    return tuple(Prompt(caption(c, i), c, held_out(c)) for i, c in enumerate(claims))
 
 
 def _attributions(category: str) -> Iterable[Claim]:
@@ -117,8 +111,7 @@ def assess(claim: Claim, shapes: Sequence[ShapeDetection]) -> Assessment:
 def _miscounted(claim: Claim, thing: Thing, group: Sequence[ShapeDetection]) -> str:
     """What is wrong with the number of objects found for a thing; "" if nothing."""
     name = thing.shape if thing.colour is None else f"{thing.colour} {thing.shape}"
-    counted = claim.category == "counting"
-    if len(group) < thing.count or (counted and len(group) > thing.count):
+    if len(group) < thing.count or (claim.category == "counting" and len(group) > thing.count):
         found = COUNT_WORDS[len(group)] if len(group) <= MOST else str(len(group))
         return f"{found} {name} instead of {COUNT_WORDS[thing.count]}"
     return ""
