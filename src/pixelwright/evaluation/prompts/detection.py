@@ -4,7 +4,8 @@ GenEval's own scorer has the same two models in mmdet and open_clip. Weights, re
 little, so what comes of this is not the official score.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,10 @@ GENEVAL_NAMES = {
 """GenEval's names of COCO's classes, where some detectors have others."""
 
 
-def _load(what: str, path: str, load: Callable[[], Any]) -> Any:
+def _load(what: str, path: str, *kinds: str) -> list[Any]:
+    """An object of each of these classes of transformers, from one place."""
     try:
-        return load()
+        return [getattr(import_module("transformers"), kind).from_pretrained(path) for kind in kinds]
     except ImportError as error:
         raise UserError(f'scoring needs transformers ({error}): pip install "pixelwright[eval]"') from None
     except (OSError, ValueError) as error:
@@ -42,14 +44,9 @@ class Mask2Former:
     """Finds objects; `path` is a folder or a hub name of an instance segmentation model on COCO."""
 
     def __init__(self, path: str = DETECTOR, device: torch.device | str = "cpu"):
-        def load() -> tuple[Any, Any]:
-            from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
-
-            processor = AutoImageProcessor.from_pretrained(path)
-            return Mask2FormerForUniversalSegmentation.from_pretrained(path), processor
-
+        kinds = ("AutoImageProcessor", "Mask2FormerForUniversalSegmentation")
         self.path, self.device = path, device
-        model, self.processor = _load("the detector", path, load)
+        self.processor, model = _load("the detector", path, *kinds)
         self.model = model.to(device).eval()
         labels = self.model.config.id2label
         self.names = {i: GENEVAL_NAMES.get(str(label), str(label)) for i, label in labels.items()}
@@ -69,29 +66,23 @@ class Mask2Former:
             outputs, threshold=THRESHOLD, target_sizes=sizes, return_binary_maps=True
         )
         masks = result["segmentation"]
-        return [
-            _found(self.names[info["label_id"]], float(info["score"]), np.asarray(mask.cpu()) > 0.5)
-            for info, mask in zip(result["segments_info"], () if masks is None else masks, strict=False)
-        ]
-
-
-def _found(name: str, score: float, mask: np.ndarray) -> Detection:
-    rows, columns = np.nonzero(mask)
-    left, top, right, bottom = map(float, (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
-    return Detection(name, score, (left, top, right, bottom), mask)
+        found = []
+        for info, part in zip(result["segments_info"], () if masks is None else masks, strict=False):
+            mask = np.asarray(part.cpu()) > 0.5
+            rows, columns = np.nonzero(mask)
+            ends = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            left, top, right, bottom = map(float, ends)
+            name = self.names[info["label_id"]]
+            found.append(Detection(name, float(info["score"]), (left, top, right, bottom), mask))
+        return found
 
 
 class ClipColours:
     """Names the colours of objects; `path` is a folder or a hub name of a CLIP model."""
 
     def __init__(self, path: str = CLIP, device: torch.device | str = "cpu"):
-        def load() -> tuple[Any, Any]:
-            from transformers import AutoProcessor, CLIPModel
-
-            return CLIPModel.from_pretrained(path), AutoProcessor.from_pretrained(path)
-
         self.path, self.device = path, device
-        model, self.processor = _load("the colour classifier", path, load)
+        model, self.processor = _load("the colour classifier", path, "CLIPModel", "AutoProcessor")
         self.model = model.to(device).eval()
         self._colours: dict[str, Tensor] = {}
 
