@@ -14,7 +14,7 @@ from pixelwright.config import NonNegativeInt, PositiveInt, whole
 from pixelwright.data.check import check, contact_sheet, describe
 from pixelwright.data.config import DataConfig
 from pixelwright.data.open import find_source
-from pixelwright.data.prepare import REPORT, Format, Job, Report, prepare
+from pixelwright.data.prepare import REPORT, Format, Job, prepare
 from pixelwright.images import save_grid
 
 DESCRIPTION = "Prepare a data set for training, or check one."
@@ -73,19 +73,15 @@ def _prepare(options: Namespace) -> int:
     out = Path(options.out).expanduser()
     kind: Format = options.format or ("zip" if out.suffix.lower() == ".zip" else "shards")
     job = Job(options.source, options.size, kind, options.shard_size, options.jpeg_quality)
-    print(_summary(prepare(job, out, options.workers), out))
-    return 0
-
-
-def _summary(report: Report, out: Path) -> str:
+    report = prepare(job, out, options.workers)
     files = "a zip" if out.suffix.lower() == ".zip" else f"{report.files} shards"
-    lines = [f"{out}: {report.images} images of {report.classes} classes in {files}"]
+    print(f"{out}: {report.images} images of {report.classes} classes in {files}")
     if report.resumed:
-        lines.append(f"{report.resumed} parts were there from an earlier run")
+        print(f"{report.resumed} parts were there from an earlier run")
     if report.skipped:
-        lines.append(f"skipped {len(report.skipped)}, all named in its {REPORT}:")
-        lines += [f"  {name}: {reason}" for name, reason in list(report.skipped.items())[:SHOWN]]
-    return "\n".join(lines)
+        print(f"skipped {len(report.skipped)}, all named in its {REPORT}:")
+        print(*(f"  {name}: {reason}" for name, reason in list(report.skipped.items())[:SHOWN]), sep="\n")
+    return 0
 
 
 def _check(options: Namespace) -> int:

@@ -69,28 +69,21 @@ def train_features(options: Namespace) -> int:
         raise UserError(f"{out} holds a classifier already: give another folder, or --overwrite")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give a folder")
-    settings = Training(
-        size=options.size,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        flip=not options.no_flip,
-        seed=options.seed,
-    )
+    given = {name: options[name] for name in ("size", "epochs", "batch_size", "lr", "seed")}
+    settings = Training(flip=not options.no_flip, **given)
     device = resolve_device(options.device)
     source = _open(options.source, settings.size)
     test_source = None if options.test is None else _open(options.test, settings.size)
-    config = ClassifierConfig(
-        source.num_classes, settings.size, source=options.source, tested_on=options.test or "a tenth of it"
-    )
-    if test_source is not None and test_source.num_classes > source.num_classes:
-        raise UserError(
-            f'"{options.test}" has {test_source.num_classes} classes, "{options.source}" {source.num_classes}'
-        )
-    whole = _read(source, settings.size, options.images)
-    train_set, test_set = (
-        held_out(whole) if test_source is None else (whole, _read(test_source, settings.size))
-    )
+    classes, tested = source.num_classes, options.test or "a tenth of it"
+    config = ClassifierConfig(classes, settings.size, source=options.source, tested_on=tested)
+    if test_source is not None and test_source.num_classes > classes:
+        more = f'"{options.test}" has {test_source.num_classes} classes'
+        raise UserError(f'{more}, "{options.source}" {classes}')
+    train_set = _read(source, settings.size, options.images)
+    if test_source is None:
+        train_set, test_set = held_out(train_set)
+    else:
+        test_set = _read(test_source, settings.size)
     make_folder(out)
     total = settings.epochs * len(train_set.labels)
     with tqdm(total=total, unit="image", desc="training", disable=None) as bar:

@@ -23,8 +23,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", bool: "{true,false}", Path: "PATH
 class Setting(NamedTuple):
     """A field that is no group."""
 
-    key: str
-    """With dots for the groups it is in."""
+    key: str  # with dots for the groups it is in
     hint: Any
     help: str
 
@@ -72,9 +71,8 @@ def shown(value: Any) -> str:
     """A default as one would write it in YAML."""
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(shown(item) for item in value)}]"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text.lower() if isinstance(value, bool) else text
 
 
 def word_type(hint: Any) -> Any:
@@ -121,9 +119,7 @@ def metavar(hint: Any) -> str | None:
     origin, args = get_origin(hint), get_args(hint)
     if registry_of(hint) is not None:
         return "{type: NAME, ...}"
-    if origin is Annotated:
-        return metavar(args[0])
-    if origin in (Union, types.UnionType):
+    if origin in (Annotated, Union, types.UnionType):
         return metavar(args[0])
     if origin is Literal:
         return "{" + ",".join(map(str, args)) + "}"

@@ -126,9 +126,8 @@ def _config(name: str) -> DenoiserConfig:
 
 def _names() -> str:
     rows = [name for name in PRESETS if not name.endswith("-postmod")]
-    lines = [
-        "  " + "  ".join(f"{name:<16}" for name in rows[i : i + 5]).rstrip() for i in range(0, len(rows), 5)
-    ]
+    groups = (rows[i : i + 5] for i in range(0, len(rows), 5))
+    lines = ["  " + "  ".join(f"{name:<16}" for name in group).rstrip() for group in groups]
     return "\n".join([*lines, "  and pixeldit-…-postmod, the post-modulation variant of each pixeldit"])
 
 

@@ -56,9 +56,8 @@ def _labels(word: str, num_classes: int, names: dict[str, int]) -> Sequence[int]
             raise UserError(f'label range "{word}" runs backwards; write {high}-{low}')
         return range(low, high + 1)
     if not names:
-        raise UserError(
-            f'label "{word}" is not a number, a range such as 0-9, or "all"; the model has no class names'
-        )
+        known = 'a number, a range such as 0-9, or "all"; the model has no class names'
+        raise UserError(f'label "{word}" is not {known}')
     raise UserError(f'unknown class "{word}"{nearest(word.lower(), names)}')
 
 

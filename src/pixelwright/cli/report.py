@@ -28,9 +28,8 @@ def parser() -> Parser:
     """The run folder, or those of evaluations."""
     parser = Parser("report", DESCRIPTION, EXAMPLES)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a run, or evaluations")
-    parser.add_argument(
-        "--out", type=str | None, metavar="FILE", help="of evaluations: the .html file to write"
-    )
+    about = "of evaluations: the .html file to write"
+    parser.add_argument("--out", type=str | None, metavar="FILE", help=about)
     add_imports(parser.add_argument)
     return parser
 

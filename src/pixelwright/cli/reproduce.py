@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -83,15 +84,9 @@ def run(options: Namespace) -> int:
 
 def plan(target: Target, weights: str, options: Namespace) -> Generation:
     """The published settings, but for the checksum of the weights."""
-    sampler = {field.name: getattr(target.sampler, field.name) for field in fields(SamplerSettings)}
-    return Generation(
-        model=load_config(weights).name,
-        weights="",
-        num_samples=target.num_samples,
-        size=(target.size, target.size),
-        labels="balanced",
-        seed=options.seed,
-        batch_size=options.batch_size,
-        precision=name_precision("auto", resolve_device(options.device)),
-        **sampler,
-    )
+    settings: dict[str, Any]
+    settings = {field.name: getattr(target.sampler, field.name) for field in fields(SamplerSettings)}
+    settings |= {"model": load_config(weights).name, "weights": "", "labels": "balanced"}
+    settings |= {"num_samples": target.num_samples, "size": (target.size, target.size)}
+    settings |= {"seed": options.seed, "batch_size": options.batch_size}
+    return Generation(precision=name_precision("auto", resolve_device(options.device)), **settings)

@@ -37,17 +37,10 @@ def parser() -> Parser:
     """Configuration files, and the fields of `TrainConfig` one by one."""
     parser = Parser("train", DESCRIPTION, EXAMPLES, USAGE)
     add = parser.add_argument
-    add(
-        "--config",
-        type=str,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="YAML file; later ones override",
-    )
-    add(
-        "--resume", type=str | None, metavar="PATH", help="another run, or a checkpoint of one, to start from"
-    )
+    about = "YAML file; later ones override"
+    add("--config", type=str, action="append", default=[], metavar="FILE", help=about)
+    about = "another run, or a checkpoint of one, to start from"
+    add("--resume", type=str | None, metavar="PATH", help=about)
     add("--print-config", action="store_true", help="print the settings as YAML and exit")
     add_imports(add)
     found = {setting.key: setting for setting in settings(TrainConfig) if setting.key != "imports"}

@@ -46,10 +46,7 @@ _PIXELDIT = [
     ("detailer.out.", "final_layer.linear."),
 ]
 
-_TEXT = [
-    ("backbone.text_embedder.positions", "y_pos_embedding"),
-    ("backbone.text_embedder.", "y_embedder."),
-]
+_TEXT = [("backbone.text_embedder.positions", "y_pos_embedding"), ("backbone.text_embedder.", "y_embedder.")]
 for _ours, _letter, _short in (("image", "x", "img"), ("text", "y", "txt")):
     _stream, _block = f"backbone.blocks.#.{_ours}.", "patch_blocks.#."
     _TEXT += [

@@ -25,8 +25,7 @@ def load_average(run: str | os.PathLike[str], name: str) -> PixelDenoiser:
         UserError: no run, no whole checkpoint, or no such average (naming those there).
     """
     run = Path(run)
-    found = checkpoints.newest(run) if run.is_dir() else None
-    if found is None:
+    if (found := checkpoints.newest(run) if run.is_dir() else None) is None:
         raise UserError(f"{run} holds no checkpoint: --ema takes a run folder")
     main, more = str(found.config["ema_decay"]), [str(each) for each in found.config.get("ema_more", ())]
     if name not in (main, *more):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pixelwright.training.config import TrainConfig
 from pixelwright.training.inputs import batches_of
 from pixelwright.training.loggers import LOGGERS, JsonLines, Logger
 from pixelwright.training.objectives import build_objectives
-from pixelwright.training.start import initial_weights
+from pixelwright.training.start import initial_weights, join
 from pixelwright.training.trainer import Trainer
 
 PROMPTS = "prompts.txt"  # beside the pictures: a line for each of a grid
@@ -45,11 +46,6 @@ def train(config: TrainConfig, resume: str | os.PathLike[str] | None = None) -> 
         return build_trainer(config, resume, layout=layout).run()
 
 
-def join(config: TrainConfig) -> parallel.Layout:
-    """The layout of this process in the run."""
-    return parallel.join(config.device, config.parallel, config.batch_size, config.accumulate)
-
-
 def build_trainer(
     config: TrainConfig,
     resume: str | os.PathLike[str] | None = None,
@@ -65,9 +61,10 @@ def build_trainer(
         source: replaces the images that `config.data` names.
         callbacks, loggers: added to those of the config.
     """
-    layout = layout or join(config)
-    source = source or open_source(config.data)
-    text = open_text(config, layout.device)
+    layout, source, text = layout or join(config), source or open_source(config.data), None
+    if config.text is not None:
+        encoder = open_encoder(config.text, config.model.denoiser(), layout.device)
+        text = FeatureCache(encoder, config.text.cache)
     model = build_model(config, source, text).to(layout.device)
     if config.init is not None and resume is None and not checkpoint_folders(Path(config.run)):
         model.load_state_dict(initial_weights(config.init, model.config))
@@ -77,7 +74,7 @@ def build_trainer(
         batches,
         config,
         build_objectives(config.objectives, model, config.seed),
-        callbacks=(*_callbacks(config, model, source, text, layout), *callbacks),
+        callbacks=(*_callbacks(config, model.config.num_classes, source, text, layout), *callbacks),
         loggers=(JsonLines(), *(LOGGERS.build(each) for each in config.loggers if layout.main), *loggers),
         text=text,
         resume=resume,
@@ -86,45 +83,27 @@ def build_trainer(
     )
 
 
-def open_text(config: TrainConfig, device: torch.device) -> FeatureCache | None:
-    """The text encoder of a run, None for a model of classes."""
-    if config.text is None:
-        return None
-    return FeatureCache(open_encoder(config.text, config.model.denoiser(), device), config.text.cache)
-
-
 def build_model(config: TrainConfig, source: Source, text: FeatureCache | None = None) -> PixelDenoiser:
     """The model of a run for the classes of its images, or for the text encoder of their captions, with
     weights drawn from the run's seed."""
-    side = config.data.size
-    more: dict[str, Any] = {"image_size": (side, side)}
-    if text is None:
-        more |= {"num_classes": source.num_classes, "class_names": source.class_names}
-    else:
+    more: dict[str, Any] = {"num_classes": source.num_classes, "class_names": source.class_names}
+    if text is not None:
         assert config.text is not None
-        more |= {"text_size": text.encoder.width, "text": note_of(config.text, text.encoder)}
-    denoiser = config.model.denoiser(**more)
+        more = {"text_size": text.encoder.width, "text": note_of(config.text, text.encoder)}
+    denoiser = config.model.denoiser(image_size=(config.data.size,) * 2, **more)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return PixelDenoiser(denoiser)
 
 
 def _callbacks(
-    config: TrainConfig,
-    model: PixelDenoiser,
-    source: Source,
-    text: FeatureCache | None,
-    layout: parallel.Layout,
+    config: TrainConfig, classes: int, source: Source, text: FeatureCache | None, layout: parallel.Layout
 ) -> list[Callback]:
-    count, around = config.sample.count, model.config.num_classes or len(config.sample.read_prompts())
-    grid = SampleGrid(
-        partial(sample_condition, config, model.config.num_classes, source, text),
-        config.sample,
-        config.sample_every,
-        # A row holds the labels or prompts before the first comes again.
-        columns=around if count >= around and 0 < around <= 16 else None,
-    )
-    found: list[Callback] = [grid]
+    around = classes or len(config.sample.read_prompts())
+    # A row holds the labels or prompts before the first comes again.
+    columns = around if config.sample.count >= around and 0 < around <= 16 else None
+    condition = partial(sample_condition, config, classes, source, text)
+    found: list[Callback] = [SampleGrid(condition, config.sample, config.sample_every, columns=columns)]
     if config.evaluation is not None:
         from pixelwright.training.evaluation import Evaluation  # late: few runs need all this
 
@@ -150,13 +129,10 @@ def _first_captions(source: Source, count: int) -> Iterator[str]:
     """The captions of the first images that have one; one empty caption where none has."""
     found = 0
     for index in range(len(source)):
-        try:
-            captions = source[index].all_captions
-        except UnreadableImage:
-            continue
-        if captions is not None:
-            yield captions.texts[0]
-            found += 1
+        with suppress(UnreadableImage):
+            if (captions := source[index].all_captions) is not None:
+                yield captions.texts[0]
+                found += 1
         if found == count:
             return
     if not found:

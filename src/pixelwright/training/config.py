@@ -127,12 +127,11 @@ class OptimConfig(Config, where="optim"):
     def __post_init__(self) -> None:
         super().__post_init__()
         usual = _BETAS[self.name]
-        object.__setattr__(self, "betas", usual if self.betas is None else self.betas)
-        if self.betas is None or len(self.betas) != len(usual):
-            given = list(self.betas or ())
-            raise UserError(
-                f"optim.betas is {given}: give {len(usual)} numbers for {self.name}, such as {list(usual)}"
-            )
+        given = usual if self.betas is None else self.betas
+        object.__setattr__(self, "betas", given)
+        if (count := len(usual)) != len(given):
+            such = f"give {count} numbers for {self.name}, such as {list(usual)}"
+            raise UserError(f"optim.betas is {list(given)}: {such}")
         if self.name == "came" and self.eps is not None:
             raise UserError(f"optim.eps is {self.eps!r}, which came has no use for: leave it out")
         if self.name == "adamw" and self.eps is None:
@@ -307,9 +306,8 @@ class LoopConfig(Config, where=""):
             raise UserError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
         rules = [read_rule(rule) for rule in (self.ema_decay, *self.ema_more)]
         if len(set(rules)) < len(rules):
-            raise UserError(
-                f"ema_more is {list(self.ema_more)}, ema_decay {self.ema_decay}: one is there twice"
-            )
+            both = f"ema_more is {list(self.ema_more)}, ema_decay {self.ema_decay}"
+            raise UserError(f"{both}: one is there twice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,10 +356,7 @@ class TrainConfig(LoopConfig):
                         "captions such as pixeldit-t2i-ti"
                     )
         elif self.evaluation is not None:
-            raise UserError(
-                f"{name} draws from captions, and evaluation is for models of classes: leave it out"
-            )
+            raise UserError(f"{name} draws from captions, evaluation is for models of classes: leave it out")
         elif self.text is None:
-            raise UserError(
-                f"{name} draws from captions: say which encoder reads them, such as --text.encoder minilm"
-            )
+            such = "say which encoder reads them, such as --text.encoder minilm"
+            raise UserError(f"{name} draws from captions: {such}")

@@ -59,17 +59,10 @@ def read_settings(path: Path) -> LoopConfig:
 # ---------------------------------------------------------------- what a resumed run may change
 # Where the run lives, how long, on what, and what it reports: beyond rounding they do not change what is
 # computed.
-FREE = {"run", "imports", "steps", "accumulate", "device", "compile", "max_skipped"}
+FREE = {"run", "imports", "steps", "accumulate", "device", "compile", "max_skipped", "evaluation", "loggers"}
 FREE |= {"log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "sample", "parallel"}
-FREE |= {"evaluation", "loggers"}
-FREE |= {
-    "data.workers",
-    "data.cache",
-    "data.stall_seconds",
-    "health.measure_every",
-    "health.max_rollbacks",
-    "text.cache",
-}
+FREE |= {"data.workers", "data.cache", "data.stall_seconds", "text.cache"}
+FREE |= {"health.measure_every", "health.max_rollbacks"}
 
 
 def _fixed(part: dict[str, Any]) -> dict[str, Any]:
@@ -94,9 +87,5 @@ def differences(old: dict[str, Any], new: dict[str, Any], only: str = "") -> lis
         return found
 
     before, after = flat(old), flat(new)
-    keys = [key for key in after | before if key.startswith(only)]
-    return [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in keys
-        if before.get(key) != after.get(key)
-    ]
+    pairs = {key: (before.get(key), after.get(key)) for key in after | before if key.startswith(only)}
+    return [f"{key}: {was!r} -> {now!r}" for key, (was, now) in pairs.items() if was != now]

@@ -29,15 +29,11 @@ class StopRequested(Exception):
 class Means(NamedTuple):
     """What a `Meter` measured."""
 
-    loss: float | None
-    """Mean over the finite steps since the last reading; None if there was none."""
+    loss: float | None  # mean over the finite steps since the last reading; None if there was none
     grad_norm: float | None
-    logs: dict[str, float]
-    """Means of what the objectives logged, over the finite steps in which they did."""
-    skipped: int
-    """Steps without a finite loss and gradient since the start of the run."""
-    skipped_in_a_row: int
-    """... and how many of them are the latest steps."""
+    logs: dict[str, float]  # means of what the objectives logged, over the finite steps in which they did
+    skipped: int  # steps without a finite loss and gradient since the start of the run
+    skipped_in_a_row: int  # ... and how many of them are the latest steps
 
 
 class Meter:
@@ -74,9 +70,8 @@ class Meter:
         logs = {name: total / steps for name, total, steps in rows if steps}
         self.sums[:3] = 0
         self.logs.zero_()
-        if not count:
-            return Means(None, None, logs, int(skipped), int(in_a_row))
-        return Means(loss / count, norm / count, logs, int(skipped), int(in_a_row))
+        loss, norm = (loss / count, norm / count) if count else (None, None)
+        return Means(loss, norm, logs, int(skipped), int(in_a_row))
 
 
 class Clock:
@@ -113,10 +108,8 @@ def stop_signals(ask: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    at_once: dict[signal.Signals, Any] = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-    }
+    at_once: dict[signal.Signals, Any]
+    at_once = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before = {number: signal.getsignal(number) for number in at_once}
 
     def first(number: int, frame: FrameType | None) -> None:

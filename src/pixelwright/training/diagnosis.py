@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import mean, median
 from typing import Any, NamedTuple
 
@@ -18,8 +18,7 @@ FEWEST = 20  # lines below which trends are not looked at
 class Finding(NamedTuple):
     """What a rule found."""
 
-    kind: str
-    """"ok", "look" (look into it) or "bad"."""
+    kind: str  # "ok", "look" (look into it) or "bad"
     text: str
 
 
@@ -28,13 +27,11 @@ def diagnose(lines: Sequence[dict[str, Any]], clip: float | None) -> list[Findin
     lines = [line for line in lines if "loss" in line]  # not those of metrics alone
     if not lines:
         return [Finding("look", "nothing was logged yet")]
-    findings = [_skipped(lines), *_spikes(lines), *_rollbacks(lines)]
     if len(lines) >= FEWEST:
-        findings += [_loss(lines), _norm(lines), *_clipping(lines, clip), _speed(lines)]
+        trends = [_loss(lines), *_norm(lines, clip), _speed(lines)]
     else:
-        findings.append(Finding("ok", f"{len(lines)} lines of log: trends are looked at from {FEWEST} on"))
-    order = ("bad", "look", "ok")
-    return sorted(findings, key=lambda finding: order.index(finding.kind))
+        trends = [Finding("ok", f"{len(lines)} lines of log: trends are looked at from {FEWEST} on")]
+    return sorted([*_events(lines), *trends], key=lambda found: ("bad", "look", "ok").index(found.kind))
 
 
 def _last(values: Sequence[float], share: float) -> Sequence[float]:
@@ -46,24 +43,19 @@ def _column(lines: Sequence[dict[str, Any]], name: str) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def _skipped(lines: Sequence[dict[str, Any]]) -> Finding:
+def _events(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Skipped steps, spikes and rollbacks."""
     skipped, steps = lines[-1].get("skipped", 0), lines[-1]["step"]
-    if not skipped:
-        return Finding("ok", "every step had a finite loss and gradient")
-    kind = "bad" if skipped > SKIPPED * steps else "look"
-    return Finding(kind, f"{skipped} of {steps} steps were skipped (bad above {SKIPPED:.0%})")
-
-
-def _spikes(lines: Sequence[dict[str, Any]]) -> list[Finding]:
-    count = sum(1 for line in lines if line.get("event"))
-    events = "event" if count == 1 else "events"
-    return [Finding("look", f"{count} {events} in the log; see below")] if count else []
-
-
-def _rollbacks(lines: Sequence[dict[str, Any]]) -> list[Finding]:
-    count = sum(len(line.get("rollbacks", ())) for line in lines)
-    times = "once" if count == 1 else f"{count} times"
-    return [Finding("look", f"spikes persisted, and the run rolled back {times}; see below")] if count else []
+    if skipped:
+        kind = "bad" if skipped > SKIPPED * steps else "look"
+        yield Finding(kind, f"{skipped} of {steps} steps were skipped (bad above {SKIPPED:.0%})")
+    else:
+        yield Finding("ok", "every step had a finite loss and gradient")
+    if spikes := sum(1 for line in lines if line.get("event")):
+        yield Finding("look", f"{spikes} event{'s' if spikes > 1 else ''} in the log; see below")
+    if count := sum(len(line.get("rollbacks", ())) for line in lines):
+        times = "once" if count == 1 else f"{count} times"
+        yield Finding("look", f"spikes persisted, and the run rolled back {times}; see below")
 
 
 def _loss(lines: Sequence[dict[str, Any]]) -> Finding:
@@ -76,22 +68,19 @@ def _loss(lines: Sequence[dict[str, Any]]) -> Finding:
     return Finding("look" if now > RISE * before else "ok", f"{text} (rising if more than {RISE:g} times)")
 
 
-def _norm(lines: Sequence[dict[str, Any]]) -> Finding:
+def _norm(lines: Sequence[dict[str, Any]], clip: float | None) -> Iterator[Finding]:
     norms = _column(lines, "grad_norm")
-    if not norms:
-        return Finding("bad", "no finite gradient norm was logged")
-    ratio = mean(_last(norms, 0.1)) / max(median(norms), 1e-30)
-    text = f"gradient norm over the last tenth is {ratio:.3g} times the median (look above {NORM:g})"
-    return Finding("look" if ratio > NORM else "ok", text)
-
-
-def _clipping(lines: Sequence[dict[str, Any]], clip: float | None) -> list[Finding]:
-    if clip is None:
-        return []
-    last = _last(_column(lines, "grad_norm"), 0.25)
-    share = sum(norm > clip for norm in last) / max(1, len(last))
-    text = f"gradient norm above optim.clip {clip:g} in {share:.0%} of the last quarter"
-    return [Finding("look" if share > CLIPPED else "ok", f"{text} (look above {CLIPPED:.0%})")]
+    if norms:
+        ratio = mean(_last(norms, 0.1)) / max(median(norms), 1e-30)
+        text = f"gradient norm over the last tenth is {ratio:.3g} times the median (look above {NORM:g})"
+        yield Finding("look" if ratio > NORM else "ok", text)
+    else:
+        yield Finding("bad", "no finite gradient norm was logged")
+    if clip is not None:
+        last = _last(norms, 0.25)
+        share = sum(norm > clip for norm in last) / max(1, len(last))
+        text = f"gradient norm above optim.clip {clip:g} in {share:.0%} of the last quarter"
+        yield Finding("look" if share > CLIPPED else "ok", f"{text} (look above {CLIPPED:.0%})")
 
 
 def _speed(lines: Sequence[dict[str, Any]]) -> Finding:

@@ -65,7 +65,8 @@ class EMA:
         `warm_up`, for a model that starts from trained weights, decays are the full ones from step 1."""
         current = model.state_dict()  # by reference
         self._current = [local(tensor) for tensor in current.values()]
-        self._rules = [_Rule(each, warm_up) for each in (rule, *more)]
+        self._rules, self._warm_up = [read_rule(each) for each in (rule, *more)], warm_up
+        self._gammas = [power_exponent(-number) if number < 0 else 0.0 for number in self._rules]
         copies = [{name: tensor.clone() for name, tensor in current.items()} for _ in self._rules]
         self._averages = [[local(tensor) for tensor in copy.values()] for copy in copies]
         self.weights: dict[str, Tensor] = copies[0]
@@ -74,18 +75,9 @@ class EMA:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the averages towards the model after optimiser step `step` (counted from 1)."""
-        for rule, average in zip(self._rules, self._averages, strict=True):
-            torch._foreach_lerp_(average, self._current, 1 - rule.decay(step))
-
-
-class _Rule:
-    def __init__(self, rule: float | str, warm_up: bool) -> None:
-        self._warm_up, number = warm_up, read_rule(rule)
-        self._decay = number if number >= 0 else None
-        self._gamma = power_exponent(-number) if number < 0 else 0.0
-
-    def decay(self, step: int) -> float:
-        """Share of the old average that stays at step `step`."""
-        if self._decay is None:
-            return (1 - 1 / step) ** (self._gamma + 1)
-        return min(self._decay, (1 + step) / (10 + step)) if self._warm_up else self._decay
+        for decay, gamma, average in zip(self._rules, self._gammas, self._averages, strict=True):
+            if decay < 0:  # a power-function average
+                kept = (1 - 1 / step) ** (gamma + 1)
+            else:
+                kept = min(decay, (1 + step) / (10 + step)) if self._warm_up else decay
+            torch._foreach_lerp_(average, self._current, 1 - kept)

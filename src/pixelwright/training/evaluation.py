@@ -6,7 +6,8 @@ without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from pixelwright.evaluation.generate import Generation, draw
 from pixelwright.evaluation.images import ImageBatch
 from pixelwright.evaluation.measure import Collected, check_comparable, collect, compare
 from pixelwright.evaluation.references import read_reference
+from pixelwright.models.config import SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.callbacks import Callback
 from pixelwright.training.config import EvaluationConfig, LoopConfig
@@ -61,31 +63,16 @@ class Evaluation(Callback):
         assert isinstance(own, Collected)
         if parts := self._gather(own):
             measured = compare(_joined(parts), self._reference, self._extractor)
-            metrics = {name: estimate.value for name, estimate in measured.metrics.items()}
-            trainer.log({"evaluation": metrics})
-
-    def _generation(self, model: PixelDenoiser) -> Generation:
-        sample = self._settings.sample
-        assert model.config.image_size is not None
-        return Generation(
-            model=self._name,
-            weights="",
-            num_samples=sample.count,
-            size=model.config.image_size,
-            labels="balanced",
-            solver=sample.solver,
-            steps=sample.steps,
-            guidance_scale=sample.guidance_scale,
-            guidance_interval=sample.guidance_interval,
-            time_shift=sample.time_shift,
-            seed=sample.seed,
-            batch_size=self._batch_size,
-            precision=self._precision,
-        )
+            trainer.log({"evaluation": {name: found.value for name, found in measured.metrics.items()}})
 
     def _share(self, model: PixelDenoiser, callback: StepCallback | None) -> Iterator[ImageBatch]:
         """The images of this process, batch by batch."""
-        generation = self._generation(model)
+        sample, size = self._settings.sample, model.config.image_size
+        assert size is not None
+        same: dict[str, Any] = {f.name: getattr(sample, f.name) for f in fields(SamplerSettings)}
+        same |= {"model": self._name, "weights": "", "labels": "balanced", "seed": sample.seed}
+        same |= {"batch_size": self._batch_size, "precision": self._precision}
+        generation = Generation(num_samples=sample.count, size=size, **same)
         labels = balanced_labels(generation.num_samples, model.config.num_classes)
         for k in range(self._layout.rank, generation.batches, self._layout.world):
             numbers = torch.tensor(generation.indices(k))
@@ -105,10 +92,9 @@ def _joined(parts: list[Collected]) -> Collected:
     numbers = torch.cat([part.numbers for part in parts])
     order = numbers.argsort()
 
-    def rows(tensors: list[Any]) -> Any:
-        return None if any(tensor is None for tensor in tensors) else torch.cat(tensors)[order]
+    def rows(tensors: Iterable[Any]) -> Any:
+        there = list(tensors)
+        return None if any(tensor is None for tensor in there) else torch.cat(there)[order]
 
-    activations = Activations(
-        *(rows(list(each)) for each in zip(*(p.activations for p in parts), strict=True))
-    )
-    return Collected(activations, rows([p.labels for p in parts]), numbers[order], "", parts[0].image_size)
+    activations = Activations(*map(rows, zip(*(p.activations for p in parts), strict=True)))
+    return Collected(activations, rows(p.labels for p in parts), numbers[order], "", parts[0].image_size)

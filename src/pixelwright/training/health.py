@@ -57,9 +57,8 @@ class Health:
         if not self.config.measure_every:
             return {}
         sums, counts = self.by_time.tolist()
-        line: dict[str, Any] = {
-            "loss_by_time": [s / n if n else None for s, n in zip(sums, counts, strict=True)]
-        }
+        by_time = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+        line: dict[str, Any] = {"loss_by_time": by_time}
         for name, row in zip(("activation_rms", "update_ratio"), self.measured.tolist(), strict=True):
             if any(value != NOT_MEASURED for value in row):
                 found = (value if math.isfinite(value) else None for value in row)
@@ -190,11 +189,9 @@ class Detector:
 
 def describe_spike(event: dict[str, Any]) -> str:
     """An event of the log in a line for a person."""
-    more = (
-        f" (the highest of {event['spikes']} since the last line of the log)" if event["spikes"] > 1 else ""
-    )
-    clipped = "its gradient was scaled down to the usual norm"
-    action = clipped if event["on_spike"] == "clip" else "left out"
+    count, clipped = event["spikes"], event["on_spike"] == "clip"
+    more = f" (the highest of {count} since the last line of the log)" if count > 1 else ""
+    action = "its gradient was scaled down to the usual norm" if clipped else "left out"
     return (
         f"spike at step {event['step']}{more}: gradient norm {event['grad_norm']:.4g}, loss "
         f"{event['loss']:.4g}, {event['z']:.4g} deviations above the usual; {action}"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from pixelwright.data import Batch, Batches, DataConfig, Source
-from pixelwright.diffusion import flow
 from pixelwright.distributed.parallel import Layout
 from pixelwright.models.conditions import Condition
-from pixelwright.models.config import DenoiserConfig
-from pixelwright.text import FeatureCache
 from pixelwright.training.config import LoopConfig
 
 Batched = Callable[[int], Iterable[Batch]]
@@ -32,27 +29,5 @@ def batches_of(
     source: Source, settings: DataConfig, config: LoopConfig, layout: Layout, captions: bool
 ) -> Batched:
     """The batches of a source for this process."""
-    rank, world = layout.rank, layout.world
-    return lambda start: Batches(
-        source, settings, config.batch_size, config.seed, start, rank, world, captions
-    )
-
-
-def make_inputs(
-    batch: Batch,
-    number: int,
-    model: DenoiserConfig,
-    config: LoopConfig,
-    layout: Layout,
-    text: FeatureCache | None,
-) -> Inputs:
-    """This process's part of a batch on its device: times, noise and dropped conditions are drawn here.
-
-    The batch of step k, counted from 0, has the number k, and a higher one after a rollback.
-    """
-    first = layout.rank * len(batch.images)
-    condition: Any = batch.labels if text is None else text.encode(batch.captions)
-    t, noise, condition = flow.draw(
-        config.flow, batch.images, condition, model.num_classes, config.seed, number, first
-    )
-    return Inputs(*(x.to(layout.device, non_blocking=True) for x in (batch.images, t, noise, condition)))
+    run = (config.batch_size, config.seed)
+    return lambda start: Batches(source, settings, *run, start, layout.rank, layout.world, captions)

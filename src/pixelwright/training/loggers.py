@@ -39,8 +39,7 @@ class Run(NamedTuple):
     """What loggers are opened with."""
 
     folder: Path
-    step: int
-    """The run goes on from here; what was logged of later steps will come again."""
+    step: int  # the run goes on from here; what was logged of later steps will come again
     steps: int
     settings: dict[str, Any]
 
@@ -151,9 +150,8 @@ class Progress(Logger):
         self._run, self._begun, self._last = run, time.perf_counter(), -SECONDS
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=run.steps, initial=run.step, unit="step", dynamic_ncols=True, smoothing=0.05
-            )
+            settings: dict[str, Any] = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.05}
+            self._bar = tqdm(total=run.steps, initial=run.step, **settings)
 
     def advance(self, step: int) -> None:
         if self._bar is not None:

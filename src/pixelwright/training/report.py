@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -96,12 +96,9 @@ def _charts(lines: Sequence[dict[str, Any]], config: LoopConfig) -> Iterator[tup
         series = {"mean between two lines": (steps, losses), "smoothed": (steps, smooth(losses))}
         drawn = line_chart(series, "step", "loss", log=True, faint=["mean between two lines"])
         yield drawn, "loss (flow matching)"
-    names = dict.fromkeys((*FIRST, *(name for line in lines for name in line)))
-    for name in names:
-        series = {} if name in NOT_DRAWN else _series(lines, name)
-        if series:
-            title = TITLES.get(name, name.replace("_", " "))
-            clip = config.optim.clip
+    for name in dict.fromkeys((*FIRST, *(name for line in lines for name in line))):
+        if series := {} if name in NOT_DRAWN else _series(lines, name):
+            title, clip = TITLES.get(name, name.replace("_", " ")), config.optim.clip
             marks = {"optim.clip": clip} if name == "grad_norm" and clip is not None else None
             yield line_chart(series, "step", title, log=name in LOGARITHMIC, marks=marks), title
 
@@ -124,9 +121,7 @@ def _series(lines: Sequence[dict[str, Any]], name: str) -> dict[str, tuple[list[
     found: dict[str, tuple[list[float], list[float]]] = {}
     for line in lines:
         for part, value in _parts(name, line.get(name)):
-            xs, ys = found.setdefault(
-                part, ([], [])
-            )  # also of a part without a value yet: they stay in order
+            xs, ys = found.setdefault(part, ([], []))  # also without a value yet: they stay in order
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 xs.append(line["step"])
                 ys.append(value)
@@ -157,10 +152,9 @@ def _events(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
     skipped = 0
     for line in lines:
         if line.get("skipped", 0) > skipped:
-            more = line["skipped"] - skipped
+            more, skipped = line["skipped"] - skipped, line["skipped"]
             steps = "step" if more == 1 else "steps"
             yield line["step"], f"{more} {steps} skipped, whose loss or gradient was not finite"
-            skipped = line["skipped"]
         if event := line.get("event"):
             yield line["step"], describe_spike(event)
         for rollback in line.get("rollbacks", ()):
@@ -190,20 +184,18 @@ def plot_losses(run: Path) -> None:
     lines = [line for line in read_log(run / LOG) if line.get("loss") is not None]
     if not lines:
         return
-    steps = [line["step"] for line in lines]
-    column: Callable[[str], list[float]] = lambda name: [line[name] for line in lines]  # noqa: E731
+    columns = {name: [line[name] for line in lines] for name in ("step", "loss", "grad_norm", "lr")}
     figure = Figure(figsize=(8, 8))
     figure.subplots_adjust(left=0.12, right=0.98, top=0.98, bottom=0.06, hspace=0.05)
-    upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.5, 1])
-    upper.plot(steps, column("loss"), color="C0", alpha=0.3, label="mean of the steps between two lines")
-    upper.plot(steps, smooth(column("loss")), color="C0", label="smoothed")
-    upper.set(ylabel="loss", yscale="log")
-    upper.legend()
-    middle.plot(steps, column("grad_norm"), color="C1")
-    middle.set(ylabel="gradient norm", yscale="log")
-    lower.plot(steps, column("lr"), color="C2")
-    lower.set(ylabel="learning rate", xlabel="step")
-    for axis in (upper, middle, lower):
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.5, 1])
+    titles = {"loss": "loss", "grad_norm": "gradient norm", "lr": "learning rate"}
+    for axis, (name, title), colour in zip(axes, titles.items(), ("C0", "C1", "C2"), strict=True):
+        values, faint = columns[name], 0.3 if name == "loss" else 1.0
+        axis.plot(columns["step"], values, color=colour, alpha=faint, label="between two lines, mean")
+        axis.set(ylabel=title, yscale="linear" if name == "lr" else "log")
         axis.grid(alpha=0.3)
+    axes[0].plot(columns["step"], smooth(columns["loss"]), color="C0", label="smoothed")
+    axes[0].legend()
+    axes[2].set(xlabel="step")
     with replacing(run / "loss.png") as part:
         figure.savefig(part, format="png", dpi=100)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pixelwright.config import to_dict
 from pixelwright.distributed import checkpoint as checkpoints
+from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import Checkpoint
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load as load_model
@@ -19,14 +20,12 @@ from pixelwright.training.config_file import differences, read_settings
 
 ORIGIN = "resumed-from.txt"  # in a run folder: what --resume named when the run began
 MOST_NAMED = 3  # differing settings in an error message
-NOTES = {
-    "name",
-    "image_size",
-    "class_names",
-    "sampler",
-    "provenance",
-    "text",
-}  # of a model, with no say in its weights
+NOTES = {"name", "image_size", "class_names", "sampler", "provenance", "text"}  # no say in a model's weights
+
+
+def join(config: LoopConfig) -> parallel.Layout:
+    """The layout of this process in a run."""
+    return parallel.join(config.device, config.parallel, config.batch_size, config.accumulate)
 
 
 def find_start(config: LoopConfig, resume: str | os.PathLike[str] | None) -> Checkpoint | None:
@@ -44,7 +43,9 @@ def find_start(config: LoopConfig, resume: str | os.PathLike[str] | None) -> Che
         return own
     given = _given(Path(resume))
     if own is not None:
-        if given.path.resolve() == own.path.resolve() or _came_from(run, Path(resume)):
+        # Begun with this very --resume, the same command goes on where the run stands.
+        origin = (run / ORIGIN).read_text() if (run / ORIGIN).is_file() else None
+        if given.path.resolve() == own.path.resolve() or origin == str(Path(resume).resolve()):
             return own
         raise UserError(
             f"{run} already stands at {own.path.name}, not at {given.path}: leave out --resume to continue "
@@ -83,12 +84,6 @@ def _named(changed: list[str]) -> str:
     return f"{'; '.join(changed[:MOST_NAMED])}{more}"
 
 
-def _came_from(run: Path, resume: Path) -> bool:
-    """Whether the run was begun with this very --resume: then the same command goes on where it stands."""
-    origin = run / ORIGIN
-    return origin.is_file() and origin.read_text() == str(resume.resolve())
-
-
 def _check_folder(run: Path, config: LoopConfig) -> None:
     """Raise UserError unless `run` is new, empty, or a run of the same settings."""
     if run.exists() and not run.is_dir():
@@ -96,9 +91,7 @@ def _check_folder(run: Path, config: LoopConfig) -> None:
     stored = run / "config.yaml"
     if not stored.exists():
         if run.is_dir() and any(path.suffix != ".tmp" for path in run.iterdir()):
-            raise UserError(
-                f"{run} is not empty and not a run (no config.yaml): give another folder with --run"
-            )
+            raise UserError(f"{run} is not empty and no run (no config.yaml): give another folder with --run")
         return
     if changed := differences(to_dict(read_settings(stored)), to_dict(config)):
         raise UserError(
@@ -109,11 +102,9 @@ def _check_folder(run: Path, config: LoopConfig) -> None:
 
 def _given(path: Path) -> Checkpoint:
     """The checkpoint that --resume names: itself or the newest of a run folder."""
-    if not path.exists():
-        raise UserError(f"--resume {path} does not exist: give a run folder or one of its checkpoints")
     if (path / checkpoints.INDEX).exists():
         return checkpoints.inspect(path)
-    found = checkpoints.newest(path)
-    if found is None:
-        raise UserError(f"--resume {path} holds no checkpoint: give a run folder or one of its checkpoints")
+    if (found := checkpoints.newest(path)) is None:
+        what = "holds no checkpoint" if path.exists() else "does not exist"
+        raise UserError(f"--resume {path} {what}: give a run folder or one of its checkpoints")
     return found

@@ -21,6 +21,7 @@ from pixelwright.acceleration.convolutions import use_products
 from pixelwright.config import to_dict
 from pixelwright.data import Batch, DataConfig, Source
 from pixelwright.device import check_compiler, resolve_precision
+from pixelwright.diffusion import flow
 from pixelwright.diffusion.solvers import Step
 from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.distributed import parallel
@@ -38,12 +39,12 @@ from pixelwright.training.config_file import save_config
 from pixelwright.training.control import Clock, Interrupted, Meter, StopRequested, prefetch, stop_signals
 from pixelwright.training.ema import EMA
 from pixelwright.training.health import Detector, Health, by_time, describe_spike
-from pixelwright.training.inputs import Batched, Inputs, batches_of, make_inputs
+from pixelwright.training.inputs import Batched, Inputs, batches_of
 from pixelwright.training.loggers import JsonLines, Logger, Progress, Run, say
 from pixelwright.training.objectives import FlowMatching, Losses, Objective
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, update
 from pixelwright.training.rollback import Rollbacks, go_back
-from pixelwright.training.start import ORIGIN, find_start
+from pixelwright.training.start import ORIGIN, find_start, join
 
 OPTIONAL = ("health", "rollbacks")  # groups of the state that runs with other settings did not save
 logger = logging.getLogger(__name__)
@@ -88,9 +89,7 @@ class Trainer:
                 or the processes do not fit the settings.
         """
         self.config, self.folder, self.resume = config, Path(config.run), resume
-        self.layout = layout or parallel.join(
-            config.device, config.parallel, config.batch_size, config.accumulate
-        )
+        self.layout = layout or join(config)
         self.device = self.layout.device
         start = self.layout.first(lambda: find_start(config, resume))
         self.autocast = resolve_precision(config.precision, self.device)
@@ -102,7 +101,12 @@ class Trainer:
         self.text, self.callbacks = text, callbacks
         self.model = model.train()
         self.losses = Losses(model, objectives or [FlowMatching()]).to(self.device)
-        self.forward = self._distribute()
+        if config.compile:
+            check_compiler()
+        use_products(model)
+        for unit in model.units():
+            parallel.prepare(unit, config.parallel.checkpointing, config.compile)
+        self.forward = self.layout.wrap(self.losses, model.units(), self.autocast)
         self.parameters = [p for _, p in self.losses.named()]
         self.optimizer = build_optimizer(self.losses.named(), config.optim)
         self.ema = EMA(model, config.ema_decay, config.ema_more, warm_up=not pretrained)
@@ -117,16 +121,6 @@ class Trainer:
         if start is not None:
             checkpoints.load(start, self.state(), OPTIONAL)
             self.step, self.clock = start.step, Clock(start.seconds)
-
-    def _distribute(self) -> nn.Module:
-        """Recompute, compile and share out the model block by block. Returns what gives the losses."""
-        if self.config.compile:
-            check_compiler()
-        use_products(self.model)
-        units = self.model.units()
-        for unit in units:
-            parallel.prepare(unit, self.config.parallel.checkpointing, self.config.compile)
-        return self.layout.wrap(self.losses, units, self.autocast)
 
     def state(self) -> State:
         """Every tensor that a later step depends on, by reference."""
@@ -201,8 +195,7 @@ class Trainer:
 
     def _start_logging(self) -> None:
         """Log from here on; what was logged of later steps is cut off."""
-        run = Run(self.folder, self.step, self.config.steps, to_dict(self.config))
-        self._each_logger("open", run)
+        self._each_logger("open", Run(self.folder, self.step, self.config.steps, to_dict(self.config)))
         self._logged = (self.step, self.clock.seconds(), self.clock.wall())
 
     def _each_logger(self, method: str, *arguments: Any) -> None:
@@ -217,8 +210,15 @@ class Trainer:
         return inputs if self.device.type == "cpu" else prefetch(inputs)
 
     def prepare(self, batch: Batch, number: int) -> Inputs:
-        """The inputs of this process from batch `number`; see `make_inputs`."""
-        return make_inputs(batch, number, self.model.config, self.config, self.layout, self.text)
+        """This process's part of a batch on its device: times, noise and dropped conditions are drawn here.
+
+        The batch of step k, counted from 0, has the number k, and a higher one after a rollback.
+        """
+        images, config, first = batch.images, self.config, self.layout.rank * len(batch.images)
+        condition: Any = batch.labels if self.text is None else self.text.encode(batch.captions)
+        classes = self.model.config.num_classes
+        t, noise, condition = flow.draw(config.flow, images, condition, classes, config.seed, number, first)
+        return Inputs(*(x.to(self.device, non_blocking=True) for x in (images, t, noise, condition)))
 
     def train_step(self, inputs: Inputs) -> None:
         """One optimiser step on a batch.
@@ -292,24 +292,19 @@ class Trainer:
         step_before, seconds_before, wall_before = self._logged
         self._logged = (self.step, seconds, wall)
         images = self.config.batch_size * (self.step - step_before)
-        event = self.detector.read()
-        if event is not None:
+        if event := self.detector.read():
             self._say(describe_spike(event))
-        self.log(
-            {
-                "loss": means.loss,
-                "grad_norm": means.grad_norm,
-                "lr": self._learning_rate(self.step - 1),
-                "images_per_second": round(images / max(seconds - seconds_before, 1e-9), 1),
-                "images_per_second_wall": round(images / max(wall - wall_before, 1e-9), 1),
-                "seconds": round(seconds, 2),
-                "skipped": means.skipped,
-                **self.health.read(),
-                **means.logs,
-                **({} if event is None else {"event": event}),
-                **self.rollbacks.read(self.step),
-            }
-        )
+        line = {
+            "loss": means.loss,
+            "grad_norm": means.grad_norm,
+            "lr": self._learning_rate(self.step - 1),
+            "images_per_second": round(images / max(seconds - seconds_before, 1e-9), 1),
+            "images_per_second_wall": round(images / max(wall - wall_before, 1e-9), 1),
+            "seconds": round(seconds, 2),
+            "skipped": means.skipped,
+        }
+        more = {"event": event} if event else {}
+        self.log(line | self.health.read() | means.logs | more | self.rollbacks.read(self.step))
         if means.skipped_in_a_row >= self.config.max_skipped:
             self.saver.wait()
             saved = checkpoints.checkpoint_folders(self.folder)
@@ -322,16 +317,13 @@ class Trainer:
 
     def save(self) -> None:
         """Begin to write the averaged weights to `model/` and a checkpoint; see `Saver.start`."""
-
-        def export() -> None:
-            save_model(self._plain(weights), self.folder / "model")
-
         with self.clock.paused():
             if self.text is not None:
                 self.text.flush()
             weights = self.layout.gather(self.ema.weights, copy_to="cpu")
-            seconds, settings = self.clock.seconds(), to_dict(self.config)
-            self.saver.start(self.step, self.state(), settings, seconds, export)
+            export = lambda: save_model(self._plain(weights), self.folder / "model")  # noqa: E731
+            settings = to_dict(self.config)
+            self.saver.start(self.step, self.state(), settings, self.clock.seconds(), export)
         self._saved = self.step
         self._call("on_checkpoint", self.callbacks, checkpoints.folder_of(self.folder, self.step))
 

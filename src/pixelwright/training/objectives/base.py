@@ -21,7 +21,7 @@ and list it: `objectives: [{type: l1, weight: 0.2}]`, or `Trainer(..., objective
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -104,7 +104,8 @@ class Losses(nn.Module):
         self.model, self.objectives = model, nn.ModuleList(objectives)
         self.taps = sorted({block for objective in objectives for block in objective.taps})
         if self.taps and not 1 <= self.taps[0] <= self.taps[-1] <= len(model.backbone.blocks):
-            raise UserError(f"an objective asks for block {self.taps[-1]}: the model has {_count(model)}")
+            count = f"{len(model.backbone.blocks)} global blocks"
+            raise UserError(f"an objective asks for block {self.taps[-1]}: the model has {count}")
         self.logged = [name for objective in objectives for name in objective.logged]
 
     def forward(self, x: Tensor, t: Tensor, noise: Tensor, condition: Condition, step: int) -> Found:
@@ -112,23 +113,15 @@ class Losses(nn.Module):
         x_t = flow.interpolate(x, noise, t)
         velocity, tokens = self.model(x_t, t, condition, tuple(self.taps))
         batch = Forward(x, t, noise, condition, x_t, velocity, tokens, step)
-        losses: list[Tensor] = []
-        weighted: list[Tensor] = []
-        logs: Logs = {}
-        for objective in cast("Iterable[Objective]", self.objectives):
-            loss, more = objective(self.model, batch)
-            losses.append(loss)
-            logs.update(more)
-            weighted.append(objective.weight * loss)
-        return Found(sum(weighted[1:], weighted[0]), losses[0], logs)
+        objectives = cast("list[Objective]", self.objectives)
+        found: list[tuple[Tensor, Logs]] = [objective(self.model, batch) for objective in objectives]
+        weighted = [objective.weight * loss for objective, (loss, _) in zip(objectives, found, strict=True)]
+        logs = {name: value for _, more in found for name, value in more.items()}
+        return Found(sum(weighted[1:], weighted[0]), found[0][0], logs)
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
         """What is trained, by name: the model's under its own names, then `objectives.…`."""
         return [(n.removeprefix("model."), p) for n, p in self.named_parameters() if p.requires_grad]
-
-
-def _count(model: PixelDenoiser) -> str:
-    return f"{len(model.backbone.blocks)} global blocks"
 
 
 def check_objectives(configs: Sequence[Any]) -> None:

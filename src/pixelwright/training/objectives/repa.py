@@ -40,13 +40,12 @@ class RepaConfig(ObjectiveConfig, where="repa"):
     FREE = ("cache",)  # what may differ when a run is continued
 
     def check(self, model: DenoiserConfig, size: tuple[int, int]) -> None:
-        if self.depth > model.backbone.depth:
+        if self.depth > (blocks := model.backbone.depth):
+            raise UserError(f"repa.depth is {self.depth}, but the model has {blocks} global blocks")
+        rows, columns = size
+        if rows % STRIDE or columns % STRIDE:
             raise UserError(
-                f"repa.depth is {self.depth}, but the model has {model.backbone.depth} global blocks"
-            )
-        if size[0] % STRIDE or size[1] % STRIDE:
-            raise UserError(
-                f"images are {size[0]}x{size[1]}: with repa both sides must be multiples of {STRIDE}"
+                f"images are {rows}x{columns}: with repa both sides must be multiples of {STRIDE}"
             )
 
 
@@ -94,10 +93,8 @@ def alignment_loss(
     """
     teacher_grid = teacher_grid or grid
     for name, value, (rows, columns) in (("model", tokens, grid), ("teacher", teacher, teacher_grid)):
-        if value.shape[1] != rows * columns:
-            raise UserError(
-                f"the {name} gives {value.shape[1]} tokens, which is not a grid of {rows}x{columns}"
-            )
+        if (count := value.shape[1]) != rows * columns:
+            raise UserError(f"the {name} gives {count} tokens, which is not a grid of {rows}x{columns}")
     matched = match_grid(tokens, grid, teacher_grid)
     cosine = F.cosine_similarity(matched.float(), teacher.detach().float(), dim=-1)  # [B, h'·w']
     return (1 - cosine).mean(dim=1)
@@ -123,7 +120,9 @@ class Repa(Objective):
         super().__init__()
         self.config, self.weight, self.taps = config, config.weight, (config.depth,)
         self.patch_size = model.config.patch_size
-        teacher = teacher or open_teacher(config)
+        if teacher is None:
+            teacher = Teacher(config.teacher)
+            teacher = teacher if config.cache is None else Cache(teacher, config.cache)
         self.projector = Projector(model.config.backbone.hidden_size, teacher.size, config.projector_size)
         # In a function, so that it is no sub-module: it is neither trained nor sharded nor saved.
         self.teach: Callable[[Tensor], Tensor] = lambda images: teacher(images)
@@ -137,9 +136,3 @@ class Repa(Objective):
         grid = (rows // self.patch_size, columns // self.patch_size)
         loss = alignment_loss(projected, self.teach(batch.x), grid, teacher_grid((rows, columns)))
         return loss, {"repa_loss": loss}
-
-
-def open_teacher(config: RepaConfig) -> Teacher | Cache:
-    """The vision model that a config names, with its cache."""
-    teacher = Teacher(config.teacher)
-    return teacher if config.cache is None else Cache(teacher, config.cache)
