@@ -52,16 +52,12 @@ class Checkpoint:
     """A model whose weights are still in their files."""
 
     config: DenoiserConfig
-    place: str
-    """What error messages call it."""
+    place: str  # what error messages call it
     files: tuple[Path, ...]
-    read_as: str
-    """Which tensors of the files these are, in words."""
-    specs: Mapping[str, Tensor]
-    """Our name -> a tensor on the meta device, with shape and dtype alone."""
+    read_as: str  # which tensors of the files these are, in words
+    specs: Mapping[str, Tensor]  # our name -> a tensor on the meta device, with shape and dtype alone
     _read: Callable[[str], Tensor]
-    note: str | None = None
-    """What is to be said of the file."""
+    note: str | None = None  # what is to be said of the file
 
     def read(self, name: str) -> Tensor:
         """The tensor of one of our names, which may share memory with the file.
@@ -82,9 +78,8 @@ def local(source: str | os.PathLike[str]) -> Path:
     """
     path = fetch(str(source)) if is_address(str(source)) else Path(source)
     if not path.exists():
-        raise UserError(
-            f"{path} does not exist; give a model folder, a run, a file of weights or {SCHEME}OWNER/NAME"
-        )
+        such = f"a model folder, a run, a file of weights or {SCHEME}OWNER/NAME"
+        raise UserError(f"{path} does not exist; give {such}")
     if path.is_dir() and not (path / CONFIG).exists() and (path / "model" / CONFIG).is_file():
         return path / "model"
     if path.name == WEIGHTS and is_model_folder(path.parent):
@@ -121,9 +116,7 @@ def open_file(path: Path) -> WeightFile:
         raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
     with path.open("rb") as start:
         if start.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise UserError(
-                f"{path} is a git-lfs pointer, not the weights themselves; run `git lfs pull` there"
-            )
+            raise UserError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` there")
     try:
         if path.name.endswith(INDEX_SUFFIX):
             return open_shards(path)
@@ -190,20 +183,16 @@ def _open_published(
         raise UserError(f"{place}: {error}") from None
     names = {ours: tuple(network.names[name] for name in theirs) for ours, theirs in names.items()}
     specs = {ours: joined(theirs, file.specs.__getitem__) for ours, theirs in names.items()}
-    _check_size(specs, file.files)
+    size = sum(spec.numel() * spec.element_size() for spec in specs.values())
+    if size > (there := sum(part.stat().st_size for part in file.files)):  # tensors that overlap
+        raise UserError(f"{file.path} has {there} bytes, but its tensors claim {size}")
     config = with_notes(config, file.path.name.removesuffix(INDEX_SUFFIX).rsplit(".", 1)[0], sampler)
     files = (address, *(f.name for f in file.files[1:]))
-    licence = licence_of(config, f"{address}/{file.path.name}")
-    provenance = Provenance(files, (), network.description, licence)
-    return Checkpoint(
-        dataclasses.replace(config, provenance=provenance),
-        str(file.path),
-        file.files,
-        network.description,
-        specs,
-        lambda ours: joined(names[ours], file.read),
-        _null_class_note(config, file.path),
-    )
+    read_as, licence = network.description, licence_of(config, f"{address}/{file.path.name}")
+    config = dataclasses.replace(config, provenance=Provenance(files, (), read_as, licence))
+    read = lambda ours: joined(names[ours], file.read)  # noqa: E731
+    note = _null_class_note(config, file.path)
+    return Checkpoint(config, str(file.path), file.files, read_as, specs, read, note)
 
 
 def _null_class_note(config: DenoiserConfig, path: Path) -> str | None:
@@ -213,17 +202,8 @@ def _null_class_note(config: DenoiserConfig, path: Path) -> str | None:
     rows = config.num_classes + 1
     return (
         f"the class table of {path} has {rows} rows, of which the last is taken as the null class: there are "
-        f"classes 0 to {rows - 2}. A model that was trained without label dropout has {rows} classes, and no "
-        f"guidance"
+        f"classes 0 to {rows - 2}. A model trained without label dropout has {rows} classes, and no guidance"
     )
-
-
-def _check_size(specs: Mapping[str, Tensor], files: tuple[Path, ...]) -> None:
-    """Tensors that overlap could make much of little."""
-    size = sum(spec.numel() * spec.element_size() for spec in specs.values())
-    there = sum(file.stat().st_size for file in files)
-    if size > there:
-        raise UserError(f"{files[0]} has {there} bytes, but its tensors claim {size}")
 
 
 def load_config(source: str | os.PathLike[str]) -> DenoiserConfig:
@@ -267,10 +247,8 @@ def check_one_dtype(checkpoint: Checkpoint) -> None:
     """Raise `UserError` if the weights are of several dtypes, with which the network cannot compute."""
     dtypes = sorted({str(spec.dtype).removeprefix("torch.") for spec in checkpoint.specs.values()})
     if len(dtypes) > 1:
-        raise UserError(
-            f"{checkpoint.place} holds {' and '.join(dtypes)} weights; choose one with "
-            f"`pixelwright convert --dtype`"
-        )
+        held = f"{checkpoint.place} holds {' and '.join(dtypes)} weights"
+        raise UserError(f"{held}; choose one with `pixelwright convert --dtype`")
 
 
 _announced: set[str] = set()

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -72,8 +73,11 @@ def convert(
     _check_out(out, to)
     checkpoints = [_open(path, weights, sampler) for path in (source, *average)]
     first = checkpoints[0]
-    for other in checkpoints[1:]:
-        _check_same(first, other)
+    for other, kind in product(checkpoints[1:], ("backbone", "detailer", "placement", "prediction")):
+        ours, theirs = getattr(first.config, kind), getattr(other.config, kind)
+        if ours != theirs:
+            both = f"{first.place} and {other.place} cannot be averaged"
+            raise UserError(f"{both}: their {kind} differs ({ours} and {theirs})")
     if dtype is None:
         check_one_dtype(first)
     specs = {
@@ -82,9 +86,15 @@ def convert(
     }
 
     def read(name: str) -> Tensor:
-        return _cast(_mean(checkpoints, name), specs[name].dtype, name, first.place)
+        mean = _mean(checkpoints, name)
+        if mean.dtype == (kind := specs[name].dtype):
+            return mean
+        check_finite(name, result := mean.to(kind), f"{first.place} as {str(kind).removeprefix('torch.')}")
+        return result
 
-    config = _config(checkpoints)
+    config = first.config  # with its sampler preset only where all have the same
+    if any(other.config.sampler != config.sampler for other in checkpoints):
+        config = dataclasses.replace(config, sampler=None)
     if to == "folder":
         with replacing(out) as part:
             part.mkdir()
@@ -113,16 +123,6 @@ def _check_out(out: Path, to: Layout) -> None:
         raise UserError(f"{out} exists already; give another name, or remove it first")
 
 
-def _check_same(first: Checkpoint, other: Checkpoint) -> None:
-    for part in ("backbone", "detailer", "placement", "prediction"):
-        ours, theirs = getattr(first.config, part), getattr(other.config, part)
-        if ours != theirs:
-            raise UserError(
-                f"{first.place} and {other.place} cannot be averaged: their {part} differs "
-                f"({ours} and {theirs})"
-            )
-
-
 def _mean(checkpoints: Sequence[Checkpoint], name: str) -> Tensor:
     """The mean in float64, one model's tensor at a time; the tensor itself where there is one model."""
     if len(checkpoints) == 1:
@@ -133,51 +133,21 @@ def _mean(checkpoints: Sequence[Checkpoint], name: str) -> Tensor:
     return total / len(checkpoints)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype, name: str, place: str) -> Tensor:
-    if tensor.dtype == dtype:
-        return tensor
-    result = tensor.to(dtype)
-    check_finite(name, result, f"{place} as {str(dtype).removeprefix('torch.')}")
-    return result
-
-
-# --- What the config says of it ---------------------------------------------------------------------------
-
-
-def _config(checkpoints: Sequence[Checkpoint]) -> DenoiserConfig:
-    """The first model's config; its sampler preset only where all have the same."""
-    config = checkpoints[0].config
-    if any(other.config.sampler != config.sampler for other in checkpoints):
-        config = dataclasses.replace(config, sampler=None)
-    return config
-
-
 def _provenance(checkpoints: Sequence[Checkpoint]) -> Provenance:
     """Every file with its digest. A folder that records where it comes from hands that on."""
     one = checkpoints[0].config.provenance
     if len(checkpoints) == 1 and one is not None and one.sha256:
         return one
-    notes = [checkpoint.config.provenance for checkpoint in checkpoints]
-    names = [
-        name
-        for checkpoint, note in zip(checkpoints, notes, strict=True)
-        for name in (
-            note.files
-            if note is not None and len(note.files) == len(checkpoint.files)
-            else [file.name for file in checkpoint.files]
-        )
-    ]
-    read = checkpoints[0].read_as
-    licences = dict.fromkeys(note.licence for note in notes if note is not None and note.licence)
-    return Provenance(
-        tuple(names),
-        tuple(sha256(file) for checkpoint in checkpoints for file in checkpoint.files),
-        f"mean of {len(checkpoints)} models: {read}" if len(checkpoints) > 1 else read,
-        "; ".join(licences) or None,
-    )
-
-
-# --- The published layout ---------------------------------------------------------------------------------
+    names: list[str] = []
+    licences: dict[str, None] = {}
+    for checkpoint in checkpoints:
+        note, files = checkpoint.config.provenance, [file.name for file in checkpoint.files]
+        names += note.files if note is not None and len(note.files) == len(files) else files
+        licences |= dict.fromkeys([note.licence] if note is not None and note.licence else [])
+    digests = tuple(sha256(file) for checkpoint in checkpoints for file in checkpoint.files)
+    read = f"mean of {len(checkpoints)} models: " if len(checkpoints) > 1 else ""
+    read += checkpoints[0].read_as
+    return Provenance(tuple(names), digests, read, "; ".join(licences) or None)
 
 
 def _write_public(
@@ -191,11 +161,8 @@ def _write_public(
         return
     raw = config.provenance is not None and "raw weights" in config.provenance.read
     prefix = SETS["raw" if raw else "ema"]
-    write_ckpt(
-        out,
-        {prefix + name: spec for name, spec in theirs.items()},
-        lambda name: readers[name.removeprefix(prefix)](),
-    )
+    prefixed = {prefix + name: spec for name, spec in theirs.items()}
+    write_ckpt(out, prefixed, lambda name: readers[name.removeprefix(prefix)]())
 
 
 def write_ckpt(path: Path, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:

@@ -171,9 +171,9 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
             UserError: any other value.
         """
         if slice_size is not None:
+            fused = "they use PyTorch's fused attention, which saves that memory already"
             raise UserError(
-                "attention slicing does not apply to pixel denoisers: they use PyTorch's fused attention, "
-                "which saves that memory already; leave the call out"
+                f"attention slicing does not apply to pixel denoisers: {fused}; leave the call out"
             )
 
     @property
@@ -272,11 +272,9 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
             null = null_like(condition, config.num_classes)
         else:
             prompts, negatives = _texts(prompt), _texts(negative_prompt or "")
-            if len(negatives) not in (1, len(prompts)):
-                raise UserError(
-                    f"{len(negatives)} negative prompts are given for {len(prompts)} prompts; "
-                    f"give one for all or one each"
-                )
+            if (count := len(negatives)) not in (1, len(prompts)):
+                both = f"{count} negative prompts are given for {len(prompts)} prompts"
+                raise UserError(f"{both}; give one for all or one each")
             condition = encode_for(config, prompts, negatives[0], device).to(device)
             null = condition.empty()
             if len(negatives) > 1:

@@ -27,11 +27,10 @@ PICKLES = (".ckpt", ".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", INDEX_SUFFIX, *PICKLES)
 """The endings of files that can be opened."""
 
+# Most bytes of a safetensors header, an index, or the pickle in a checkpoint; real ones have below 1 MB.
 LARGEST_HEADER = 16 << 20
-"""Most bytes of a safetensors header, an index, or the pickle in a checkpoint; real ones have below 1 MB."""
-
+# Known by name, so that they can be refused by name.
 EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-"""Known by name, so that they can be refused by name."""
 _DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | EIGHT_BITS
 # What training tools leave beside the weights.
 _STATE_OF_TRAINING = re.compile(
@@ -45,12 +44,9 @@ class WeightFile:
     """The tensors of one file, or of one set of shards."""
 
     path: Path
-    files: tuple[Path, ...]
-    """Every file that belongs to it, `path` first."""
-    specs: Mapping[str, Tensor]
-    """Name -> a tensor on the meta device, with shape and dtype alone."""
-    read: Callable[[str], Tensor]
-    """The tensor of a name. It may share memory with the file, so write nothing into it."""
+    files: tuple[Path, ...]  # every file that belongs to it, `path` first
+    specs: Mapping[str, Tensor]  # name -> a tensor on the meta device, with shape and dtype alone
+    read: Callable[[str], Tensor]  # it may share memory with the file, so write nothing into it
 
 
 def only_weights(names: Iterable[str], place: str) -> str:
@@ -71,26 +67,20 @@ def only_weights(names: Iterable[str], place: str) -> str:
     return found[0]
 
 
-# --- safetensors -------------------------------------------------------------------------------------------
-
-
 def open_safetensors(path: Path) -> WeightFile:
     """Open a safetensors file. Raises UserError for a damaged one."""
     with path.open("rb") as file:
         start = file.read(8)
     size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    if not 2 <= size <= min(LARGEST_HEADER, path.stat().st_size - 8):
-        raise UserError(
-            f"{path} is damaged or no safetensors file: its header claims {size} bytes of "
-            f"{path.stat().st_size} (at most {LARGEST_HEADER} are read)"
-        )
+    broken = f"{path} is damaged or no safetensors file"
+    if not 2 <= size <= min(LARGEST_HEADER, there := path.stat().st_size - 8):
+        claim = f"its header claims {size} bytes of {there + 8} (at most {LARGEST_HEADER} are read)"
+        raise UserError(f"{broken}: {claim}")
     try:
         tensors = safe_open(path, "pt")
         specs = {name: _spec(tensors.get_slice(name)) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged or no safetensors file: {shorten(str(error).splitlines()[0])}"
-        ) from None
+        raise UserError(f"{broken}: {shorten(str(error).splitlines()[0])}") from None
     return WeightFile(path, (path,), specs, tensors.get_tensor)
 
 
@@ -105,23 +95,18 @@ def open_shards(index: Path) -> WeightFile:
     Raises UserError for a broken index, and shards that are damaged or do not fit to it.
     """
     names = shard_names(index)
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
         raise UserError(f"{index} names shards that are not beside it: {listing(map(shorten, missing))}")
     weight_map = _weight_map(index)
     shards = {name: open_safetensors(index.parent / name) for name in names}
-    wrong = [f'"{shorten(key)}"' for key, name in weight_map.items() if key not in shards[name].specs]
-    wrong += [
-        f'"{shorten(key)}"' for name, s in shards.items() for key in s.specs if weight_map.get(key) != name
-    ]
+    wrong = [key for key, name in weight_map.items() if key not in shards[name].specs]
+    wrong += [key for name, shard in shards.items() for key in shard.specs if weight_map.get(key) != name]
     if wrong:
-        raise UserError(f"{index} and its shards disagree on {listing(wrong)}")
-    return WeightFile(
-        index,
-        (index, *(shard.path for shard in shards.values())),
-        {key: shards[name].specs[key] for key, name in weight_map.items()},
-        lambda key: shards[weight_map[key]].read(key),
-    )
+        keys = listing(f'"{shorten(key)}"' for key in wrong)
+        raise UserError(f"{index} and its shards disagree on {keys}")
+    files = (index, *(shard.path for shard in shards.values()))
+    specs = {key: shards[name].specs[key] for key, name in weight_map.items()}
+    return WeightFile(index, files, specs, lambda key: shards[weight_map[key]].read(key))
 
 
 def shard_names(index: Path) -> list[str]:

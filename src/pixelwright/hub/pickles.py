@@ -51,8 +51,7 @@ class Storage(NamedTuple):
 
     key: str
     dtype: torch.dtype
-    size: int
-    """Bytes."""
+    size: int  # bytes
 
 
 class Described(NamedTuple):
@@ -188,10 +187,8 @@ def _open_archive(path: Path, file: BinaryIO) -> tuple[bytes, dict[str, zipfile.
         ) from None
     size, inside = path.stat().st_size, sum(member.file_size for member in members)
     if inside > size or any(m.compress_type != zipfile.ZIP_STORED for m in members):
-        raise UserError(
-            f"{path} holds compressed or overlapping parts ({inside} bytes in a file of {size}), "
-            f"which no checkpoint has; it is refused"
-        )
+        parts = f"compressed or overlapping parts ({inside} bytes in a file of {size})"
+        raise UserError(f"{path} holds {parts}, which no checkpoint has; it is refused")
     programs = [m for m in members if m.filename.endswith("data.pkl")]
     if len(programs) != 1 or programs[0].file_size > LARGEST_HEADER:
         raise UserError(f"{path} is no PyTorch checkpoint: it needs one data.pkl of reasonable size")
@@ -213,9 +210,8 @@ def _check_program(program: bytes, path: Path) -> None:
                 if meaning(name) is None:
                     foreign[f'"{shorten(name)}"'] = None
             elif opcode.name == "PROTO" and int(argument or 0) > 2:
-                raise UserError(
-                    f"{path}: its pickle has protocol {argument} (with STACK_GLOBAL); torch.save writes 2"
-                )
+                newer = f"protocol {argument} (with STACK_GLOBAL)"
+                raise UserError(f"{path}: its pickle has {newer}; torch.save writes 2")
             elif opcode.proto > 2 or opcode.name in ("INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID"):
                 raise UserError(f"{path}: its pickle uses {opcode.name}, which torch.save does not write")
             elif opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(program):
@@ -245,15 +241,10 @@ class _Unpickler(pickle.Unpickler):
         """A storage: "storage", its type, its key, a device and the number of elements."""
         _, dtype, key, _, count = pid
         there = self._parts[key].file_size if key in self._parts else None
-        if (
-            not isinstance(dtype, torch.dtype)
-            or not isinstance(count, int)
-            or there != count * dtype.itemsize
-        ):
-            raise UserError(
-                f"{self._path} is damaged: part {key} should hold {count} values ({dtype}), but has "
-                f"{'no' if there is None else there} bytes"
-            )
+        typed = isinstance(dtype, torch.dtype) and isinstance(count, int)
+        if not typed or there is None or there != count * dtype.itemsize:
+            held = f"should hold {count} values ({dtype}), but has {'no' if there is None else there} bytes"
+            raise UserError(f"{self._path} is damaged: part {key} {held}")
         return Storage(key, dtype, there)
 
 

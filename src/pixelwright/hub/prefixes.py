@@ -17,17 +17,8 @@ SETS: dict[Which, str] = {"ema": "ema_denoiser.", "raw": "denoiser."}
 # Words before a network's names, in any order and nesting: of Lightning modules, torch.compile, data-parallel
 # wrappers and repacks, and of the dicts that trainers save. Of averages, the best known comes first.
 _EMA = (
-    *(
-        "ema_denoiser",
-        "ema",
-        "net_ema",
-        "model_ema",
-        "ema_model",
-        "ema_net",
-        "state_dict_ema",
-        "ema_state_dict",
-    ),
-    *("model_ema1", "ema1", "ema_params1", "model_ema2", "ema2", "ema_params2"),
+    *("ema_denoiser", "ema", "net_ema", "model_ema", "ema_model", "ema_net", "state_dict_ema"),
+    *("ema_state_dict", "model_ema1", "ema1", "ema_params1", "model_ema2", "ema2", "ema_params2"),
 )
 _RAW = (
     *("denoiser", "core", "model", "diffusion_model", "net", "network", "module", "transformer", "student"),
@@ -48,10 +39,8 @@ class NetworkTensors:
     """One network's tensors among all that a file holds."""
 
     prefix: str
-    kind: Which | None
-    """None where the file holds one set and does not say which."""
-    names: dict[str, str]
-    """Bare name -> the name in the file."""
+    kind: Which | None  # None where the file holds one set and does not say which
+    names: dict[str, str]  # bare name -> the name in the file
 
     @property
     def description(self) -> str:
@@ -89,19 +78,14 @@ def network_tensors(names: Iterable[str], which: Which | None = None) -> Network
     raw = [p for p in plain if averages or "denoiser" in p.split(".")]
     choices = {"ema": sorted(averages, key=_rank), "raw": raw, None: sorted(sets, key=_rank)}[which]
     if which is not None and not choices:
-        raise UserError(
-            f"{which.upper() if which == 'ema' else which} weights are asked for, but no key begins with "
-            f'"{SETS[which]}" or the like; leave the choice out to take what is there'
-        )
+        asked = f"{which.upper() if which == 'ema' else which} weights are asked for"
+        none = f'no key begins with "{SETS[which]}" or the like'
+        raise UserError(f"{asked}, but {none}; leave the choice out to take what is there")
     if len(plain) > 1:
-        known = choices[0] if choices[0] in averages else _largest(sets, plain)
-        strange = max(
-            (prefix for prefix in plain if prefix != known), key=lambda prefix: prefix != SETS["raw"]
-        )
-        raise UserError(
-            f'"{shorten(next(iter(sets[strange].values())))}" stands beside keys with the prefix "{known}"; '
-            f"it is not known"
-        )
+        known = choices[0] if choices[0] in averages else max(plain, key=lambda prefix: len(sets[prefix]))
+        strange = max((p for p in plain if p != known), key=lambda prefix: prefix != SETS["raw"])
+        key = shorten(next(iter(sets[strange].values())))
+        raise UserError(f'"{key}" stands beside keys with the prefix "{known}"; it is not known')
     prefix = choices[0] if choices else ""
     kind: Which | None = "ema" if prefix in averages else "raw" if prefix in raw else None
     return NetworkTensors(prefix, kind, sets.get(prefix, {}))
@@ -110,7 +94,3 @@ def network_tensors(names: Iterable[str], which: Which | None = None) -> Network
 def _rank(prefix: str) -> int:
     """The place of a prefix among those of averages; beyond them all where it is none."""
     return min((_EMA.index(word) for word in prefix.split(".") if word in _EMA), default=len(_EMA))
-
-
-def _largest(sets: dict[str, dict[str, str]], prefixes: list[str]) -> str:
-    return max(prefixes, key=lambda prefix: len(sets[prefix]))

@@ -54,14 +54,10 @@ SAMPLER_PRESETS = {preset.name: preset for preset in _TABLE}
 class Published(NamedTuple):
     """Published checkpoints that one sampler preset goes with."""
 
-    sampler: str
-    """A key of `SAMPLER_PRESETS`."""
-    pattern: str
-    """File names, without suffix and in lower case."""
-    architectures: tuple[str, ...]
-    """Names of model presets."""
-    side: int | None
-    """Image size, where it is not the architecture's."""
+    sampler: str  # a key of `SAMPLER_PRESETS`
+    pattern: str  # file names, without suffix and in lower case
+    architectures: tuple[str, ...]  # names of model presets
+    side: int | None  # image size, where it is not the architecture's
 
 
 PUBLISHED = [
@@ -103,9 +99,8 @@ def sampler_preset(name: str) -> SamplerPreset | None:
 
 def _fits(published: Published, config: DenoiserConfig, stem: str) -> bool:
     shapes = [(PRESETS[name].backbone, PRESETS[name].detailer) for name in published.architectures]
-    return fnmatch.fnmatchcase(stem.lower(), published.pattern) and (
-        (config.backbone, config.detailer) in shapes
-    )
+    named = fnmatch.fnmatchcase(stem.lower(), published.pattern)
+    return named and (config.backbone, config.detailer) in shapes
 
 
 def preset_of(config: DenoiserConfig) -> DenoiserConfig | None:
@@ -118,8 +113,7 @@ def licence_of(config: DenoiserConfig, address: str) -> str | None:
     """The notice that goes with weights of this file name or hf:// address."""
     address = address.lower()
     stem = address.rsplit("/", 1)[-1]
-    if address.startswith("hf://nvidia/") or any(
-        fnmatch.fnmatchcase(stem, p.pattern + ".*") for p in PUBLISHED if p.pattern != "*"
-    ):
+    patterns = [f"{known.pattern}.*" for known in PUBLISHED if known.pattern != "*"]
+    if address.startswith("hf://nvidia/") or any(fnmatch.fnmatchcase(stem, each) for each in patterns):
         return NVIDIA
     return PERHAPS_NVIDIA if "pixeldit" in stem and isinstance(config.detailer, PiTConfig) else None

@@ -182,9 +182,6 @@ def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
     return {name: read() for name, read in readers.items()}
 
 
-# --- The architecture, read from names and shapes ---
-
-
 def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
     """The config of a published network's bare tensors.
 
@@ -265,19 +262,17 @@ def _chunks(weights: Mapping[str, Tensor], block: int, unit: int) -> int:
     rows, _ = _shape(weights, key, 2)
     chunks, rest = divmod(rows, unit)
     if rest or chunks not in _VARIANTS:
-        raise UserError(
-            f'"{key}" has {rows} rows; {6 * unit} (pre-modulation) or {4 * unit} (post-modulation) '
-            f"are expected"
-        )
+        fits = f"{6 * unit} (pre-modulation) or {4 * unit} (post-modulation)"
+        raise UserError(f'"{key}" has {rows} rows; {fits} are expected')
     return chunks
 
 
 def _infer_unet(weights: Mapping[str, Tensor]) -> Any:
     channels: list[int] = []
-    while f"local_decoder.enc{len(channels) + 1}.0.weight" in weights:
-        channels.append(_shape(weights, f"local_decoder.enc{len(channels) + 1}.0.weight", 4)[0])
-    if not channels:
-        raise UserError('the checkpoint misses "local_decoder.enc1.0.weight"')
+    key = "local_decoder.enc1.0.weight"
+    while not channels or key in weights:  # the first one has to be there
+        channels.append(_shape(weights, key, 4)[0])
+        key = f"local_decoder.enc{len(channels) + 1}.0.weight"
     return UNetConfig(tuple(channels))
 
 

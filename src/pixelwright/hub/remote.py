@@ -20,8 +20,6 @@ from pixelwright.models.folder import CONFIG, WEIGHTS
 SCHEME = "hf://"
 ONE_FILE = (".safetensors", *PICKLES)
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w.\-]+))?(/(?P<file>.+?))?/?")
-
-
 PIPELINE, TRANSFORMER = "model_index.json", "transformer"
 """Of a diffusers pipeline: the file that names its parts, and the folder of its network."""
 
@@ -120,7 +118,10 @@ def _ask(address: str, function: str, *arguments: Any, **settings: Any) -> Any:
     try:
         return ask(*arguments, **settings)
     except Exception as error:
-        reason = next((text for kind, text in _REASONS.items() if _is(error, kind)), None)
+        from huggingface_hub import errors
+
+        known = ((getattr(errors, kind, ()), text) for kind, text in _REASONS.items())
+        reason = next((text for kind, text in known if isinstance(error, kind)), None)
         if reason is None and isinstance(error, OSError):
             reason = _UNREACHABLE
         if reason is None and isinstance(error, ValueError):
@@ -131,10 +132,3 @@ def _ask(address: str, function: str, *arguments: Any, **settings: Any) -> Any:
         raise kind(f"{address} {reason.format(error=' '.join(str(error).split())[:200])}") from None
     finally:
         log.setLevel(level)
-
-
-def _is(error: Exception, kind: str) -> bool:
-    """Whether an error is of the client's class of this name."""
-    from huggingface_hub import errors
-
-    return isinstance(error, getattr(errors, kind, ()))

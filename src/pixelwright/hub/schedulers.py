@@ -28,20 +28,10 @@ Scheduler: TypeAlias = (
 )
 
 # What a scheduler's settings have to be, where it has them: the straight path, and no time grid of its own.
-_REQUIRED: dict[str, Any] = {
-    "use_flow_sigmas": True,
-    "prediction_type": "flow_prediction",
-    "final_sigmas_type": "zero",
-    "predict_x0": True,
-    "solver_p": None,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
-    "use_dynamic_shifting": False,
-    "shift_terminal": None,
-    "invert_sigmas": False,
-}
+_OFF = ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas", "dynamic_shifting")
+_REQUIRED: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+_REQUIRED |= {"final_sigmas_type": "zero", "predict_x0": True, "solver_p": None}
+_REQUIRED |= {f"use_{name}": False for name in _OFF} | {"shift_terminal": None, "invert_sigmas": False}
 _REQUIRED_UNIPC = {"solver_type": "bh2", "lower_order_final": True}  # the others make NaN at σ = 0
 _FLOW_SETTINGS = 'use_flow_sigmas=True, prediction_type="flow_prediction"'
 _UNIPC_FIRST_SIGMA = 1 - 1e-6  # its formulas hold log(1 − σ), which they cannot take at σ = 1
@@ -79,10 +69,9 @@ def lay_grid(scheduler: Any, steps: int, device: torch.device | str = "cpu") -> 
         UserError: an unsupported scheduler, settings that do not fit, fewer than one step.
     """
     check_scheduler(scheduler)
-    flow_match = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-    shift = (
-        scheduler.shift if flow_match else scheduler.config.get("shift", scheduler.config.get("flow_shift"))
-    )
+    shift = scheduler.config.get("shift", scheduler.config.get("flow_shift"))
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        shift = scheduler.shift  # it can be set
     times = timesteps(steps, shift)  # [steps+1]
     if scheduler.order == 2:
         times = torch.cat((times[:1], times[1:-1].repeat_interleave(2), times[-1:]))  # [2·steps]

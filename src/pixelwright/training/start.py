@@ -91,7 +91,8 @@ def _check_folder(run: Path, config: LoopConfig) -> None:
     stored = run / "config.yaml"
     if not stored.exists():
         if run.is_dir() and any(path.suffix != ".tmp" for path in run.iterdir()):
-            raise UserError(f"{run} is not empty and no run (no config.yaml): give another folder with --run")
+            what = "is not empty and not a run (no config.yaml)"
+            raise UserError(f"{run} {what}: give another folder with --run")
         return
     if changed := differences(to_dict(read_settings(stored)), to_dict(config)):
         raise UserError(
