@@ -10,7 +10,6 @@ from jsonargparse import Namespace
 from pixelwright.cli.parsing import Parser, add_imports
 from pixelwright.hub.convert import convert
 from pixelwright.hub.presets import SAMPLER_PRESETS
-from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.folder import save
 from pixelwright.training.averages import load_average
 
@@ -51,30 +50,14 @@ def parser() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    """Convert the source, or the average of a run that was asked for."""
+    """Convert the source, or the average of a run that was asked for, and say what was read and written."""
+    settings = {name: options[name] for name in ("weights", "to", "dtype", "average", "sampler")}
     if options.ema is None:
-        report(options, convert_source(options, options.source))
-        return
-    with tempfile.TemporaryDirectory(prefix="average-") as folder:
-        save(load_average(options.source, options.ema), folder)
-        report(options, convert_source(options, folder))
-
-
-def convert_source(options: Namespace, source: str) -> DenoiserConfig:
-    """Convert `source` with the settings of the command line."""
-    return convert(
-        source,
-        options.out,
-        weights=options.weights,
-        to=options.to,
-        dtype=options.dtype,
-        average=options.average,
-        sampler=options.sampler,
-    )
-
-
-def report(options: Namespace, config: DenoiserConfig) -> None:
-    """Say what was read and written."""
+        config = convert(options.source, options.out, **settings)
+    else:
+        with tempfile.TemporaryDirectory(prefix="average-") as folder:
+            save(load_average(options.source, options.ema), folder)
+            config = convert(folder, options.out, **settings)
     provenance, preset = config.provenance, config.sampler
     print(f"{options.out}: {config.name}" + (f", read from {provenance.read}" if provenance else ""))
     print(f"sampler preset: {preset.name} ({preset.origin})" if preset else "sampler preset: none is known")

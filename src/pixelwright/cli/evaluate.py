@@ -23,7 +23,7 @@ from pixelwright.evaluation import sweep
 from pixelwright.evaluation.evaluate import FORMS, Evaluation, Scorer
 from pixelwright.evaluation.features import FORMS as FEATURES
 from pixelwright.evaluation.generate import Generation, checksum
-from pixelwright.evaluation.images import ImageSet, open_images
+from pixelwright.evaluation.images import open_images
 from pixelwright.evaluation.measure import Report
 from pixelwright.evaluation.report import HTML, JSON, as_json, metric_rows, write_report
 from pixelwright.files import write_text
@@ -51,17 +51,8 @@ EXAMPLES = """  pixelwright evaluate samples --reference cifar10.npz --out evalu
 SHOWN = 20  # skipped images that are named on the screen
 TIMEOUT = 6 * 3600.0  # seconds that processes wait for the main one, which measures
 SUFFIXES = (".ckpt", ".pth", ".safetensors", ".json")
-DEFAULTS: dict[str, Any] = {
-    "num_samples": 50_000,
-    "labels": ["balanced"],
-    "seed": 0,
-    "batch_size": 64,
-    "precision": "auto",
-    "images": "npz",
-    "keep_images": False,
-    "sweep": [],
-    "name": None,
-}
+DEFAULTS: dict[str, Any] = {"num_samples": 50_000, "labels": ["balanced"], "seed": 0, "batch_size": 64}
+DEFAULTS |= {"precision": "auto", "images": "npz", "keep_images": False, "sweep": [], "name": None}
 """Of the settings that only a model has a use for; on the command line they are None unless given."""
 
 
@@ -97,10 +88,8 @@ def parser() -> Parser:
 
 def run(options: Namespace) -> None:
     """Measure, print, write the report."""
-    if is_model(options.subject):
-        _evaluate_model(options)
-    else:
-        _evaluate_images(options)
+    evaluate = _evaluate_model if is_model(options.subject) else _evaluate_images
+    evaluate(options)
 
 
 def is_model(subject: str) -> bool:
@@ -114,9 +103,8 @@ def is_model(subject: str) -> bool:
 def _evaluate_images(options: Namespace) -> None:
     for name in (*DEFAULTS, *sampler.FIELDS, "sampler", "reuse"):
         if options[name]:
-            raise UserError(
-                f"--{name.replace('_', '-')} is for a model, and {options.subject} is none: leave it out"
-            )
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is for a model, and {options.subject} is none: leave it out")
     if options.size is not None and len(options.size) != 1:
         raise UserError(f"--size is {' '.join(map(str, options.size))}: give one number for images")
     scorer = Scorer.open(options.reference, options.features, resolve_device(options.device))
@@ -128,24 +116,18 @@ def _evaluate_images(options: Namespace) -> None:
     out = Path(options.out).expanduser()
     if out.suffix == ".json":
         write_text(out, as_json(report))
-    else:
-        _write(report, out, images)
-        print(f"report: {out / HTML}")
-
-
-def _write(report: Report, out: Path, images: ImageSet) -> None:
-    if out.exists() and not out.is_dir():
+    elif out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: give a folder, or a name that ends in .json")
-    write_report(report, out, images)
+    else:
+        write_report(report, out, images)
+        print(f"report: {out / HTML}")
 
 
 def describe(report: Report) -> str:
     """The numbers, and what they rest on, in a few lines."""
     images = report.images
-    lines = [
-        f"{images.count} images of {images.path} against {report.reference.path}, "
-        f"features: {report.extractor}"
-    ]
+    against = f"against {report.reference.path}, features: {report.extractor}"
+    lines = [f"{images.count} images of {images.path} {against}"]
     for title, value, error, beyond in metric_rows(report):
         noise = f" ± {error:.2g}" if error != "" else ""
         bias = f"   (without the bias of {images.count} images about {beyond:.4g})" if beyond != "" else ""
@@ -160,9 +142,7 @@ def describe(report: Report) -> str:
 
 # ---------------------------------------------------------------- a model
 def _evaluate_model(options: Namespace) -> None:
-    settings = {
-        name: default if options[name] in (None, []) else options[name] for name, default in DEFAULTS.items()
-    }
+    settings = DEFAULTS | {name: options[name] for name in DEFAULTS if options[name] not in (None, [])}
     if options.out is None:
         raise UserError("a model needs --out DIR, where its images and the report go")
     out = Path(options.out).expanduser()
@@ -174,22 +154,19 @@ def _evaluate_model(options: Namespace) -> None:
     config = load_config(options.subject)
     generation = plan(config, options, settings)
     points = sweep.plan(generation, axes)
-    labels = labels_for(
-        settings["labels"], generation.num_samples, config.num_classes, config.class_names, generation.seed
-    )
+    classes = (config.num_classes, config.class_names)
+    labels = labels_for(settings["labels"], generation.num_samples, *classes, generation.seed)
     name = settings["name"] or name_of(options.subject)
     with together(lambda: connect(options.device, ParallelConfig(timeout=TIMEOUT))) as layout:
         scorer = open_scorer(layout, options.reference, options.features)
         recipes = with_weights(points, options.subject, layout)
         model = pw.load(options.subject).to(layout.device)
         evaluation = Evaluation(name, model, labels, layout, scorer, settings["images"])
-        if layout.main and not axes:
-            print(sampler.choose(options, config).text)
         if not axes:
-            report = evaluation.run(next(iter(recipes.values())), out)
-            if report is not None:
-                print(describe(report))
-                print(f"report: {out / HTML}")
+            if layout.main:
+                print(sampler.choose(options, config).text)
+            if report := evaluation.run(next(iter(recipes.values())), out):
+                print(f"{describe(report)}\nreport: {out / HTML}")
             return
         reports = evaluation.sweep(recipes, out, settings["keep_images"], lambda report: print(_line(report)))
         if layout.main:
@@ -207,17 +184,9 @@ def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -
     precision = name_precision(settings["precision"], resolve_device(options.device))
     chosen = sampler.choose(options, config)
     check_reuse(chosen.reuse, config)
-    return Generation(
-        model=config.name,
-        weights="",
-        num_samples=settings["num_samples"],
-        size=size,
-        labels=" ".join(settings["labels"]),
-        seed=settings["seed"],
-        batch_size=settings["batch_size"],
-        precision=precision,
-        **chosen.as_dict(),
-    )
+    more = chosen.as_dict() | {name: settings[name] for name in ("num_samples", "seed", "batch_size")}
+    labels = " ".join(settings["labels"])
+    return Generation(model=config.name, weights="", size=size, labels=labels, precision=precision, **more)
 
 
 def with_weights(points: dict[str, Generation], source: str, layout: Layout) -> dict[str, Generation]:

@@ -17,25 +17,13 @@ from pixelwright.cli.parsing import MODEL, Command, Parser, image_size
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.errors import UserError
 from pixelwright.evaluation.generate import checksum
-from pixelwright.evaluation.prompts import dpg, geneval, shapesbench
-from pixelwright.evaluation.prompts.common import (
-    PromptImage,
-    as_json,
-    check_count,
-    draw_missing,
-    draw_with,
-    missing,
-    overall,
-    record_settings,
-)
+from pixelwright.evaluation.prompts import common, dpg, geneval, shapesbench
 from pixelwright.files import replacing, write_text
 from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import load_png
 
-DESCRIPTION = (
-    "Does a text-to-image model draw what prompts say? Draw the images of a benchmark, and score them."
-)
+DESCRIPTION = "Does a text-to-image model draw what prompts say? Draw a benchmark's images, and score them."
 
 EXAMPLES = """  pixelwright prompts shapes runs/shapes-t2i --out bench/shapes --guidance-scale 3
   pixelwright prompts geneval models/pixeldit-t2i --metadata evaluation_metadata.jsonl --out bench/geneval
@@ -83,7 +71,7 @@ def _drawing_parser(name: str, description: str, example: str) -> Parser:
     return parser
 
 
-def _draw(options: Namespace, images: Sequence[PromptImage]) -> str:
+def _draw(options: Namespace, images: Sequence[common.PromptImage]) -> str:
     """Draw what is missing; the title of the report."""
     device = resolve_device(options.device)
     precision = name_precision(options.precision, device)
@@ -93,26 +81,22 @@ def _draw(options: Namespace, images: Sequence[PromptImage]) -> str:
     chosen = sampler.choose(options, config)
     size = image_size(options.size) or config.image_size
     settings = {"weights": checksum(options.model), "size": size, "seed": options.seed, **chosen.as_dict()}
-    record_settings(Path(options.out), {**settings, "precision": precision})
+    common.record_settings(Path(options.out), {**settings, "precision": precision})
     print(chosen.text)
-    todo = missing(images)
+    todo = common.missing(images)
     if todo:
         model = accelerate(pw.load(options.model).to(device), precision, reuse=chosen.reuse)
         prompts = [image.prompt for image in todo]
-        draw = draw_with(model, prompts, options.seed, size=size, sampler=chosen.sampler)
+        draw = common.draw_with(model, prompts, options.seed, size=size, sampler=chosen.sampler)
         with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", disable=None) as bar:
-            draw_missing(draw, images, options.batch_size, bar.update)
+            common.draw_missing(draw, images, options.batch_size, bar.update)
     return f"{config.name}, {chosen.text}"
 
 
 def _write(out: Path, report: Mapping[str, Any], text: str) -> None:
-    """The report for programs and for people."""
     write_text(out / "results.json", json.dumps(report, indent=2) + "\n")
     write_text(out / "report.md", text)
     print(text)
-
-
-# --- ShapesBench -----------------------------------------------------------------------------------------
 
 
 def _shapes_parser() -> Parser:
@@ -123,7 +107,7 @@ def _shapes_parser() -> Parser:
 
 def _shapes(options: Namespace) -> None:
     out = Path(options.out)
-    check_count(options.images)
+    common.check_count(options.images)
     planned = shapesbench.images_of(out / "images", options.images)
     title = _draw(options, planned)
     images = [load_png(image.path).numpy() for image in planned]
@@ -134,22 +118,18 @@ def _shapes(options: Namespace) -> None:
     _write(out, {"model": title, **result.as_json()}, result.markdown(title))
 
 
-# --- GenEval ---------------------------------------------------------------------------------------------
-
-
 def _geneval_parser() -> Parser:
     example = "models/pixeldit-t2i --metadata evaluation_metadata.jsonl --out bench/geneval"
     parser = _drawing_parser("geneval", GENEVAL, example)
-    parser.add_argument(
-        "--metadata", required=True, metavar="FILE", help="GenEval's prompts/evaluation_metadata.jsonl"
-    )
+    about = "GenEval's prompts/evaluation_metadata.jsonl"
+    parser.add_argument("--metadata", required=True, metavar="FILE", help=about)
     parser.add_argument("--images", type=int, default=4, help="images of each prompt")
     return parser
 
 
 def _geneval(options: Namespace) -> None:
     out = Path(options.out)
-    check_count(options.images)
+    common.check_count(options.images)
     tasks = geneval.read_metadata(Path(options.metadata))
     images = geneval.images_of(out, tasks, options.images)
     _draw(options, images)
@@ -178,21 +158,16 @@ def _geneval_score(options: Namespace) -> None:
         file, scorer = path, f"the result file {path.name}"
     result = geneval.read_results(file)
     rows = [[tag, str(score), str(score.images)] for tag, score in result.tasks.items()]
-    rows.append(["overall", f"{overall(result.tasks):.3f}", str(result.images.images)])
+    overall, as_json = common.overall(result.tasks), common.as_json
+    rows.append(["overall", f"{overall:.3f}", str(result.images.images)])
     table = markdown_table(["task", "score", "images"], rows)
     text = (
         f"# GenEval: {escape_markdown(path.name)}\n\nScored by {escape_markdown(scorer)}.\n\n{table}\n"
         f"Overall is the mean of the tasks. Correct images: {result.images}; prompts with at least one:\n"
         f"{result.prompts}.\n"
     )
-    report = {
-        "benchmark": "GenEval",
-        "scorer": scorer,
-        "overall": overall(result.tasks),
-        "scores": as_json(result.tasks),
-        **as_json({"images": result.images, "prompts": result.prompts}),
-    }
-    _write(out, report, text)
+    report = {"benchmark": "GenEval", "scorer": scorer, "overall": overall, "scores": as_json(result.tasks)}
+    _write(out, report | as_json({"images": result.images, "prompts": result.prompts}), text)
 
 
 def _score_images(folder: Path, file: Path, options: Namespace) -> str:
@@ -205,7 +180,7 @@ def _score_images(folder: Path, file: Path, options: Namespace) -> str:
     detector.check(clause["class"] for _, task in images for clause in task["include"])
     colours = ClipColours(options.clip or CLIP, device)
     scorer = f"{detector.path} and {colours.path} in transformers, which is not the official detector"
-    record_settings(file.parent, {"images": str(folder), "scorer": scorer})
+    common.record_settings(file.parent, {"images": str(folder), "scorer": scorer})
     done = geneval.whole_lines(file)
     with file.open("a", encoding="utf-8") as lines:
         for path, task in tqdm(images, initial=len(done), unit="image", disable=None):
@@ -214,9 +189,6 @@ def _score_images(folder: Path, file: Path, options: Namespace) -> str:
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()
     return scorer
-
-
-# --- DPG-Bench -------------------------------------------------------------------------------------------
 
 
 def _dpg_parser() -> Parser:

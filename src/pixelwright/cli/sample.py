@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from jsonargparse import Namespace
@@ -12,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pixelwright as pw
-from pixelwright.acceleration import AcceleratedDenoiser, accelerate
+from pixelwright.acceleration import accelerate
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import parse_labels
 from pixelwright.cli.parsing import MODEL, Parser, image_size
@@ -23,7 +22,7 @@ from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import save_grid, save_png
 from pixelwright.models.conditions import Condition
-from pixelwright.models.config import DenoiserConfig, SamplerSettings, TextNote
+from pixelwright.models.config import DenoiserConfig, TextNote
 from pixelwright.text import encode_for
 from pixelwright.text.config import read_prompts
 
@@ -86,9 +85,20 @@ def run(options: Namespace) -> None:
     starts = range(0, len(condition), options.batch_size)
     shown: list[Tensor] = []
     with tqdm(total=len(starts) * chosen.sampler.steps, unit="step", disable=None, delay=0.5) as bar:
+
+        def advance(_: Step) -> None:
+            bar.update()
+
         for start in starts:
-            part = condition[start : start + options.batch_size]
-            images = _draw(model, part, start, options, chosen.sampler, bar)
+            images = pw.sample(
+                model,
+                condition[start : start + options.batch_size],
+                chosen.sampler,
+                size=image_size(options.size),
+                seed=options.seed,
+                start_index=options.start_index + start,
+                callback=advance,
+            )
             for index, image in enumerate(images, options.start_index + start):
                 save_png(image, out / f"{index:06d}.png")
             shown += list(images[: max(0, GRID - start)])
@@ -121,27 +131,3 @@ def _check(options: Namespace, out: Path) -> None:
         raise UserError(f"--out {out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not options.overwrite:
         raise UserError(f"--out {out} holds files already; give another folder, or --overwrite")
-
-
-def _draw(
-    model: AcceleratedDenoiser,
-    condition: Condition,
-    start: int,
-    options: Namespace,
-    settings: SamplerSettings,
-    bar: tqdm[NoReturn],
-) -> Tensor:
-    """One batch, uint8 [B,H,W,3]; the bar moves with every step of the solver."""
-
-    def advance(_: Step) -> None:
-        bar.update()
-
-    return pw.sample(
-        model,
-        condition,
-        size=image_size(options.size),
-        seed=options.seed,
-        start_index=options.start_index + start,
-        sampler=settings,
-        callback=advance,
-    )

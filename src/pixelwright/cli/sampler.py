@@ -22,8 +22,7 @@ class Chosen(NamedTuple):
 
     sampler: SamplerSettings
     reuse: int
-    text: str
-    """What is used, and where it comes from, in one line."""
+    text: str  # what is used, and where it comes from, in one line
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name; `reuse` where it is not 1."""
@@ -74,14 +73,10 @@ def choose(options: Namespace, config: DenoiserConfig) -> Chosen:
     check_solver(sampler.solver)
     source = "no preset" if preset is None else f"preset {preset.name}: {preset.origin}"
     source += f"; given: {', '.join(given)}" if given else ""
-    reuse = options.reuse or 1
-    return Chosen(sampler, reuse, f"{_in_words(sampler, reuse)}, seed {options.seed or 0} ({source})")
-
-
-def _in_words(sampler: SamplerSettings, reuse: int) -> str:
-    interval = sampler.guidance_interval
+    reuse, interval = options.reuse or 1, sampler.guidance_interval
     where = "everywhere" if interval is None else f"where {interval[0]:g} < t < {interval[1]:g}"
-    return (
+    text = (
         f"{sampler.solver}, {sampler.steps} steps, guidance {sampler.guidance_scale:g} {where}, time shift "
-        f"{sampler.time_shift:g}{f', backbone in 1 of {reuse} evaluations' if reuse > 1 else ''}"
     )
+    text += f"{sampler.time_shift:g}{f', backbone in 1 of {reuse} evaluations' if reuse > 1 else ''}"
+    return Chosen(sampler, reuse, f"{text}, seed {options.seed or 0} ({source})")
