@@ -42,21 +42,15 @@ def whole(least: int, most: int = 2**63 - 1) -> Any:
 
 
 def real(
-    *,
-    above: float = -math.inf,
-    least: float | None = None,
-    below: float = math.inf,
-    most: float | None = None,
+    *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf, most: float = math.inf
 ) -> Any:
     """The type of a finite number within these bounds, for `Annotated[float, ...]`."""
-    limits: list[tuple[str, float]] = [(">", above)]
-    limits += [(">=", least)] if least is not None else []
-    limits += [("<", below)]
-    limits += [("<=", most)] if most is not None else []
-    words = {">": "above", ">=": "of at least", "<": "below", "<=": "of at most"}
-    bounds = " and ".join(f"{words[sign]} {limit:g}" for sign, limit in limits if math.isfinite(limit))
+    limits = [(">", above, "above"), (">=", least, "of at least"), ("<", below, "below")]
+    limits += [("<=", most, "of at most")]
+    bounds = " and ".join(f"{word} {limit:g}" for _, limit, word in limits if math.isfinite(limit))
+    signs = [(sign, limit) for sign, limit, _ in limits]
     return restricted_number_type(
-        None, float, limits, docstring=f"a number {bounds}" if bounds else "a finite number"
+        None, float, signs, docstring=f"a number {bounds}" if bounds else "a finite number"
     )
 
 
@@ -279,12 +273,12 @@ def _items(value: Any, kinds: tuple[Any, ...], key: str) -> list[Any]:
 
 def expected(hint: Any) -> str:
     """What a type takes, in words."""
-    if get_origin(hint) is Annotated:
-        note = get_args(hint)[1]
-        return f"a {note.kind}" if isinstance(note, Registry) else note.__doc__
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) is tuple:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return f"a {args[1].kind}" if isinstance(args[1], Registry) else args[1].__doc__
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin is tuple:
         return "a list"
     words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))

@@ -31,8 +31,8 @@ from pixelwright.errors import UserError
 from pixelwright.files import sync
 
 INDEX = "checkpoint.json"
+# About how much of the tensors of all processes goes into one file, which is held in memory twice.
 FILE_BYTES = 1 << 29
-"""About how much of the tensors of all processes goes into one file, which is held in memory twice."""
 T = TypeVar("T")
 State = dict[str, dict[str, Tensor]]
 logger = logging.getLogger(__name__)
@@ -44,10 +44,8 @@ class Checkpoint:
 
     path: Path
     step: int
-    config: dict[str, Any]
-    """The run's config in its `to_dict` form."""
-    seconds: float
-    """Time trained until then."""
+    config: dict[str, Any]  # the run's config in its `to_dict` form
+    seconds: float  # time trained until then
 
 
 def checksum(path: Path) -> int:
@@ -116,17 +114,10 @@ class Saver:
         self.layout.first(lambda: _guarded(target, part, lambda: _make_folder(part)))
         # It warns of a run in one process that it takes it for one. Filters hold in its thread as well.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        written = cast(
-            "Future[object]",  # with the stager that there is by default
-            async_save(
-                dict(state),
-                storage_writer=HuggingFaceStorageWriter(
-                    str(part), _file_numbers(state), save_distributed=True
-                ),
-                process_group=self._group,
-                no_dist=self._group is None,
-            ),
-        )
+        writer = HuggingFaceStorageWriter(str(part), _file_numbers(state), save_distributed=True)
+        group: dict[str, Any] = {"process_group": self._group, "no_dist": self._group is None}
+        # A future it is with the stager that there is by default.
+        written = cast("Future[object]", async_save(dict(state), storage_writer=writer, **group))
 
         def publish() -> Path:
             before()
@@ -223,14 +214,12 @@ def _guarded(target: Path, part: Path, function: Callable[[], T]) -> T:
 
     try:
         return function()
-    except UserError:
+    except (UserError, OSError, CheckpointException) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise
-    except (OSError, CheckpointException) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise UserError(
-            f"{target} could not be written ({_one_line(error)}); earlier checkpoints are untouched"
-        ) from error
+        if isinstance(error, UserError):
+            raise
+        text = f"{target} could not be written ({_one_line(error)})"
+        raise UserError(f"{text}; earlier checkpoints are untouched") from error
 
 
 def inspect(path: Path) -> Checkpoint:
@@ -266,9 +255,8 @@ def newest(run: Path, among: Sequence[Path] | None = None) -> Checkpoint | None:
             logger.warning("%s; continuing from %s instead", problem, path)
         return found
     if damaged:
-        raise UserError(
-            f"no checkpoint of {run} can be read: {'; '.join(damaged)}. Choose another run folder"
-        )
+        reasons = "; ".join(damaged)
+        raise UserError(f"no checkpoint of {run} can be read: {reasons}. Choose another run folder")
     return None
 
 
@@ -283,9 +271,8 @@ def load(checkpoint: Checkpoint, state: State, optional: Collection[str] = ()) -
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
     if not any(checkpoint.path.glob("*.safetensors")):
-        raise UserError(
-            f"{checkpoint.path} was written by an earlier version; start anew from RUN/model (--init)"
-        )
+        earlier = f"{checkpoint.path} was written by an earlier version"
+        raise UserError(f"{earlier}; start anew from RUN/model (--init)")
     reader = HuggingFaceStorageReader(str(checkpoint.path))
     saved = reader.read_metadata().state_dict_metadata
     sizes = {name: getattr(entry, "size", None) for name, entry in saved.items()}

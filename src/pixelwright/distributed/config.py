@@ -25,7 +25,5 @@ class ParallelConfig(Config, where="parallel"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.replicas is not None and self.mode != "fsdp":
-            raise UserError(
-                f"parallel.replicas is {self.replicas}, but parallel.mode is {self.mode}: "
-                "leave one out, or give mode fsdp"
-            )
+            both = f"parallel.replicas is {self.replicas}, but parallel.mode is {self.mode}"
+            raise UserError(f"{both}: leave one out, or give mode fsdp")

@@ -43,8 +43,7 @@ class Layout:
     """This process among all processes of the run. With one process every method is the identity."""
 
     config: ParallelConfig
-    device: torch.device
-    """Where this process computes."""
+    device: torch.device  # where this process computes
     rank: int = 0
     world: int = 1
 
@@ -99,14 +98,13 @@ class Layout:
             compute: dtype of autocast, in which FSDP2 gathers weights; gradients are summed in float32.
         """
         if self.config.mode == "fsdp":
-            self._shard(module, units, compute)
-            return module
+            return self._shard(module, units, compute)
         if self.world == 1:
             return module
         index = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=index, gradient_as_bucket_view=True)
 
-    def _shard(self, module: nn.Module, units: Sequence[nn.Module], compute: torch.dtype | None) -> None:
+    def _shard(self, module: nn.Module, units: Sequence[nn.Module], compute: torch.dtype | None) -> nn.Module:
         # Blocks hand a NamedTuple on that holds views; nothing is changed in place, which this is about.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         copies = self.config.replicas
@@ -117,9 +115,9 @@ class Layout:
         policy = MixedPrecisionPolicy(
             param_dtype=compute, reduce_dtype=torch.float32 if compute else None, cast_forward_inputs=False
         )
-        for unit in units:
+        for unit in (*units, module):
             fully_shard(unit, mesh=mesh, mp_policy=policy)
-        fully_shard(module, mesh=mesh, mp_policy=policy)
+        return module
 
     def summing(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a micro-batch: DDP exchanges gradients after the last one only.
@@ -159,12 +157,11 @@ def together(start: Callable[[], Layout]) -> Iterator[Layout]:
     try:
         yield layout
     except RuntimeError as error:
-        if layout.world > 1 and "gloo" in str(error):
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"another process of the run ended or hangs; look for its reason ({reason})"
-            ) from error
-        raise
+        if layout.world == 1 or "gloo" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        text = f"another process of the run ended or hangs; look for its reason ({reason})"
+        raise UserError(text) from error
     if own and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -179,10 +176,8 @@ def join(device: str, config: ParallelConfig, batch_size: int, accumulate: int =
     if (world := _world()) is not None:
         check(config, world, batch_size, accumulate)
     elif config.mode != "auto":
-        raise UserError(
-            f"parallel.mode is {config.mode}, which needs torchrun: "
-            f"torchrun --standalone --nproc-per-node gpu --no-python pixelwright train ..."
-        )
+        command = "torchrun --standalone --nproc-per-node gpu --no-python pixelwright train ..."
+        raise UserError(f"parallel.mode is {config.mode}, which needs torchrun: {command}")
     return connect(device, config)
 
 
@@ -238,14 +233,9 @@ def _start(device: torch.device, timeout: float) -> None:
     if cuda:
         torch.cuda.set_device(device)
     store, rank, world = next(rendezvous("env://", timeout=limit))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        timeout=limit,
-        store=_fresh_part(store, rank, world, timeout),
-        rank=rank,
-        world_size=world,
-        device_id=device if cuda and device.index is not None else None,
-    )
+    place: dict[str, Any] = {"store": _fresh_part(store, rank, world, timeout), "rank": rank}
+    place |= {"world_size": world, "device_id": device if cuda and device.index is not None else None}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=limit, **place)
 
 
 def _fresh_part(store: Store, rank: int, world: int, timeout: float) -> Store:
@@ -275,7 +265,6 @@ def _fresh_part(store: Store, rank: int, world: int, timeout: float) -> Store:
     return PrefixStore(name, store)
 
 
-# ---------------------------------------------------------------- units of a model
 def prepare(module: nn.Module, recompute: bool, compile: bool) -> None:
     """Change how a unit computes, in place and without new names; both are no-ops where not asked for.
 
@@ -290,7 +279,6 @@ def prepare(module: nn.Module, recompute: bool, compile: bool) -> None:
         module.forward = torch.compile(module.forward)
 
 
-# ---------------------------------------------------------------- shards
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, by reference; elementwise work needs no more."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor

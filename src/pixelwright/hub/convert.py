@@ -73,11 +73,7 @@ def convert(
     _check_out(out, to)
     checkpoints = [_open(path, weights, sampler) for path in (source, *average)]
     first = checkpoints[0]
-    for other, kind in product(checkpoints[1:], ("backbone", "detailer", "placement", "prediction")):
-        ours, theirs = getattr(first.config, kind), getattr(other.config, kind)
-        if ours != theirs:
-            both = f"{first.place} and {other.place} cannot be averaged"
-            raise UserError(f"{both}: their {kind} differs ({ours} and {theirs})")
+    config = _shared_config(checkpoints)
     if dtype is None:
         check_one_dtype(first)
     specs = {
@@ -86,15 +82,8 @@ def convert(
     }
 
     def read(name: str) -> Tensor:
-        mean = _mean(checkpoints, name)
-        if mean.dtype == (kind := specs[name].dtype):
-            return mean
-        check_finite(name, result := mean.to(kind), f"{first.place} as {str(kind).removeprefix('torch.')}")
-        return result
+        return _mean(checkpoints, name, specs[name].dtype)
 
-    config = first.config  # with its sampler preset only where all have the same
-    if any(other.config.sampler != config.sampler for other in checkpoints):
-        config = dataclasses.replace(config, sampler=None)
     if to == "folder":
         with replacing(out) as part:
             part.mkdir()
@@ -123,14 +112,31 @@ def _check_out(out: Path, to: Layout) -> None:
         raise UserError(f"{out} exists already; give another name, or remove it first")
 
 
-def _mean(checkpoints: Sequence[Checkpoint], name: str) -> Tensor:
-    """The mean in float64, one model's tensor at a time; the tensor itself where there is one model."""
-    if len(checkpoints) == 1:
-        return checkpoints[0].read(name)
-    total = checkpoints[0].read(name).double()
-    for checkpoint in checkpoints[1:]:
-        total += checkpoint.read(name)
-    return total / len(checkpoints)
+def _shared_config(checkpoints: Sequence[Checkpoint]) -> DenoiserConfig:
+    """The first model's config; its sampler preset only where all have the same."""
+    first, *others = checkpoints
+    for other, part in product(others, ("backbone", "detailer", "placement", "prediction")):
+        ours, theirs = getattr(first.config, part), getattr(other.config, part)
+        if ours != theirs:
+            both = f"{first.place} and {other.place} cannot be averaged"
+            raise UserError(f"{both}: their {part} differs ({ours} and {theirs})")
+    same = all(other.config.sampler == first.config.sampler for other in others)
+    return first.config if same else dataclasses.replace(first.config, sampler=None)
+
+
+def _mean(checkpoints: Sequence[Checkpoint], name: str, dtype: torch.dtype) -> Tensor:
+    """The mean in float64, one model's tensor at a time, in `dtype`; of one model the tensor itself."""
+    first, *others = checkpoints
+    mean = first.read(name)
+    if others:
+        mean = mean.double()
+        for other in others:
+            mean += other.read(name)
+        mean /= len(checkpoints)
+    if mean.dtype == dtype:
+        return mean
+    check_finite(name, cast := mean.to(dtype), f"{first.place} as {str(dtype).removeprefix('torch.')}")
+    return cast
 
 
 def _provenance(checkpoints: Sequence[Checkpoint]) -> Provenance:

@@ -50,15 +50,12 @@ except ImportError as error:
 
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
-# --- The model ---------------------------------------------------------------------------------------------
-
 
 @dataclass
 class PixelDenoiserOutput(BaseOutput):  # type: ignore[misc]  # diffusers' classes are Any here
     """What `PixelDenoiserModel` gives."""
 
-    sample: Tensor
-    """dx/dt, [B,3,H,W]."""
+    sample: Tensor  # dx/dt, [B,3,H,W]
 
 
 class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' classes are Any here
@@ -122,9 +119,6 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
         """
         velocity = self.denoiser(x, t, labels)
         return PixelDenoiserOutput(velocity) if return_dict else (velocity,)
-
-
-# --- The pipeline ------------------------------------------------------------------------------------------
 
 
 class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -303,10 +297,8 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         return shape
 
     def _noise(self, shape: tuple[int, ...], generator: Any, device: torch.device) -> Tensor:
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise UserError(
-                f"{len(generator)} generators are given for {shape[0]} images; give one or one each"
-            )
+        if isinstance(generator, list) and (given := len(generator)) != shape[0]:
+            raise UserError(f"{given} generators are given for {shape[0]} images; give one or one each")
         return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
 
 
@@ -315,9 +307,8 @@ def _texts(prompt: Sequence[str] | str) -> list[str]:
 
 
 def _check_names(output_type: str, tensor_inputs: Sequence[str]) -> None:
-    if output_type not in ("pil", "np", "pt", "latent"):
-        choices = nearest(output_type, ("pil", "np", "pt", "latent"))
-        raise UserError(f'output_type is "{output_type}"{choices}')
+    if output_type not in (types := ("pil", "np", "pt", "latent")):
+        raise UserError(f'output_type is "{output_type}"{nearest(output_type, types)}')
     for name in tensor_inputs:
         if name not in PixelDenoiserPipeline._callback_tensor_inputs:
             raise UserError(f'callback_on_step_end_tensor_inputs holds "{name}"; it can only hold "latents"')

@@ -72,9 +72,9 @@ def open_safetensors(path: Path) -> WeightFile:
     with path.open("rb") as file:
         start = file.read(8)
     size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    broken = f"{path} is damaged or no safetensors file"
-    if not 2 <= size <= min(LARGEST_HEADER, there := path.stat().st_size - 8):
-        claim = f"its header claims {size} bytes of {there + 8} (at most {LARGEST_HEADER} are read)"
+    broken, there = f"{path} is damaged or no safetensors file", path.stat().st_size
+    if not 2 <= size <= min(LARGEST_HEADER, there - 8):
+        claim = f"its header claims {size} bytes of {there} (at most {LARGEST_HEADER} are read)"
         raise UserError(f"{broken}: {claim}")
     try:
         tensors = safe_open(path, "pt")

@@ -76,10 +76,6 @@ def _shape(sizes: Sequence[int] = ()) -> tuple[int, ...]:
     return tuple(sizes[:MOST_AXES])
 
 
-def _parameter(data: Described, *_: object) -> Described:
-    return data
-
-
 _KINDS = ["Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"]
 _FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 _WHOLE = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
@@ -89,7 +85,7 @@ _TENSORS: dict[str, Any] = {
     "torch.Size": _shape,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch.storage.UntypedStorage": torch.uint8,
     **{f"torch.{name}": dtype for name, dtype in (_STORAGES | _DTYPES).items()},
 }

@@ -204,7 +204,7 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
         backbone = _infer_text(weights, hidden_size, depth, patch_size)
     else:
         rows, _ = _shape(weights, "y_embedder.embedding_table.weight", 2)
-        num_heads = _heads(weights, f"{blocks}.0", hidden_size)
+        num_heads = _heads(weights, f"{blocks}.0.attn.q_norm.weight", hidden_size)
         backbone = PatchDiTConfig(hidden_size, depth, num_heads, patch_size, num_classes=rows - 1)
     detailer = _infer_pit(weights, patch_size) if pixeldit else _infer_unet(weights)
     name = "pixeldit-text" if text else "pixeldit" if pixeldit else "dip"
@@ -218,11 +218,10 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
 
 def _infer_text(weights: Mapping[str, Tensor], hidden_size: int, depth: int, patch_size: int) -> MMDiTConfig:
     """The published text-to-image network attends to padding and has a time of its own."""
-    (head_size,) = _shape(weights, "patch_blocks.0.attn.q_norm_x.weight", 1)
     return MMDiTConfig(
         hidden_size=hidden_size,
         depth=depth,
-        num_heads=_divide("patch_blocks.0.attn.q_norm_x.weight", head_size, hidden_size),
+        num_heads=_heads(weights, "patch_blocks.0.attn.q_norm_x.weight", hidden_size),
         patch_size=patch_size,
         text_size=_shape(weights, "y_embedder.proj.weight", 2)[1],
         text_length=_shape(weights, "y_pos_embedding", 3)[1],
@@ -244,13 +243,9 @@ def _infer_pit(weights: Mapping[str, Tensor], patch_size: int) -> Any:
             f"the checkpoint mixes variants: pixel block 0 is {_VARIANTS[chunks[0]]}, "
             f'{odd} {_VARIANTS[chunks[odd]]} ("{key}" is {shape}, expected {[chunks[0] * unit, *shape[1:]]})'
         )
-    return PiTConfig(
-        depth=depth,
-        pixel_size=pixel_size,
-        attention_size=attention_size,
-        num_heads=_heads(weights, "pixel_blocks.0", attention_size),
-        post_modulation=chunks[0] == 4,
-    )
+    sizes = {"depth": depth, "pixel_size": pixel_size, "attention_size": attention_size}
+    num_heads = _heads(weights, "pixel_blocks.0.attn.q_norm.weight", attention_size)
+    return PiTConfig(num_heads=num_heads, post_modulation=chunks[0] == 4, **sizes)
 
 
 _VARIANTS = {6: "pre-modulation", 4: "post-modulation"}
@@ -258,8 +253,7 @@ _VARIANTS = {6: "pre-modulation", 4: "post-modulation"}
 
 def _chunks(weights: Mapping[str, Tensor], block: int, unit: int) -> int:
     """How many modulation values a pixel block has per channel of a pixel: 6 or, post-modulation, 4."""
-    key = f"pixel_blocks.{block}.adaLN_modulation.0.weight"
-    rows, _ = _shape(weights, key, 2)
+    rows, _ = _shape(weights, key := f"pixel_blocks.{block}.adaLN_modulation.0.weight", 2)
     chunks, rest = divmod(rows, unit)
     if rest or chunks not in _VARIANTS:
         fits = f"{6 * unit} (pre-modulation) or {4 * unit} (post-modulation)"
@@ -295,12 +289,8 @@ def _count(weights: Mapping[str, Tensor], blocks: str) -> int:
     return len(numbers)
 
 
-def _heads(weights: Mapping[str, Tensor], block: str, size: int) -> int:
-    (head_size,) = _shape(weights, f"{block}.attn.q_norm.weight", 1)
-    return _divide(f"{block}.attn.q_norm.weight", head_size, size)
-
-
-def _divide(key: str, head_size: int, size: int) -> int:
+def _heads(weights: Mapping[str, Tensor], key: str, size: int) -> int:
+    (head_size,) = _shape(weights, key, 1)
     if size % head_size:
         raise UserError(f'"{key}" has {head_size} channels, which does not divide width {size}')
     return size // head_size

@@ -107,9 +107,9 @@ def cost(config: TrainConfig, gpus: int = 1) -> Cost:
     forward = sum(flops_by_part(model, side).values())
     passed = forward + 2 * projector * (side[0] // model.config.patch_size) ** 2
     teacher_flops = 0 if teacher is None else teacher.flops(side)
-    modes: list[Mode] = ["single"] if gpus == 1 else ["ddp", "fsdp"]
-    if config.optim.name == "came" and gpus > 1:
-        modes.remove("fsdp")
+    modes: list[Mode] = ["single"] if gpus == 1 else ["ddp"]
+    modes += ["fsdp"] if gpus > 1 and config.optim.name != "came" else []
+    kinds = [(mode, recompute) for mode in modes for recompute in (False, True)]
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         projector=projector,
@@ -117,9 +117,7 @@ def cost(config: TrainConfig, gpus: int = 1) -> Cost:
         teacher_flops=teacher_flops,
         image_flops=(FORWARD_AND_BACKWARD + config.parallel.checkpointing) * passed + teacher_flops,
         batch=config.batch_size // gpus // config.accumulate,
-        memory={
-            (m, again): _memory(config, gpus, m, again, teacher) for m in modes for again in (False, True)
-        },
+        memory={kind: _memory(config, gpus, *kind, teacher) for kind in kinds},
     )
 
 
@@ -144,9 +142,8 @@ def teacher_of(name: str) -> TeacherSize:
         hidden, depth = int(values["hidden_size"]), int(values["num_hidden_layers"])
         inner = 4 + 2 * int(values["mlp_ratio"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"repa.teacher is {name}, whose size is not known{nearest(name, TEACHERS)}; or give its folder"
-        ) from None
+        unknown = f"repa.teacher is {name}, whose size is not known"
+        raise UserError(f"{unknown}{nearest(name, TEACHERS)}; or give its folder") from None
     return TeacherSize(hidden, depth, inner * hidden**2 * depth)
 
 
@@ -188,17 +185,14 @@ def _memory(
     kept = gpus > 1 or config.accumulate > 1
     for p in whole.parameters() if kept else ():
         p.grad = torch.empty_like(p)
-    activations = _activations(
-        config, whole, config.batch_size // gpus // config.accumulate, recompute, compute
-    )
+    batch = config.batch_size // gpus // config.accumulate
+    activations = _activations(config, whole, batch, recompute, compute)
     if not kept:  # each gradient appears in the backward pass, when activations go
         activations = max(0, activations - weights)
 
-    def part(size: int) -> int:
-        return -(-size // shards)
-
     taught = 0 if teacher is None else 4 * teacher.parameters
-    return Memory(part(weights), part(averages), part(state), part(weights), gathered, taught, activations)
+    own, averages, state = (-(-size // shards) for size in (weights, averages, state))
+    return Memory(own, averages, state, own, gathered, taught, activations)
 
 
 def _optimizer_bytes(module: nn.Module, config: TrainConfig) -> int:

@@ -137,8 +137,7 @@ class Detector:
         config = self.config
         if config.on_spike != "rollback" or step % config.patience:
             return 0
-        count = int(self.in_a_row)
-        return count if count >= config.patience else 0
+        return count if (count := int(self.in_a_row)) >= config.patience else 0
 
     def check(
         self, step: int, norm: Tensor, loss: Tensor, clip: float | None

@@ -51,13 +51,8 @@ def _grouped(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -> 
 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),  # type: ignore[index]
-        eps=config.eps,  # type: ignore[arg-type]
-        fused=True,
-    )
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    optimizer = torch.optim.AdamW(groups, fused=True, **settings)
     for p in _parameters(groups):
         optimizer.state[p] = {
             "step": torch.zeros((), device=p.device),
@@ -74,10 +69,8 @@ def _parameters(groups: list[dict[str, Any]]) -> list[nn.Parameter]:
 def _came(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     """CAME (arXiv 2307.02047), which keeps rows and columns of the squares instead of all of them."""
     if any(isinstance(p, DTensor) for p in _parameters(groups)):
-        raise UserError(
-            "optim.name is came, which needs whole matrices, but parallel.mode fsdp cuts them: "
-            "give --parallel.mode ddp or --optim.name adamw"
-        )
+        cut = "optim.name is came, which needs whole matrices, but parallel.mode fsdp cuts them"
+        raise UserError(f"{cut}: give --parallel.mode ddp or --optim.name adamw")
     try:
         from came_pytorch import CAME
     except ImportError:
@@ -99,12 +92,9 @@ def optimizer_state(
     optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, nn.Parameter]]
 ) -> dict[str, Tensor]:
     """Every tensor of the optimiser that a later step depends on, by reference, as "weight.slot"."""
-    return {
-        f"{name}.{key}": value
-        for name, p in named
-        for key, value in optimizer.state.get(p, {}).items()
-        if isinstance(value, Tensor) and (isinstance(optimizer, torch.optim.AdamW) or key not in _UNREAD)
-    }
+    unread = () if isinstance(optimizer, torch.optim.AdamW) else _UNREAD
+    slots = ((f"{name}.{key}", key, x) for name, p in named for key, x in optimizer.state.get(p, {}).items())
+    return {name: x for name, key, x in slots if isinstance(x, Tensor) and key not in unread}
 
 
 def update(optimizer: torch.optim.Optimizer, lr: float, taken: Tensor) -> None:

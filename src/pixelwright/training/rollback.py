@@ -64,10 +64,8 @@ class Rollbacks:
 
 def describe_rollback(last: int, step: int) -> str:
     """A rollback in a line for a person."""
-    return (
-        f"spikes persisted at step {last}: rolled back to the checkpoint of step {step} and to a lower "
-        f"learning rate; what steps {step + 1} to {last} saw is not seen again"
-    )
+    back = f"rolled back to the checkpoint of step {step} and to a lower learning rate"
+    return f"spikes persisted at step {last}: {back}; what steps {step + 1} to {last} saw is not seen again"
 
 
 def go_back(config: LoopConfig, count: int, last: int, before: int) -> Checkpoint | None:

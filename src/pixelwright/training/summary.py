@@ -88,22 +88,20 @@ def describe(
     """
     size = size or config.image_size
     if size is None:
-        raise UserError(
-            f"model {config.name} has no image_size; give a size, such as {config.patch_size * 16}"
-        )
+        such = config.patch_size * 16
+        raise UserError(f"model {config.name} has no image_size; give a size, such as {such}")
     config.check_size(*size)
     if batch_size < 1:
         raise UserError(f"batch size {batch_size} is not a number of images; give at least 1")
     model = skeleton(config)
-    flops = flops_by_part(model, size)
-    parts = tuple(
-        Part(name, type(part).__name__, sum(p.numel() for p in part.parameters()), flops.get(name, 0))
-        for name, part in model.named_children()
-    )
+    flops, parts = flops_by_part(model, size), []
+    for name, part in model.named_children():
+        count = sum(p.numel() for p in part.parameters())
+        parts.append(Part(name, type(part).__name__, count, flops.get(name, 0)))
     training = _peak(model, size, batch_size, autocast, train=True)
     model.to(dtype)
     sampling = _peak(model, size, 2 * batch_size, autocast, train=False)  # guidance: the null class too
-    return Info(config, size, batch_size, parts, dtype, bytes_of(model), sampling, training, autocast)
+    return Info(config, size, batch_size, tuple(parts), dtype, bytes_of(model), sampling, training, autocast)
 
 
 def example_inputs(
@@ -144,19 +142,14 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
+        for storage in (x.untyped_storage() for x in tree_leaves(result) if isinstance(x, Tensor)):
+            key = id(storage)  # one object per storage, whatever the number of views of it
+            if key not in self._known:
+                self._known.add(key)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._forget, key, storage.nbytes())
         return result
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key = id(storage)  # one object per storage, whatever the number of views of it
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, storage.nbytes())
 
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)

@@ -97,8 +97,7 @@ class Trainer:
             size = model.config.image_size
             settings = DataConfig() if size is None else DataConfig(size=size[0])
             data = batches_of(data, settings, config, self.layout, text is not None)
-        self.data = data
-        self.text, self.callbacks = text, callbacks
+        self.data, self.text, self.callbacks = data, text, callbacks
         self.model = model.train()
         self.losses = Losses(model, objectives or [FlowMatching()]).to(self.device)
         if config.compile:
@@ -114,8 +113,7 @@ class Trainer:
         self.health = Health(config.health, model, self.layout)
         self.detector = Detector(config.health, self.device)
         self.rollbacks = Rollbacks(config.health)
-        loggers = (JsonLines(), Progress()) if loggers is None else loggers
-        self.loggers = loggers if self.layout.main else ()
+        self.loggers = ((JsonLines(), Progress()) if loggers is None else loggers) if self.layout.main else ()
         self.step, self.clock, self._stop_asked, self._saved = 0, Clock(), False, -1
         self._printed: set[str] = set()
         if start is not None:
