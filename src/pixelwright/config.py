@@ -355,18 +355,13 @@ def merge(*sources: Mapping[str, Any]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for name, value in (item for source in sources for item in source.items()):
-        old = merged.get(name)
-        if isinstance(old, list) and isinstance(value, Mapping):
-            merged[name] = _merge_list(old, value)
-        elif isinstance(old, Mapping) and isinstance(value, Mapping) and _same_type(old, value):
-            merged[name] = merge(old, value)
-        else:
-            merged[name] = value
+        old, merged[name] = merged.get(name), value
+        if isinstance(value, Mapping):
+            if isinstance(old, list):
+                merged[name] = _merge_list(old, value)
+            elif isinstance(old, Mapping) and value.get("type") in (None, old.get("type")):
+                merged[name] = merge(old, value)
     return merged
-
-
-def _same_type(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return new.get("type") in (None, old.get("type"))
 
 
 def _merge_list(parts: list[Any], changes: Mapping[str, Any]) -> list[Any]:

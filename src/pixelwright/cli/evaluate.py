@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,7 +169,12 @@ def _evaluate_model(options: Namespace) -> None:
             return
         reports = evaluation.sweep(recipes, out, settings["keep_images"], lambda report: print(_line(report)))
         if layout.main:
-            _finish_sweep(f"Sweep of {name}", reports, out)
+            try:
+                sweep.write_sweep(f"Sweep of {name}", reports, out)
+            except ImportError:
+                raise UserError('the page needs matplotlib: pip install "pixelwright[train]"') from None
+            print(f"best: {_line(sweep.best(reports))}")
+            print(f"page: {out / 'sweep.html'}; every point has its {JSON} below {out}")
 
 
 def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -> Generation:
@@ -211,12 +215,3 @@ def name_of(subject: str) -> str:
 def _line(report: Report) -> str:
     values = ", ".join(f"{report.title(name)} {number_text(value)}" for name, value in report.values.items())
     return f"{report.name}: {values}"
-
-
-def _finish_sweep(title: str, reports: Sequence[Report], out: Path) -> None:
-    try:
-        sweep.write_sweep(title, reports, out)
-    except ImportError:
-        raise UserError('the page of a sweep needs matplotlib: pip install "pixelwright[train]"') from None
-    print(f"best: {_line(sweep.best(reports))}")
-    print(f"page: {out / 'sweep.html'}; every point has its {JSON} below {out}")

@@ -14,7 +14,6 @@ from pixelwright.config import PositiveFloat, PositiveInt, Share
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.hub.convert import DTYPES
-from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.presets import PRESETS, preset
 from pixelwright.remote import is_address
 from pixelwright.training import TrainConfig
@@ -72,7 +71,9 @@ def run(options: Namespace) -> None:
         return
     autocast = torch.bfloat16 if options.autocast == "bf16" else None
     settings = (image_size(options.size), options.batch_size, DTYPES[options.dtype], autocast)
-    print(report(describe(_config(options.model), *settings)))
+    name = options.model  # of a file or folder that exists, a hub address, or else a preset
+    model = name not in PRESETS and (Path(name).exists() or is_address(name))
+    print(report(describe(load_config(name) if model else preset(name), *settings)))
 
 
 def _run_report(options: Namespace) -> str:
@@ -115,13 +116,6 @@ def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str
         "an estimate; not counted: CUDA's own memory, NCCL's, fragments, time for data and between GPUs",
     ]
     return "\n".join(lines)
-
-
-def _config(name: str) -> DenoiserConfig:
-    """A file or folder that exists, or a hub address, is a model; anything else must be a preset's name."""
-    if name in PRESETS or not (Path(name).exists() or is_address(name)):
-        return preset(name)
-    return load_config(name)
 
 
 def _names() -> str:

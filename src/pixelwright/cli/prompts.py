@@ -83,8 +83,7 @@ def _draw(options: Namespace, images: Sequence[common.PromptImage]) -> str:
     settings = {"weights": checksum(options.model), "size": size, "seed": options.seed, **chosen.as_dict()}
     common.record_settings(Path(options.out), {**settings, "precision": precision})
     print(chosen.text)
-    todo = common.missing(images)
-    if todo:
+    if todo := common.missing(images):
         model = accelerate(pw.load(options.model).to(device), precision, reuse=chosen.reuse)
         prompts = [image.prompt for image in todo]
         draw = common.draw_with(model, prompts, options.seed, size=size, sampler=chosen.sampler)
@@ -218,9 +217,8 @@ def _dpg_score_parser() -> Parser:
 def _dpg_score(options: Namespace) -> None:
     path = Path(options.path)
     result = dpg.read_results(path)
-    rows = [[name, f"{score:.2f}"] for name, score in result.categories.items()]
-    rows.append(["overall", f"{result.score:.2f}"])
-    table = markdown_table(["category", "score"], rows)
+    scores = {**result.categories, "overall": result.score}
+    table = markdown_table(["category", "score"], [[name, f"{score:.2f}"] for name, score in scores.items()])
     text = f"# DPG-Bench: {escape_markdown(path.name)}\n\n{table}\n{result.prompts} prompts.\n"
     report = {"benchmark": "DPG-Bench", "overall": result.score, "prompts": result.prompts}
     _write(Path(options.out), {**report, "scores": result.categories}, text)

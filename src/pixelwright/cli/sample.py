@@ -71,7 +71,10 @@ def parser() -> Parser:
 def run(options: Namespace) -> None:
     """Draw and write the images batch by batch; nothing is written before the first batch is drawn."""
     out = Path(options.out)
-    _check(options, out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
+        raise UserError(f"--out {out} holds files already; give another folder, or --overwrite")
     keep_memory()
     if options.compile:
         check_compiler()
@@ -123,11 +126,3 @@ def _condition(options: Namespace, config: DenoiserConfig, device: torch.device)
         note = config.text or TextNote("gemma")
         config = dataclasses.replace(config, text=dataclasses.replace(note, path=options.text_encoder))
     return encode_for(config, prompts, options.negative or "", device).to("cpu")
-
-
-def _check(options: Namespace, out: Path) -> None:
-    """What would otherwise be found out after the model is read."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
-        raise UserError(f"--out {out} holds files already; give another folder, or --overwrite")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.config import DenoiserConfig, SamplerPreset, TextNote
@@ -27,15 +27,9 @@ _ADM = f"{_PIXELDIT}, FID {{}} on 50,000 images (ADM protocol)"  # with "FlowDPM
 
 
 def _preset(
-    name: str,
-    solver: str,
-    steps: int,
-    guidance: float,
-    interval: tuple[float, float] | None,
-    shift: float,
-    origin: str,
+    name: str, solver: str, steps: int, scale: float, interval: Any, shift: float, origin: str
 ) -> SamplerPreset:
-    return SamplerPreset(solver, steps, guidance, interval, shift, name, SEED_RULE, origin)
+    return SamplerPreset(solver, steps, scale, interval, shift, name, SEED_RULE, origin)
 
 
 _TABLE = [

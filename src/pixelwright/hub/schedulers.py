@@ -47,8 +47,7 @@ def check_scheduler(scheduler: Any) -> None:
         )
     required = _REQUIRED | (_REQUIRED_UNIPC if isinstance(scheduler, UniPCMultistepScheduler) else {})
     found = scheduler.config
-    wrong = [key for key, value in required.items() if key in found and found[key] != value]
-    if wrong:
+    if wrong := [key for key, value in required.items() if key in found and found[key] != value]:
         has = ", ".join(f"{key}={found[key]!r}" for key in wrong)
         needs = ", ".join(f"{key}={required[key]!r}" for key in wrong)
         raise UserError(f"{name} has {has}; pixel denoisers need {needs}")
