@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, Runtim
 """What a broken file raises while it is read."""
 
 Array = np.ndarray
+Progress = Callable[[int], object]  # is called with how many more are done
 
 
 # ---------------------------------------------------------------- .npz

@@ -1,7 +1,7 @@
 """Measuring: one pass over images gives their activations, from which come all metrics a reference allows."""
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,10 +14,11 @@ from tqdm import tqdm
 from pixelwright import __version__
 from pixelwright.config import Config, NonNegativeInt, PositiveInt
 from pixelwright.errors import UserError
+from pixelwright.evaluation import images as image_sets
 from pixelwright.evaluation import metrics
 from pixelwright.evaluation.features import Activations, Extractor, ExtractorInfo
 from pixelwright.evaluation.features.extractor import check_finite
-from pixelwright.evaluation.images import BATCH, ArrayFile, ArrayImages, ImageBatch, SourceInfo, pixel_digest
+from pixelwright.evaluation.images import BATCH, ArrayFile, ArrayImages, ImageBatch, Progress, SourceInfo
 from pixelwright.evaluation.metrics import Coverage, Estimate, Memorisation
 from pixelwright.evaluation.references import Reference
 from pixelwright.files import cache_folder, replacing
@@ -101,7 +102,7 @@ def measure(
     reference: Reference,
     extractor: Extractor,
     settings: Settings = Settings(),
-    progress: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """All metrics of some images against a reference; `progress` is called with the size of each batch.
 
@@ -125,10 +126,7 @@ def check_comparable(extractor: Extractor, reference: Reference) -> None:
 
 # ---------------------------------------------------------------- images to activations
 def collect(
-    batches: Iterable[ImageBatch],
-    extractor: Extractor,
-    progress: Callable[[int], object] | None = None,
-    expected: int = 0,
+    batches: Iterable[ImageBatch], extractor: Extractor, progress: Progress | None = None, expected: int = 0
 ) -> Collected:
     """The activations of all images, whose pixels are not kept; `expected` is their number, where known.
     Raises UserError: no image, images of several sizes, or activations that are not finite."""
@@ -138,7 +136,7 @@ def collect(
     shape: tuple[int, ...] = ()
     for batch in _in_batches(batches, BATCH):
         shape = tuple(batch.images.shape[1:3])
-        checksum = pixel_digest(checksum, batch.images)
+        checksum = image_sets.pixel_digest(checksum, batch.images)
         activations = extractor(batch.images)
         check_finite(activations, batch.numbers)
         for column, part in zip(columns, activations, strict=True):

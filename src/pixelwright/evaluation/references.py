@@ -7,7 +7,6 @@ some of the images (for precision and recall and KID) and `meta`, a JSON text: w
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,10 @@ from torch import Tensor
 
 from pixelwright.config import read
 from pixelwright.errors import UserError
+from pixelwright.evaluation import images as image_sets
 from pixelwright.evaluation.features import Extractor, ExtractorInfo
 from pixelwright.evaluation.features.extractor import check_finite
-from pixelwright.evaluation.images import (
-    BATCH,
-    IMAGES,
-    ArrayFile,
-    ImageBatch,
-    ImageSet,
-    SourceInfo,
-    pixel_digest,
-)
+from pixelwright.evaluation.images import BATCH, IMAGES, ArrayFile, ImageBatch, ImageSet, Progress, SourceInfo
 from pixelwright.evaluation.metrics import Gaussian, Moments
 from pixelwright.files import replacing, sha256
 from pixelwright.rng import generator
@@ -153,7 +145,7 @@ def build_reference(
     extractor: Extractor,
     out: Path,
     keep: int = KEEP,
-    progress: Callable[[int], object] = lambda images: None,
+    progress: Progress = lambda images: None,
 ) -> Reference:
     """Make the reference of all images and write it to `out`, in one pass and constant memory.
 
@@ -214,7 +206,7 @@ class _Work:
         for name, values in rows_of.items():
             if values is not None:
                 self.kept[name].append(values[picks])
-        self.checksum = pixel_digest(self.checksum, batch.images)
+        self.checksum = image_sets.pixel_digest(self.checksum, batch.images)
         self.image_size = (batch.images.shape[1], batch.images.shape[2])
 
     def tables(self) -> dict[str, Tensor]:

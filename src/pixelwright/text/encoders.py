@@ -52,6 +52,7 @@ class TextEncoder(ABC):
 
     name: ClassVar[str]
     dtype: ClassVar[torch.dtype]  # of the features
+    model_class: ClassVar[tuple[str, torch.dtype]]  # of transformers, and its weights' dtype
 
     def __init__(
         self, path: str, length: int, padded: bool = False, prefix: str = "", device: Device = "cpu"
@@ -123,9 +124,15 @@ class TextEncoder(ABC):
         """Tokens of a caption with its padding, those whose features are kept, and how many of these are
         no padding."""
 
-    @abstractmethod
     def _load(self) -> Any:
         """The model, on the CPU."""
+        import transformers
+
+        kind, dtype = self.model_class
+        try:
+            return getattr(transformers, kind).from_pretrained(self.folder, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the text encoder in {self.folder} cannot be read ({_reason(error)})") from None
 
     def _warn(self, caption: str, kept: str) -> None:
         """Say once for each caption what of it is not seen."""
@@ -143,6 +150,7 @@ class MiniLM(TextEncoder):
 
     name = "minilm"
     dtype = torch.float16
+    model_class = ("BertModel", torch.float32)
 
     def tokens(self, caption: str) -> tuple[list[int], list[int], int]:
         """[CLS] caption [SEP], then padding."""
@@ -155,9 +163,6 @@ class MiniLM(TextEncoder):
         ids += [self.tokenizer.pad_token_id] * ((self.length - count) if self.padded else 0)
         return ids, list(range(len(ids))), count
 
-    def _load(self) -> Any:
-        return _read_model("BertModel", self.folder, torch.float32)
-
 
 class Gemma(TextEncoder):
     """Gemma-2-2b-it, last hidden states (PixelDiT section 3.4): 2304 wide, in bf16.
@@ -168,6 +173,7 @@ class Gemma(TextEncoder):
 
     name = "gemma"
     dtype = torch.bfloat16
+    model_class = ("Gemma2Model", torch.bfloat16)
 
     def tokens(self, caption: str) -> tuple[list[int], list[int], int]:
         """[BOS] (prefix) caption, then padding."""
@@ -183,9 +189,6 @@ class Gemma(TextEncoder):
         ids += [self.tokenizer.pad_token_id] * padding
         kept = [0, *range(1 + extra, len(ids))]  # of `limit` tokens: the first, and the last `length` - 1
         return ids, kept, len(kept) - padding
-
-    def _load(self) -> Any:
-        return _read_model("Gemma2Model", self.folder, torch.bfloat16)
 
 
 KINDS: dict[str, type[TextEncoder]] = {kind.name: kind for kind in (Gemma, MiniLM)}
@@ -218,10 +221,8 @@ def open_encoder(
     if not isinstance(config, TextNote):
         return encoder
     if isinstance(backbone, MMDiTConfig) and backbone.text_size != encoder.width:
-        raise UserError(
-            f"the text encoder {config.encoder} ({encoder.path}) gives {encoder.width} channels, but the "
-            f"model needs {backbone.text_size}: name the encoder it was trained with"
-        )
+        text = f"the text encoder {config.encoder} ({encoder.path}) gives {encoder.width} channels, but"
+        raise UserError(f"{text} the model needs {backbone.text_size}: name the encoder it was trained with")
     if config.checksum not in (None, found := encoder.checksum()):
         text = "the text encoder %s is not the one that the model was trained with (digest %s, not %s)"
         logger.warning(text, encoder.path, found, config.checksum)
@@ -244,10 +245,8 @@ def encode_for(
     if not model.takes_text:
         raise UserError(f"{model.name} draws from classes, not from captions")
     if model.text is None:
-        raise UserError(
-            f"{model.name} does not say which text encoder it was trained with: encode the captions with "
-            "pixelwright.text.open_encoder, or name the encoder in its config.json"
-        )
+        remedy = "encode the captions with pixelwright.text.open_encoder, or name it in the config.json"
+        raise UserError(f"{model.name} does not say which text encoder it was trained with: {remedy}")
     encoder = open_encoder(model.text, model, device)
     condition = encoder.encode(captions, negative)
     encoder.free()
@@ -279,16 +278,6 @@ def _folder(path: str) -> Path:
     except (OSError, ValueError) as error:  # of the network, the cache, or a name that the hub does not know
         reason = f"cannot be had from the hub: {_reason(error)}"
     raise UserError(f"the text encoder {path} {reason}")
-
-
-def _read_model(kind: str, folder: Path, dtype: torch.dtype) -> Any:
-    """A model of transformers."""
-    import transformers
-
-    try:
-        return getattr(transformers, kind).from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the text encoder in {folder} cannot be read ({_reason(error)})") from None
 
 
 def _reason(error: Exception) -> str:
