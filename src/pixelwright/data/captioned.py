@@ -26,8 +26,8 @@ MOST = len(COUNT_WORDS) - 1
 # Compositions that no picture of the set shows, although each of their parts is frequent in it.
 HELD_OUT_COLOURS = {("orange", "circle"), ("purple", "square"), ("green", "triangle"), ("blue", "star")}
 HELD_OUT_COUNTS = {(3, "triangle"), (4, "star")}
-_STAR = ("circle", "left of", "star"), ("star", "above", "triangle")
-HELD_OUT_RELATIONS = {("triangle", "above", "square"), *_STAR}
+HELD_OUT_RELATIONS = {("triangle", "above", "square"), ("circle", "left of", "star")}
+HELD_OUT_RELATIONS |= {("star", "above", "triangle")}
 
 SCALES = {1: 0.85, 2: 0.46, 3: 0.42, 4: 0.39}  # of SHAPE_RADIUS, by the number of objects
 GAP = 0.05  # between the circumscribed circles of two objects
