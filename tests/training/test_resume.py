@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -283,3 +285,20 @@ def test_the_same_command_with_resume_goes_on_after_it_was_stopped(tiny: Tiny) -
     straight = tiny("straight", steps=15)
     train(straight, resume=origin)
     same_state(final_state(tiny("branch", steps=15)), final_state(straight))
+
+
+def test_a_second_job_in_the_same_folder_is_refused(tiny: Tiny) -> None:
+    """Until the first is gone, however it went; nothing of the first is touched."""
+    config = tiny(steps=2, checkpoint_every=2)
+    hold = "import sys, time, pathlib; from pixelwright.training.start import lock\n"
+    hold += (
+        "run = pathlib.Path(sys.argv[1]); run.mkdir(parents=True); held = lock(run); print(1, flush=True)\n"
+    )
+    command = [sys.executable, "-c", hold + "time.sleep(600)", str(config.run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "1\n"
+        with pytest.raises(UserError, match=f"in use by another job .process {first.pid} on "):
+            train(config)
+        assert [path.name for path in Path(config.run).iterdir()] == ["lock.txt"]
+        first.kill()
+    assert (train(config) / "model" / "config.json").exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
+from typing import IO
 
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from pixelwright.models.config import to_dict as model_dict
 from pixelwright.training.config import LoopConfig
 from pixelwright.training.config_file import differences, read_settings
 
+LOCK = "lock.txt"  # in a run folder: which job has it
 ORIGIN = "resumed-from.txt"  # in a run folder: what --resume named when the run began
 MOST_NAMED = 3  # differing settings in an error message
 NOTES = {"name", "image_size", "class_names", "sampler", "provenance", "text"}  # no say in a model's weights
@@ -26,6 +29,30 @@ NOTES = {"name", "image_size", "class_names", "sampler", "provenance", "text"}  
 def join(config: LoopConfig) -> parallel.Layout:
     """The layout of this process in a run."""
     return parallel.join(config.device, config.parallel, config.batch_size, config.accumulate)
+
+
+def lock(run: Path) -> IO[str]:
+    """The lock of a run folder, of a job's main process; it ends when the file is closed or the job dies.
+
+    Raises:
+        UserError: another job has it, naming its host and process.
+    """
+    file = (run / LOCK).open("a+", encoding="utf-8")
+    try:
+        import fcntl  # not on Windows, where there is no lock
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: loader workers do not inherit it
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        other = file.read().strip()
+        file.close()
+        raise UserError(f"{run} is in use by another job ({other}): wait, or give another --run") from None
+    except (ImportError, OSError):
+        pass  # a file system without locks
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def find_start(config: LoopConfig, resume: str | os.PathLike[str] | None) -> Checkpoint | None:
@@ -90,7 +117,7 @@ def _check_folder(run: Path, config: LoopConfig) -> None:
         raise UserError(f"{run} is a file: give another folder with --run")
     stored = run / "config.yaml"
     if not stored.exists():
-        if run.is_dir() and any(path.suffix != ".tmp" for path in run.iterdir()):
+        if run.is_dir() and any(path.suffix != ".tmp" and path.name != LOCK for path in run.iterdir()):
             what = "is not empty and not a run (no config.yaml)"
             raise UserError(f"{run} {what}: give another folder with --run")
         return

@@ -44,7 +44,7 @@ from pixelwright.training.loggers import JsonLines, Logger, Progress, Run, say
 from pixelwright.training.objectives import FlowMatching, Losses, Objective
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, update
 from pixelwright.training.rollback import Rollbacks, go_back
-from pixelwright.training.start import ORIGIN, find_start, join
+from pixelwright.training.start import ORIGIN, find_start, join, lock
 
 OPTIONAL = ("health", "rollbacks")  # groups of the state that runs with other settings did not save
 logger = logging.getLogger(__name__)
@@ -170,6 +170,8 @@ class Trainer:
         finally:
             self.saver.close()
             self._each_logger("close")
+            if self.layout.main:
+                self._lock.close()
         return self.folder
 
     def _due(self, every: int) -> bool:
@@ -181,6 +183,7 @@ class Trainer:
 
         def write() -> None:
             make_folder(self.folder)
+            self._lock = lock(self.folder)
             save_config(config, self.folder / "config.yaml")
             if self.resume is not None:
                 write_text(self.folder / ORIGIN, str(Path(self.resume).resolve()))
