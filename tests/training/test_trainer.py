@@ -197,6 +197,7 @@ def test_the_run_folder(tiny: Tiny) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "config.yaml",
+        "lock.txt",
         "log.jsonl",
         "loss.png",
         "report.html",
