@@ -263,4 +263,4 @@ class Wandb(Logger):
         self._session.log({"step": step, name: self._wandb.Image(image.numpy())})
 
     def close(self) -> None:
-        self._session.finish(quiet=True)
+        self._session.finish()
