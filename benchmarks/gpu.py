@@ -46,11 +46,7 @@ from pixelwright.training.summary import describe
 
 PARTS = ("latency", "training", "throughput")
 EAGER, COMPILED, GRAPHS = "eager", "compiled", "compiled, graphs"
-WAYS = {
-    EAGER: {},
-    COMPILED: {"compile": True, "graphs": False},
-    GRAPHS: {"compile": True, "graphs": True},
-}
+WAYS = {EAGER: {}, COMPILED: {"compile": True, "graphs": False}, GRAPHS: {"compile": True, "graphs": True}}
 """How our model is sampled: the settings of `accelerate`."""
 GOALS = {
     ("latency", "dip-xl-16"): "below 0.35 s",

@@ -112,9 +112,7 @@ def start_one(settings: TrainConfig, context: Any) -> Process:
     process = context.Process(target=work, args=(settings,))
     process.start()
     return Process(
-        process.is_alive,
-        lambda: [process.pid] if process.is_alive() else [],
-        lambda: process.exitcode == 0,
+        process.is_alive, lambda: [process.pid] if process.is_alive() else [], lambda: process.exitcode == 0
     )
 
 

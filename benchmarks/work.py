@@ -140,11 +140,7 @@ def _check() -> list[Work]:
     return works
 
 
-SUITES: dict[str, Callable[[], list[Work]]] = {
-    "performance": _performance,
-    "short": _short,
-    "check": _check,
-}
+SUITES: dict[str, Callable[[], list[Work]]] = {"performance": _performance, "short": _short, "check": _check}
 
 
 # --- sides -------------------------------------------------------------------------------------------------

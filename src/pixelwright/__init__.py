@@ -1,7 +1,5 @@
 """pixelwright: pixel-space diffusion transformers (DiP and PixelDiT), from training to images."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

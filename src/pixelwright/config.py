@@ -6,8 +6,6 @@ field is its help. A part that users add (see `registry`) is a field of type `An
 `{type: NAME, ...}` in files.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os
@@ -81,8 +79,7 @@ class Config:
     `class OptimConfig(Config, where="optim")` gives the group's name in error messages, which is that of the
     class otherwise. A `__post_init__` of its own calls this one first.
 
-    Raises:
-        UserError: a value that does not fit, naming the field.
+    Raises UserError: a value that does not fit, naming the field.
     """
 
     where: ClassVar[str | None] = None
@@ -117,9 +114,8 @@ def join(where: str, name: object) -> str:
 def read(cls: type[T], values: Any, place: str = "") -> T:
     """The config `cls` from nested plain values, as YAML, JSON and the command line give them.
 
-    Raises:
-        UserError: a key that is unknown or missing, or a value that does not fit; `place`, such as the file,
-            is named first.
+    Raises UserError: a key that is unknown or missing, or a value that does not fit; `place`, such as the
+    file, is named first.
     """
     try:
         return _group(cls, values, "")
@@ -188,11 +184,8 @@ def short(value: Any) -> str:
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type `hint`: lists as tuples, whole numbers as floats, mappings as configs.
-
-    Raises:
-        UserError: it does not fit, naming `key`.
-    """
+    """`value` as the type `hint`: lists as tuples, whole numbers as floats, mappings as configs. Raises
+    UserError: it does not fit, naming `key`."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -333,11 +326,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        UserError: it cannot be read, naming the file, and the line where there is one.
-    """
+    """The content of a YAML file. Raises UserError: it cannot be read, naming the file, and the line where
+    there is one."""
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:

@@ -1,7 +1,5 @@
 """Where to compute, and in which precision."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil
@@ -41,11 +39,8 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
 
 
 def name_precision(name: str, device: torch.device) -> Literal["fp32", "bf16", "int8"]:
-    """What a precision means on a device: auto is bf16 where that computes in it, else fp32.
-
-    Raises:
-        UserError: int8 where there is none.
-    """
+    """What a precision means on a device: auto is bf16 where that computes in it, else fp32. Raises
+    UserError: int8 where there is none."""
     if name == "int8":
         check_int8(device)
     if name not in ("auto", *PRECISIONS):

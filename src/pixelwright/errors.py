@@ -1,20 +1,14 @@
 """Mistakes a user can mend, told in one line."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-MOST_CHOICES = 60
-"""An error message lists no more choices than these."""
+MOST_CHOICES = 60  # an error message lists no more choices than these
 
 
 class UserError(ValueError):
-    """Something the user can put right.
-
-    The message is one line that holds the offending value, where it stands and what to do instead.
-    The command line prints it without a traceback and exits with code 2.
-    """
+    """Something the user can put right. The message is one line that holds the offending value, where it
+    stands and what to do instead. The command line prints it without a traceback and exits with code 2."""
 
     exit_code = 2
 

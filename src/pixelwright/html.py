@@ -4,8 +4,6 @@ A page is one file without scripts, made by jinja2 from a template in `templates
 Charts are drawn by matplotlib (extra `train`) as SVG and stand in the page as data.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import re
@@ -60,8 +58,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 # ---------------------------------------------------------------- charts
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
-"""name -> (x, y)"""
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name -> (x, y)
 
 
 def line_chart(

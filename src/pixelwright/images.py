@@ -1,7 +1,5 @@
 """Images in and out: tensors in [-1,1] to uint8, PNG files and grids."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Detailers, objectives and loggers each have one `Registry`. In YAML and JSON a p
 `type`: `{type: unet, channels: [64, 128]}`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import importlib.util
@@ -35,9 +33,8 @@ class Registry(Generic[Built]):
     def register(self, name: str, config: type) -> Callable[[Class], Class]:
         """A decorator: the class is built from `config`, a frozen dataclass, where `type: name` is asked for.
 
-        Raises:
-            UserError: `config` is no dataclass, or another class has the name. A class of the same qualified
-                name may be registered again, as notebooks do.
+        Raises UserError: `config` is no dataclass, or another class has the name. A class of the same
+        qualified name may be registered again, as notebooks do.
         """
         if not dataclasses.is_dataclass(config):
             raise UserError(f"{self.kind} {name!r}: {config!r} is not a dataclass")
@@ -76,8 +73,7 @@ def import_parts(names: Iterable[str]) -> None:
 
     A file is a module under its own name without the suffix; one that is imported already is left as it is.
 
-    Raises:
-        UserError: there is no such file or module, or another module has the name of the file.
+    Raises UserError: there is no such file or module, or another module has the name of the file.
     """
     for name in names:
         if not name.endswith(".py"):

@@ -5,8 +5,6 @@ Nothing depends on how many numbers were drawn before, so a result is the same w
 number of processes or the interruptions, and resuming needs no saved generator state.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

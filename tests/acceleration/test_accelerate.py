@@ -123,11 +123,7 @@ def test_no_gradient_comes_through_it() -> None:
     assert not accelerate(network(CONFIGS[0]), "fp32")(x.requires_grad_(), t, y).requires_grad
 
 
-COMPILED = [
-    (CONFIGS[0], "bf16"),
-    (DenoiserConfig(CLASSES, DETAILERS[2]), "bf16"),
-    (CONFIGS[-1], "fp32"),
-]
+COMPILED = [(CONFIGS[0], "bf16"), (DenoiserConfig(CLASSES, DETAILERS[2]), "bf16"), (CONFIGS[-1], "fp32")]
 
 
 @pytest.mark.filterwarnings("ignore")

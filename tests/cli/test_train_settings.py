@@ -104,10 +104,7 @@ def test_parts_on_the_command_line(file: Path, capsys: pytest.CaptureFixture[str
     assert settings_of("--config", str(path), "--loggers", "[progress]").loggers == (ProgressConfig(),)
     for words, message in (
         (["--objectives", "[{type: rapa}]"], 'objectives.type is "rapa", did you mean "repa"'),
-        (
-            ["--objectives.repa.teecher", "x"],
-            'unknown key "objectives.teecher", did you mean',
-        ),
+        (["--objectives.repa.teecher", "x"], 'unknown key "objectives.teecher", did you mean'),
         (["--objectives", "repa"], "objectives is 'repa': give a list"),
     ):
         assert main(["train", "--config", str(file), "--print-config", *words]) == 2

@@ -136,9 +136,7 @@ def test_global_random_state_is_left_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_unreadable_image_is_replaced_by_the_next_one(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_unreadable_image_is_replaced_by_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
     order = batches(Numbered(10), 1, 10)[0].indices.tolist()
     bad = frozenset(order[3:5])
     feed = Batches(Numbered(10, bad), DataConfig(size=4), 10, 0)

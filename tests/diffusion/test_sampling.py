@@ -70,11 +70,7 @@ def error(solver: str, grid: Tensor) -> float:
     return abs(float(solve(lambda x, t: (torch.cos(3 * t) - 0.5) * x, start, grid, solver)) - truth)
 
 
-GRIDS = {
-    "uniform": timesteps,
-    "shifted": lambda steps: timesteps(steps, 3.0),
-    "uneven": uneven_grid,
-}
+GRIDS = {"uniform": timesteps, "shifted": lambda steps: timesteps(steps, 3.0), "uneven": uneven_grid}
 
 
 @pytest.mark.parametrize("grid", GRIDS)

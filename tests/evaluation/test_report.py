@@ -13,13 +13,7 @@ from pixelwright.evaluation.evaluate import Scorer
 from pixelwright.evaluation.images import open_images
 from pixelwright.evaluation.measure import Report
 from pixelwright.evaluation.metrics import memorisation
-from pixelwright.evaluation.report import (
-    checkpoints,
-    comparison,
-    incomparable,
-    read_report,
-    write_report,
-)
+from pixelwright.evaluation.report import checkpoints, comparison, incomparable, read_report, write_report
 from pixelwright.images import save_png
 from tests.test_html import read
 

@@ -20,14 +20,7 @@ from pixelwright.errors import UserError
 from pixelwright.models.conditions import TextCondition
 from pixelwright.models.config import SamplerSettings, TextNote
 from pixelwright.text import TextConfig, open_encoder
-from pixelwright.training import (
-    Interrupted,
-    ModelConfig,
-    SampleConfig,
-    TrainConfig,
-    build_trainer,
-    train,
-)
+from pixelwright.training import Interrupted, ModelConfig, SampleConfig, TrainConfig, build_trainer, train
 from pixelwright.training.inputs import Inputs
 
 from .conftest import Tiny, log_of, same_state

@@ -217,10 +217,7 @@ def test_objectives_that_are_refused(tiny: Tiny, objectives: Any, told: str) -> 
 
 @pytest.mark.parametrize(
     ("option", "now"),
-    [
-        ("--repa.depth", "repa is called objectives"),
-        ("--health.answer", "is called health.on_spike"),
-    ],
+    [("--repa.depth", "repa is called objectives"), ("--health.answer", "is called health.on_spike")],
 )
 def test_former_options_name_those_of_today(
     option: str, now: str, capsys: pytest.CaptureFixture[str]

@@ -56,10 +56,7 @@ def test_the_rate_stays_between_nothing_and_lr(schedule: Any, warmup: int, steps
         ({"lr_end": 1e-6}, "give --optim.schedule cosine or step-down"),
         ({"drop_at": 5}, "give --optim.schedule step-down"),
         ({"schedule": "step-down", "drop_at": 5}, "give optim.drop_at and optim.lr_end"),
-        (
-            {"schedule": "cosine", "lr_end": 1.0},
-            "optim.lr_end is 1.0: give at most optim.lr",
-        ),
+        ({"schedule": "cosine", "lr_end": 1.0}, "optim.lr_end is 1.0: give at most optim.lr"),
         ({"schedule": "cosin"}, 'did you mean "cosine"'),
         ({"name": "adam"}, 'did you mean "adamw"'),
         ({"name": "came", "betas": (0.9, 0.99)}, "give 3 numbers for came"),

@@ -103,10 +103,7 @@ def test_after_it_the_run_is_one_that_began_at_the_checkpoint_with_later_batches
         same_state({group: trainer.state()[group]}, {group: other.state()[group]})
 
 
-@pytest.mark.parametrize(
-    ("stop", "kill"),
-    [(17, False), (9, True), (13, False), (19, True)],
-)
+@pytest.mark.parametrize(("stop", "kill"), [(17, False), (9, True), (13, False), (19, True)])
 def test_stopped_before_or_after_it_and_continued(rolling: Settings, stop: int, kill: bool) -> None:
     """`stop`: the step; those below 18 are reached for the second time, after the rollback."""
     config = rolling("undisturbed", log_every=5)

@@ -112,9 +112,4 @@ def test_their_twins_run_one_after_the_other(
         before = after
     assert pw.sample(
         pw.load(tmp_path / STAGES[-1]), ["a red star"], SamplerSettings(steps=1), size=(48, 80)
-    ).shape == (
-        1,
-        48,
-        80,
-        3,
-    )
+    ).shape == (1, 48, 80, 3)

@@ -1,7 +1,5 @@
 """`accelerate`: a plain denoiser goes in, an equal and faster callable comes out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -21,20 +19,17 @@ from pixelwright.models.detailers.pit import PixelMLP
 
 SHAPES = 64
 """For which a block is compiled in one process."""
-FASTER: dict[type[nn.Module], Callable[[Any, torch.dtype], nn.Module]] = {
-    nn.Linear: product,
-    UNet: FastUNet,
-}
+FASTER: dict[type[nn.Module], Callable[[Any, torch.dtype], nn.Module]] = {nn.Linear: product, UNet: FastUNet}
 """How a part is made from the one that it equals."""
 
 
 def accelerate(
-    model: PixelDenoiser | AcceleratedDenoiser,
+    model: "PixelDenoiser | AcceleratedDenoiser",
     precision: str = "auto",
     compile: bool = False,
     reuse: int = 1,
     graphs: bool | None = None,
-) -> AcceleratedDenoiser:
+) -> "AcceleratedDenoiser":
     """A model with its weights as they are now, for inference alone.
 
     It owns all its weights: the model may be trained on, moved or deleted.

@@ -1,7 +1,5 @@
 """The small convolutions of DiP's U-Net as exact matrix products: faster on CPUs, in training too."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

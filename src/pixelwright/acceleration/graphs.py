@@ -3,8 +3,6 @@
 With few images a GPU is done sooner than Python has asked for the hundreds of kernels of a forward pass.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from threading import Lock
@@ -55,7 +53,7 @@ class Graphs:
             recording = self._recordings[key]
             return evaluate(x, t, condition) if recording is None else recording(inputs)
 
-    def _recorded(self, evaluate: Evaluate, *inputs: Any) -> Recording | None:
+    def _recorded(self, evaluate: Evaluate, *inputs: Any) -> "Recording | None":
         try:
             return Recording(evaluate, self._record, *inputs)
         except CannotRecord as why:

@@ -4,8 +4,6 @@ On CPUs that compute in bfloat16, weights are kept in the order in which oneDNN 
 are private to PyTorch, which has no public ones; where they are missing, the plain product is used.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """A backbone that runs in one of N evaluations. Approximate."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

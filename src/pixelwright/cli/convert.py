@@ -1,7 +1,5 @@
 """`pixelwright convert`: weights from one layout to another."""
 
-from __future__ import annotations
-
 import tempfile
 from typing import Literal
 

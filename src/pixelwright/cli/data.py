@@ -1,7 +1,5 @@
 """`pixelwright data prepare` and `pixelwright data check`: data sets cut to size, and looked through."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`pixelwright evaluate`: FID and its kin of a model or of images, against a reference."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`pixelwright evaluation train-features`: the in-domain classifier whose features `evaluate` compares."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal

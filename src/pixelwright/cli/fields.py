@@ -1,7 +1,5 @@
 """The fields of config dataclasses as options of the command line; their help is the text under them."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import inspect

@@ -1,7 +1,5 @@
 """`pixelwright info`: what a model is made of and what it costs."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
 from typing import Any

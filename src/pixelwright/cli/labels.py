@@ -1,7 +1,5 @@
 """Labels as people write them: numbers, ranges, names."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ with the functions `parser()` and `run(options)`, and perhaps `SUBCOMMANDS`. It 
 so that `pixelwright --help` does not wait for torch.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -43,10 +41,8 @@ stderr says what), 3 a model draws NaN or infinite pixels, 130 interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; `argv` defaults to the arguments of the process.
-
-    Any exception but `UserError` is a bug, or a failure of the machine, and leaves with its traceback.
-    """
+    """Run one command and return its exit code; `argv` defaults to the arguments of the process. Any
+    exception but `UserError` is a bug, or a failure of the machine, and leaves with its traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)

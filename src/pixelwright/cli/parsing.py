@@ -1,7 +1,5 @@
 """What the commands share: a parser with two levels of help, whose options take the types of configs."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -16,14 +14,13 @@ from pixelwright.errors import UserError, nearest
 Add = Callable[..., None]
 """Adds an option to a section: the arguments of `argparse`, with a `type` as in configs."""
 ADVANCED = "--help=advanced"
-MODEL = "a model folder, a run, a published file or hf://OWNER/NAME"
-"""Help of an argument that names a model."""
+MODEL = "a model folder, a run, a published file or hf://OWNER/NAME"  # help of an argument that names a model
 
 
 class Command(NamedTuple):
     """A command, or a subcommand."""
 
-    parser: Callable[[], Parser]
+    parser: "Callable[[], Parser]"
     run: Callable[[Namespace], int | None]
 
 
@@ -115,11 +112,8 @@ def _explain(message: str, names: Collection[str]) -> str:
 def choose(
     command: str, commands: Mapping[str, Command], parser: Callable[[], Parser], words: list[str]
 ) -> tuple[Command, list[str]]:
-    """The subcommand that `words` begin with, and the other words; without one, the command's help.
-
-    Raises:
-        UserError: there is no such subcommand.
-    """
+    """The subcommand that `words` begin with, and the other words; without one, the command's help. Raises
+    UserError: there is no such subcommand."""
     if not words or words[0].startswith("-"):
         return Command(parser, lambda _: parser().print_help()), words
     if words[0] not in commands:
@@ -141,11 +135,7 @@ def add_device(add: Add) -> None:
 
 def image_size(numbers: list[int] | list[str] | None) -> tuple[int, int] | None:
     """(rows, columns) from `--size N`, `--size ROWS COLUMNS` or `--size WIDTHxHEIGHT`; None where it was not
-    given.
-
-    Raises:
-        UserError: anything else.
-    """
+    given. Raises UserError: anything else."""
     if numbers is None:
         return None
     words = [str(number) for number in numbers]

@@ -1,7 +1,5 @@
 """`pixelwright prompts`: does a text-to-image model draw what prompts say?"""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

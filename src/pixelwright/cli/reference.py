@@ -1,7 +1,5 @@
 """`pixelwright reference`: the statistics of a data set that `evaluate` compares with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jsonargparse import Namespace

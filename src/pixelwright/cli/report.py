@@ -1,7 +1,5 @@
 """`pixelwright report`: an HTML report of a run, or of several evaluations."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`pixelwright reproduce`: a published figure measured again."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
 from typing import Any

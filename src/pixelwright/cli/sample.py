@@ -1,7 +1,5 @@
 """`pixelwright sample`: draw images from a trained model."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -26,8 +24,7 @@ from pixelwright.models.config import DenoiserConfig, TextNote
 from pixelwright.text import encode_for
 from pixelwright.text.config import read_prompts
 
-GRID = 100
-"""Most images in grid.png."""
+GRID = 100  # most images in grid.png
 
 DESCRIPTION = f"""Draw images from a trained model: PNG files by index, and grid.png of the first {GRID}.
 

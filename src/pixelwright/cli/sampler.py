@@ -1,7 +1,5 @@
 """Options of every command that draws images: the settings of the sampler, and what it runs on."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal, NamedTuple
 

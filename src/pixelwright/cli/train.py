@@ -1,7 +1,5 @@
 """`pixelwright train`: train a model as a configuration says, or continue an interrupted run."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 from typing import Any

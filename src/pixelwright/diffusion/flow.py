@@ -1,7 +1,5 @@
 """Flow matching (rectified flow), as both papers train it: t in [0,1], 0 = noise, 1 = data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -40,13 +38,7 @@ def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def draw(
-    flow: FlowConfig,
-    images: Tensor,
-    labels: C,
-    num_classes: int,
-    seed: int,
-    step: int,
-    start: int = 0,
+    flow: FlowConfig, images: Tensor, labels: C, num_classes: int, seed: int, step: int, start: int = 0
 ) -> tuple[Tensor, Tensor, C]:
     """The random part of a training step: times [B], noise, and labels (or captions) with some made null.
 

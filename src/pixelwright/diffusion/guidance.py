@@ -4,8 +4,6 @@ A guidance is any function (conditional, null) -> velocity of velocity functions
 model are evaluated together by `both`, in one call of twice the batch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

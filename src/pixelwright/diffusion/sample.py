@@ -1,7 +1,5 @@
 """From noise to images: what a model is conditioned on, the noise of each image, and `sample`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from numbers import Real

@@ -4,8 +4,6 @@ They know nothing of classes, text or models. Timesteps rise; velocities are cal
 tensor of the timesteps' dtype.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -86,12 +84,7 @@ def heun(velocity: Velocity, x: Tensor, times: Tensor, callback: StepCallback | 
 
 
 def ab2(
-    velocity: Velocity,
-    x: Tensor,
-    times: Tensor,
-    callback: StepCallback | None = None,
-    *,
-    fixed: bool = False,
+    velocity: Velocity, x: Tensor, times: Tensor, callback: StepCallback | None = None, *, fixed: bool = False
 ) -> Tensor:
     """Adams-Bashforth 2, weights 1 + h/2h' and −h/2h' (`fixed`: 3/2 and −1/2), first step Euler."""
     previous: Tensor | None = None

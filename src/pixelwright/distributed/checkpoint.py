@@ -8,8 +8,6 @@ moment. Each process writes its own part of the tensors; their names do not depe
 that any number can read them. Nothing in a checkpoint is a pickle, so one from elsewhere is safe to read.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -74,10 +72,8 @@ def checkpoint_folders(run: Path) -> list[Path]:
 
 
 class Saver:
-    """Writes the checkpoints of a run in a thread while training goes on, one at a time.
-
-    All processes of the run must call its methods alike.
-    """
+    """Writes the checkpoints of a run in a thread while training goes on, one at a time. All processes of the
+    run must call its methods alike."""
 
     def __init__(
         self, run: Path, layout: Layout, keep: int, keep_every: int = 0, counted_every: int = 1
@@ -101,8 +97,7 @@ class Saver:
 
         `before` is called on rank 0, in the thread, before the checkpoint appears.
 
-        Raises:
-            UserError: the disk refuses this one or refused the one before; what was there already stays.
+        Raises UserError: the disk refuses this one or refused the one before; what was there already stays.
         """
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import async_save  # late: it takes a while
@@ -241,9 +236,7 @@ def inspect(path: Path) -> Checkpoint:
 
 def newest(run: Path, among: Sequence[Path] | None = None) -> Checkpoint | None:
     """The newest whole checkpoint of a run, or of its folders `among`, oldest first; None if there are none.
-
-    Warns about each damaged one that it passes over; raises UserError if all are damaged.
-    """
+    Warns about each damaged one that it passes over; raises UserError if all are damaged."""
     damaged = []
     for path in reversed(checkpoint_folders(run) if among is None else among):
         try:

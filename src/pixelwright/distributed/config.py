@@ -1,7 +1,5 @@
 """How several processes share the work."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -6,8 +6,6 @@ process to rounding. The model code knows nothing of it: DDP wraps the model fro
 (`fully_shard`) turns its weights into DTensors in place, and names stay as they are.
 """
 
-from __future__ import annotations
-
 import os
 import time
 import uuid
@@ -121,9 +119,7 @@ class Layout:
 
     def summing(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a micro-batch: DDP exchanges gradients after the last one only.
-
-        FSDP2 does after each, so that no process ever holds the gradients of all weights.
-        """
+        FSDP2 does after each, so that no process ever holds the gradients of all weights."""
         if isinstance(module, DistributedDataParallel) and not last:
             return module.no_sync()
         return nullcontext()
@@ -132,10 +128,7 @@ class Layout:
         self, tensors: Mapping[str, Tensor], copy_to: str | None = None, everywhere: bool = False
     ) -> dict[str, Tensor]:
         """The whole tensors on rank 0 (or everywhere), as copies on a device if one is named; nothing on
-        other ranks.
-
-        All processes must call it.
-        """
+        other ranks. All processes must call it."""
         whole = {}
         for name, tensor in tensors.items():
             tensor = full(tensor.detach())
@@ -167,12 +160,8 @@ def together(start: Callable[[], Layout]) -> Iterator[Layout]:
 
 
 def join(device: str, config: ParallelConfig, batch_size: int, accumulate: int = 1) -> Layout:
-    """The layout of this process in a training run; see `connect`.
-
-    Raises:
-        UserError: a mode that needs `torchrun` without it, a batch or copies of the weights that do not
-            divide, and what `connect` raises.
-    """
+    """The layout of this process in a training run; see `connect`. Raises UserError: a mode that needs
+    `torchrun` without it, a batch or copies of the weights that do not divide, and what `connect` raises."""
     if (world := _world()) is not None:
         check(config, world, batch_size, accumulate)
     elif config.mode != "auto":
@@ -182,11 +171,8 @@ def join(device: str, config: ParallelConfig, batch_size: int, accumulate: int =
 
 
 def connect(device: str, config: ParallelConfig) -> Layout:
-    """Find out which process this is and join the others, each on its own device.
-
-    Raises:
-        UserError: more processes than devices, or a device that several processes cannot share.
-    """
+    """Find out which process this is and join the others, each on its own device. Raises UserError: more
+    processes than devices, or a device that several processes cannot share."""
     world = _world()
     if world is None:
         return Layout(config, resolve_device(device))

@@ -1,7 +1,5 @@
 """Anything that holds a model, opened: config and tensors of a folder, a published file or a hub address."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys
@@ -60,11 +58,8 @@ class Checkpoint:
     note: str | None = None  # what is to be said of the file
 
     def read(self, name: str) -> Tensor:
-        """The tensor of one of our names, which may share memory with the file.
-
-        Raises:
-            UserError: it holds NaN or infinite values.
-        """
+        """The tensor of one of our names, which may share memory with the file. Raises UserError: it holds
+        NaN or infinite values."""
         tensor = self._read(name)
         check_finite(name, tensor, self.place)
         return tensor
@@ -72,10 +67,7 @@ class Checkpoint:
 
 def local(source: str | os.PathLike[str]) -> Path:
     """The file or folder of a model: fetched where `source` is an address, the averaged weights of a run.
-
-    Raises:
-        UserError: it does not exist, or the hub does not give it.
-    """
+    Raises UserError: it does not exist, or the hub does not give it."""
     path = fetch(str(source)) if is_address(str(source)) else Path(source)
     if not path.exists():
         such = f"a model folder, a run, a file of weights or {SCHEME}OWNER/NAME"
@@ -93,10 +85,8 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def any_config(folder: Path) -> dict[str, Any]:
-    """The config of a folder, whoever made it; {} where there is none.
-
-    One that cannot be read counts as ours, so that our reader says what is wrong with it.
-    """
+    """The config of a folder, whoever made it; {} where there is none. One that cannot be read counts as
+    ours, so that our reader says what is wrong with it."""
     if not (folder / CONFIG).is_file():
         return {}
     try:
@@ -107,11 +97,8 @@ def any_config(folder: Path) -> dict[str, Any]:
 
 
 def open_file(path: Path) -> WeightFile:
-    """Open a safetensors file, the index of a sharded one, or a pickled checkpoint, by its suffix.
-
-    Raises:
-        UserError: an unknown suffix, a damaged file, or one that could do harm.
-    """
+    """Open a safetensors file, the index of a sharded one, or a pickled checkpoint, by its suffix. Raises
+    UserError: an unknown suffix, a damaged file, or one that could do harm."""
     if not path.is_file():
         raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
     with path.open("rb") as start:

@@ -1,7 +1,5 @@
 """From one layout to another, one tensor at a time: `pixelwright convert`."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import zipfile

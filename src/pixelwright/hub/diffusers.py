@@ -8,8 +8,6 @@ translated in two places only: `schedulers.lay_grid` (times) and the loop of `Pi
 Importing this module needs the extra: `pip install "pixelwright[diffusers]"`.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,7 +78,7 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
         self.denoiser = PixelDenoiser(from_dict(architecture, "PixelDenoiserModel.architecture"))
 
     @classmethod
-    def from_denoiser(cls, model: PixelDenoiser) -> PixelDenoiserModel:
+    def from_denoiser(cls, model: PixelDenoiser) -> "PixelDenoiserModel":
         """The component around `model` itself: its weights are shared, not copied."""
         with torch.device("meta"):
             component = cls(to_dict(model.config))
@@ -127,8 +125,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
     `from_model` makes one from a `PixelDenoiser`; `from_pretrained`, `save_pretrained`, `push_to_hub`, `to`,
     `enable_model_cpu_offload` and `set_progress_bar_config` are diffusers'.
 
-    Raises:
-        UserError: an unsupported scheduler, naming the supported ones.
+    Raises UserError: an unsupported scheduler, naming the supported ones.
     """
 
     model_cpu_offload_seq = "transformer"
@@ -143,7 +140,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.register_modules(transformer=transformer, scheduler=scheduler)
 
     @classmethod
-    def from_model(cls, model: PixelDenoiser, scheduler: Any = None) -> PixelDenoiserPipeline:
+    def from_model(cls, model: PixelDenoiser, scheduler: Any = None) -> "PixelDenoiserPipeline":
         """A pipeline around `model`, sharing its weights; by default with diffusers' Euler scheduler."""
         scheduler = FlowMatchEulerDiscreteScheduler() if scheduler is None else scheduler
         return cls(PixelDenoiserModel.from_denoiser(model), scheduler)
@@ -159,11 +156,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         return self._num_timesteps
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Does not apply; `None` (off) is accepted.
-
-        Raises:
-            UserError: any other value.
-        """
+        """Does not apply; `None` (off) is accepted. Raises UserError: any other value."""
         if slice_size is not None:
             fused = "they use PyTorch's fused attention, which saves that memory already"
             raise UserError(

@@ -5,8 +5,6 @@ proportion to the file: foreign classes in a pickle, compressed archives, endles
 their bytes.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -24,8 +22,7 @@ from pixelwright.models.folder import CONFIG, WEIGHTS, listing, shorten
 
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
-SUFFIXES = (".safetensors", INDEX_SUFFIX, *PICKLES)
-"""The endings of files that can be opened."""
+SUFFIXES = (".safetensors", INDEX_SUFFIX, *PICKLES)  # the endings of files that can be opened
 
 # Most bytes of a safetensors header, an index, or the pickle in a checkpoint; real ones have below 1 MB.
 LARGEST_HEADER = 16 << 20
@@ -55,8 +52,7 @@ def only_weights(names: Iterable[str], place: str) -> str:
     What training tools leave beside it (an optimizer's state and the like) is passed over, and shards of an
     index count as one.
 
-    Raises:
-        UserError: there is none, or more than one.
+    Raises UserError: there is none, or more than one.
     """
     names = [name for name in names if not _STATE_OF_TRAINING.fullmatch(name.rpartition("/")[2])]
     found = sorted(name for name in names if name.endswith(INDEX_SUFFIX))
@@ -90,10 +86,8 @@ def _spec(part: Any) -> Tensor:
 
 
 def open_shards(index: Path) -> WeightFile:
-    """Open the shards of an index, whose weight_map says for every name which file beside it holds it.
-
-    Raises UserError for a broken index, and shards that are damaged or do not fit to it.
-    """
+    """Open the shards of an index, whose weight_map says for every name which file beside it holds it. Raises
+    UserError for a broken index, and shards that are damaged or do not fit to it."""
     names = shard_names(index)
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         raise UserError(f"{index} names shards that are not beside it: {listing(map(shorten, missing))}")

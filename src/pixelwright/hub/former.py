@@ -1,7 +1,5 @@
 """Model folders of the first layout: SwiGLU in three matrices, MMDiT's attention unnamed, "recipe"."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -21,11 +19,8 @@ def is_former(folder: Path) -> bool:
 
 
 def open_former(folder: Path, sampler: str | None = None) -> Checkpoint:
-    """A model folder of the first layout, for conversion; `sampler` as for `open_checkpoint`.
-
-    Raises:
-        UserError: anything missing, unknown or mis-shaped, naming file and key.
-    """
+    """A model folder of the first layout, for conversion; `sampler` as for `open_checkpoint`. Raises
+    UserError: anything missing, unknown or mis-shaped, naming file and key."""
     data = {"sampler" if key == "recipe" else key: value for key, value in any_config(folder).items()}
     del data["format"]
     config, file = from_dict(data, str(folder / CONFIG)), open_file(folder / WEIGHTS)

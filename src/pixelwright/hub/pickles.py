@@ -5,8 +5,6 @@ values of each. The pickle is looked through first; only if it names nothing but
 read, with a stand-in in the place of every name, so that no class or function of it is ever imported.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import pickletools
@@ -129,11 +127,8 @@ _BROKEN = (
 
 
 def open_pickle(path: Path) -> WeightFile:
-    """Open a checkpoint that `torch.save` wrote.
-
-    Raises:
-        UserError: a damaged file, or one that could do harm.
-    """
+    """Open a checkpoint that `torch.save` wrote. Raises UserError: a damaged file, or one that could do
+    harm."""
     with path.open("rb") as file:
         program, parts = _open_archive(path, file)
         _check_program(program, path)
@@ -245,10 +240,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Described]:
-    """The tensors of a checkpoint: those of its "state_dict", "model", "ema" and so on, or of itself.
-
-    Names begin with those of the dicts that they are in; only "state_dict" adds nothing.
-    """
+    """The tensors of a checkpoint: those of its "state_dict", "model", "ema" and so on, or of itself. Names
+    begin with those of the dicts that they are in; only "state_dict" adds nothing."""
     found: dict[str, Described] = {}
 
     def look(value: object, prefix: str, depth: int) -> None:

@@ -1,7 +1,5 @@
 """Which tensors of a file are the network's: the prefixes that training tools and repacks put before them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,11 +61,8 @@ def split(name: str) -> tuple[str, str]:
 
 
 def network_tensors(names: Iterable[str], which: Which | None = None) -> NetworkTensors:
-    """The network's tensors among the names of a file; its EMA where it has one and none is asked for.
-
-    Raises:
-        UserError: tensors that belong to no known part of a published file, or a set that is not there.
-    """
+    """The network's tensors among the names of a file; its EMA where it has one and none is asked for. Raises
+    UserError: tensors that belong to no known part of a published file, or a set that is not there."""
     sets: dict[str, dict[str, str]] = {}
     for name in names:
         prefix, bare = split(name)

@@ -4,8 +4,6 @@ A checkpoint is known by its file name *and* its architecture, so a small networ
 preset. Sources: PixelDiT (arXiv 2511.20645) and DiP (arXiv 2511.18822), as their checkpoints were evaluated.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 from typing import Any, NamedTuple
@@ -41,8 +39,7 @@ _TABLE = [
     _preset("pixeldit-t2i-1024", "dpmpp-2m", 30, 3.0, None, 4.0, _T2I),
     _preset("pixeldit-t2i-512", "dpmpp-2m", 30, 3.0, None, 3.0, _T2I),  # no file's name tells this one
 ]
-SAMPLER_PRESETS = {preset.name: preset for preset in _TABLE}
-"""Sampler settings of published results, by name."""
+SAMPLER_PRESETS = {preset.name: preset for preset in _TABLE}  # sampler settings of published results, by name
 
 
 class Published(NamedTuple):

@@ -4,8 +4,6 @@
 configuration file is needed beside a checkpoint.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -144,11 +142,10 @@ def _rename(name: str, table: list[tuple[str, str]]) -> str:
 def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
     """The model of a published checkpoint's tensors, with or without their prefixes.
 
-    PixelDiT (pre- and post-modulation, for classes or for text) and DiP are told apart, and their
-    sizes found, by key names and shapes. Weights keep their dtype and are copied.
+    PixelDiT (pre- and post-modulation, for classes or for text) and DiP are told apart, and their sizes
+    found, by key names and shapes. Weights keep their dtype and are copied.
 
-    Raises:
-        UserError: not such a checkpoint, or missing, extra or mis-shaped keys (at most ten are named).
+    Raises UserError: not such a checkpoint, or missing, extra or mis-shaped keys (at most ten are named).
     """
     found = network_tensors(state_dict).names
     weights = {name: state_dict[theirs] for name, theirs in found.items()}
@@ -158,13 +155,8 @@ def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
 
 
 def recognise(weights: Mapping[str, Tensor]) -> tuple[DenoiserConfig, Names]:
-    """The config of bare tensors under published names, and the published names of each of our names.
-
-    Values are not looked at, so tensors on the meta device will do.
-
-    Raises:
-        UserError: as `from_public`.
-    """
+    """The config of bare tensors under published names, and the published names of each of our names. Values
+    are not looked at, so tensors on the meta device will do. Raises UserError: as `from_public`."""
     config = infer_config(weights)
     names = public_names(config)
     check_weights(shapes(names, skeleton(config).state_dict()), weights, "published checkpoint")
@@ -173,21 +165,15 @@ def recognise(weights: Mapping[str, Tensor]) -> tuple[DenoiserConfig, Names]:
 
 def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
     """The tensors of a model under the published key names, without prefix; `from_public` reads them back.
-
-    Raises:
-        UserError: the model has no published layout (DiT-only, DiP for text, or not post-hoc).
-    """
+    Raises UserError: the model has no published layout (DiT-only, DiP for text, or not post-hoc)."""
     weights = model.state_dict()
     readers = parted(public_names(model.config), lambda name: weights[name].detach())
     return {name: read() for name, read in readers.items()}
 
 
 def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
-    """The config of a published network's bare tensors.
-
-    Raises:
-        UserError: the names or shapes are not those of a PixelDiT or a class-conditional DiP.
-    """
+    """The config of a published network's bare tensors. Raises UserError: the names or shapes are not those
+    of a PixelDiT or a class-conditional DiP."""
     pixeldit, dip = "pixel_embedder.proj.weight" in weights, "local_decoder.out_conv.weight" in weights
     if pixeldit == dip:
         found = ", ".join(sorted(weights)[:3]) or "nothing"

@@ -4,8 +4,6 @@ hf://OWNER/NAME[@REVISION][/FILE] goes through the hub's own client and cache, w
 which works offline; a file at https://, s3:// and the like is fetched by `pixelwright.remote`.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable
@@ -29,9 +27,8 @@ def fetch(address: str) -> Path:
 
     Files of the hub come from its cache where they are current; offline (HF_HUB_OFFLINE=1) from it alone.
 
-    Raises:
-        UserError: a malformed address, huggingface_hub is not installed, or the hub cannot be reached, has no
-            such model or file, or does not give it to you.
+    Raises UserError: a malformed address, huggingface_hub is not installed, or the hub cannot be reached, has
+    no such model or file, or does not give it to you.
     """
     if not address.startswith(SCHEME):
         if not address.partition("?")[0].endswith(ONE_FILE):

@@ -4,8 +4,6 @@ The two libraries describe the same straight path from opposite ends. diffusers:
 Here: t = 1 − σ. `lay_grid` translates.
 """
 
-from __future__ import annotations
-
 from typing import Any, TypeAlias
 
 import torch

@@ -1,7 +1,5 @@
 """Global stage: a transformer over large patches, one token per patch (DiP and PixelDiT, section 3.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol

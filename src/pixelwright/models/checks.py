@@ -1,7 +1,5 @@
 """Range checks that configs of several parts share."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pixelwright.errors import UserError

@@ -1,7 +1,5 @@
 """What a denoiser is conditioned on: class labels [B], or the features of captions."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,7 +23,7 @@ class TextCondition:
     mask: Tensor | None = None
     """Bool [B, L]: true for a token, false for padding; None where every position is a token. Models with
     `mask_padding` off, such as the published one, attend to padding too."""
-    null: TextCondition | None = None
+    null: "TextCondition | None" = None
     """The empty caption, [1, L', C], which stands for no condition; without it, that is no token at all."""
 
     def __post_init__(self) -> None:
@@ -58,28 +56,28 @@ class TextCondition:
     def device(self) -> torch.device:
         return self.features.device
 
-    def __getitem__(self, part: slice | Tensor) -> TextCondition:
+    def __getitem__(self, part: slice | Tensor) -> "TextCondition":
         """Some of the captions."""
         mask = None if self.mask is None else self.mask[part]
         return TextCondition(self.features[part], mask, self.null)
 
-    def split(self, size: int) -> tuple[TextCondition, ...]:
+    def split(self, size: int) -> "tuple[TextCondition, ...]":
         """The captions in pieces of `size`, the last of which may be smaller."""
         return tuple(self[start : start + size] for start in range(0, len(self), size))
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> TextCondition:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "TextCondition":
         """The same on another device."""
         move: dict[str, Any] = {"device": device, "non_blocking": non_blocking}
         mask = None if self.mask is None else self.mask.to(**move)
         null = None if self.null is None else self.null.to(device, non_blocking)
         return TextCondition(self.features.to(**move), mask, null)
 
-    def clone(self) -> TextCondition:
+    def clone(self) -> "TextCondition":
         """A copy, of all but the empty caption."""
         mask = None if self.mask is None else self.mask.clone()
         return TextCondition(self.features.clone(), mask, self.null)
 
-    def empty(self) -> TextCondition:
+    def empty(self) -> "TextCondition":
         """As many empty captions, for the unconditional branch."""
         count = len(self)
         if self.null is None:
@@ -89,7 +87,7 @@ class TextCondition:
         features = self.null.features.to(self.features.dtype)
         return TextCondition(features.expand(count, -1, -1), mask, self.null)
 
-    def padded(self, length: int) -> TextCondition:
+    def padded(self, length: int) -> "TextCondition":
         """With zeros up to `length` tokens, which the mask tells from tokens."""
         more = length - self.features.shape[1]
         if more <= 0:

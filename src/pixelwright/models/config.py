@@ -1,20 +1,10 @@
 """What a denoiser is made of, as data: frozen dataclasses, checked once, and their JSON form."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pixelwright.config import (
-    Config,
-    FiniteFloat,
-    Line,
-    PositiveFloat,
-    PositiveInt,
-    UnitInterval,
-    read,
-)
+from pixelwright.config import Config, FiniteFloat, Line, PositiveFloat, PositiveInt, UnitInterval, read
 from pixelwright.config import to_dict as plain
 from pixelwright.errors import UserError
 from pixelwright.models.backbones import BACKBONES

@@ -9,8 +9,6 @@
 - The output is a velocity v = x − ε, whatever the network predicts (`prediction`).
 """
 
-from __future__ import annotations
-
 from typing import overload
 
 import torch

@@ -1,7 +1,5 @@
 """A model as a folder: `config.json` and `model.safetensors`."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """Layers both papers share: patches, RMSNorm, rotary attention, SwiGLU, adaLN modulation, embedders."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -3,8 +3,6 @@
 PixelDiT section 3.4 (text to image), after the MM-DiT of Stable Diffusion 3.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

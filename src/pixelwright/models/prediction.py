@@ -1,7 +1,5 @@
 """What a network's output means: velocity, the clean image or the noise."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

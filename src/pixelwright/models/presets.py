@@ -5,8 +5,6 @@ post-modulation blocks) and `dit` (no detailer). Sizes B, L and XL are the paper
 images and CPUs. `FAMILY-t2i` and the small `FAMILY-t2i-ti` draw from captions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """DINOv2 through transformers, as REPA's teacher and as features to evaluate with."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

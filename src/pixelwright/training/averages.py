@@ -1,7 +1,5 @@
 """Another average of a run than the one in its `model/`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -19,11 +17,8 @@ def group(name: str) -> str:
 
 
 def load_average(run: str | os.PathLike[str], name: str) -> PixelDenoiser:
-    """The model with the average called `name`, such as "power-0.05", of a run's newest checkpoint.
-
-    Raises:
-        UserError: no run, no whole checkpoint, or no such average (naming those there).
-    """
+    """The model with the average called `name`, such as "power-0.05", of a run's newest checkpoint. Raises
+    UserError: no run, no whole checkpoint, or no such average (naming those there)."""
     run = Path(run)
     if (found := checkpoints.newest(run) if run.is_dir() else None) is None:
         raise UserError(f"{run} holds no checkpoint: --ema takes a run folder")

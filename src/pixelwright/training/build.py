@@ -1,7 +1,5 @@
 """A run from its config: model, data, objectives, callbacks and loggers, put into a `Trainer`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

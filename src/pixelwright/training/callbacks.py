@@ -4,8 +4,6 @@ Callbacks run after the checkpoint of their step. What they raise is logged with
 goes on, so whatever a callback does in several processes, all must come to the same end of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,17 +28,17 @@ class Callback:
     every: int = 1
     """`on_step` is called after steps that are multiples of it, and after the last; 0: after that alone."""
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: "Trainer") -> None:
         """Before the first step, or the first after the run was continued."""
 
-    def on_step(self, trainer: Trainer) -> None:
+    def on_step(self, trainer: "Trainer") -> None:
         """After step `trainer.step`, and after its checkpoint. May call `trainer.log`, `trainer.image`,
         `trainer.averaged` and `trainer.request_stop`."""
 
-    def on_checkpoint(self, trainer: Trainer, folder: Path) -> None:
+    def on_checkpoint(self, trainer: "Trainer", folder: Path) -> None:
         """A checkpoint was begun: it is being written, and appears as `folder`."""
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: "Trainer") -> None:
         """After the last step."""
 
 
@@ -60,13 +58,13 @@ class SampleGrid(Callback):
         self._condition, self.config, self.every = condition, config or SampleConfig(), every
         self.size, self.columns = size, columns
 
-    def on_step(self, trainer: Trainer) -> None:
+    def on_step(self, trainer: "Trainer") -> None:
         model = trainer.averaged()
         if model is not None:
             path = self.draw(model, trainer.folder, trainer.step, trainer)
             trainer.image("samples", load_png(path))
 
-    def draw(self, model: PixelDenoiser, folder: Path, step: int, trainer: Trainer) -> Path:
+    def draw(self, model: PixelDenoiser, folder: Path, step: int, trainer: "Trainer") -> Path:
         """Draw the grid of `step` and return its path."""
         if callable(self._condition):
             self._condition = self._condition()
@@ -92,7 +90,7 @@ class Report(Callback):
     def __init__(self, every: int = 1000) -> None:
         self.every, self._warned = every, False
 
-    def on_step(self, trainer: Trainer) -> None:
+    def on_step(self, trainer: "Trainer") -> None:
         if not trainer.layout.main:
             return
         try:

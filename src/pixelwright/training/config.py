@@ -3,8 +3,6 @@
 The string under a field is its help text on the command line.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,10 +63,8 @@ class ModelConfig(Config, where="model"):
             raise UserError(f"model: {error}") from None
 
     def denoiser(self, num_classes: int | None = None, **more: Any) -> DenoiserConfig:
-        """The config of the denoiser: the preset with what is changed here and with `more`.
-
-        A model of captions takes no `num_classes`; one of classes has 1000 where none are given.
-        """
+        """The config of the denoiser: the preset with what is changed here and with `more`. A model of
+        captions takes no `num_classes`; one of classes has 1000 where none are given."""
         names = [f.name for f in fields(self) if f.name != "preset"]
         changed = {name: value for name in names if (value := getattr(self, name)) is not None}
         return preset(self.preset, num_classes=num_classes, **changed, **more)

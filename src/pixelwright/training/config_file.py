@@ -1,7 +1,5 @@
 """Configs of runs as YAML files, and what a resumed run may change in them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Small parts of the training loop: running sums, a clock, stop signals, prefetching."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -101,10 +99,8 @@ class Clock:
 
 @contextmanager
 def stop_signals(ask: Callable[[], None]) -> Iterator[None]:
-    """Call `ask` on the first SIGINT or SIGTERM; a second one ends the program at once.
-
-    Outside the main thread Python delivers no signals, and nothing is changed.
-    """
+    """Call `ask` on the first SIGINT or SIGTERM; a second one ends the program at once. Outside the main
+    thread Python delivers no signals, and nothing is changed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -5,8 +5,6 @@ that is alive is followed. Not counted: what the libraries take for themselves (
 buffers of NCCL, fragments), and the copy of the weights that a measurement of updates makes for a moment.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,12 +89,8 @@ class Cost:
 
 
 def cost(config: TrainConfig, gpus: int = 1) -> Cost:
-    """What a run of this configuration takes on `gpus` GPUs.
-
-    Raises:
-        UserError: the batch or the copies of the weights do not divide among the GPUs, or the size of the
-            teacher is not known.
-    """
+    """What a run of this configuration takes on `gpus` GPUs. Raises UserError: the batch or the copies of the
+    weights do not divide among the GPUs, or the size of the teacher is not known."""
     if gpus < 1:
         raise UserError(f"--gpus is {gpus}: give at least 1")
     parallel.check(config.parallel, gpus, config.batch_size, config.accumulate)

@@ -1,7 +1,5 @@
 """Is a run healthy? A few plain rules over its log, each with its threshold in its text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from statistics import mean, median

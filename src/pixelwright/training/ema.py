@@ -1,7 +1,5 @@
 """The averaged weights: one average that is exported and drawn from, and any number beside it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -30,11 +28,8 @@ def power_exponent(sigma_rel: float) -> float:
 
 
 def read_rule(rule: float | str) -> float:
-    """A rule of averaging as a number: a decay in [0, 1), or −sigma_rel of a power-function average.
-
-    Raises:
-        UserError: neither a decay such as 0.9999 nor "power-" and a relative width such as power-0.05.
-    """
+    """A rule of averaging as a number: a decay in [0, 1), or −sigma_rel of a power-function average. Raises
+    UserError: neither a decay such as 0.9999 nor "power-" and a relative width such as power-0.05."""
     text = str(rule)
     try:
         number = float(text.removeprefix(POWER))

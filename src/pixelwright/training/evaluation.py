@@ -4,8 +4,6 @@ Nothing here draws from a random stream of the training, so that a run ends with
 without it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
@@ -31,11 +29,8 @@ from pixelwright.training.trainer import Trainer
 
 
 class Evaluation(Callback):
-    """Draws and measures samples of the averaged weights; opened once, before a run begins.
-
-    Raises:
-        UserError: features or reference that are not there, or do not belong together.
-    """
+    """Draws and measures samples of the averaged weights; opened once, before a run begins. Raises UserError:
+    features or reference that are not there, or do not belong together."""
 
     def __init__(self, settings: EvaluationConfig, config: LoopConfig, name: str, layout: Layout) -> None:
         """`name`: what the model is called in the record of the samples."""

@@ -4,8 +4,6 @@ All numbers stay in tensors of fixed sizes on the device, which no step waits fo
 checkpoint: the log of a continued run holds what that of an uninterrupted one does.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,10 +91,8 @@ class Health:
 
     @contextmanager
     def updates(self, step: int) -> Iterator[None]:
-        """Around the optimiser's `step`, counted from 1: measure ‖change of the weights‖ / ‖weights‖.
-
-        It copies the weights, at a time when no activations are held.
-        """
+        """Around the optimiser's `step`, counted from 1: measure ‖change of the weights‖ / ‖weights‖. It
+        copies the weights, at a time when no activations are held."""
         if not self._due(step):
             yield
             return

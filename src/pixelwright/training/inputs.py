@@ -1,7 +1,5 @@
 """From a batch of images to what a training step computes its loss from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -12,8 +10,7 @@ from pixelwright.distributed.parallel import Layout
 from pixelwright.models.conditions import Condition
 from pixelwright.training.config import LoopConfig
 
-Batched = Callable[[int], Iterable[Batch]]
-"""Gives the batches from a step on, counted from 0."""
+Batched = Callable[[int], Iterable[Batch]]  # gives the batches from a step on, counted from 0
 
 
 class Inputs(NamedTuple):

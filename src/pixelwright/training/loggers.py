@@ -4,8 +4,6 @@ Loggers live in the main process alone. `{type: wandb, project: mine}` in `logge
 name it is registered under.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

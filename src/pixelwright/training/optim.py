@@ -1,7 +1,5 @@
 """The optimisers and the course of the learning rate."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase as fnmatch
@@ -22,9 +20,8 @@ def build_optimizer(named: Sequence[tuple[str, nn.Parameter]], config: OptimConf
     """The optimiser of parameters by name, with its whole state from the start, so that a checkpoint always
     holds the same tensors.
 
-    Raises:
-        UserError: a pattern of `optim.groups` that no name matches; CAME for sharded weights, or without the
-            package it comes from.
+    Raises UserError: a pattern of `optim.groups` that no name matches; CAME for sharded weights, or without
+    the package it comes from.
     """
     groups = _grouped(named, config)
     return _adamw(groups, config) if config.name == "adamw" else _came(groups, config)

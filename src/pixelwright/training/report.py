@@ -1,7 +1,5 @@
 """loss.png and report.html of a run: how it goes, what it draws, what happened, from its folder alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import timedelta
@@ -174,11 +172,8 @@ def _changed(config: Any, where: str = "") -> Iterator[tuple[str, str]]:
 
 
 def plot_losses(run: Path) -> None:
-    """Draw loss (raw and smoothed), gradient norm and learning rate over the steps as RUN/loss.png.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Draw loss (raw and smoothed), gradient norm and learning rate over the steps as RUN/loss.png. Raises
+    ImportError: matplotlib is not installed."""
     from matplotlib.figure import Figure  # late: it takes a while, and is an extra
 
     lines = [line for line in read_log(run / LOG) if line.get("loss") is not None]

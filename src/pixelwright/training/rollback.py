@@ -7,8 +7,6 @@ run that is killed after it continues from a checkpoint before the spikes, meets
 and goes back to the same checkpoint.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -74,8 +72,7 @@ def go_back(config: LoopConfig, count: int, last: int, before: int) -> Checkpoin
     It is the newest that was saved half a window before the spikes, which began after step `before`, or else
     the oldest. Only those at multiples of `checkpoint_every` count, which do not depend on interruptions.
 
-    Raises:
-        UserError: there were `max_rollbacks` rollbacks, `count`, already.
+    Raises UserError: there were `max_rollbacks` rollbacks, `count`, already.
     """
     run, health = Path(config.run), config.health
     there = [f for f in checkpoint_folders(run) if step_of(f) % config.checkpoint_every == 0]

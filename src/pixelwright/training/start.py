@@ -1,7 +1,5 @@
 """Where a run begins: at step 0, at its own newest checkpoint, or at that of another run."""
 
-from __future__ import annotations
-
 import os
 import socket
 from pathlib import Path
@@ -33,10 +31,7 @@ def join(config: LoopConfig) -> parallel.Layout:
 
 def lock(run: Path) -> IO[str]:
     """The lock of a run folder, of a job's main process; it ends when the file is closed or the job dies.
-
-    Raises:
-        UserError: another job has it, naming its host and process.
-    """
+    Raises UserError: another job has it, naming its host and process."""
     file = (run / LOCK).open("a+", encoding="utf-8")
     try:
         import fcntl  # not on Windows, where there is no lock
@@ -58,10 +53,9 @@ def lock(run: Path) -> IO[str]:
 def find_start(config: LoopConfig, resume: str | os.PathLike[str] | None) -> Checkpoint | None:
     """The checkpoint that a run begins with, or None to begin with random weights. Writes nothing.
 
-    Raises:
-        UserError: the run folder is something else, was made with other settings or holds only damaged
-            checkpoints; `resume` is not there, has no whole checkpoint, holds another model or is not where
-            the run stands.
+    Raises UserError: the run folder is something else, was made with other settings or holds only damaged
+    checkpoints; `resume` is not there, has no whole checkpoint, holds another model or is not where the run
+    stands.
     """
     run = Path(config.run)
     _check_folder(run, config)
@@ -90,8 +84,7 @@ def initial_weights(init: str, config: DenoiserConfig) -> dict[str, Tensor]:
 
     The size of the image is no part of a model's weights: those of 256² start a run at 512².
 
-    Raises:
-        UserError: nothing that can be read, or another model than the run's.
+    Raises UserError: nothing that can be read, or another model than the run's.
     """
     try:
         model = load_model(init)

@@ -4,8 +4,6 @@ The model is made and run on PyTorch's `meta` device, where tensors have shapes 
 every backbone and detailer, without formulas to keep in step with the architectures, at any size in seconds.
 """
 
-from __future__ import annotations
-
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +44,7 @@ class Info:
     parts: tuple[Part, ...]
     dtype: torch.dtype  # of the weights, to sample
     weight_bytes: int  # in that dtype
-    sampling_bytes: int
-    """Peak memory of sampling a batch with guidance in that dtype: weights, activations."""
+    sampling_bytes: int  # peak memory of sampling a batch with guidance in that dtype: weights, activations
     training_bytes: int
     """Peak memory of a training step of a batch in float32: weights, EMA, gradients, AdamW's two moments and
     the activations kept for the backward pass."""
@@ -118,10 +115,8 @@ def example_inputs(
 
 
 def flops_by_part(model: PixelDenoiser, size: tuple[int, int]) -> dict[str, int]:
-    """FLOPs of matrix products, convolutions and attention by part, one image.
-
-    Where a detailer stands between the blocks, the backbone calls it: its FLOPs are not the backbone's.
-    """
+    """FLOPs of matrix products, convolutions and attention by part, one image. Where a detailer stands
+    between the blocks, the backbone calls it: its FLOPs are not the backbone's."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*example_inputs(model, size, 1))
     by_module = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}

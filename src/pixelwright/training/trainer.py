@@ -5,8 +5,6 @@ averaged weights, optimiser and step number, and a run that was killed and conti
 as one that was not. Another number of processes changes the order of sums, and nothing else.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import defaultdict
@@ -212,9 +210,7 @@ class Trainer:
 
     def prepare(self, batch: Batch, number: int) -> Inputs:
         """This process's part of a batch on its device: times, noise and dropped conditions are drawn here.
-
-        The batch of step k, counted from 0, has the number k, and a higher one after a rollback.
-        """
+        The batch of step k, counted from 0, has the number k, and a higher one after a rollback."""
         images, config, first = batch.images, self.config, self.layout.rank * len(batch.images)
         condition: Any = batch.labels if self.text is None else self.text.encode(batch.captions)
         classes = self.model.config.num_classes
@@ -222,10 +218,8 @@ class Trainer:
         return Inputs(*(x.to(self.device, non_blocking=True) for x in (images, t, noise, condition)))
 
     def train_step(self, inputs: Inputs) -> None:
-        """One optimiser step on a batch.
-
-        Without effect on the weights if loss or gradient is not finite, or a spike that is to be skipped.
-        """
+        """One optimiser step on a batch. Without effect on the weights if loss or gradient is not finite, or
+        a spike that is to be skipped."""
         with self.health.activations(self.step + 1):
             losses, logs = self.gradients(inputs)
         totals = self.layout.mean(by_time(losses, inputs.t))  # the processes have equal numbers of samples
@@ -358,9 +352,7 @@ class Trainer:
 
     def averaged(self, everywhere: bool = False) -> PixelDenoiser | None:
         """A model with the averaged weights, in the main process or everywhere; all processes must call it.
-
-        The checkpoint in the making is finished first.
-        """
+        The checkpoint in the making is finished first."""
         self.saver.settle()
         weights = self.layout.gather(self.ema.weights, everywhere=everywhere)
         return self._plain(weights) if everywhere or self.layout.main else None

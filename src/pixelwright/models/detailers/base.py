@@ -8,8 +8,6 @@ prediction [B,3,H,W]. One file holds it: its config dataclass, its module and it
     class Mine(nn.Module): ...
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

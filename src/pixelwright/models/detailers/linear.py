@@ -1,7 +1,5 @@
 """The DiT-only baseline of both papers: adaLN on the last tokens, then one linear layer to the patch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor, nn

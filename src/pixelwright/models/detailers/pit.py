@@ -1,7 +1,5 @@
 """PixelDiT's pixel-level stage (section 3.3): M PiT blocks over one token per pixel."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -13,16 +11,7 @@ from pixelwright.errors import UserError
 from pixelwright.models.backbones import GlobalState
 from pixelwright.models.checks import check_heads
 from pixelwright.models.detailers.base import register_detailer
-from pixelwright.models.layers import (
-    Attention,
-    RMSNorm,
-    Rope,
-    modulate,
-    patchify,
-    rope_2d,
-    unpatchify,
-    zero_,
-)
+from pixelwright.models.layers import Attention, RMSNorm, Rope, modulate, patchify, rope_2d, unpatchify, zero_
 
 
 @dataclass(frozen=True)

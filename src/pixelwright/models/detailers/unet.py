@@ -1,7 +1,5 @@
 """DiP's Patch Detailer Head (section 3.3): a small convolutional U-Net run on all B·L patches at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -19,8 +19,6 @@ evaluations. To add one, write its config and its class in a file of your own:
 and list it: `objectives: [{type: l1, weight: 0.2}]`, or `Trainer(..., objectives=[FlowMatching(), L1(...)])`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -36,8 +34,7 @@ from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.registry import Registry
 
-Logs = dict[str, Tensor]
-"""Values [b] by name, whose means are logged."""
+Logs = dict[str, Tensor]  # values [b] by name, whose means are logged
 
 
 class Forward(NamedTuple):
@@ -68,10 +65,8 @@ class Objective(nn.Module):
     """A loss of each sample. Its parameters are trained, sharded and checkpointed with the model's, and are
     no part of the exported model. They must take part in every step, if only with a factor 0."""
 
-    taps: tuple[int, ...] = ()
-    """Global blocks, counted from 1, whose tokens it needs."""
-    logged: tuple[str, ...] = ()
-    """Names of what it may log."""
+    taps: tuple[int, ...] = ()  # global blocks, counted from 1, whose tokens it needs
+    logged: tuple[str, ...] = ()  # names of what it may log
     weight: float = 1.0
 
     def forward(self, model: PixelDenoiser, batch: Forward) -> tuple[Tensor, Logs]:

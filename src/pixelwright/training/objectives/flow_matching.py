@@ -1,7 +1,5 @@
 """Flow matching, the objective of both papers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -3,8 +3,6 @@
 The projector trains with the model and is not part of the denoiser.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -64,10 +62,8 @@ class Projector(nn.Sequential):
 
 
 def match_grid(tokens: Tensor, grid: tuple[int, int], teacher_grid: tuple[int, int]) -> Tensor:
-    """Bring tokens [B, h·w, C] on `grid` to `teacher_grid`, giving [B, h'·w', C].
-
-    Where the teacher has fewer tokens they are averaged, where it has more they are interpolated bilinearly.
-    """
+    """Bring tokens [B, h·w, C] on `grid` to `teacher_grid`, giving [B, h'·w', C]. Where the teacher has fewer
+    tokens they are averaged, where it has more they are interpolated bilinearly."""
     if grid == teacher_grid:
         return tokens
     planes = tokens.transpose(1, 2).unflatten(2, grid)  # [B, h·w, C] -> [B, C, h, w]

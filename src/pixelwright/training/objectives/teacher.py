@@ -1,7 +1,5 @@
 """REPA's teacher: the patch tokens of a frozen DINOv2, computed on the fly or kept on the disk."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from pathlib import Path
@@ -25,8 +23,7 @@ class Teacher(nn.Module):
 
     Images [B,3,H,W] in [-1,1] -> tokens [B, H/16·W/16, size], float16-rounded float32 (as they are kept).
 
-    Raises:
-        UserError: transformers is not installed, or the name cannot be read.
+    Raises UserError: transformers is not installed, or the name cannot be read.
     """
 
     def __init__(self, name: str) -> None:
@@ -36,7 +33,7 @@ class Teacher(nn.Module):
         self.size, self.patch_size = int(settings.hidden_size), int(settings.patch_size)
         self.eval()
 
-    def train(self, mode: bool = True) -> Teacher:
+    def train(self, mode: bool = True) -> "Teacher":
         """Stays in eval mode."""
         return super().train(False)
 
