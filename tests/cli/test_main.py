@@ -64,6 +64,21 @@ sys.exit("torch" in sys.modules)
         assert command in done.stdout
 
 
+def test_a_mistake_waits_for_torch_and_for_no_compiler_or_sharding() -> None:
+    code = """
+import sys
+from pixelwright.cli.main import main
+for words in (["info"], ["info", "nothing-like-this"], ["train", "--stpes", "3"],
+              ["train", "--run", "r", "--model.preset", "dit"], ["sample", "nothing", "--out", "o"],
+              ["evaluate", "--referance", "x"], ["convert", "nothing", "o"]):
+    assert main(words) == (0 if words == ["info"] else 2), words
+slow = "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "transformers", "matplotlib"
+sys.exit(", ".join(name for name in slow if name in sys.modules) or 0)
+"""
+    done = process(code=code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "examples:" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers import UNet
 from pixelwright.models.detailers.pit import PixelMLP
+from pixelwright.models.folder import skeleton
 
 SHAPES = 64
 """For which a block is compiled in one process."""
@@ -92,8 +93,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _copy(model: PixelDenoiser, dtype: torch.dtype) -> PixelDenoiser:
     """A model of its own with faster parts, no gradients, in eval mode."""
-    with torch.device("meta"):
-        network = PixelDenoiser(model.config)
+    network = skeleton(model.config)
     network.load_state_dict(model.state_dict(), assign=True)  # tensors shared until they are replaced
     if dtype == torch.int8:
         check_int8(model.device)

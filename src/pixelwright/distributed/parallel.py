@@ -20,11 +20,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -103,6 +100,9 @@ class Layout:
         return DistributedDataParallel(module, device_ids=index, gradient_as_bucket_view=True)
 
     def _shard(self, module: nn.Module, units: Sequence[nn.Module], compute: torch.dtype | None) -> nn.Module:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # half a second
+
         # Blocks hand a NamedTuple on that holds views; nothing is changed in place, which this is about.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         copies = self.config.replicas
@@ -265,14 +265,17 @@ def prepare(module: nn.Module, recompute: bool, compile: bool) -> None:
         module.forward = torch.compile(module.forward)
 
 
+# A DTensor is known by its methods: to import the type takes half a second, which one process need not wait.
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, by reference; elementwise work needs no more."""
-    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
+    part = getattr(tensor, "to_local", None)
+    return tensor if part is None else part().detach()
 
 
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor, in every process; all must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def norm(tensors: list[Tensor]) -> Tensor:

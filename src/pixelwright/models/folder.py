@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.files import SAFETENSORS_DTYPES, write_safetensors, write_text
@@ -33,8 +34,17 @@ def create(name: str, num_classes: int | None = None, **overrides: Any) -> Pixel
 
 def skeleton(config: DenoiserConfig) -> PixelDenoiser:
     """A model without storage (meta device): names and shapes alone."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInit():
         return PixelDenoiser(config)
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Leave out `torch.nn.init`, which has nothing to fill on the meta device, and takes seconds there."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def with_weights(config: DenoiserConfig, weights: Mapping[str, Tensor], place: str) -> PixelDenoiser:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.training.config import OptimConfig
@@ -65,7 +64,7 @@ def _parameters(groups: list[dict[str, Any]]) -> list[nn.Parameter]:
 
 def _came(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     """CAME (arXiv 2307.02047), which keeps rows and columns of the squares instead of all of them."""
-    if any(isinstance(p, DTensor) for p in _parameters(groups)):
+    if any(hasattr(p, "full_tensor") for p in _parameters(groups)):
         cut = "optim.name is came, which needs whole matrices, but parallel.mode fsdp cuts them"
         raise UserError(f"{cut}: give --parallel.mode ddp or --optim.name adamw")
     try:
