@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import pixelwright as pw
-from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.distributed.config import ParallelConfig
 from pixelwright.distributed.parallel import Layout
 from pixelwright.evaluation import generate

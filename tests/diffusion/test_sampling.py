@@ -303,7 +303,9 @@ def test_the_callback_sees_every_step_and_the_model_keeps_its_mode(model: PixelD
 
 
 def test_labels_are_indices_or_names(model: PixelDenoiser) -> None:
-    assert sampling.as_labels(["c", "b"], model.config).tolist() == [2, 1]
+    assert sampling.as_labels(["c", "a"], model.config).tolist() == [2, 0]
+    with pytest.raises(pw.UserError, match=r'"b" could be class 1 \("b"\) or 3 \("b"\): give the number'):
+        sampling.as_labels(["c", "b"], model.config)
     assert sampling.as_labels(torch.tensor([4]), model.config).tolist() == [4]
 
 
@@ -392,7 +394,7 @@ FLOW_CASES = [case for case in recording("samplers")[1]["cases"] if case["sample
 
 @pytest.mark.parametrize("case", FLOW_CASES, ids=lambda case: case["key"])
 def test_dpmpp_2m_ends_where_the_public_text_to_image_sampler_does(case: dict) -> None:
-    """Recorded in σ = 1−t and v = ε−x; its grid is 0.999 … 0 before the shift.
+    """Recorded in σ = 1−t and v = ε−x; its grid is 0.999 … 0 before the shift, which is that of the presets.
 
     The public code has times and weights of the steps in float32, so 1e-6 is what can be asked for.
     """
@@ -404,9 +406,26 @@ def test_dpmpp_2m_ends_where_the_public_text_to_image_sampler_does(case: dict) -
         theirs = field(label)
         return lambda x, t: -theirs(x, 1 - t)
 
-    sigma = 1 - torch.linspace(1, 0.001, case["num_steps"] + 1)
-    shift = case["timeshift"]
-    grid = 1 - (shift * sigma / (1 + (shift - 1) * sigma)).flip(0).double()
     velocity = IntervalCFG(case["guidance"])(ours(labels), ours(null))
-    x = solve(velocity, tensors["noise"], grid, "dpmpp-2m")
-    assert (x - tensors[f"{case['key']}.x"]).abs().max() < 1e-6
+    start = pw.hub.SAMPLER_PRESETS["pixeldit-t2i-1024"].time_start
+
+    def error(time_start: float) -> float:
+        grid = timesteps(case["num_steps"], case["timeshift"], time_start)
+        x = solve(velocity, tensors["noise"], grid, "dpmpp-2m")
+        return float((x - tensors[f"{case['key']}.x"]).abs().max())
+
+    assert error(start) < 1e-6 < 1e-4 < error(0.0)
+
+
+def test_the_text_to_image_presets_start_where_the_public_sampler_does() -> None:
+    for size, shift in ((512, 3.0), (1024, 4.0)):
+        preset = pw.hub.SAMPLER_PRESETS[f"pixeldit-t2i-{size}"]
+        times = timesteps(preset.steps, preset.time_shift, preset.time_start)
+        assert preset.time_shift == shift and float(times[-1]) == 1
+        assert float(1 - times[0]) == pytest.approx(shift * 0.999 / (1 + (shift - 1) * 0.999), abs=1e-12)
+
+
+def test_a_start_outside_0_to_1_is_refused() -> None:
+    for start in (-0.1, 1.0, float("nan")):
+        with pytest.raises(pw.UserError, match=f"time_start is {start}"):
+            timesteps(4, 1.0, start)

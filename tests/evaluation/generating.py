@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import pixelwright as pw
-from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.distributed.config import ParallelConfig
 from pixelwright.distributed.parallel import connect, together
 from pixelwright.evaluation import generate as room

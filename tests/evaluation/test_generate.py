@@ -19,7 +19,7 @@ from PIL import Image
 import pixelwright as pw
 from pixelwright.cli.labels import labels_for
 from pixelwright.data.sources import FolderSource, ZipSource
-from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.distributed import parallel
 from pixelwright.distributed.config import ParallelConfig
 from pixelwright.errors import UserError

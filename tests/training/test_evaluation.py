@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pixelwright.data import DataConfig
-from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.errors import UserError
 from pixelwright.evaluation.features import open_extractor
 from pixelwright.evaluation.features.classifier import Classifier, ClassifierConfig, save_classifier

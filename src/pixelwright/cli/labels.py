@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pixelwright.diffusion.sample import balanced_labels
-from pixelwright.errors import UserError, nearest
+from pixelwright.diffusion.labels import Classes, balanced_labels
+from pixelwright.errors import UserError
 from pixelwright.files import read_text, split_lines
 from pixelwright.rng import generator
 
@@ -22,47 +22,44 @@ def parse_labels(
         words: each a class name, or one or several of the following with commas between: a number, a range
             `0-9` (both ends included), a class name, `all`.
         num_classes: labels run from 0 to num_classes - 1.
-        class_names: one name per class, where the model has them; case does not matter.
+        class_names: one name per class, where the model has them; see `Classes`.
 
     Raises:
-        UserError: naming the word, for anything else and for no label at all.
+        UserError: naming the word, for anything else, for what could mean several classes, and for no label.
     """
-    names = {name.lower(): index for index, name in enumerate(class_names or ())}
+    classes = Classes(num_classes, class_names)
     labels: list[int] = []
     for word in words:
         # A name may hold a comma ("tench, Tinca tinca"), so the whole word is tried as a name first.
-        pieces = [word] if word.strip().lower() in names else word.split(",")
-        for piece in pieces:
-            labels += _labels(piece.strip(), num_classes, names)
+        for piece in [word] if classes.named(word) else word.split(","):
+            labels += _labels(piece.strip(), classes)
     if not labels:
         raise UserError("no label is given; try --labels 0-9 or --labels all")
     return labels
 
 
-def _labels(word: str, num_classes: int, names: dict[str, int]) -> Sequence[int]:
+def _labels(word: str, classes: Classes) -> Sequence[int]:
     if not word:
         raise UserError("a label is empty; give numbers, ranges such as 0-9, class names or all")
-    if word.lower() in names:
-        return [names[word.lower()]]
     if word == "all":
-        return range(num_classes)
-    if re.fullmatch(r"-?\d+", word):
-        return [_class(int(word), word, num_classes)]
-    if ends := re.fullmatch(r"(\d+)-(\d+)", word):
-        low, high = (_class(int(end), word, num_classes) for end in ends.groups())
-        if low > high:
-            raise UserError(f'label range "{word}" runs backwards; write {high}-{low}')
-        return range(low, high + 1)
-    if not names:
-        known = 'a number, a range such as 0-9, or "all"; the model has no class names'
-        raise UserError(f'label "{word}" is not {known}')
-    raise UserError(f'unknown class "{word}"{nearest(word.lower(), names)}')
+        _check_meaning(word, "every class", classes)
+        return range(classes.count)
+    ends = re.fullmatch(r"([0-9]+)-([0-9]+)", word)
+    if ends is None:
+        return [classes.find(word)]
+    _check_meaning(word, "a range", classes)
+    low, high = map(int, ends.groups())
+    if low > high:
+        raise UserError(f'label range "{word}" runs backwards; write {high}-{low}')
+    if high >= classes.count:
+        raise UserError(f"label {word} is out of range; the model has classes 0 to {classes.count - 1}")
+    return range(low, high + 1)
 
 
-def _class(label: int, word: str, num_classes: int) -> int:
-    if not 0 <= label < num_classes:
-        raise UserError(f"label {word} is out of range; the model has classes 0 to {num_classes - 1}")
-    return label
+def _check_meaning(word: str, meaning: str, classes: Classes) -> None:
+    """Raise UserError if a word with a meaning of its own is the name of a class, too."""
+    if named := classes.named(word):
+        raise UserError(f'"{word}" means {meaning}, and class {named[0]} is called so; give numbers')
 
 
 def labels_for(
@@ -81,16 +78,20 @@ def labels_for(
     Raises:
         UserError: labels that the model does not have, or a file with another number of them.
     """
-    if list(words) == ["balanced"]:
+    classes, word = Classes(num_classes, class_names), words[0] if len(words) == 1 else ""
+    if word in ("balanced", "random"):
+        _check_meaning(word, f"{word} labels", classes)
+    if word == "balanced":
         return balanced_labels(count, num_classes)
-    if list(words) == ["random"]:
+    if word == "random":
         draws = [torch.randint(num_classes, (), generator=generator(seed, "label", i)) for i in range(count)]
         return torch.stack(draws)
-    if len(words) == 1 and Path(words[0]).is_file():
-        lines = [line for line in split_lines(read_text(Path(words[0]))) if line.strip()]
+    if word and Path(word).is_file():
+        _check_meaning(word, "the labels in that file", classes)
+        lines = [line for line in split_lines(read_text(Path(word))) if line.strip()]
         found = parse_labels(lines, num_classes, class_names)
         if len(found) != count:
-            raise UserError(f"{words[0]} holds {len(found)} labels for {count} images; give one a line")
+            raise UserError(f"{word} holds {len(found)} labels for {count} images; give one a line")
         return torch.tensor(found)
     found = parse_labels(words, num_classes, class_names)
     return torch.tensor(found)[torch.arange(count) % len(found)]

@@ -11,7 +11,7 @@ from pixelwright.cli.evaluate import TIMEOUT, open_scorer, with_weights
 from pixelwright.cli.parsing import Parser, add_device
 from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.device import name_precision, resolve_device
-from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.distributed.config import ParallelConfig
 from pixelwright.distributed.parallel import connect, together
 from pixelwright.evaluation.evaluate import Evaluation

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -10,8 +9,9 @@ from torch import Tensor
 
 from pixelwright.device import resolve_precision
 from pixelwright.diffusion.guidance import Branch, Guidance, IntervalCFG
+from pixelwright.diffusion.labels import as_labels
 from pixelwright.diffusion.solvers import StepCallback, Velocity, check_solver, solve, timesteps
-from pixelwright.errors import NotFinite, UserError, nearest
+from pixelwright.errors import NotFinite, UserError
 from pixelwright.images import to_uint8
 from pixelwright.models.conditions import Condition, TextCondition, null_like
 from pixelwright.models.config import DenoiserConfig, SamplerSettings
@@ -46,39 +46,6 @@ def model_velocity(
     null = null_like(condition, model.config.num_classes)
     guidance = guidance or IntervalCFG(sampler.guidance_scale, sampler.guidance_interval)
     return guidance(Branch(model, condition), Branch(model, null))
-
-
-def as_labels(labels: Tensor | Sequence[Any] | float | str, config: DenoiserConfig) -> Tensor:
-    """Class indices int64 [B] from indices or class names of a model's config.
-
-    Raises:
-        UserError: no labels, an index outside 0 … num_classes (the null class is allowed), an unknown name.
-    """
-    if isinstance(labels, Tensor):
-        labels = labels.reshape(-1).tolist() if labels.ndim < 2 else labels.tolist()
-    values: list[Any] = [labels] if isinstance(labels, (float, int, str)) else list(labels)
-    if not values or not all(isinstance(value, (Real, str)) for value in values):
-        raise UserError(f"labels is {labels!r}; give a list of at least one class")
-    names = config.class_names or ()
-    known = {name: i for i, name in reversed(list(enumerate(names)))}
-    indices = []
-    for value in values:
-        if isinstance(value, str):
-            if value not in known:
-                hint = nearest(value, known) if known else "; the model has no class names, give numbers"
-                raise UserError(f'unknown class "{value}"{hint}')
-            value = known[value]
-        if not (value == value and 0 <= value <= config.num_classes and value == int(value)):
-            last = config.num_classes - 1
-            raise UserError(f"label {value} is outside 0 to {last} (or {last + 1}, the null class)")
-        indices.append(int(value))
-    return torch.tensor(indices)
-
-
-def balanced_labels(count: int, num_classes: int) -> Tensor:
-    """Each class in turn, int64 [count]; where there are fewer images than classes, spread over them."""
-    index = torch.arange(count)
-    return index % num_classes if count >= num_classes else index * num_classes // count
 
 
 def as_condition(labels: Labels, model: Denoiser, negative: str | None = None) -> Condition:
@@ -180,7 +147,7 @@ def sample(
     """
     sampler = sampler or SamplerSettings()
     check_solver(sampler.solver)
-    times = timesteps(sampler.steps, sampler.time_shift)
+    times = timesteps(sampler.steps, sampler.time_shift, sampler.time_start)
     if isinstance(guidance, (int, float)):
         guidance = IntervalCFG(guidance, sampler.guidance_interval)
     condition = as_condition(labels, model)

@@ -40,17 +40,20 @@ class Step(NamedTuple):
 StepCallback = Callable[[Step], None]
 
 
-def timesteps(steps: int, time_shift: float = 1.0) -> Tensor:
-    """Times from noise to data, float64 [steps+1], 0 … 1: i/steps moved by `time_shift`.
+def timesteps(steps: int, time_shift: float = 1.0, time_start: float = 0.0) -> Tensor:
+    """Times from noise to data, float64 [steps+1]: even steps from `time_start` to 1, moved by `time_shift`.
 
     Raises:
-        UserError: fewer than one step, or a shift that is not a positive number.
+        UserError: fewer than one step, a shift that is not a positive number, or a start outside [0,1).
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise UserError(f"steps is {steps!r}; sampling needs a whole number of at least 1")
     if not (math.isfinite(time_shift) and time_shift > 0):
         raise UserError(f"time_shift is {time_shift}; it must be a finite number above 0 (1 = none)")
-    return shift_time(torch.arange(steps + 1, dtype=torch.float64) / steps, time_shift)
+    if not 0 <= time_start < 1:
+        raise UserError(f"time_start is {time_start}; it must be at least 0 and below 1 (0 = pure noise)")
+    even = torch.arange(steps + 1, dtype=torch.float64) / steps
+    return shift_time(time_start + (1 - time_start) * even, time_shift)
 
 
 def _steps(times: Tensor) -> list[tuple[int, Tensor, Tensor]]:

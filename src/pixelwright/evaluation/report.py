@@ -117,6 +117,7 @@ def provenance(report: Report) -> list[tuple[str, Any]]:
         if interval := made["guidance_interval"]:
             guided += f" where {interval[0]:g} < t < {interval[1]:g}"
         solver = f"{made['solver']}, {made['steps']} steps, time shift {made['time_shift']:g}"
+        solver += f" from t = {start:g}" if (start := made.get("time_start", 0)) else ""
         if (reuse := made.get("reuse", 1)) > 1:
             solver += f", backbone in 1 of {reuse} evaluations"
         recipe = f"{solver}, {guided}, {made['precision']}, batches of {made['batch_size']}"

@@ -6,7 +6,7 @@ preset. Sources: PixelDiT (arXiv 2511.20645) and DiP (arXiv 2511.18822), as thei
 
 import dataclasses
 import fnmatch
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.config import DenoiserConfig, SamplerPreset, TextNote
@@ -19,46 +19,42 @@ PERHAPS_NVIDIA = (
 )
 SEED_RULE = "image i is drawn from the noise of (seed, i); the published runs name no seed"
 _PIXELDIT = "PixelDiT (arXiv 2511.20645)"
-_DIP = "DiP (arXiv 2511.18822), sampling settings of its ImageNet results"
-_T2I = f"{_PIXELDIT}: 25 to 50 steps, guidance 2.75 to 3.5, of which these are in between"
-_ADM = f"{_PIXELDIT}, FID {{}} on 50,000 images (ADM protocol)"  # with "FlowDPMSolver", which is ab2-fixed
-
-
-def _preset(
-    name: str, solver: str, steps: int, scale: float, interval: Any, shift: float, origin: str
-) -> SamplerPreset:
-    return SamplerPreset(solver, steps, scale, interval, shift, name, SEED_RULE, origin)
-
-
-_TABLE = [
-    _preset("pixeldit-xl-epoch80", "ab2-fixed", 100, 3.25, (0.1, 1.0), 1.0, _ADM.format(2.36)),
-    _preset("pixeldit-xl-epoch160", "ab2-fixed", 100, 3.25, (0.1, 1.0), 1.0, _ADM.format(1.97)),
-    _preset("pixeldit-xl-epoch320", "ab2-fixed", 100, 2.75, (0.1, 0.9), 1.0, _ADM.format(1.61)),
-    _preset("pixeldit-xl-512", "ab2-fixed", 100, 3.5, (0.1, 1.0), 2.0, _ADM.format(1.81)),
-    _preset("dip-imagenet256", "euler", 100, 2.9, (0.11, 0.97), 1.0, _DIP),
-    _preset("pixeldit-t2i-1024", "dpmpp-2m", 30, 3.0, None, 4.0, _T2I),
-    _preset("pixeldit-t2i-512", "dpmpp-2m", 30, 3.0, None, 3.0, _T2I),  # no file's name tells this one
-]
-SAMPLER_PRESETS = {preset.name: preset for preset in _TABLE}  # sampler settings of published results, by name
 
 
 class Published(NamedTuple):
-    """Published checkpoints that one sampler preset goes with."""
+    """Published checkpoints, and the sampler preset that goes with them."""
 
-    sampler: str  # a key of `SAMPLER_PRESETS`
-    pattern: str  # file names, without suffix and in lower case
+    sampler: SamplerPreset
+    pattern: str | None  # file names, without suffix and in lower case; None: no name tells
     architectures: tuple[str, ...]  # names of model presets
-    side: int | None  # image size, where it is not the architecture's
+    side: int | None = None  # image size, where it is not the architecture's
 
 
+def _adm(name: str, fid: float, scale: float, high: float, shift: float = 1.0) -> SamplerPreset:
+    """Their "FlowDPMSolver" is ab2-fixed."""
+    origin = f"{_PIXELDIT}, FID {fid} on 50,000 images (ADM protocol)"
+    return SamplerPreset("ab2-fixed", 100, scale, (0.1, high), shift, 0.0, name, SEED_RULE, origin)
+
+
+def _t2i(name: str, shift: float) -> SamplerPreset:
+    """Their grid is σ from 0.999 to 0 before the shift, and the noise is taken as it is."""
+    origin = f"{_PIXELDIT}: 25 to 50 steps, guidance 2.75 to 3.5, of which these are in between"
+    return SamplerPreset("dpmpp-2m", 30, 3.0, None, shift, 0.001, name, SEED_RULE, origin)
+
+
+_DIP = "DiP (arXiv 2511.18822), sampling settings of its ImageNet results"
+_DIP_PRESET = SamplerPreset("euler", 100, 2.9, (0.11, 0.97), 1.0, 0.0, "dip-imagenet256", SEED_RULE, _DIP)
+_XL = ("pixeldit-xl-16",)
 PUBLISHED = [
-    Published("pixeldit-xl-epoch80", "*imagenet256_pixeldit_xl_epoch80*", ("pixeldit-xl-16",), 256),
-    Published("pixeldit-xl-epoch160", "*imagenet256_pixeldit_xl_epoch160*", ("pixeldit-xl-16",), 256),
-    Published("pixeldit-xl-epoch320", "*imagenet256_pixeldit_xl_epoch320*", ("pixeldit-xl-16",), 256),
-    Published("pixeldit-xl-512", "*imagenet512_pixeldit_xl*", ("pixeldit-xl-16",), 512),
-    Published("dip-imagenet256", "*", ("dip-l-16", "dip-xl-16", "dip-xl-32"), None),
-    Published("pixeldit-t2i-1024", "*", ("pixeldit-t2i",), 1024),
+    Published(_adm("pixeldit-xl-epoch80", 2.36, 3.25, 1.0), "*imagenet256_pixeldit_xl_epoch80*", _XL, 256),
+    Published(_adm("pixeldit-xl-epoch160", 1.97, 3.25, 1.0), "*imagenet256_pixeldit_xl_epoch160*", _XL, 256),
+    Published(_adm("pixeldit-xl-epoch320", 1.61, 2.75, 0.9), "*imagenet256_pixeldit_xl_epoch320*", _XL, 256),
+    Published(_adm("pixeldit-xl-512", 1.81, 3.5, 1.0, 2.0), "*imagenet512_pixeldit_xl*", _XL, 512),
+    Published(_DIP_PRESET, "*", ("dip-l-16", "dip-xl-16", "dip-xl-32")),
+    Published(_t2i("pixeldit-t2i-1024", 4.0), "*", ("pixeldit-t2i",), 1024),
+    Published(_t2i("pixeldit-t2i-512", 3.0), None, ("pixeldit-t2i",), 512),
 ]
+SAMPLER_PRESETS = {known.sampler.name: known.sampler for known in PUBLISHED}  # by name
 
 
 def with_notes(config: DenoiserConfig, stem: str, sampler: str | None = None) -> DenoiserConfig:
@@ -77,7 +73,7 @@ def with_notes(config: DenoiserConfig, stem: str, sampler: str | None = None) ->
         config = dataclasses.replace(config, image_size=(known.side, known.side))
     if known is not None and config.takes_text and config.text is None:
         config = dataclasses.replace(config, text=TextNote("gemma"))  # the prefix is not ours to ship
-    chosen = SAMPLER_PRESETS[known.sampler] if known is not None else config.sampler
+    chosen = known.sampler if known is not None else config.sampler
     return dataclasses.replace(config, sampler=chosen if sampler is None else sampler_preset(sampler))
 
 
@@ -90,7 +86,7 @@ def sampler_preset(name: str) -> SamplerPreset | None:
 
 def _fits(published: Published, config: DenoiserConfig, stem: str) -> bool:
     shapes = [(PRESETS[name].backbone, PRESETS[name].detailer) for name in published.architectures]
-    named = fnmatch.fnmatchcase(stem.lower(), published.pattern)
+    named = published.pattern is not None and fnmatch.fnmatchcase(stem.lower(), published.pattern)
     return named and (config.backbone, config.detailer) in shapes
 
 
@@ -104,7 +100,7 @@ def licence_of(config: DenoiserConfig, address: str) -> str | None:
     """The notice that goes with weights of this file name or hf:// address."""
     address = address.lower()
     stem = address.rsplit("/", 1)[-1]
-    patterns = [f"{known.pattern}.*" for known in PUBLISHED if known.pattern != "*"]
+    patterns = [f"{known.pattern}.*" for known in PUBLISHED if known.pattern not in (None, "*")]
     if address.startswith("hf://nvidia/") or any(fnmatch.fnmatchcase(stem, each) for each in patterns):
         return NVIDIA
     return PERHAPS_NVIDIA if "pixeldit" in stem and isinstance(config.detailer, PiTConfig) else None

@@ -4,7 +4,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pixelwright.config import Config, FiniteFloat, Line, PositiveFloat, PositiveInt, UnitInterval, read
+from pixelwright.config import (
+    Config,
+    Decay,
+    FiniteFloat,
+    Line,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    read,
+)
 from pixelwright.config import to_dict as plain
 from pixelwright.errors import UserError
 from pixelwright.models.backbones import BACKBONES
@@ -30,6 +39,8 @@ class SamplerSettings(Config, where="sampler"):
     """Guidance is on where LO < t < HI (0 is noise, 1 data); without an interval everywhere, at t = 0 too."""
     time_shift: PositiveFloat = 1.0
     """Shift of the timesteps; above 1 spends more steps near the noise."""
+    time_start: Decay = 0.0
+    """First timestep, before the shift, at which the noise is taken as it is; 0 is pure noise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

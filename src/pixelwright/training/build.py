@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pixelwright.data import Source, UnreadableImage, open_source
-from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import checkpoint_folders
 from pixelwright.files import write_text

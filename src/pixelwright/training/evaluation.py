@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pixelwright.device import name_precision
-from pixelwright.diffusion.sample import balanced_labels
+from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.diffusion.solvers import StepCallback
 from pixelwright.distributed.parallel import Layout
 from pixelwright.evaluation.features import open_extractor
