@@ -257,7 +257,7 @@ def _sampling(work: Work, side: str, model: Any, device: torch.device, prepare: 
         return sample(model, labels, SamplerSettings(**settings), size=size)
 
     def other(work: Work = work) -> object:
-        noise = noise_of(range(len(labels)), size, 0).to(device)
+        noise = noise_of(range(len(labels)), size, 0, device)
         return to_uint8(baseline_sample(model, noise, labels, CLASSES, **work.sampler())).cpu()
 
     run = ours if side == OURS else other

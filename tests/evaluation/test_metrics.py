@@ -18,9 +18,13 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.evaluation import metrics
 from pixelwright.evaluation.metrics import Gaussian, Moments
-from pixelwright.rng import generator, normal
+from pixelwright.rng import generator
 
 WIDTH = 12
+
+
+def normal(shape: tuple[int, ...], seed: int, *path: int | str) -> Tensor:
+    return torch.randn(shape, generator=generator(seed, *path))
 
 
 def drawn(count: int, name: str, width: int = WIDTH) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from pixelwright import rng
 from pixelwright.config import Config, PositiveFloat, UnitInterval, real
 from pixelwright.models.conditions import C, Condition, drop
 from pixelwright.models.prediction import column, velocity_target
-from pixelwright.rng import generator
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,13 @@ def draw(
 ) -> tuple[Tensor, Tensor, C]:
     """The random part of a training step: times [B], noise, and labels (or captions) with some made null.
 
-    Sample j draws from the stream (seed, step, start + j) alone, so the numbers are the same however the
-    global batch is divided among processes and micro-batches.
+    Sample j has the numbers of (seed, step, start + j) alone, which are the same however the global batch is
+    divided among processes and micro-batches. They are drawn on the device of the images.
     """
-    times, keeps, noises = [], [], []
-    for j in range(images.shape[0]):
-        g = generator(seed, "flow", step, start + j)
-        times.append(torch.randn((), generator=g))
-        keeps.append(torch.rand((), generator=g) >= flow.null_probability)
-        noises.append(torch.randn(images.shape[1:], generator=g))
-    t = shift_time(torch.sigmoid(torch.stack(times) * flow.time_std + flow.time_mean), flow.time_shift)
-    labels = drop(labels, ~torch.stack(keeps).to(labels.device), num_classes)
-    return t.to(images.device), torch.stack(noises).to(images.device), labels
+    places = torch.arange(start, start + len(images), device=images.device)
+    normal, uniform, noise = rng.draw(places, images.shape[1:], seed, "flow", step)
+    t = shift_time(torch.sigmoid(normal * flow.time_std + flow.time_mean), flow.time_shift)
+    return t, noise, drop(labels, uniform < flow.null_probability, num_classes)
 
 
 def velocity_loss(

@@ -31,9 +31,11 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Any: ...
 
 
-def noise_of(indices: Sequence[int], size: tuple[int, int], seed: int) -> Tensor:
+def noise_of(
+    indices: Sequence[int], size: tuple[int, int], seed: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Noise of the images of these indices, [B,3,H,W]; image i depends on (seed, i) alone."""
-    return torch.stack([normal((3, *size), seed, "sample", index) for index in indices])
+    return normal(torch.tensor(indices, device=device), (3, *size), seed, "sample")
 
 
 def model_velocity(
@@ -160,7 +162,7 @@ def sample(
     with _evaluating(model):
         for start in range(0, len(condition), batch_size or len(condition)):
             part = condition[start : start + (batch_size or len(condition))].to(device)
-            noise = noise_of(indices[start : start + len(part)], (height, width), seed).to(device)
+            noise = noise_of(indices[start : start + len(part)], (height, width), seed, device)
             velocity = model_velocity(model, part, sampler, guidance)
             with torch.autocast(device.type, autocast) if autocast else nullcontext():
                 x = solve(velocity, noise, times, sampler.solver, callback)
