@@ -28,7 +28,7 @@ def packs(weight: Tensor, dtype: torch.dtype) -> bool:
     return here and known and dtype == torch.bfloat16 and bool(onednn._is_mkldnn_bf16_supported())
 
 
-# Operations of their own, because compilers know nothing of packed weights. They are declared by schema: those
+# Operations of their own, as compilers know nothing of packed weights. They are declared by schema: those
 # of `torch.library.custom_op` import the compiler at the first call, 1.2 of the 2.9 s of a small `sample`.
 torch.library.define(
     "pixelwright::packed_linear", "(Tensor x, Tensor weight, Tensor? bias, int rows, bool silu) -> Tensor"
