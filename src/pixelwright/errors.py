@@ -1,8 +1,9 @@
 """Mistakes a user can mend, told in one line."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
+CLOSE = 0.5  # likeness from which a choice may have been meant
 MOST_CHOICES = 60  # an error message lists no more choices than these
 
 
@@ -22,7 +23,10 @@ class NotFinite(UserError):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The end of an error message about an unknown `name`: the closest choices, or all of few."""
     known = sorted(choices)
-    close = get_close_matches(str(name), known, n=3, cutoff=0.5)
+    likeness = {choice: SequenceMatcher(None, choice, name).ratio() for choice in known}
+    close = [c for c in sorted(known, key=lambda c: -likeness[c]) if likeness[c] >= CLOSE]
     if close:
-        return ", did you mean " + " or ".join(f'"{c}"' for c in close) + "?"
+        alike = [c for c in close[:3] if likeness[c] >= likeness[close[0]] - 0.1]
+        near = [c for c in close if c.startswith(name)] or alike
+        return ", did you mean " + " or ".join(f'"{c}"' for c in near) + "?"
     return f" (one of: {', '.join(known)})" if 0 < len(known) <= MOST_CHOICES else ""

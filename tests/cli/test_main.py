@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -332,3 +333,39 @@ def test_other_failures_of_the_machine_keep_their_traceback(
     monkeypatch.setattr("pixelwright.files.sync", refuse)
     with pytest.raises(OSError, match="Input/output error"):
         sample(model, tmp_path / "out", "--labels", "0")
+
+
+# --- options as people type them ---------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("typed", "key", "value"),
+    [
+        ("--batch-size 6", "batch_size", 6),
+        ("--batch_size=6", "batch_size", 6),
+        ("--optim.weight-decay 0.5", "optim.weight_decay", 0.5),
+        ("--lr 0.25", "optim.lr", 0.25),
+        ("--resolution=64", "data.size", 64),
+    ],
+)
+def test_an_option_may_be_spelt_as_elsewhere(typed: str, key: str, value: float) -> None:
+    from pixelwright.cli import train
+
+    words = ["--run", "r", "--model.preset", "dip-ti-4", "--data.path", "shapes", *typed.split()]
+    found: Any = train.config_of(train.parser().parse(words))
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("sample m --labels 0 --out o --cfg_scal 2", 'did you mean "--guidance-scale"'),
+        ("train --run r --epochs 3", "give --steps"),
+        ("train --run r --step 3", 'did you mean "--steps"'),
+    ],
+)
+def test_a_suggestion_is_an_option_of_the_command(
+    command: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    assert hint in capsys.readouterr().err

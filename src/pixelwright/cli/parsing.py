@@ -14,6 +14,24 @@ from pixelwright.errors import UserError, nearest
 Add = Callable[..., None]
 """Adds an option to a section: the arguments of `argparse`, with a `type` as in configs."""
 ADVANCED = "--help=advanced"
+ALIASES = {
+    "--lr": ("--optim.lr",),
+    "--bs": ("--batch-size",),
+    "--model": ("--model.preset",),
+    "--data": ("--data.path",),
+    "--image-size": ("--data.size", "--size"),
+    "--resolution": ("--data.size", "--size"),
+    "--cfg": ("--guidance-scale",),
+    "--cfg-scale": ("--guidance-scale",),
+    "--guidance": ("--guidance-scale",),
+    "--num-steps": ("--steps",),
+    "--num-inference-steps": ("--steps",),
+    "--negative-prompt": ("--negative",),
+    "--output": ("--out",),
+    "--out-dir": ("--out",),
+    "--output-dir": ("--run", "--out"),
+}
+"""What others call an option: the first of these that a command has."""
 MODEL = "a model folder, a run, a published file or hf://OWNER/NAME"  # help of an argument that names a model
 
 
@@ -72,6 +90,16 @@ class Parser:
             self._types[action.dest] = names[0], hint, many
         return action
 
+    def _known(self, word: str) -> str:
+        """The word with the option in it as it is called here: `-` for `_` or the other way, and aliases."""
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name in self._names:
+            return word
+        alike = {known.replace("_", "-"): known for known in self._names}
+        dashed = name.replace("_", "-")
+        known = (alike[each] for each in (dashed, *ALIASES.get(dashed, ())) if each in alike)
+        return f"{next(known, name)}{equals}{value}"
+
     def print_help(self) -> None:
         """Print the short help."""
         self._parser.print_help()
@@ -83,7 +111,7 @@ class Parser:
                 action.help = text
             words = ["--help"]
         try:
-            options = self._parser.parse_args(words)
+            options = self._parser.parse_args([self._known(word) for word in words])
         except argparse.ArgumentError as error:
             raise UserError(_explain(str(error), self._names)) from None
         for key, (name, hint, many) in self._types.items():
@@ -105,6 +133,8 @@ def _explain(message: str, names: Collection[str]) -> str:
                 return f'unknown option "{word}": {old} is called {new} now'
         if not word.startswith("-"):
             return f'unexpected argument "{word}"'
+        if word == "--epochs":
+            return 'unknown option "--epochs": give --steps, which is epochs x images / batch size'
         return f'unknown option "{word}"{nearest(word, names)}'
     return re.sub(r'Parser key "(.+?)":', r"--\1:", text)
 
