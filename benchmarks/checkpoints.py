@@ -38,7 +38,7 @@ def averaged(run: Path, step: int) -> pw.PixelDenoiser:
     config = read_config(run / "model")
     names = skeleton(config).state_dict()
     weights = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in names.items()}
-    load(inspect(run / "checkpoints" / f"step-{step:07}"), {"ema": weights})
+    load(inspect(run / "checkpoints" / f"step-{step:07}").path, {"ema": weights})
     return with_weights(config, weights, str(run))
 
 

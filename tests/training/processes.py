@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from pixelwright.cli import main as cli
+from pixelwright.distributed import parallel
 from pixelwright.errors import UserError
 from pixelwright.training import Trainer, build_trainer, load_config
 from pixelwright.training.inputs import Inputs
@@ -47,12 +49,27 @@ def record(trainer: Trainer, fail_at: int | None = None) -> list[list[str]]:
     return seen
 
 
+def digest_of(trainer: Trainer) -> str:
+    """The hash of all weights; all processes must call it."""
+    whole = trainer.layout.gather(dict(trainer.losses.named_parameters()), everywhere=True)
+    return hashlib.blake2b(b"".join(x.numpy().tobytes() for x in whole.values())).hexdigest()
+
+
 def train_all(runs: Path) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
     rank = dist.get_rank()
+    drawn: list[bool] = []
+    wrap = parallel.Layout.wrap
+
+    def noted(layout: parallel.Layout, module: nn.Module, *more: Any) -> nn.Module:
+        drawn.append(not any(p.is_meta for p in module.parameters()))
+        return wrap(layout, module, *more)
+
+    parallel.Layout.wrap = noted  # type: ignore[method-assign]
     for name, config, resume, fail_at in json.loads(runs.read_text()):
         trainer = build_trainer(load_config(Path(config)), resume)
-        found: dict[str, Any] = {"seen": record(trainer, fail_at)}
+        found: dict[str, Any] = {"seen": record(trainer, fail_at), "drawn": drawn.pop()}
+        found["initial"] = digest_of(trainer)
         trainer.run()
         found["held"] = sum(
             p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in trainer.parameters

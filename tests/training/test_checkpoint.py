@@ -22,13 +22,14 @@ from .conftest import Tiny, same_state
 
 pytestmark = pytest.mark.usefixtures("no_extras")
 
+ALONE = Layout(ParallelConfig(), torch.device("cpu"))
 TENSORS = "shard-00001-model-00001-of-00001.safetensors"
 STATE = {"a": {"x": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3.0)}, "b": {"x": torch.ones(1)}}
 
 
 def save(run: Path, step: int, keep: int = 9, keep_every: int = 0) -> Path:
     state = {group: {k: v + step for k, v in tensors.items()} for group, tensors in STATE.items()}
-    saver = checkpoints.Saver(run, Layout(ParallelConfig(), torch.device("cpu")), keep, keep_every)
+    saver = checkpoints.Saver(run, ALONE, keep, keep_every)
     try:
         saver.start(step, state, {"seed": 0}, 1.5)
         written = saver.wait()
@@ -42,7 +43,7 @@ def load(run: Path) -> tuple[int, checkpoints.State]:
     found = checkpoints.newest(run)
     assert found is not None
     state = {group: {k: torch.zeros_like(v) for k, v in tensors.items()} for group, tensors in STATE.items()}
-    checkpoints.load(found, state)
+    checkpoints.load(found.path, state)
     return found.step, state
 
 
@@ -172,7 +173,7 @@ def test_tensors_of_other_shapes_are_told(tmp_path: Path) -> None:
     assert found is not None
     for other in ({"a": {"x": torch.zeros(2, 4)}}, {"a": {"y": torch.zeros(1)}}):
         with pytest.raises(UserError, match="does not fit this model") as error:
-            checkpoints.load(found, other)
+            checkpoints.load(found.path, other)
         assert "\n" not in str(error.value)
 
 
@@ -231,8 +232,38 @@ def test_no_pickle_of_a_checkpoint_is_read(tmp_path: Path) -> None:
     assert not harm.exists()
 
 
-def test_large_states_are_divided_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "FILE_BYTES", 20)
-    path = save(tmp_path, 4)
-    assert len(list(path.glob("*.safetensors"))) == 2
-    same_state(load(tmp_path)[1], {g: {k: v + 4 for k, v in t.items()} for g, t in STATE.items()})
+def test_every_kind_of_number_is_kept(tmp_path: Path) -> None:
+    kinds = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    state = {"a": {str(kind): torch.tensor([[1, 0, 3]]).to(kind) for kind in kinds}}
+    saver = checkpoints.Saver(tmp_path, ALONE, 1)
+    saver.start(1, state, {}, 0)
+    path = saver.wait()
+    assert path is not None
+    found = {"a": {name: torch.zeros_like(value) for name, value in state["a"].items()}}
+    checkpoints.load(path, found)
+    same_state(found, state)
+
+
+def test_what_changes_after_the_start_is_not_saved(tmp_path: Path) -> None:
+    saver = checkpoints.Saver(tmp_path, ALONE, 9)
+    weights = torch.zeros(1000)
+    for step in (1, 2):  # the second time into the memory of the first
+        weights.fill_(step)
+        saver.start(step, {"a": {"x": weights}}, {}, 0)
+        saver.hold()
+        weights.fill_(-1)
+        found = {"a": {"x": torch.empty(1000)}}
+        path = saver.wait()
+        assert path is not None
+        checkpoints.load(path, found)
+        assert (found["a"]["x"] == step).all()
+
+
+def test_of_several_processes_each_writes_its_share() -> None:
+    state = {"a": {str(i): torch.ones(10 + 7 * i % 5) for i in range(40)}, "b": {"n": torch.tensor(3)}}
+    layouts = [Layout(ParallelConfig(), torch.device("cpu"), rank, 4) for rank in range(4)]
+    shares = [list(checkpoints.share(state, layout)) for layout in layouts]
+    names = [part.name for parts in shares for part in parts]
+    assert sorted(names) == sorted(f"{group}.{name}" for group in state for name in state[group])
+    loads = [sum(part.values.nbytes for part in parts) for parts in shares]
+    assert max(loads) < 1.1 * min(loads)

@@ -37,7 +37,7 @@ from pixelwright.training.config import HealthConfig, ParallelConfig
 from pixelwright.training.objectives import RepaConfig
 
 from .conftest import log_of, same_state, weights_of
-from .processes import record
+from .processes import digest_of, record
 
 STEPS, HALF = 8, 4
 PROCESSES = Path(__file__).with_name("processes.py")
@@ -118,6 +118,8 @@ class Pair(NamedTuple):
     job: Any
     seen: list[list[str]]
     """The samples of each step, of the run in one process."""
+    initial: dict[str, str]
+    """The hash of the weights that runs in one process began with."""
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +132,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
         for extra in ("matplotlib.figure", "torch.utils.tensorboard"):
             patch.setitem(sys.modules, extra, None)
         alone = build_trainer(make(folder, "alone", accumulate=2))
-        seen = record(alone)
+        seen, initial = record(alone), {"": digest_of(alone)}
         alone.run()
         for model in ("dip", "pixeldit"):
             train(make(folder, f"{model}-alone", model, steps=3))
@@ -139,14 +141,18 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
             "objectives": (RepaConfig(teacher=str(dino), depth=1, until=2),),
             "steps": 4,
         }
-        train(make(folder, "repa-alone", **repa))
+        trainer = build_trainer(make(folder, "repa-alone", **repa))
+        initial["repa-"] = digest_of(trainer)
+        trainer.run()
         train(make(folder, "rollback-alone", **ROLLBACK))
         text: dict[str, Any] = {
             "text": TextConfig("minilm", path=str(bert), cache=str(folder / "features")),
             "flow": flow.FlowConfig(null_probability=0.5),
             "steps": 3,
         }
-        train(make(folder, "text-alone", "text", accumulate=2, **text))
+        trainer = build_trainer(make(folder, "text-alone", "text", accumulate=2, **text))
+        initial["text-"] = digest_of(trainer)
+        trainer.run()
     torch.set_num_threads(threads)
     half = checkpoint_folders(folder / "alone")[0]
     runs = {
@@ -179,7 +185,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
         fail_at = 6 if name == "failing" else None
         listed.append([name, str(folder / f"{name}.yaml"), resume and str(resume), fail_at])
     (folder / "runs.json").write_text(json.dumps(listed))
-    return Pair(folder, torchrun(2, folder / "runs.json"), seen)
+    return Pair(folder, torchrun(2, folder / "runs.json"), seen, initial)
 
 
 def report(pair: Pair, name: str) -> list[dict[str, Any]]:
@@ -202,7 +208,7 @@ def state_of(folder: Path, name: str) -> State:
     """The last checkpoint of a run, read by one process."""
     trainer = build_trainer(make(folder, "probe"))
     found = checkpoints.inspect(checkpoint_folders(folder / name)[-1])
-    checkpoints.load(found, trainer.state())
+    checkpoints.load(found.path, trainer.state())
     return trainer.state()
 
 
@@ -277,6 +283,13 @@ def test_resumed_by_another_number_of_processes(pair: Pair, no_extras: None) -> 
         train(config, resume=checkpoint_folders(pair.folder / name)[0])
         assert [line["loss"] for line in log_of(Path(config.run))] == pytest.approx(losses, rel=1e-5)
     nearly_same_state(state_of(pair.folder, "alone"), state_of(pair.folder, "fsdp-from-alone"))
+
+
+@pytest.mark.parametrize("name", ["fsdp", "repa-fsdp", "text-fsdp"])
+def test_one_process_draws_the_weights_that_are_sharded(pair: Pair, name: str) -> None:
+    first, second = report(pair, name)
+    assert (first["drawn"], second["drawn"]) == (True, False)
+    assert first["initial"] == second["initial"] == pair.initial[name.removesuffix("fsdp")]
 
 
 def test_fsdp_divides_the_weights(pair: Pair) -> None:

@@ -1,11 +1,12 @@
 """Checkpoints for resuming: PyTorch's distributed checkpoints, each in a folder that is whole or not there.
 
-    RUN/checkpoints/step-0001000/  the tensors as torch.distributed.checkpoint writes them, in safetensors
+    RUN/checkpoints/step-0001000/  a safetensors file of each process, for torch.distributed.checkpoint
                                    checkpoint.json: step, config, and size and checksum of every other file
 
 A folder is written under another name, flushed to the disk and renamed, so a process may be killed at any
-moment. Each process writes its own part of the tensors; their names do not depend on how many there were, so
-that any number can read them. Nothing in a checkpoint is a pickle, so one from elsewhere is safe to read.
+moment. Each process writes its own part of the tensors, and of what several hold one alone; the names do not
+depend on how many there were, so that any number can read them. Nothing in a checkpoint is a pickle, so one
+from elsewhere is safe to read.
 """
 
 import json
@@ -14,23 +15,22 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
+import torch
 from torch import Tensor
 
-from pixelwright.distributed.parallel import Layout
+from pixelwright.distributed.parallel import Layout, local
 from pixelwright.errors import UserError
-from pixelwright.files import sync
+from pixelwright.files import sync, write_safetensors
 
 INDEX = "checkpoint.json"
-# About how much of the tensors of all processes goes into one file, which is held in memory twice.
-FILE_BYTES = 1 << 29
 T = TypeVar("T")
 State = dict[str, dict[str, Tensor]]
 logger = logging.getLogger(__name__)
@@ -71,6 +71,33 @@ def checkpoint_folders(run: Path) -> list[Path]:
     return sorted(f for f in folders if f.is_dir() and f.name.removeprefix("step-").isdigit())
 
 
+class Part(NamedTuple):
+    """What one process writes of a tensor."""
+
+    name: str
+    values: Tensor
+    offsets: list[int]  # where it begins in the whole tensor
+
+
+def share(state: State, layout: Layout) -> Iterator[Part]:
+    """The parts that this process writes, by reference: of what several processes hold, the one writes it
+    that has the fewest bytes so far."""
+    loads: dict[int, list[int]] = {}
+    for group, tensors in state.items():
+        for name, tensor in tensors.items():
+            copies, place, offsets = layout.world, layout.rank, [0] * tensor.ndim
+            if (chunks := getattr(tensor, "__create_chunk_list__", None)) is not None:  # sharded
+                mesh = cast("Any", tensor).device_mesh  # (shard) or (replicate, shard)
+                copies, place = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
+                offsets = list(chunks()[0].offsets)
+            load = loads.setdefault(copies, [0] * copies)
+            lightest = load.index(min(load))
+            load[lightest] += tensor.numel() * tensor.element_size()
+            values = local(tensor)
+            if lightest == place and (values.numel() or not tensor.numel()):
+                yield Part(f"{group}.{name}", values, offsets)
+
+
 class Saver:
     """Writes the checkpoints of a run in a thread while training goes on, one at a time. All processes of the
     run must call its methods alike."""
@@ -82,7 +109,8 @@ class Saver:
         self.run, self.layout = run, layout
         self._superseded = partial(superseded, keep=keep, keep_every=keep_every, counted_every=counted_every)
         self._group = layout.new_group()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._stream = torch.cuda.Stream(layout.device) if layout.device.type == "cuda" else None
+        self._buffers: dict[str, Tensor] = {}  # kept, since pinning memory takes its time
         self._pending: Future[Path] | None = None
 
     def start(
@@ -91,41 +119,63 @@ class Saver:
         state: State,
         config: dict[str, Any],
         seconds: float,
-        before: Callable[[], None] = lambda: None,
+        before: Callable[[Path], None] = lambda part: None,
     ) -> None:
         """Copy `state` and begin to write it as the checkpoint of `step`, once the one before is written.
+        Call `hold` before the state changes.
 
-        `before` is called on rank 0, in the thread, before the checkpoint appears.
+        `before` is called on rank 0, in the thread, before the checkpoint appears, with the folder that
+        holds all tensors already.
 
         Raises UserError: the disk refuses this one or refused the one before; what was there already stays.
         """
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-        from torch.distributed.checkpoint.state_dict_saver import async_save  # late: it takes a while
-
         self.wait()
         target = folder_of(self.run, step)
         part = target.with_name(target.name + ".tmp")
         index = {"step": step, "seconds": round(seconds, 3), "config": config}
-        self.layout.first(lambda: _guarded(target, part, lambda: _make_folder(part)))
-        # It warns of a run in one process that it takes it for one. Filters hold in its thread as well.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        writer = HuggingFaceStorageWriter(str(part), _file_numbers(state), save_distributed=True)
-        group: dict[str, Any] = {"process_group": self._group, "no_dist": self._group is None}
-        # A future it is with the stager that there is by default.
-        written = cast("Future[object]", async_save(dict(state), storage_writer=writer, **group))
+        self.layout.first(lambda: _guarded(target, lambda: _make_folder(part)))
+        parts = self._stage(state)
 
-        def publish() -> Path:
-            before()
-            _publish(part, target, index)
+        def publish(files: dict[str, list[int]]) -> Path:
+            before(part)
+            _publish(part, target, index | {"files": files})
             for old in self._superseded(checkpoint_folders(self.run)):
                 _remove(old)
             return target
 
         def finish() -> Path:
-            _guarded(target, part, written.result)  # it fails in all processes or in none
-            return self.layout.first(lambda: _guarded(target, part, publish), self._group)
+            if self._stream is not None:
+                self._stream.synchronize()
+            file = part / f"shard-{self.layout.rank + 1:05}-model-00001-of-00001.safetensors"
+            try:
+                files = self.layout.each(lambda: _guarded(target, lambda: _write(file, parts)), self._group)
+                return self.layout.first(lambda: _guarded(target, lambda: publish(dict(files))), self._group)
+            except UserError:  # in all processes or in none
+                shutil.rmtree(part, ignore_errors=True)
+                raise
 
-        self._pending = self._pool.submit(finish)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending = pool.submit(finish)
+        pool.shutdown(wait=False)
+
+    def _stage(self, state: State) -> list[Part]:
+        """Begin to copy this process's share to the CPU, beside what the device computes next."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self.layout.device))
+        parts = []
+        with torch.cuda.stream(self._stream):
+            for part in share(state, self.layout):
+                if (buffer := self._buffers.get(part.name)) is None:
+                    pinned = self._stream is not None
+                    buffer = torch.empty_like(part.values, device="cpu", pin_memory=pinned)
+                    self._buffers[part.name] = buffer
+                parts.append(part._replace(values=buffer.copy_(part.values, non_blocking=True)))
+        return parts
+
+    def hold(self) -> None:
+        """Let the device finish copying before it does what it is given next. No process waits for it."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self.layout.device).wait_stream(self._stream)
 
     @property
     def failed(self) -> bool:
@@ -149,7 +199,6 @@ class Saver:
             self.wait()
         except Exception as error:
             logger.warning("%s", _one_line(error))
-        self._pool.shutdown()
 
 
 def superseded(folders: Sequence[Path], keep: int, keep_every: int = 0, counted_every: int = 1) -> list[Path]:
@@ -168,14 +217,13 @@ def remove_after(run: Path, step: int) -> None:
             _remove(folder)
 
 
-def _file_numbers(state: State) -> dict[str, int]:
-    """Tensor -> the number of its file, from 1, the same in all processes."""
-    numbers, size = {}, 0
-    for group, tensors in state.items():
-        for name, tensor in tensors.items():
-            numbers[f"{group}.{name}"] = 1 + size // FILE_BYTES
-            size += tensor.numel() * tensor.element_size()
-    return numbers
+def _write(file: Path, parts: Sequence[Part]) -> tuple[str, list[int]]:
+    """Write a file as torch.distributed.checkpoint reads it; its name, and its size and checksum."""
+    values = {part.name: part.values for part in parts}
+    places = json.dumps({part.name: {"saved_offsets": part.offsets} for part in parts})
+    notes = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": places}
+    write_safetensors(file, values, values.__getitem__, notes)
+    return file.name, [file.stat().st_size, checksum(file)]
 
 
 def _make_folder(part: Path) -> None:
@@ -194,25 +242,19 @@ def _remove(old: Path) -> None:
 
 def _publish(part: Path, target: Path, index: dict[str, Any]) -> None:
     """Write the index beside the tensors and let the checkpoint appear."""
-    files = {f.name: [f.stat().st_size, checksum(f)] for f in sorted(part.iterdir())}
-    (part / INDEX).write_text(json.dumps({**index, "files": files}, indent=1))
-    for path in [*part.iterdir(), part]:
+    (part / INDEX).write_text(json.dumps(index, indent=1))
+    for path in (part / INDEX, part):
         sync(path)
     shutil.rmtree(target, ignore_errors=True)  # there only if it was damaged
     os.rename(part, target)
     sync(target.parent)
 
 
-def _guarded(target: Path, part: Path, function: Callable[[], T]) -> T:
-    """Call `function`; what the disk refuses becomes a UserError, and the unfinished checkpoint goes."""
-    from torch.distributed.checkpoint.api import CheckpointException
-
+def _guarded(target: Path, function: Callable[[], T]) -> T:
+    """Call `function`; what the disk refuses becomes a UserError."""
     try:
         return function()
-    except (UserError, OSError, CheckpointException) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, UserError):
-            raise
+    except OSError as error:
         text = f"{target} could not be written ({_one_line(error)})"
         raise UserError(f"{text}; earlier checkpoints are untouched") from error
 
@@ -253,8 +295,8 @@ def newest(run: Path, among: Sequence[Path] | None = None) -> Checkpoint | None:
     return None
 
 
-def load(checkpoint: Checkpoint, state: State, optional: Collection[str] = ()) -> None:
-    """Read a checkpoint into the tensors of `state`, in place. Raises UserError if they do not fit.
+def load(folder: Path, state: State, optional: Collection[str] = ()) -> None:
+    """Read a checkpoint's folder into the tensors of `state`, in place. Raises UserError if they do not fit.
 
     Groups in `optional` stay as they are where they do not fit: older versions and runs with other settings
     saved others.
@@ -263,10 +305,9 @@ def load(checkpoint: Checkpoint, state: State, optional: Collection[str] = ()) -
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
-    if not any(checkpoint.path.glob("*.safetensors")):
-        earlier = f"{checkpoint.path} was written by an earlier version"
-        raise UserError(f"{earlier}; start anew from RUN/model (--init)")
-    reader = HuggingFaceStorageReader(str(checkpoint.path))
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} was written by an earlier version; start anew from RUN/model (--init)")
+    reader = HuggingFaceStorageReader(str(folder))
     saved = reader.read_metadata().state_dict_metadata
     sizes = {name: getattr(entry, "size", None) for name, entry in saved.items()}
 
@@ -274,13 +315,13 @@ def load(checkpoint: Checkpoint, state: State, optional: Collection[str] = ()) -
         return all(sizes.get(f"{group}.{name}") == tensor.shape for name, tensor in state[group].items())
 
     read_into = {group: tensors for group, tensors in state.items() if group not in optional or fits(group)}
+    # Each process reads for itself. (This may be a thread: filters are of the whole process.)
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            read(dict(read_into), storage_reader=reader, no_dist=True)
+        read(dict(read_into), storage_reader=reader, no_dist=True)
     except CheckpointException as error:
         reasons = "; ".join(_one_line(failure[0]) for failure in error.failures.values())
-        raise UserError(f"{checkpoint.path} does not fit this model: {reasons}") from error
+        raise UserError(f"{folder} does not fit this model: {reasons}") from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from pixelwright.device import resolve_device
+from pixelwright.device import check_compiler, resolve_device
 from pixelwright.distributed.config import ParallelConfig
 from pixelwright.errors import UserError
 
@@ -41,11 +41,17 @@ class Layout:
     device: torch.device  # where this process computes
     rank: int = 0
     world: int = 1
+    group: dist.ProcessGroup | None = None  # all processes over the CPU; None: the default group is that
 
     @property
     def main(self) -> bool:
         """Whether this is the process that writes files and talks."""
         return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weights."""
+        return self.config.mode == "fsdp"
 
     # ------------------------------------------------------------ agreeing
     def mean(self, value: Tensor) -> Tensor:
@@ -55,28 +61,28 @@ class Layout:
             value = value / self.world
         return value
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Each flag, true if it is so in any process. It goes over the CPU: no accelerator waits for it."""
+    def highest(self, *values: float) -> list[float]:
+        """The highest of each number in any process. It goes over the CPU: no accelerator waits for it."""
         if self.world == 1:
-            return flags
-        counts = torch.tensor([int(flag) for flag in flags])
-        dist.all_reduce(counts)
-        return tuple(bool(count) for count in counts)
+            return list(values)
+        found = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
+        return found.tolist()
 
     def first(self, function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """What `function` returns on rank 0, where alone it is called. A UserError of it is raised on all."""
-        if self.world == 1:
-            return function()
-        found: list[Any] = [None]
-        if self.main:
-            try:
-                found = [function()]
-            except UserError as error:
-                found = [error]
-        dist.broadcast_object_list(found, src=0, group=group, device=torch.device("cpu"))
-        if isinstance(found[0], UserError):
-            raise found[0]
-        return found[0]
+        found = [_attempt(function) if self.main else None]
+        if self.world > 1:
+            dist.broadcast_object_list(found, src=0, group=group or self.group, device=torch.device("cpu"))
+        return _result(found[0])
+
+    def each(self, function: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+        """What `function` returns in each process, by rank. A UserError of one is raised on all."""
+        found: list[Any] = [_attempt(function)]
+        if self.world > 1:
+            own, found = found[0], [None] * self.world
+            dist.all_gather_object(found, own, group=group or self.group)
+        return [_result(one) for one in found]
 
     def new_group(self) -> dist.ProcessGroup | None:
         """All processes once more, over the CPU, for a thread that talks beside the training loop."""
@@ -86,20 +92,24 @@ class Layout:
 
     # ------------------------------------------------------------ models
     def wrap(self, module: nn.Module, units: Sequence[nn.Module], compute: torch.dtype | None) -> nn.Module:
-        """Ready a module on this device for training; call the result instead of the module.
+        """Ready a module for training on this device; call the result instead of the module. The weights of
+        rank 0 are those of all.
 
         Args:
+            module: on any device; on ranks other than 0 it may be on the meta device if weights are sharded.
             units: sub-modules whose weights are gathered and freed together under FSDP2.
-            compute: dtype of autocast, in which FSDP2 gathers weights; gradients are summed in float32.
+            compute: dtype of autocast, in which FSDP2 gathers the units; gradients are summed in float32.
         """
-        if self.config.mode == "fsdp":
+        if self.sharded:
             return self._shard(module, units, compute)
+        module.to(self.device)
         if self.world == 1:
             return module
         index = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=index, gradient_as_bucket_view=True)
 
     def _shard(self, module: nn.Module, units: Sequence[nn.Module], compute: torch.dtype | None) -> nn.Module:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # half a second
 
@@ -109,12 +119,23 @@ class Layout:
         shape = (self.world,) if copies is None else (copies, self.world // copies)
         names = ("replicate", "shard")[-len(shape) :]
         mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
-        # Inputs stay as they are (times in bf16 would be too coarse); autocast sees to the products.
+        # No device ever holds more than its part of the weights and one tensor on its way from rank 0.
+        whole, tables = module.state_dict(), dict(module.named_buffers())
+        module.to("meta")
+        # Inputs stay as they are (times in bf16 would be too coarse); autocast sees to the products. What is
+        # in no unit (embeddings, positions) stays float32, so that tokens have the dtype they have under DDP.
         policy = MixedPrecisionPolicy(
             param_dtype=compute, reduce_dtype=torch.float32 if compute else None, cast_forward_inputs=False
         )
-        for unit in (*units, module):
+        for unit in units:
             fully_shard(unit, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh)
+        module.to_empty(device=self.device)
+        for name in tables.keys() - whole.keys():  # what is computed, not saved
+            owner, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(owner), leaf, tables[name].to(self.device))
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(module, whole if self.main else {}, options=options)
         return module
 
     def summing(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
@@ -124,17 +145,28 @@ class Layout:
             return module.no_sync()
         return nullcontext()
 
-    def gather(
-        self, tensors: Mapping[str, Tensor], copy_to: str | None = None, everywhere: bool = False
-    ) -> dict[str, Tensor]:
-        """The whole tensors on rank 0 (or everywhere), as copies on a device if one is named; nothing on
-        other ranks. All processes must call it."""
+    def gather(self, tensors: Mapping[str, Tensor], everywhere: bool = False) -> dict[str, Tensor]:
+        """The whole tensors on rank 0 (or everywhere), nothing on other ranks. All processes must call it."""
         whole = {}
         for name, tensor in tensors.items():
             tensor = full(tensor.detach())
             if self.main or everywhere:
-                whole[name] = tensor if copy_to is None else tensor.to(copy_to, copy=True)
+                whole[name] = tensor
         return whole
+
+
+def _attempt(function: Callable[[], Any]) -> Any:
+    """What a function returns, or the UserError that it raises."""
+    try:
+        return function()
+    except UserError as error:
+        return error
+
+
+def _result(found: Any) -> Any:
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
 # ---------------------------------------------------------------- starting and ending
@@ -150,7 +182,8 @@ def together(start: Callable[[], Layout]) -> Iterator[Layout]:
     try:
         yield layout
     except RuntimeError as error:
-        if layout.world == 1 or "gloo" not in str(error):
+        # Those of NCCL and of the store are a DistError; those of gloo are known by their text alone.
+        if layout.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         reason = " ".join(str(error).split())[:200]
         text = f"another process of the run ended or hangs; look for its reason ({reason})"
@@ -179,7 +212,8 @@ def connect(device: str, config: ParallelConfig) -> Layout:
     own = _own_device(device, world)
     if not dist.is_initialized():
         _start(own, config.timeout)
-    return Layout(config, own, dist.get_rank(), world)
+    layout = Layout(config, own, dist.get_rank(), world)
+    return layout if dist.get_backend() == "gloo" else replace(layout, group=layout.new_group())
 
 
 def _world() -> int | None:
@@ -221,7 +255,7 @@ def _start(device: torch.device, timeout: float) -> None:
     store, rank, world = next(rendezvous("env://", timeout=limit))
     place: dict[str, Any] = {"store": _fresh_part(store, rank, world, timeout), "rank": rank}
     place |= {"world_size": world, "device_id": device if cuda and device.index is not None else None}
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=limit, **place)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=limit, **place)
 
 
 def _fresh_part(store: Store, rank: int, world: int, timeout: float) -> Store:
@@ -257,11 +291,14 @@ def prepare(module: nn.Module, recompute: bool, compile: bool) -> None:
     Args:
         recompute: activation checkpointing: keep the inputs, compute the rest again in the backward pass.
         compile: torch.compile; blocks of one class share one compilation.
+
+    Raises UserError: there is nothing to compile with.
     """
     if recompute:
         # Nothing in the models is random, so there is no generator state to put back.
         module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
     if compile:
+        check_compiler()
         module.forward = torch.compile(module.forward)
 
 

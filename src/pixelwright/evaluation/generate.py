@@ -123,7 +123,7 @@ def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: 
             progress.add(k)
             if layout.main:
                 bar.update(sum(sizes[k] for k in progress.read()) - bar.n)
-    layout.any(False)  # wait for the others
+    layout.highest(0)  # wait for the others
     layout.first(lambda: _finish(work, labels, made_by))
     return out
 

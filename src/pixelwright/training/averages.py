@@ -3,10 +3,9 @@
 import os
 from pathlib import Path
 
-import torch
-
 from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.errors import UserError, nearest
+from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import read_config, skeleton
 
@@ -25,8 +24,12 @@ def load_average(run: str | os.PathLike[str], name: str) -> PixelDenoiser:
     main, more = str(found.config["ema_decay"]), [str(each) for each in found.config.get("ema_more", ())]
     if name not in (main, *more):
         raise UserError(f'{run} keeps no average "{name}"{nearest(name, (main, *more))}')
-    model = skeleton(read_config(run / "model")).to_empty(device="cpu")
-    weights = {key: torch.empty_like(value) for key, value in model.state_dict().items()}
-    checkpoints.load(found, {"ema" if name == main else group(name): weights})
-    model.load_state_dict(weights, assign=True)
+    return read_average(found.path, read_config(run / "model"), "ema" if name == main else group(name))
+
+
+def read_average(folder: Path, config: DenoiserConfig, group: str) -> PixelDenoiser:
+    """The model with the average that a checkpoint's folder has under `group`."""
+    model = skeleton(config).to_empty(device="cpu")
+    weights = model.state_dict()
+    checkpoints.load(folder, {group: weights})
     return model.requires_grad_(False).eval()

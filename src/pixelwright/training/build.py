@@ -63,9 +63,10 @@ def build_trainer(
     if config.text is not None:
         encoder = open_encoder(config.text, config.model.denoiser(), layout.device)
         text = FeatureCache(encoder, config.text.cache)
-    model = build_model(config, source, text).to(layout.device)
-    if config.init is not None and resume is None and not checkpoint_folders(Path(config.run)):
-        model.load_state_dict(initial_weights(config.init, model.config))
+    # Where weights are sharded, rank 0 alone draws or reads them, on the CPU; see `Layout.wrap`.
+    model = build_model(config, source, text, "meta" if layout.sharded and not layout.main else "cpu")
+    if (init := config.init) is not None and resume is None and not checkpoint_folders(Path(config.run)):
+        layout.first(lambda: model.load_state_dict(initial_weights(init, model.config)))
     batches = batches_of(source, config.data, config, layout, text is not None)
     return Trainer(
         model,
@@ -81,7 +82,9 @@ def build_trainer(
     )
 
 
-def build_model(config: TrainConfig, source: Source, text: FeatureCache | None = None) -> PixelDenoiser:
+def build_model(
+    config: TrainConfig, source: Source, text: FeatureCache | None = None, device: str = "cpu"
+) -> PixelDenoiser:
     """The model of a run for the classes of its images, or for the text encoder of their captions, with
     weights drawn from the run's seed."""
     more: dict[str, Any] = {"num_classes": source.num_classes, "class_names": source.class_names}
@@ -89,7 +92,7 @@ def build_model(config: TrainConfig, source: Source, text: FeatureCache | None =
         assert config.text is not None
         more = {"text_size": text.encoder.width, "text": note_of(config.text, text.encoder)}
     denoiser = config.model.denoiser(image_size=(config.data.size,) * 2, **more)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(config.seed)
         return PixelDenoiser(denoiser)
 

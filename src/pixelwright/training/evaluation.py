@@ -35,7 +35,7 @@ class Evaluation(Callback):
     def __init__(self, settings: EvaluationConfig, config: LoopConfig, name: str, layout: Layout) -> None:
         """`name`: what the model is called in the record of the samples."""
         self.every, self._settings = settings.every, settings
-        self._layout, self._group = layout, layout.new_group()
+        self._layout = layout
         self._extractor = open_extractor(settings.features, layout.device)
         self._reference = read_reference(settings.reference)
         check_comparable(self._extractor, self._reference)
@@ -52,7 +52,7 @@ class Evaluation(Callback):
             own = collect(self._share(model, callback), self._extractor)
         except Exception as error:
             own = error
-        (failed,) = self._layout.any(isinstance(own, Exception))
+        (failed,) = self._layout.highest(isinstance(own, Exception))
         if failed:
             raise own if isinstance(own, Exception) else RuntimeError("another process failed to measure")
         assert isinstance(own, Collected)
@@ -78,7 +78,7 @@ class Evaluation(Callback):
         if self._layout.world == 1:
             return [own]
         parts: list[Any] | None = [None] * self._layout.world if self._layout.main else None
-        dist.gather_object(own, parts, dst=0, group=self._group)
+        dist.gather_object(own, parts, dst=0, group=self._layout.group)
         return parts or []
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pixelwright.acceleration.convolutions import use_products
 from pixelwright.config import to_dict
 from pixelwright.data import Batch, DataConfig, Source
-from pixelwright.device import check_compiler, resolve_precision
+from pixelwright.device import resolve_precision
 from pixelwright.diffusion import flow
 from pixelwright.diffusion.solvers import Step
 from pixelwright.distributed import checkpoint as checkpoints
@@ -30,7 +30,7 @@ from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import save as save_model
 from pixelwright.models.folder import skeleton
 from pixelwright.text import FeatureCache
-from pixelwright.training.averages import group
+from pixelwright.training.averages import group, read_average
 from pixelwright.training.callbacks import Callback
 from pixelwright.training.config import LoopConfig
 from pixelwright.training.config_file import save_config
@@ -56,6 +56,8 @@ class Trainer:
     config = LoopConfig(run="runs/mine", steps=2000, optim=OptimConfig(lr=1e-3))
     Trainer(model, data, config, callbacks=[SampleGrid(torch.arange(10), every=500)]).run()
     """
+
+    _next_look, _looked = 0, (0, 0.0)  # the step of the next look at the stop flag; step and time of the last
 
     def __init__(
         self,
@@ -97,9 +99,7 @@ class Trainer:
             data = batches_of(data, settings, config, self.layout, text is not None)
         self.data, self.text, self.callbacks = data, text, callbacks
         self.model = model.train()
-        self.losses = Losses(model, objectives or [FlowMatching()]).to(self.device)
-        if config.compile:
-            check_compiler()
+        self.losses = Losses(model, objectives or [FlowMatching()])
         use_products(model)
         for unit in model.units():
             parallel.prepare(unit, config.parallel.checkpointing, config.compile)
@@ -112,10 +112,12 @@ class Trainer:
         self.detector = Detector(config.health, self.device)
         self.rollbacks = Rollbacks(config.health)
         self.loggers = ((JsonLines(), Progress()) if loggers is None else loggers) if self.layout.main else ()
-        self.step, self.clock, self._stop_asked, self._saved = 0, Clock(), False, -1
-        self._printed: set[str] = set()
+        self.step, self.clock, self._printed = 0, Clock(), set[str]()
+        self._stop_asked, self._saved = False, -1
+        counted_every = config.checkpoint_every if config.health.on_spike == "rollback" else 1
+        self.saver = Saver(self.folder, self.layout, config.keep, config.keep_every, counted_every)
         if start is not None:
-            checkpoints.load(start, self.state(), OPTIONAL)
+            checkpoints.load(start.path, self.state(), OPTIONAL)
             self.step, self.clock = start.step, Clock(start.seconds)
 
     def state(self) -> State:
@@ -187,8 +189,6 @@ class Trainer:
                 write_text(self.folder / ORIGIN, str(Path(self.resume).resolve()))
 
         self.layout.first(write)
-        counted_every = config.checkpoint_every if config.health.on_spike == "rollback" else 1
-        self.saver = Saver(self.folder, self.layout, config.keep, config.keep_every, counted_every)
         self.clock = Clock(self.clock.seconds())
         self._start_logging()
 
@@ -222,6 +222,7 @@ class Trainer:
         a spike that is to be skipped."""
         with self.health.activations(self.step + 1):
             losses, logs = self.gradients(inputs)
+            self.saver.hold()  # nothing of the state has changed until here
         totals = self.layout.mean(by_time(losses, inputs.t))  # the processes have equal numbers of samples
         loss = totals[0].sum() / totals[1].sum()
         norm = parallel.norm([p.grad for p in self.parameters if p.grad is not None])
@@ -274,7 +275,7 @@ class Trainer:
         if start is None:
             self._say("spikes persist, and no checkpoint to go back to is there yet")
             return False
-        checkpoints.load(start, self.state(), OPTIONAL)
+        checkpoints.load(start.path, self.state(), OPTIONAL)
         self.step = start.step
         self._each_logger("close")
         self._start_logging()
@@ -315,12 +316,14 @@ class Trainer:
         with self.clock.paused():
             if self.text is not None:
                 self.text.flush()
-            weights = self.layout.gather(self.ema.weights, copy_to="cpu")
-            export = lambda: save_model(self._plain(weights), self.folder / "model")  # noqa: E731
             settings = to_dict(self.config)
-            self.saver.start(self.step, self.state(), settings, self.clock.seconds(), export)
+            self.saver.start(self.step, self.state(), settings, self.clock.seconds(), self._export)
         self._saved = self.step
         self._call("on_checkpoint", self.callbacks, checkpoints.folder_of(self.folder, self.step))
+
+    def _export(self, part: Path) -> None:
+        """Write `model/` from the averaged weights in a checkpoint's folder."""
+        save_model(read_average(part, self.model.config, "ema"), self.folder / "model")
 
     def _plain(self, weights: dict[str, Tensor]) -> PixelDenoiser:
         """A plain model that holds these very tensors."""
@@ -329,8 +332,15 @@ class Trainer:
         return model.requires_grad_(False).eval()
 
     def _stop_if_needed(self) -> None:
-        """Save and leave if any process was asked to stop, or if a checkpoint failed."""
-        stop, failed = self.layout.any(self._stop_asked, self.saver.failed)
+        """Save and leave if any process was asked to stop, or if a checkpoint failed. Many processes ask each
+        other about once a second, at steps that all agree on."""
+        if self.step < self._next_look:
+            return
+        (step, then), now = self._looked, self.clock.wall()
+        seconds = max(1e-9, now - then) / max(1, self.step - step)
+        stop, failed, seconds = self.layout.highest(self._stop_asked, self.saver.failed, seconds)
+        self._looked = (self.step, now)
+        self._next_look = self.step + (1 if self.layout.world == 1 else round(min(100, max(1, 1 / seconds))))
         if failed:
             self.saver.wait()
         if stop and self.step < self.config.steps:
