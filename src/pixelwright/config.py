@@ -72,6 +72,21 @@ Line = Annotated[str, extend_base_type("Line", str, _check_line, "one line of pl
 """What is shown on terminals, and may come from a file that someone was given."""
 
 
+def _check_percent(_: type, text: str) -> None:
+    if not 0 <= float(text.removesuffix("%")) <= 100 or not text.endswith("%"):
+        raise ValueError("not a share")
+
+
+Percent = Annotated[str, extend_base_type("Percent", str, _check_percent, "a share of the run, such as 3%")]
+StepsOrShare = NonNegativeInt | Percent
+"""A number of steps, or a share of the run's; see `steps_of`."""
+
+
+def steps_of(value: int | str, steps: int) -> int:
+    """A `StepsOrShare` as steps of a run of `steps`."""
+    return round(float(value.removesuffix("%")) / 100 * steps) if isinstance(value, str) else value
+
+
 # ---------------------------------------------------------------- values
 class Config:
     """Base of config dataclasses: every field is converted and checked by its annotation.

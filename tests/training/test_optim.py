@@ -1,6 +1,7 @@
 """Optimisers and schedules."""
 
 import copy
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from pixelwright.cli import train as command
 from pixelwright.errors import UserError
 from pixelwright.training import OptimConfig, build_trainer, train
-from pixelwright.training.optim import build_optimizer, learning_rate, update
+from pixelwright.training.optim import build_optimizer, learning_rate, peak_note, update
 
 from .conftest import Tiny, same_state
 
@@ -35,6 +36,30 @@ def test_cosine_goes_from_lr_to_lr_end() -> None:
 def test_step_down_drops_at_its_step() -> None:
     config = OptimConfig(lr=1e-4, schedule="step-down", drop_at=5, lr_end=1e-5)
     assert [learning_rate(config, step, 9) for step in range(9)] == [1e-4] * 5 + [1e-5] * 4
+
+
+@given(st.integers(1, 50), st.integers(0, 50), st.integers(100, 3000))
+def test_shares_are_those_steps_of_any_run(warmup: int, cooldown: int, steps: int) -> None:
+    shares = OptimConfig(lr=1.0, warmup=f"{warmup}%", cooldown=f"{cooldown}%")
+    counts = OptimConfig(lr=1.0, warmup=round(warmup / 100 * steps), cooldown=round(cooldown / 100 * steps))
+    for step in (0, steps // 3, steps - 1):
+        assert learning_rate(shares, step, steps) == learning_rate(counts, step, steps)
+
+
+def test_a_schedule_without_room_tells_its_peak() -> None:
+    config = OptimConfig(lr=2e-3, warmup=200, cooldown=1500)
+    peak = max(learning_rate(config, step, 200) for step in range(200))
+    assert peak < 2e-3 / 20
+    note = peak_note(config, 200)
+    assert note is not None and f"peaks at {peak:.2g} instead of 0.002" in note
+    assert peak_note(config, 6000) is None
+    assert peak_note(dataclasses.replace(config, warmup="3%", cooldown="25%"), 200) is None
+
+
+@pytest.mark.parametrize("share", ["101%", "-1%", "3", "x%", "nan%", "%"])
+def test_a_share_is_a_percentage(share: str) -> None:
+    with pytest.raises(UserError, match=r"optim\.warmup is .*a share of the run, such as 3%"):
+        OptimConfig(lr=1.0, warmup=share)
 
 
 @given(

@@ -80,7 +80,9 @@ class Parser:
         default, hint, text = more.get("default"), more.get("type"), more.get("help", "")
         known = default is None or default is False or default in ("", [], argparse.SUPPRESS)
         if not known and "(default" not in text:
-            more["help"] = f"{text} (default: {shown(default)})"
+            text = f"{text} (default: {shown(default)})"
+        if text != argparse.SUPPRESS:
+            more["help"] = text.replace("%", "%%")  # argparse formats it
         if hint is not None:
             more |= {"type": word_type(hint), "metavar": more.get("metavar", metavar(hint))}
         action: argparse.Action = add(*names, **more)

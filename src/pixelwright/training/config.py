@@ -15,6 +15,7 @@ from pixelwright.config import (
     PositiveFloat,
     PositiveInt,
     Share,
+    StepsOrShare,
     Text,
     whole,
 )
@@ -104,12 +105,13 @@ class OptimConfig(Config, where="optim"):
     """adamw only: added to the root of the running square; None: 1e-8."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
-    warmup: NonNegativeInt = 0
-    """Steps over which the learning rate rises linearly from lr / warmup to lr."""
+    warmup: StepsOrShare = 0
+    """Steps, or the share of the run such as 3%, over which the learning rate rises linearly to lr."""
     schedule: Literal["constant", "cosine", "step-down"] = "constant"
     """After the warm-up: lr (but see cooldown); half a cosine to lr_end; or lr_end from step drop_at on."""
-    cooldown: NonNegativeInt = 0
-    """constant only: steps at the end of the run over which the learning rate falls linearly to 0."""
+    cooldown: StepsOrShare = 0
+    """constant only: steps at the end, or a share of the run such as 25%, in which the learning rate falls
+    linearly to 0."""
     lr_end: NonNegativeFloat | None = None
     """cosine (None: 0) and step-down only: the last learning rate."""
     drop_at: PositiveInt | None = None

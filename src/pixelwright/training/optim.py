@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelwright.config import steps_of
 from pixelwright.errors import UserError, nearest
 from pixelwright.training.config import OptimConfig
 
@@ -108,16 +109,30 @@ def update(optimizer: torch.optim.Optimizer, lr: float, taken: Tensor) -> None:
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     """The learning rate of step `step` of `steps`, counted from 0: a linear rise, then the schedule."""
-    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    return rise * _scheduled(config, step, steps)
+    warmup = steps_of(config.warmup, steps)
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return rise * _scheduled(config, step, steps, warmup)
 
 
-def _scheduled(config: OptimConfig, step: int, steps: int) -> float:
+def _scheduled(config: OptimConfig, step: int, steps: int, warmup: int) -> float:
     end = config.lr_end or 0.0
     match config.schedule:
         case "cosine":
-            progress = max(0, step - config.warmup) / max(1, steps - config.warmup)
+            progress = max(0, step - warmup) / max(1, steps - warmup)
             return end + (config.lr - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
         case "step-down":
             return config.lr if step < (config.drop_at or 0) else end
-    return config.lr * min(1.0, (steps - step) / (config.cooldown + 1))
+    return config.lr * min(1.0, (steps - step) / (steps_of(config.cooldown, steps) + 1))
+
+
+def peak_note(config: OptimConfig, steps: int) -> str | None:
+    """A line about a schedule that does not reach `optim.lr` within a run, and the peak that results."""
+    warmup, cooldown = steps_of(config.warmup, steps), steps_of(config.cooldown, steps)
+    tried = {min(warmup, steps) - 1, *range(0, steps, max(1, steps // 1000))}
+    peak = max(learning_rate(config, step, steps) for step in tried if step >= 0)
+    if peak > 0.98 * config.lr:
+        return None
+    return (
+        f"the learning rate peaks at {peak:.2g} instead of {config.lr:g}: {steps} steps are few for a warm-up"
+        f" of {warmup} and a cooldown of {cooldown}; give shares, --optim.warmup 3% --optim.cooldown 25%"
+    )

@@ -40,7 +40,7 @@ from pixelwright.training.health import Detector, Health, by_time, describe_spik
 from pixelwright.training.inputs import Batched, Inputs, batches_of
 from pixelwright.training.loggers import JsonLines, Logger, Progress, Run, say
 from pixelwright.training.objectives import FlowMatching, Losses, Objective
-from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, update
+from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, peak_note, update
 from pixelwright.training.rollback import Rollbacks, go_back
 from pixelwright.training.start import ORIGIN, find_start, join, lock
 
@@ -191,6 +191,8 @@ class Trainer:
         self.layout.first(write)
         self.clock = Clock(self.clock.seconds())
         self._start_logging()
+        if note := peak_note(config.optim, config.steps):
+            self._say(note)
 
     def _start_logging(self) -> None:
         """Log from here on; what was logged of later steps is cut off."""
