@@ -262,7 +262,7 @@ CASES: dict[str, tuple[Callable[[Path], str], str]] = {
     "one tensor of integers": (tensors(lambda t: t.update({QKV: t[QKV].to(torch.int8)})), "int"),
     "one tensor in eight bits": (
         tensors(lambda t: t.update({QKV: t[QKV].to(torch.float8_e4m3fn)})),
-        "expected floating point of 16",
+        "weights in 8 bits (torch.float8_e4m3fn)",
     ),
     "two dtypes": (tensors(lambda t: t.update({QKV: t[QKV].bfloat16()})), "--dtype"),
     "a scalar for a matrix": (tensors(lambda t: t.update({QKV: torch.zeros(())})), "[], expected"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import random
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
 import pixelwright as pw
 from pixelwright.cli.main import main
-from pixelwright.hub.checkpoint import load_config
+from pixelwright.hub.checkpoint import is_model, load_config, open_file
 from pixelwright.hub.prefixes import network_tensors, split
 from tests.hub.published import prefixed, shards
 from tests.hub.test_convert import reproduces
@@ -80,7 +83,16 @@ def nested(kind: str) -> dict[str, Any]:
     bad = off(good)
     beside = {"step": 3, "opt": {"state": {0: {"exp_avg": torch.ones(2)}}}, "args": None}
     rng = {"numpy": np.random.RandomState(0).get_state(), "python": random.Random(0).getstate()}
+    trainer = {"optimizer": {"state": {}}, "scheduler": {"milestones": collections.Counter([3])}, "epoch": 2}
+    trainer["rng_state"] = {**rng, "torch": torch.get_rng_state(), "torch_cuda": [torch.get_rng_state()]}
+    empty = {"core.y_embedder.y_embedding": torch.ones(2, 3), "pos_embed": torch.ones(2)}
     return {
+        "text-to-image trainer": {
+            "state_dict": prefixed("core.", bad) | empty,
+            "state_dict_ema": prefixed("core.", good) | empty,
+            **trainer,
+        },
+        "averaged model of torch": {"ema": {"n_averaged": torch.tensor(3), **prefixed("module.", good)}},
         "model, ema": {"model": prefixed("module.", bad), "ema": good, **beside},
         "ema alone": {"ema": good},
         "model alone": {"model": prefixed("_orig_mod.", good), **beside},
@@ -94,6 +106,7 @@ def nested(kind: str) -> dict[str, Any]:
 
 
 KINDS = (
+    *("text-to-image trainer", "averaged model of torch"),
     *("model, ema", "ema alone", "model alone", "module", "two averages", "state_dict_ema"),
     *("state_dict in model", "ema in ema", "a number called ema"),
 )
@@ -138,8 +151,77 @@ def test_two_networks_are_told() -> None:
         network_tensors(["student.a", "student.b", "teacher.a"])
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    inside=st.lists(
+        st.sampled_from([*WORDS, "_checkpoint_wrapped_module", "diffusion_model", "core"]), max_size=4
+    ),
+    outside=st.lists(st.sampled_from([*WORDS, "state_dict", "model_state_dict"]), max_size=3),
+    average=st.none() | st.sampled_from([*AVERAGES, "state_dict_ema", "model_ema1", "ema_state_dict"]),
+    place=st.integers(0, 3),
+    inner=st.booleans(),
+)
+def test_any_nesting_of_prefixes_and_dicts(
+    tmp_path: Path, inside: list[str], outside: list[str], average: str | None, place: int, inner: bool
+) -> None:
+    """An average is read before all else, wherever its name stands; without one the only set is."""
+    good = {"s_embedder.proj.weight": torch.zeros(1), "patch_blocks.0.mlp.w1.weight": torch.ones(1)}
+    held = {key.replace("0.mlp", "0._orig_mod.mlp"): value for key, value in good.items()} if inner else good
+    prefix = "".join(f"{word}." for word in inside)
+    found: dict[str, Any] = prefixed(prefix, held)
+    words = [*outside]
+    if average is not None:
+        words.insert(min(place, len(words)), average)
+    for word in reversed(words):
+        found = {word: found, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}
+    if average is not None and words[0] == average:
+        found["state_dict"] = prefixed(prefix, off(good))
+    torch.save(found, tmp_path / "x.pt")
+    file = open_file(tmp_path / "x.pt")
+    network = network_tensors(file.specs)
+    assert sorted(network.names) == sorted(good)
+    assert all(torch.equal(file.read(network.names[key]), value) for key, value in good.items())
+    assert (network.kind == "ema") == (average is not None)
+
+
+# --- ComfyUI -----------------------------------------------------------------------------------------------
+def comfy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As ComfyUI keeps them: the six modulation values of a pixel as two tensors of three."""
+    channels, found = len(tensors["pixel_embedder.proj.weight"]), {}
+    for name, value in tensors.items():
+        if name.startswith("pixel_blocks.") and ".adaLN_modulation.0." in name:
+            six = value.reshape(-1, 6, channels, *value.shape[1:])
+            for part, chunk in (("msa", six[:, :3]), ("mlp", six[:, 3:])):
+                key = name.replace("adaLN_modulation.0", f"adaLN_modulation_{part}")
+                found[key] = chunk.reshape(-1, *value.shape[1:]).contiguous()
+        else:
+            found[name] = value
+    return found
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "model.diffusion_model.core.", "net."])
+@pytest.mark.parametrize("name", [NAME, "pixeldit_t2i"])
+def test_files_of_comfyui(prefix: str, name: str, tmp_path: Path) -> None:
+    beside = {
+        "text_encoders.gemma2_2b.model.norm.weight": torch.ones(2),
+        "vae.pixel_space_vae": torch.ones(1),
+    }
+    save_file(prefixed(prefix, comfy(weights(name))) | beside, tmp_path / "x.safetensors")
+    expected = pw.hub.from_public(weights(name)).state_dict()
+    for model in (pw.load(tmp_path / "x.safetensors"), pw.hub.from_public(comfy(weights(name)))):
+        assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
+def test_half_a_modulation_is_named(tmp_path: Path) -> None:
+    tensors = comfy(weights(NAME))
+    del tensors["pixel_blocks.0.adaLN_modulation_mlp.weight"]
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(pw.UserError, match=r'misses "pixel_blocks\.0\.adaLN_modulation\.0\.weight"'):
+        pw.load(tmp_path / "x.safetensors")
+
+
 # --- Folders of other tools --------------------------------------------------------------------------------
-FOREIGN = {"architectures": ["PixelDiT"], "_class_name": "PixelDiT", "hidden_size": 48}
+FOREIGN = {"architectures": ["PixelDiT"], "_class_name": "PixelDiT", "backbone": "dit", "format": "pt"}
 
 
 @pytest.mark.parametrize(
@@ -153,11 +235,47 @@ def test_a_foreign_config_is_passed_over(file: str, tmp_path: Path) -> None:
     same(path)
 
 
-def test_a_folder_of_accelerate(tmp_path: Path) -> None:
-    save_file(prefixed("module.", weights(NAME)), tmp_path / "model.safetensors")
-    for name in ("optimizer.bin", "scheduler.bin", "scaler.pt", "random_states_0.pkl", "sampler.bin"):
+STATE = (
+    *("optimizer.bin", "optimizer_1.bin", "scheduler.bin", "scaler.pt", "random_states_0.pkl", "sampler.bin"),
+    *("rng_state_0.pth", "training_args.bin", "dl_state_dict.bin", "metadata.pth"),
+)
+
+
+@pytest.mark.parametrize("folder", ["", "transformer", "model", "pytorch_model", "transformer_ema"])
+def test_a_folder_of_accelerate(folder: str, tmp_path: Path) -> None:
+    """As it is, or with the network in a folder of its own; its average comes first."""
+    for inside in {folder, "transformer"} if folder == "transformer_ema" else {folder}:
+        (tmp_path / inside).mkdir(exist_ok=True)
+        tensors = weights(NAME) if inside == folder else off(weights(NAME))
+        save_file(prefixed("module.", tensors), tmp_path / inside / "model.safetensors")
+    for name in STATE:
         torch.save({"state": {}}, tmp_path / name)
+    (tmp_path / folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
     same(tmp_path)
+    assert is_model(str(tmp_path))
+
+
+def test_a_folder_of_images_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a.png").touch()
+    assert not is_model(str(tmp_path)) and not is_model(str(tmp_path / "a.npz"))
+
+
+def test_a_distributed_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "__0_0.distcp").touch()
+    with pytest.raises(pw.UserError, match=r"distributed checkpoint of PyTorch; .*merge-weights"):
+        pw.load(tmp_path)
+
+
+def test_shards_of_pickles(tmp_path: Path) -> None:
+    names = sorted(weights(NAME))
+    parts = {f"pytorch_model-0000{i + 1}-of-00002.bin": names[i::2] for i in range(2)}
+    for file, keys in parts.items():
+        torch.save({key: weights(NAME)[key] for key in keys}, tmp_path / file)
+    index = {"metadata": {}, "weight_map": {key: file for file, keys in parts.items() for key in keys}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    same(tmp_path)
+    same(tmp_path / "pytorch_model.bin.index.json")
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -179,7 +297,8 @@ def test_our_own_pipeline_of_diffusers(tmp_path: Path) -> None:
 
     model = pw.create("dit-n-4", depth=1, hidden_size=16, num_heads=2, num_classes=2, class_names=("a", "b"))
     PixelDenoiserPipeline.from_model(model).save_pretrained(tmp_path)
-    for source in (tmp_path, tmp_path / "transformer"):
+    inner = tmp_path / "transformer"
+    for source in (tmp_path, inner, inner / "diffusion_pytorch_model.safetensors"):
         again = pw.load(source)
         assert again.config == model.config == load_config(source)
         assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
@@ -196,14 +315,27 @@ def test_a_git_lfs_pointer_is_named(name: str, tmp_path: Path) -> None:
         pw.load(tmp_path / name)
 
 
+def test_a_git_lfs_pointer_in_a_model_folder_is_named(tmp_path: Path) -> None:
+    pw.save(pw.create("dit-n-4", 2, depth=1, hidden_size=16, num_heads=2), tmp_path)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(pw.UserError, match="git-lfs pointer"):
+        pw.load(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_eight_bits_are_named(dtype: torch.dtype, suffix: str, tmp_path: Path) -> None:
     tensors = {key: value.to(dtype) for key, value in weights(NAME).items()}
     path = tmp_path / f"x{suffix}"
     torch.save(tensors, path) if suffix == ".pt" else save_file(tensors, path)
-    with pytest.raises(pw.UserError, match=str(dtype)):
+    with pytest.raises(pw.UserError, match=rf"weights in 8 bits \({dtype}\); get them in 16 or 32"):
         pw.load(path)
+
+
+def test_a_file_in_bf16_is_read(tmp_path: Path) -> None:
+    save_file({key: value.bfloat16() for key, value in weights(NAME).items()}, tmp_path / "x.safetensors")
+    model = pw.load(tmp_path / "x.safetensors")
+    assert {value.dtype for value in model.state_dict().values()} == {torch.bfloat16}
 
 
 def test_which_row_is_the_null_class_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import pixelwright as pw
 from pixelwright.cli.main import main
 from pixelwright.data import DataConfig
 from pixelwright.errors import UserError
@@ -112,9 +113,7 @@ def test_the_projector_is_trained_and_not_exported(tiny: Tiny, dino: Path) -> No
     run = train(config)
     after = build_trainer(config).state()["objectives"]
     assert all(not torch.equal(before[key], after[key]) for key in before)
-    from pixelwright.models.folder import load
-
-    assert not any("projector" in key for key in load(run / "model").state_dict())
+    assert not any("projector" in key for key in pw.load(run / "model").state_dict())
 
 
 def test_alignment_pulls_only_until_its_end(tiny: Tiny, dino: Path) -> None:

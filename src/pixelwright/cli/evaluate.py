@@ -25,11 +25,8 @@ from pixelwright.evaluation.measure import Report
 from pixelwright.evaluation.report import HTML, JSON, as_json, metric_rows, write_report
 from pixelwright.files import write_text
 from pixelwright.html import number_text
-from pixelwright.hub.checkpoint import load_config
-from pixelwright.hub.remote import PIPELINE
+from pixelwright.hub.checkpoint import is_model, load_config
 from pixelwright.models.config import DenoiserConfig
-from pixelwright.models.folder import CONFIG
-from pixelwright.remote import is_address
 
 DESCRIPTION = """Measure a model, or images that exist, against a reference: FID, sFID, Inception Score,
 precision, recall and KID, each with its noise: other images of the same source would differ by about so much.
@@ -47,7 +44,6 @@ EXAMPLES = """  pixelwright evaluate samples --reference cifar10.npz --out evalu
 
 SHOWN = 20  # skipped images that are named on the screen
 TIMEOUT = 6 * 3600.0  # seconds that processes wait for the main one, which measures
-SUFFIXES = (".ckpt", ".pth", ".safetensors", ".json")
 DEFAULTS: dict[str, Any] = {"num_samples": 50_000, "labels": ["balanced"], "seed": 0, "batch_size": 64}
 DEFAULTS |= {"precision": "auto", "images": "npz", "keep_images": False, "sweep": [], "name": None}
 """Of the settings that only a model has a use for; on the command line they are None unless given."""
@@ -87,13 +83,6 @@ def run(options: Namespace) -> None:
     """Measure, print, write the report."""
     evaluate = _evaluate_model if is_model(options.subject) else _evaluate_images
     evaluate(options)
-
-
-def is_model(subject: str) -> bool:
-    """Whether this names a model; if not, it must be images."""
-    path = Path(subject).expanduser()
-    inside = any((path / name).is_file() for name in (CONFIG, f"model/{CONFIG}", PIPELINE))
-    return is_address(subject) or inside or path.suffix.lower() in SUFFIXES
 
 
 # ---------------------------------------------------------------- images that exist

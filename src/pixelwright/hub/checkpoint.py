@@ -13,21 +13,22 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.files import read_json
 from pixelwright.hub.files import (
+    EIGHT_BITS,
+    FOLDERS,
     INDEX_SUFFIX,
     LARGEST_HEADER,
-    LFS_POINTER,
-    PICKLES,
     SUFFIXES,
     WeightFile,
     only_weights,
     open_safetensors,
     open_shards,
+    weight_names,
 )
 from pixelwright.hub.pickles import open_pickle
 from pixelwright.hub.prefixes import Which, network_tensors
 from pixelwright.hub.presets import licence_of, with_notes
-from pixelwright.hub.public import joined, recognise
-from pixelwright.hub.remote import PIPELINE, SCHEME, TRANSFORMER, fetch
+from pixelwright.hub.public import joined, recognise, whole
+from pixelwright.hub.remote import SCHEME, fetch
 from pixelwright.models.config import DenoiserConfig, Provenance, from_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import (
@@ -39,9 +40,9 @@ from pixelwright.models.folder import (
     skeleton,
     with_weights,
 )
-from pixelwright.models.folder import load as load_folder
 from pixelwright.remote import is_address
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 COMPONENT = "PixelDenoiserModel"  # what diffusers calls ours
 
 
@@ -65,23 +66,38 @@ class Checkpoint:
         return tensor
 
 
-def local(source: str | os.PathLike[str]) -> Path:
-    """The file or folder of a model: fetched where `source` is an address, the averaged weights of a run.
-    Raises UserError: it does not exist, or the hub does not give it."""
+def locate(source: str | os.PathLike[str]) -> Path:
+    """The file of weights of a model, which may not be there: fetched where `source` is an address; of a run
+    the averaged ones. Raises UserError: nothing that holds one, or the hub does not give it."""
     path = fetch(str(source)) if is_address(str(source)) else Path(source)
     if not path.exists():
         such = f"a model folder, a run, a file of weights or {SCHEME}OWNER/NAME"
         raise UserError(f"{path} does not exist; give {such}")
-    if path.is_dir() and not (path / CONFIG).exists() and (path / "model" / CONFIG).is_file():
-        return path / "model"
-    if path.name == WEIGHTS and is_model_folder(path.parent):
-        return path.parent
-    return path
+    if path.is_file():
+        return path
+    own = next((each for each in (path, path / "model") if is_model_folder(each)), None)
+    return own / WEIGHTS if own is not None else path / only_weights(_names(path), str(path))
+
+
+def _names(folder: Path) -> list[str]:
+    """Its files and those in folders where a network may be kept, with "/"."""
+    folders = (folder, *(folder / name for name in FOLDERS if (folder / name).is_dir()))
+    return [
+        file.relative_to(folder).as_posix() for each in folders for file in each.iterdir() if file.is_file()
+    ]
+
+
+def is_model(source: str) -> bool:
+    """Whether this names a model rather than images."""
+    path = Path(source).expanduser()
+    inside = path.is_dir() and ((path / CONFIG).is_file() or bool(weight_names(_names(path))))
+    return is_address(source) or inside or source.lower().endswith(SUFFIXES)
 
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder's config is ours; those of repacks and other libraries are passed over."""
-    return (folder / CONFIG).is_file() and bool({"format", "backbone"} & any_config(folder).keys())
+    config = any_config(folder)
+    return isinstance(config.get("format"), int) or isinstance(config.get("backbone"), dict)
 
 
 def any_config(folder: Path) -> dict[str, Any]:
@@ -93,7 +109,17 @@ def any_config(folder: Path) -> dict[str, Any]:
         data = read_json(folder / CONFIG, LARGEST_HEADER)
     except UserError:
         data = None
-    return data if isinstance(data, dict) else {"format": None}
+    return data if isinstance(data, dict) else {"format": 0}
+
+
+def known_config(file: Path) -> DenoiserConfig | None:
+    """The config beside a file of weights, where it is ours: of a model folder, or in diffusers' layout."""
+    if file.name == WEIGHTS and is_model_folder(file.parent):
+        return read_config(file.parent)
+    beside = any_config(file.parent)
+    if beside.get("_class_name") != COMPONENT:
+        return None
+    return from_dict(beside.get("architecture", {}), f"{file.parent / CONFIG}: architecture")
 
 
 def open_file(path: Path) -> WeightFile:
@@ -104,16 +130,14 @@ def open_file(path: Path) -> WeightFile:
     with path.open("rb") as start:
         if start.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` there")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise UserError(f"{path} is no file of weights; their names end in {', '.join(SUFFIXES)}")
     try:
         if path.name.endswith(INDEX_SUFFIX):
-            return open_shards(path)
-        if path.suffix == ".safetensors":
-            return open_safetensors(path)
-        if path.suffix.lower() in PICKLES:
-            return open_pickle(path)
+            return open_shards(path, open_file)
+        return open_safetensors(path) if path.suffix == ".safetensors" else open_pickle(path)
     except RecursionError:
         raise UserError(f"{path} is damaged: it is nested too deeply") from None
-    raise UserError(f"{path} is no file of weights; their names end in {', '.join(SUFFIXES)}")
 
 
 def open_checkpoint(
@@ -131,45 +155,36 @@ def open_checkpoint(
     Raises:
         UserError: nothing that can be read as a model, or not the weights that are asked for.
     """
-    path = local(source)
-    if (path / PIPELINE).is_file() and (path / TRANSFORMER).is_dir():
-        path = path / TRANSFORMER
-    place, config = str(path), None
-    if is_model_folder(path):
-        path, config = path / WEIGHTS, read_config(path)
-    elif path.is_dir():
-        found = any_config(path)
-        if found.get("_class_name") == COMPONENT:
-            config = from_dict(found.get("architecture", {}), f"{path / CONFIG}: architecture")
-        else:
-            place += f" (which has no {CONFIG} of ours)"
-        path /= only_weights([file.name for file in path.iterdir() if file.is_file()], str(path))
+    path = locate(source)
+    config = known_config(path)
     file = open_file(path)
+    if eight := {spec.dtype for spec in file.specs.values()}.intersection(EIGHT_BITS.values()):
+        held = ", ".join(sorted(map(str, eight)))
+        raise UserError(f"{path} holds weights in 8 bits ({held}); get them in 16 or 32 bits")
     if config is None:
         address = str(source).partition("?")[0] if is_address(str(source)) else path.name
-        return _open_published(file, place, address, weights, sampler)
+        return _open_published(file, address, weights, sampler)
     if weights is not None:
-        raise UserError(f"{place} is a model folder, which has one set of weights; leave the choice out")
+        raise UserError(f"{source} is a model folder, which has one set of weights; leave the choice out")
     network = network_tensors(file.specs)
     specs = {name: file.specs[theirs] for name, theirs in network.names.items()}
     expected = {key: value.shape for key, value in skeleton(config).state_dict().items()}
     check_weights(expected, specs, str(path))
     config = config if sampler is None else with_notes(config, "", sampler)
     read = lambda name: file.read(network.names[name])  # noqa: E731
-    return Checkpoint(config, place, file.files, network.description, specs, read)
+    return Checkpoint(config, str(path), file.files, network.description, specs, read)
 
 
-def _open_published(
-    file: WeightFile, place: str, address: str, weights: Which | None, sampler: str | None
-) -> Checkpoint:
+def _open_published(file: WeightFile, address: str, weights: Which | None, sampler: str | None) -> Checkpoint:
     """A file whose config is read from its tensors' names and shapes."""
     try:
         network = network_tensors(file.specs, weights)
-        config, names = recognise({name: file.specs[theirs] for name, theirs in network.names.items()})
+        found = {name: file.specs[theirs] for name, theirs in network.names.items()}
+        published, read_published = whole(found, lambda name: file.read(network.names[name]))
+        config, names = recognise(published)
     except UserError as error:
-        raise UserError(f"{place}: {error}") from None
-    names = {ours: tuple(network.names[name] for name in theirs) for ours, theirs in names.items()}
-    specs = {ours: joined(theirs, file.specs.__getitem__) for ours, theirs in names.items()}
+        raise UserError(f"{file.path}: {error}") from None
+    specs = {ours: joined(theirs, published.__getitem__) for ours, theirs in names.items()}
     size = sum(spec.numel() * spec.element_size() for spec in specs.values())
     if size > (there := sum(part.stat().st_size for part in file.files)):  # tensors that overlap
         raise UserError(f"{file.path} has {there} bytes, but its tensors claim {size}")
@@ -177,7 +192,7 @@ def _open_published(
     files = (address, *(f.name for f in file.files[1:]))
     read_as, licence = network.description, licence_of(config, f"{address}/{file.path.name}")
     config = dataclasses.replace(config, provenance=Provenance(files, (), read_as, licence))
-    read = lambda ours: joined(names[ours], file.read)  # noqa: E731
+    read = lambda ours: joined(names[ours], read_published)  # noqa: E731
     note = _null_class_note(config, file.path)
     return Checkpoint(config, str(file.path), file.files, read_as, specs, read, note)
 
@@ -195,9 +210,8 @@ def _null_class_note(config: DenoiserConfig, path: Path) -> str | None:
 
 def load_config(source: str | os.PathLike[str]) -> DenoiserConfig:
     """The config of anything that `load` reads, without its weights."""
-    path = local(source)
-    if is_model_folder(path):
-        return read_config(path)
+    if (config := known_config(locate(source))) is not None:
+        return config
     checkpoint = open_checkpoint(source)
     announce(checkpoint.note)
     return checkpoint.config
@@ -216,16 +230,12 @@ def load(source: str | os.PathLike[str], weights: Which | None = None) -> PixelD
     Raises:
         UserError: anything missing, unknown, mis-shaped, unsafe or cut short, naming file and key.
     """
-    path = local(source)
-    if is_model_folder(path) and weights is None:
-        model = load_folder(path)
-    else:
-        checkpoint = open_checkpoint(source, weights)
-        check_one_dtype(checkpoint)
-        # A copy, so that the model does not depend on the file any more.
-        tensors = {name: checkpoint.read(name).clone() for name in checkpoint.specs}
-        model = with_weights(checkpoint.config, tensors, checkpoint.place)
-        announce(checkpoint.note)
+    checkpoint = open_checkpoint(source, weights)
+    check_one_dtype(checkpoint)
+    # A copy, so that the model does not depend on the file any more.
+    tensors = {name: checkpoint.read(name).clone() for name in checkpoint.specs}
+    model = with_weights(checkpoint.config, tensors, checkpoint.place)
+    announce(checkpoint.note)
     announce_licence(model.config)
     return model
 

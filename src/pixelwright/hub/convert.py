@@ -18,7 +18,7 @@ from pixelwright.hub.checkpoint import (
     announce,
     announce_licence,
     check_one_dtype,
-    local,
+    locate,
     open_checkpoint,
 )
 from pixelwright.hub.former import is_former, open_former
@@ -96,8 +96,8 @@ def convert(
 
 def _open(source: str | os.PathLike[str], weights: Which | None, sampler: str | None) -> Checkpoint:
     """Anything that `load` reads, and a model folder of the first layout."""
-    if weights is None and not is_address(str(source)) and is_former(local(source)):
-        return open_former(local(source), sampler)
+    if weights is None and not is_address(str(source)) and is_former(folder := locate(source).parent):
+        return open_former(folder, sampler)
     return open_checkpoint(source, weights, sampler)
 
 

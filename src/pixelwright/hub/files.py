@@ -7,7 +7,7 @@ their bytes.
 
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from pixelwright.errors import UserError
 from pixelwright.files import SAFETENSORS_DTYPES, read_json
 from pixelwright.models.folder import CONFIG, WEIGHTS, listing, shorten
 
-INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_SUFFIX = ".index.json"
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
-SUFFIXES = (".safetensors", INDEX_SUFFIX, *PICKLES)  # the endings of files that can be opened
+ONE_FILE = (".safetensors", *PICKLES)
+SUFFIXES = (*ONE_FILE, f".safetensors{INDEX_SUFFIX}", f".bin{INDEX_SUFFIX}")  # of what can be opened
 
 # Most bytes of a safetensors header, an index, or the pickle in a checkpoint; real ones have below 1 MB.
 LARGEST_HEADER = 16 << 20
@@ -31,9 +32,12 @@ EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 _DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | EIGHT_BITS
 # What training tools leave beside the weights.
 _STATE_OF_TRAINING = re.compile(
-    r"(optimizer|scheduler|sampler|scaler|rng_state|random_states|training_args)\b.*"
+    r"(optimizer|scheduler|sampler|scaler|rng_state|random_states|training_args|dl_state_dict|metadata)(_\d+)?"
+    r"\.\w+|.*optim_states\.pt"
 )
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Where pipelines and trainers keep the network, its average first, where it is not in the folder itself.
+PIPELINE = "model_index.json"  # of a diffusers pipeline
+FOLDERS = ("transformer_ema", "unet_ema", "ema", "transformer", "unet", "model", "denoiser", "pytorch_model")
 
 
 @dataclass(frozen=True)
@@ -46,21 +50,36 @@ class WeightFile:
     read: Callable[[str], Tensor]  # it may share memory with the file, so write nothing into it
 
 
-def only_weights(names: Iterable[str], place: str) -> str:
+def weight_names(names: Iterable[str]) -> dict[str, list[str]]:
+    """Folder -> its files of weights, without what training tools leave beside them. `names` have "/"."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        folder, _, file = name.rpartition("/")
+        if file.endswith(SUFFIXES) and not _STATE_OF_TRAINING.fullmatch(file):
+            found.setdefault(folder, []).append(name)
+    return found
+
+
+def only_weights(names: Sequence[str], place: str) -> str:
     """The one set of weights among file names: an index, or else the only file of weights.
 
-    What training tools leave beside it (an optimizer's state and the like) is passed over, and shards of an
-    index count as one.
+    Those at the top come first, then those in the first of `FOLDERS`, then those of the only other folder.
 
     Raises UserError: there is none, or more than one.
     """
-    names = [name for name in names if not _STATE_OF_TRAINING.fullmatch(name.rpartition("/")[2])]
-    found = sorted(name for name in names if name.endswith(INDEX_SUFFIX))
-    found = found or sorted(name for name in names if name.endswith(SUFFIXES))
-    if len(found) != 1:
-        what = f"holds {', '.join(found[:10])}; name one of them" if found else "holds no weights"
-        raise UserError(f"{place} {what} (a model folder has {CONFIG} and {WEIGHTS})")
-    return found[0]
+    folders = weight_names(names)
+    order = (*FOLDERS, "") if PIPELINE in names else ("", *FOLDERS)
+    folder = next((each for each in (*order, *folders) if each in folders), "")
+    every = [name for part in folders.values() for name in part]
+    found = folders.get(folder, []) if folder in order else every
+    found = [name for name in found if name.endswith(INDEX_SUFFIX)] or found
+    if len(found) == 1:
+        return found[0]
+    if any(name.endswith(".distcp") for name in names):
+        remedy = "make one file of it with `accelerate merge-weights`"
+        raise UserError(f"{place} is a distributed checkpoint of PyTorch; {remedy}")
+    what = f"holds {', '.join(found[:10])}; name one of them" if found else "holds no weights"
+    raise UserError(f"{place} {what} (a model folder has {CONFIG} and {WEIGHTS})")
 
 
 def open_safetensors(path: Path) -> WeightFile:
@@ -85,14 +104,14 @@ def _spec(part: Any) -> Tensor:
     return torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
 
 
-def open_shards(index: Path) -> WeightFile:
+def open_shards(index: Path, open_file: Callable[[Path], WeightFile]) -> WeightFile:
     """Open the shards of an index, whose weight_map says for every name which file beside it holds it. Raises
     UserError for a broken index, and shards that are damaged or do not fit to it."""
     names = shard_names(index)
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         raise UserError(f"{index} names shards that are not beside it: {listing(map(shorten, missing))}")
     weight_map = _weight_map(index)
-    shards = {name: open_safetensors(index.parent / name) for name in names}
+    shards = {name: open_file(index.parent / name) for name in names}
     wrong = [key for key, name in weight_map.items() if key not in shards[name].specs]
     wrong += [key for name, shard in shards.items() for key in shard.specs if weight_map.get(key) != name]
     if wrong:
@@ -107,8 +126,8 @@ def shard_names(index: Path) -> list[str]:
     """The files that an index names, each once. Raises UserError for a broken index or a foreign folder."""
     names = sorted(set(_weight_map(index).values()))
     for name in names:
-        if not re.fullmatch(r"[\w.\-]+\.safetensors", name):
-            raise UserError(f'{index}: "{shorten(name)}" is not the name of a safetensors file beside it')
+        if not re.fullmatch(r"[\w.\-]+\.(safetensors|bin)", name):
+            raise UserError(f'{index}: "{shorten(name)}" is not the name of a file of weights beside it')
     return names
 
 

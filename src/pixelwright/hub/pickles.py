@@ -89,13 +89,14 @@ _TENSORS: dict[str, Any] = {
 }
 # What training tools leave beside the weights: settings, paths, counters, the state of random numbers.
 _DICTS = re.compile(
-    r"collections\.(OrderedDict|defaultdict)|(builtins|__builtin__)\.dict"
+    r"collections\.(OrderedDict|defaultdict|Counter)|(builtins|__builtin__)\.dict"
     r"|(lightning\.fabric|lightning_fabric)\.utilities\.data\.AttributeDict"
     r"|(pytorch_lightning|lightning\.pytorch)\.utilities\.parsing\.AttributeDict"
 )
 _INERT = re.compile(
-    r"torch\.device|_codecs\.encode|typing\.Any"
-    r"|(builtins|__builtin__)\.(list|int|float|str|bool|tuple)"
+    r"torch\.(device|torch_version\.TorchVersion)|_codecs\.encode|typing\.Any|collections\.deque"
+    r"|(builtins|__builtin__)\.(list|int|float|str|bool|tuple|set|complex)|types\.SimpleNamespace"
+    r"|datetime\.(datetime|timedelta|date)|easydict\.EasyDict"
     r"|argparse\.Namespace|jsonargparse\._?namespace\.Namespace"
     r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path"
     r"|numpy\.(_?core\.multiarray\.(_reconstruct|scalar)|ndarray|dtype)"

@@ -13,22 +13,20 @@ SETS: dict[Which, str] = {"ema": "ema_denoiser.", "raw": "denoiser."}
 """The prefixes of the two sets of weights in a published Lightning file."""
 
 # Words before a network's names, in any order and nesting: of Lightning modules, torch.compile, data-parallel
-# wrappers and repacks, and of the dicts that trainers save. Of averages, the best known comes first.
-_EMA = (
-    *("ema_denoiser", "ema", "net_ema", "model_ema", "ema_model", "ema_net", "state_dict_ema"),
-    *("ema_state_dict", "model_ema1", "ema1", "ema_params1", "model_ema2", "ema2", "ema_params2"),
+# wrappers and repacks, and of the dicts that trainers save.
+_WORD = (
+    "denoiser|core|model|diffusion_model|net|network|module|transformer|student|unet|online_model|weights|params"
+    "|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|state_dict|model_state_dict"
 )
-_RAW = (
-    *("denoiser", "core", "model", "diffusion_model", "net", "network", "module", "transformer", "student"),
-    *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "state_dict", "model_state_dict"),
-)
-_WORDS = frozenset(_EMA + _RAW)
+_RAW = re.compile(_WORD)
+# Those of averages: "ema", "net_ema", "ema_denoiser", "state_dict_ema"; of "model_ema1" and "…2" the first.
+_EMA = re.compile(rf"(?:(?:{_WORD})_)?ema(\d*)(?:_(?:{_WORD}))?(\d*)")
 # Wrappers of a network's parts stand in the middle of names, too.
 _INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# What stands beside the network: the REPA projector, an embedding of the empty caption, text encoders, a VAE.
+# What stands beside the network: REPA's projector, the empty caption, text encoders, a VAE, counters.
 _BESIDE = re.compile(
     r"(diffusion_trainer|_repa_projector|text_encoders?|cond_stage_model|first_stage_model|vae)\..*"
-    r"|y_embedder\.y_embedding"
+    r"|y_embedder\.y_embedding|pos_embed|n_averaged|initted|step"
 )
 
 
@@ -49,14 +47,14 @@ class NetworkTensors:
 
 def is_container(key: object) -> bool:
     """Whether a checkpoint keeps a network's tensors in a dict of this name."""
-    return isinstance(key, str) and all(word in _WORDS for word in key.split("."))
+    return isinstance(key, str) and not split(f"{key}.")[1]
 
 
 def split(name: str) -> tuple[str, str]:
     """The prefix of a name, and the name without it and without the wrappers of parts."""
     words = name.split(".")
-    count = next((i for i, word in enumerate(words) if word not in _WORDS), len(words))
-    bare = ".".join(words[count:])
+    known = (i for i, word in enumerate(words) if not (_RAW.fullmatch(word) or _EMA.fullmatch(word)))
+    bare = ".".join(words[next(known, len(words)) :])
     return name.removesuffix(bare), _INNER.sub("", bare)
 
 
@@ -68,10 +66,11 @@ def network_tensors(names: Iterable[str], which: Which | None = None) -> Network
         prefix, bare = split(name)
         if not _BESIDE.fullmatch(bare):
             sets.setdefault(prefix, {})[bare] = name
-    averages = [prefix for prefix in sets if _rank(prefix) < len(_EMA)]
+    averages = [prefix for prefix in sets if any(map(_EMA.fullmatch, prefix.split(".")))]
     plain = [prefix for prefix in sets if prefix not in averages]
     raw = [p for p in plain if averages or "denoiser" in p.split(".")]
-    choices = {"ema": sorted(averages, key=_rank), "raw": raw, None: sorted(sets, key=_rank)}[which]
+    averages.sort(key=_number)
+    choices = {"ema": averages, "raw": raw, None: [*averages, *plain]}[which]
     if which is not None and not choices:
         asked = f"{which.upper() if which == 'ema' else which} weights are asked for"
         none = f'no key begins with "{SETS[which]}" or the like'
@@ -86,6 +85,7 @@ def network_tensors(names: Iterable[str], which: Which | None = None) -> Network
     return NetworkTensors(prefix, kind, sets.get(prefix, {}))
 
 
-def _rank(prefix: str) -> int:
-    """The place of a prefix among those of averages; beyond them all where it is none."""
-    return min((_EMA.index(word) for word in prefix.split(".") if word in _EMA), default=len(_EMA))
+def _number(prefix: str) -> int:
+    """That of an average, where there are several."""
+    found = (match for word in prefix.split(".") if (match := _EMA.fullmatch(word)))
+    return max(int(match[1] or match[2] or 0) for match in found)

@@ -113,6 +113,31 @@ def joined(theirs: Sequence[str], read: Callable[[str], Tensor]) -> Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
+def whole(
+    specs: Mapping[str, Tensor], read: Callable[[str], Tensor]
+) -> tuple[dict[str, Tensor], Callable[[str], Tensor]]:
+    """Tensors under published names, from those of a file. ComfyUI keeps the modulation of a pixel block in
+    halves for attention and MLP, [P²·3·D_pix, …] each, which are [P², 6·D_pix, …] together."""
+    pixel = specs.get("pixel_embedder.proj.weight")
+    unit = 3 * len(pixel) if pixel is not None and pixel.ndim else 0
+    halves: dict[str, tuple[str, str]] = {}
+    for name, spec in specs.items():
+        other = name.replace("_msa.", "_mlp.")
+        match = re.match(r"(pixel_blocks\.\d+\.adaLN_modulation)_msa\.", name)
+        fits = other in specs and specs[other].shape == spec.shape and unit and spec.ndim
+        if match and fits and len(spec) % unit == 0:
+            halves[f"{match[1]}.0.{name[match.end() :]}"] = (name, other)
+
+    def merged(name: str, read: Callable[[str], Tensor]) -> Tensor:
+        if name not in halves:
+            return read(name)
+        return torch.cat([read(half).unflatten(0, (-1, unit)) for half in halves[name]], 1).flatten(0, 1)
+
+    kept = specs.keys() - {half for pair in halves.values() for half in pair}
+    names = [name for name in specs if name in kept] + list(halves)
+    return {name: merged(name, specs.__getitem__) for name in names}, lambda name: merged(name, read)
+
+
 def parted(names: Names, read: Callable[[str], Tensor]) -> dict[str, Callable[[], Tensor]]:
     """The inverse of `joined`: published name -> what reads that tensor from ours, for every tensor."""
 
@@ -148,9 +173,9 @@ def from_public(state_dict: Mapping[str, Tensor]) -> PixelDenoiser:
     Raises UserError: not such a checkpoint, or missing, extra or mis-shaped keys (at most ten are named).
     """
     found = network_tensors(state_dict).names
-    weights = {name: state_dict[theirs] for name, theirs in found.items()}
-    config, names = recognise(weights)
-    read = lambda name: weights[name].detach().clone()  # noqa: E731
+    read = lambda name: state_dict[found[name]].detach().clone()  # noqa: E731
+    published, read = whole({name: state_dict[theirs] for name, theirs in found.items()}, read)
+    config, names = recognise(published)
     return with_weights(config, {ours: joined(theirs, read) for ours, theirs in names.items()}, "checkpoint")
 
 

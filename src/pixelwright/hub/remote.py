@@ -4,26 +4,23 @@ hf://OWNER/NAME[@REVISION][/FILE] goes through the hub's own client and cache, w
 which works offline; a file at https://, s3:// and the like is fetched by `pixelwright.remote`.
 """
 
+import contextlib
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pixelwright import remote
 from pixelwright.errors import UserError
-from pixelwright.hub.files import INDEX_SUFFIX, PICKLES, SUFFIXES, only_weights, shard_names
+from pixelwright.hub.files import INDEX_SUFFIX, ONE_FILE, SUFFIXES, only_weights, shard_names
 from pixelwright.models.folder import CONFIG, WEIGHTS
 
 SCHEME = "hf://"
-ONE_FILE = (".safetensors", *PICKLES)
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w.\-]+))?(/(?P<file>.+?))?/?")
-PIPELINE, TRANSFORMER = "model_index.json", "transformer"
-"""Of a diffusers pipeline: the file that names its parts, and the folder of its network."""
 
 
 def fetch(address: str) -> Path:
-    """The local copy of an address: a file or, on the hub, the folder of a whole model.
+    """The local copy of a file of weights; on the hub with the config that is beside it.
 
     Files of the hub come from its cache where they are current; offline (HF_HUB_OFFLINE=1) from it alone.
 
@@ -42,29 +39,17 @@ def fetch(address: str) -> Path:
     def download(name: str) -> Path:
         return Path(_ask(address, "hf_hub_download", repo, name, revision=revision))
 
-    if file is not None:
-        if not file.endswith(SUFFIXES):
+    if file is None or not file.endswith(SUFFIXES):
+        names = _names(address, repo, revision)
+        names = [name for name in names if file is None or name.startswith(f"{file}/")]
+        if not names:
             raise UserError(f"{address} names no file of weights; their names end in {', '.join(SUFFIXES)}")
-        return _with_shards(file, download)
-    names = _names(address, repo, revision)
-    if CONFIG in names and WEIGHTS in names:
-        download(WEIGHTS)
-        return download(CONFIG).parent
-    if PIPELINE in names:
-        names = [name for name in names if name.startswith(f"{TRANSFORMER}/")]
-        for name in {f"{TRANSFORMER}/{CONFIG}"}.intersection(names):
-            download(name)
-        _with_shards(only_weights(names, address), download)
-        return download(PIPELINE).parent
-    return _with_shards(only_weights(names, address), download)
-
-
-def _with_shards(file: str, download: Callable[[str], Path]) -> Path:
-    path = download(file)
-    if file.endswith(INDEX_SUFFIX):
-        folder = file.rpartition("/")[0]
-        for name in shard_names(path):
-            download(f"{folder}/{name}" if folder else name)
+        file = WEIGHTS if {CONFIG, WEIGHTS} <= set(names) else only_weights(names, address)
+    path, folder = download(file), file.rpartition("/")[0]
+    for name in shard_names(path) if file.endswith(INDEX_SUFFIX) else ():
+        download(f"{folder}/{name}" if folder else name)
+    with contextlib.suppress(UserError):  # few have one of ours
+        download(f"{folder}/{CONFIG}" if folder else CONFIG)
     return path
 
 

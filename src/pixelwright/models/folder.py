@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -157,20 +155,3 @@ def read_config(folder: str | os.PathLike[str]) -> DenoiserConfig:
     if number != FORMAT:
         raise UserError(f"{path}: format is {number!r}; this version reads format {FORMAT}")
     return from_dict(data, str(path))
-
-
-def load(folder: str | os.PathLike[str]) -> PixelDenoiser:
-    """Read a model folder; weights keep the dtype they were saved in, on the CPU, in eval mode.
-
-    Raises:
-        UserError: anything missing, unknown, mis-shaped or cut short, naming file and key.
-    """
-    config = read_config(folder)
-    path = Path(folder) / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{folder} holds no {WEIGHTS}")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {str(error).splitlines()[0]}") from None
-    return with_weights(config, weights, str(path))
