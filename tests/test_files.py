@@ -16,6 +16,7 @@ import pytest
 from pixelwright.errors import UserError
 from pixelwright.files import (
     WriteError,
+    decode_lines,
     decode_text,
     digest,
     parse_json,
@@ -26,7 +27,6 @@ from pixelwright.files import (
     remove_abandoned,
     replacing,
     sha256,
-    split_lines,
     write_text,
 )
 
@@ -92,7 +92,7 @@ def test_text_by_its_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     mark = "\ufeff" if encoding[-3:] in ("-le", "-be") else ""
     (tmp_path / "a.txt").write_bytes((mark + text).encode(encoding))
     assert read_text(tmp_path / "a.txt") == text
-    assert split_lines(text) == ["café \u2028 \x85 日本 🎈", "second"]
+    assert decode_lines(text.encode(), "here") == ["café \u2028 \x85 日本 🎈", "second"]
 
 
 def test_other_text_is_refused_by_file_and_line() -> None:

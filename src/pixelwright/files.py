@@ -177,14 +177,25 @@ def decode_text(data: bytes, place: str) -> str:
     return text
 
 
-def split_lines(text: str) -> list[str]:
-    """The lines of a text, which end in LF or CRLF and in nothing else that Unicode may call a line's end."""
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+def decode_lines(data: bytes, place: str) -> list[str]:
+    """The lines of a text, which end in LF or CRLF and in nothing else that Unicode may call a line's end.
+    Raises UserError as `decode_text` does, and for a text whose lines end in CR alone."""
+    lines = [line.removesuffix("\r") for line in decode_text(data, place).removesuffix("\n").split("\n")]
+    for number, line in enumerate(lines, start=1):
+        if "\r" in line:
+            text = f"line {number} of {place} holds a CR alone, which ended lines on old Macs"
+            raise UserError(f"{text}: save it with LF or CRLF")
+    return lines
 
 
 def read_text(path: Path, limit: int = LIMIT) -> str:
     """The text of a file, as `decode_text` reads it."""
     return decode_text(read_bytes(path, limit), f'"{path}"')
+
+
+def read_lines(path: Path, limit: int = LIMIT) -> list[str]:
+    """The lines of a file, as `decode_lines` reads them."""
+    return decode_lines(read_bytes(path, limit), f'"{path}"')
 
 
 def parse_json(data: bytes | str, place: str) -> Any:

@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar
 from tqdm import tqdm
 
 from pixelwright.errors import UserError
-from pixelwright.files import FULL, cache_folder, decode_text, digest, raise_write_error, sha256, split_lines
+from pixelwright.files import FULL, cache_folder, decode_lines, digest, raise_write_error, sha256
 
 CHECKSUMS = "SHA256SUMS"  # in the format of the tool sha256sum, beside the files
 ATTEMPTS = 4
@@ -121,9 +121,9 @@ def _checksums(folder: str) -> dict[str, str]:
         logger.warning("%s; what lies beside it is not checked", error)
         return {}
     fs, path = _filesystem(address)
-    text = decode_text(_try(address, lambda: fs.cat_file(path)), address)
+    lines = decode_lines(_try(address, lambda: fs.cat_file(path)), address)
     found = {}
-    for number, line in enumerate(split_lines(text), start=1):
+    for number, line in enumerate(lines, start=1):
         match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)", line)
         if match is None:
             raise UserError(f"line {number} of {address} is no SHA-256 and name: mend or remove that file")

@@ -19,7 +19,7 @@ from pixelwright.errors import UserError
 from pixelwright.training import Interrupted, OptimConfig, TrainConfig, Trainer, build_trainer, train
 from pixelwright.training.config import HealthConfig
 from pixelwright.training.inputs import Inputs
-from tests.data_room.test_shards import damaged, make_tar, numbered, picture
+from tests.datasets.test_shards import damaged, make_tar, numbered, picture
 
 from .conftest import Tiny, log_of, same_state
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixelwright.diffusion.labels import Classes, balanced_labels
 from pixelwright.errors import UserError
-from pixelwright.files import read_text, split_lines
+from pixelwright.files import read_lines
 from pixelwright.rng import generator
 
 
@@ -88,7 +88,7 @@ def labels_for(
         return torch.stack(draws)
     if word and Path(word).is_file():
         _check_meaning(word, "the labels in that file", classes)
-        lines = [line for line in split_lines(read_text(Path(word))) if line.strip()]
+        lines = [line for line in read_lines(Path(word)) if line.strip()]
         found = parse_labels(lines, num_classes, class_names)
         if len(found) != count:
             raise UserError(f"{word} holds {len(found)} labels for {count} images; give one a line")

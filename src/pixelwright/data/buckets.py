@@ -14,8 +14,7 @@ import torch
 from tqdm import tqdm
 
 from pixelwright.data.config import DataConfig
-from pixelwright.data.shards import identity
-from pixelwright.data.sources import Source
+from pixelwright.data.sources import Source, identity
 from pixelwright.data.transforms import UnreadableImage
 from pixelwright.errors import UserError
 from pixelwright.files import cache_folder, digest, replacing

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pixelwright.data.layout import comparable
 from pixelwright.errors import UserError
-from pixelwright.files import decode_text, parse_json, split_lines
+from pixelwright.files import decode_lines, decode_text, parse_json
 
 KEYS = ("caption", "text", "prompt", "captions")
 METADATA = "metadata.jsonl"
@@ -57,13 +58,18 @@ def from_meta(meta: Mapping[str, Any], place: str) -> Captions | None:
 def _texts(value: object) -> list[str]:
     """The texts of a value, empty ones included; [] if it is none and no list of them."""
     texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) or text is None for text in texts):
-        return []
-    return [_clean(str(text or "")) for text in texts]
+    texts = ["" if text is None or text != text else text for text in texts]  # NaN is what pandas writes
+    return list(map(_clean, texts)) if all(isinstance(text, str) for text in texts) else []
 
 
 def _clean(text: str) -> str:
-    return " ".join(SURROGATE.sub("\ufffd", text).split())
+    """Blanks and line ends between words become one space; other characters that Unicode calls blank stay."""
+    return re.sub(r"[ \t\r\n\v\f]+", " ", SURROGATE.sub("\ufffd", text)).strip()
+
+
+def halves(meta: Mapping[str, Any]) -> int:
+    """How many values of a JSON object hold half of a character, which `from_meta` replaces."""
+    return sum(SURROGATE.search(str(value)) is not None for value in meta.values())
 
 
 def _is_weight(value: object) -> bool:
@@ -72,12 +78,8 @@ def _is_weight(value: object) -> bool:
 
 
 def from_text(data: bytes, place: str) -> Captions | None:
-    """The one caption in a text file; None if it is empty or, with a warning, in no known encoding."""
-    try:
-        text = _clean(decode_text(data, place))
-    except UserError as error:
-        logger.warning("%s; until then it is no caption", error)
-        return None
+    """The one caption in a text file, None if it is empty. Raises UserError: in no known encoding."""
+    text = _clean(decode_text(data, place))
     return Captions((text,), (1.0,)) if text else None
 
 
@@ -86,8 +88,8 @@ def read_metadata(data: bytes, place: str) -> dict[str, Captions]:
     Raises UserError: a line that is no such object, or an image named twice."""
     found: dict[str, Captions] = {}
     seen: set[str] = set()
-    broken = 0
-    for number, line in enumerate(split_lines(decode_text(data, place)), start=1):
+    broken = labelled = 0
+    for number, line in enumerate(decode_lines(data, place), start=1):
         if not line.strip():
             continue
         where = f"line {number} of {place}"
@@ -95,12 +97,15 @@ def read_metadata(data: bytes, place: str) -> dict[str, Captions]:
         name = meta.get("file_name") if isinstance(meta, dict) else None
         if not isinstance(name, str):
             raise UserError(f'{where} is malformed: write {{"file_name": "...", "caption": "..."}}')
-        if name in seen:
+        if (name := comparable(name)) in seen:
             raise UserError(f'{where} names "{name}" again: keep one line, with "captions": ["...", "..."]')
         seen.add(name)
-        broken += sum(SURROGATE.search(str(value)) is not None for value in meta.values())
+        broken, labelled = broken + halves(meta), labelled + ("label" in meta)
         if (captions := from_meta(meta, where)) is not None:
             found[name] = captions
     if broken:
         logger.warning("%s: %d texts with halves of characters, which are replaced", place, broken)
+    if labelled:
+        text = "%s: its %d labels are not read: classes are folders, or in a dataset.json"
+        logger.warning(text, place, labelled)
     return found

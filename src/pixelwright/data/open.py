@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pixelwright.data.captioned import CaptionedShapes
 from pixelwright.data.config import PROCEDURAL, SHAPES, SHAPES_CAPTIONS, SHAPES_COUNT, DataConfig
-from pixelwright.data.layout import COMPRESSED, SUFFIXES, is_hidden, refuse_splits, suffix, top
+from pixelwright.data.layout import SUFFIXES, is_hidden, refuse_splits, shown, suffix, top
 from pixelwright.data.parquet import ParquetSource
 from pixelwright.data.shapes import Shapes
 from pixelwright.data.shards import ShardSource
@@ -21,6 +21,9 @@ from pixelwright.remote import glob as find_addresses
 
 FORMS = 'give "shapes", a folder, a .zip file, or .tar or .parquet files (a pattern or an address will do)'
 DAMAGED_SHARE = 10  # of this many files, one may be damaged; of fewer (but at least two), one
+PACKED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zstd?|lz4|lzma|z|br|sz)|t[gbx]z2?|tzst|tlz4?)$")
+PACKED = re.compile(r"\.(7z|rar|gz|bz2|xz|zst|lz4)$")
+PART = re.compile(r"\.(tar|zip|parquet)\.(part(ial)?|te?mp|download|crdownload|incomplete|aria2|\d+)$")
 UNFINISHED = ".prepare"  # at the end of the name of a folder that `pixelwright data prepare` still works in
 logger = logging.getLogger(__name__)
 
@@ -118,29 +121,36 @@ def _open_folder(folder: Path) -> Source:
         raise UserError(f'"{folder}" is not finished: run the same `pixelwright data prepare` again')
     names = [name for name in walk(folder) if not is_hidden(name)]
     archives = sorted(name for name in names if _kind(name))
+    sets = [name for name in archives if _kind(name) != "packed"] or archives
     images = next((name for name in names if suffix(name) in SUFFIXES), None)
-    if archives and images is None:
-        inside = [folder / name for name in archives]
+    beside = [name for name in sets if "/" not in name and _kind(name) not in (".zip", "packed")]
+    if beside and images is not None:
+        text = f'"{folder}" holds both "{beside[0]}" and "{top(images) or images}": keep one kind in it'
+        raise UserError(f'{text}, or give the pattern "{folder}/*{Path(beside[0]).suffix}"')
+    left_out = [name for name in names if PART.search(name.lower())]
+    left_out += archives if images is not None else [name for name in archives if name not in sets]
+    if left_out:
+        text = '"%s": left out %d archives, such as "%s"'
+        logger.warning(text, folder, len(left_out), shown(left_out[0]))
+    if sets and images is None:
+        inside = [folder / name for name in sets]
         return _open_files(inside, [str(file) for file in inside], str(folder))
-    sets = [name for name in archives if _kind(name) != ".zip" and "/" not in name]
-    if sets and images is not None:
-        text = f'"{folder}" holds both "{sets[0]}" and "{top(images) or images}": keep one kind in it'
-        raise UserError(f'{text}, or give the pattern "{folder}/*{_kind(sets[0])}"')
-    if archives:
-        logger.warning('"%s": left out %d archives, such as "%s"', folder, len(archives), archives[0])
     return FolderSource(folder, names)
 
 
 def _kind(name: str) -> str | None:
-    """The suffix of a file that may hold many images, None for other files."""
+    """What a file is that may hold many images: its suffix, or that it is packed; None for other files."""
     lower = name.lower()
-    return next((kind for kind in (".tar", ".parquet", ".zip", *COMPRESSED) if lower.endswith(kind)), None)
+    if whole := re.search(r"\.(tar|parquet|zip)$", lower):
+        return whole[0]
+    return "packed tar" if PACKED_TAR.search(lower) else "packed" if PACKED.search(lower) else None
 
 
 def _open_files(files: Sequence[Path], names: Sequence[str], path: str) -> Source:
     """Several files of one kind as one source."""
-    packed = [name for name in names if _kind(name) in COMPRESSED]
-    kinds = {Path(name.partition("?")[0]).suffix.lower() for name in names if name not in packed}
+    names = [name.partition("?")[0] if is_address(name) else name for name in names]
+    packed = [name for name in names if (_kind(name) or "").startswith("packed")]
+    kinds = {Path(name).suffix.lower() for name in names if name not in packed}
     if len(kinds) > 1:
         many = ", ".join(sorted(kinds))
         raise UserError(f'data.path "{path}" names files of different kinds ({many}): give one kind')

@@ -5,27 +5,27 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pixelwright.data.captions import KEYS, from_meta
-from pixelwright.data.shards import open_each
-from pixelwright.data.sources import Sample
-from pixelwright.data.transforms import UnreadableImage, read_image, read_size
+from pixelwright.data.captions import KEYS, Captions, from_meta
+from pixelwright.data.layout import number_classes
+from pixelwright.data.sources import StoredImages, open_each
+from pixelwright.data.transforms import UnreadableImage
 from pixelwright.errors import UserError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 LABEL_COLUMNS = ("labels", "class", "category")
-TEXTS = ("string", "large_string", "list<", "large_list<", "dictionary<values=string")
 SCALARS = ("int", "uint", "string", "large_string", "dictionary<")
 KEPT_GROUPS = 2  # row groups each process keeps decoded
 logger = logging.getLogger(__name__)
 
 
-class ParquetSource:
+class ParquetSource(StoredImages):
     """The rows of several parquet files, in order.
 
     The image column is that of type Image in the schema's Hugging Face metadata, else `image` or `img`: a
@@ -52,17 +52,14 @@ class ParquetSource:
         features = _features(schema.metadata)
         self._image = self._image_column(schema, features)
         label = self._label_column(schema, features)
-        caption = next((c for c in KEYS if c in schema.names and c != label and _is(schema, c, TEXTS)), None)
-        weighted = caption is not None and "weights" in schema.names
-        self._text = [caption, *(["weights"] if weighted else [])] if caption is not None else []
+        self._text = [name for name in (*KEYS, "weights") if name in schema.names and name != label]
         sizes = [[f.metadata.row_group(g).num_rows for g in range(f.metadata.num_row_groups)] for f in opened]
         self._groups = [(file, g) for file, rows in enumerate(sizes) for g in range(len(rows))]
         self._starts = np.cumsum([0, *(n for rows in sizes for n in rows)])  # first row of each group; end
         self._first_rows = np.cumsum([0, *map(sum, sizes)])  # of each file
-        if not len(self):
+        if not self._starts[-1]:
             raise UserError(f'"{self.path}" holds no rows: give parquet files with images')
-        self._labels, self.class_names = self._read_labels(opened, label)
-        self.num_classes = len(self.class_names) if self.class_names else int(self._labels.max()) + 1
+        self.set_labels(*self._read_labels(opened, label))
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._handles: dict[tuple[int, int], Any] = {}
         for file in opened:
@@ -93,42 +90,35 @@ class ParquetSource:
 
     def _read_labels(
         self, opened: Sequence[Any], column: str | None
-    ) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    ) -> tuple[Sequence[int], tuple[str, ...] | None]:
         """Labels [n] and class names. Files may number their classes in different orders: names tell."""
         if column is None:
-            return np.zeros(len(self), np.int64), None
-        rows: list[Any] = []
-        names: list[str] = []  # of the classes, those of the first file first
-        for file in opened:
-            values = file.read([column], use_threads=False)[column].to_pylist()
-            own = _features(file.schema_arrow.metadata).get(column, {}).get("names")
-            if not own:
-                rows += values
-                continue
-            own = [str(name) for name in own]
-            names += [name for name in own if name not in names]
-            self._check_numbers(values, column, len(rows), own)
-            rows += [names.index(own[value]) for value in values]
-        if not names and all(isinstance(value, str) for value in rows):
-            names = sorted(set(rows))
-            number = {name: label for label, name in enumerate(names)}
-            rows = [number[value] for value in rows]
-        self._check_numbers(rows, column, 0, names)
-        return np.array(rows, np.int64), tuple(names) or None
+            return [0] * int(self._starts[-1]), None
+        named = [_features(file.schema_arrow.metadata).get(column, {}).get("names") for file in opened]
+        if any(named) and not all(named):
+            bare, other = self.files[named.index(None)], self.files[[bool(n) for n in named].index(True)]
+            raise UserError(
+                f'"{bare}" does not name its classes, as "{other}" does: give the files of one set'
+            )
+        rows: list[object] = []
+        names: dict[str, int] = {}
+        for number, file in enumerate(opened):
+            try:
+                values = file.read([column], use_threads=False)[column].to_pylist()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f'"{self.files[number]}" has a {column} that is not UTF-8: mend it'
+                ) from error
+            if own := named[number]:
+                first = int(self._first_rows[number])
+                values, classes = number_classes(values, partial(self._row, first), own)
+                joined = [names.setdefault(name, len(names)) for name in classes or ()]
+                values = [joined[value] for value in values]
+            rows += values
+        return number_classes(rows, partial(self._row, 0), tuple(names))
 
-    def _check_numbers(self, values: Sequence[Any], column: str, first: int, names: Sequence[str]) -> None:
-        """Raise UserError for a label that is no number from 0, or has no name; `first` is the first row."""
-        for row, value in enumerate(values, start=first):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                remedy = "or all are names (splits without labels, such as test, cannot be used)"
-                text = f'"{self.name(row)}" has the {column} {value!r}: labels are whole numbers from 0'
-                raise UserError(f"{text}, {remedy}")
-            if names and value >= len(names):
-                text = f'label {value} in "{self.path}" has no name among {len(names)}'
-                raise UserError(f"{text}: mend the class names in the schema")
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
+    def _row(self, first: int, row: int) -> str:
+        return f'"{self.name(first + row)}"'
 
     def _place(self, index: int) -> tuple[int, int]:
         """The row group of a sample and the row in it."""
@@ -139,25 +129,20 @@ class ParquetSource:
         file = self._groups[self._place(index)[0]][0]
         return f"{self.files[file].name}#{index - self._first_rows[file]}"
 
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        group, row = self._place(index)
-        table, name, label = self._group(group), self.name(index), int(self._labels[index])
-        captions = from_meta({c: table[c][row].as_py() for c in self._text}, f'"{name}"')
-        return Sample(read_image(self._bytes(index)), label, captions and captions.texts[0], name, captions)
-
-    def dimensions(self, index: int) -> tuple[int, int]:
-        """(width, height) of an image, without decoding it; raises UnreadableImage."""
-        return read_size(self._bytes(index))
-
-    def _bytes(self, index: int) -> bytes:
+    def _data(self, index: int) -> bytes:
         group, row = self._place(index)
         cell = self._group(group)[self._image][row].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
             raise UnreadableImage("the row holds no image bytes")
         return data
+
+    def _captions(self, index: int) -> Captions | None:
+        (group, row), name = self._place(index), f'"{self.name(index)}"'
+        try:
+            return from_meta({c: self._group(group)[c][row].as_py() for c in self._text}, name)
+        except UnicodeDecodeError as error:
+            raise UserError(f"a text of {name} is not UTF-8: save it as UTF-8") from error
 
     def _group(self, group: int) -> Any:
         if group not in self._kept:

@@ -5,8 +5,10 @@ import re
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 EXIF_ORIENTATION = 0x0112
+TIFF_PHOTOMETRIC = 262  # 0 where the largest value is black, which Pillow heeds at 8 bits alone
 _TURN = Image.Transpose  # what brings pictures upright, from EXIF orientation 2 on
 _LIST = (_TURN.FLIP_LEFT_RIGHT, _TURN.ROTATE_180, _TURN.FLIP_TOP_BOTTOM, _TURN.TRANSPOSE)
 TURNS = dict(enumerate((*_LIST, _TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROTATE_90), start=2))
@@ -78,7 +80,9 @@ def _to_rgb(image: Image.Image, data: bytes) -> Image.Image:
     if image.format == "PNG" and isinstance(clear, tuple) and data[24] == 16:
         image.info["transparency"] = tuple(level >> 8 for level in clear)  # as Pillow cuts the pixels
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
+        grey = _to_bytes(np.asarray(image))
+        inverted = isinstance(image, TiffImageFile) and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0
+        return Image.fromarray(255 - grey if inverted else grey).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or clear is not None:
         front = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")

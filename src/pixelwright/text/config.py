@@ -8,7 +8,7 @@ import yaml
 
 from pixelwright.config import Config
 from pixelwright.errors import UserError
-from pixelwright.files import read_text, split_lines
+from pixelwright.files import read_lines, read_text
 from pixelwright.models.config import LONGEST_PREFIX
 
 Kind = Literal["gemma", "minilm"]
@@ -81,7 +81,7 @@ def read_prompts(path: Path, what: str) -> tuple[str, ...]:
     """The lines of a text file that are not empty; `what` is the setting that names it. Raises UserError: it
     is not there, not text, or empty."""
     try:
-        lines = split_lines(read_text(path.expanduser()))
+        lines = read_lines(path.expanduser())
     except UserError as error:
         raise UserError(f"{what}: {error}; give a text file, a prompt a line") from None
     prompts = tuple(line.strip() for line in lines if line.strip())

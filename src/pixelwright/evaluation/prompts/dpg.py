@@ -13,7 +13,7 @@ import torch
 
 from pixelwright.errors import UserError
 from pixelwright.evaluation.prompts.common import PromptImage, noise_index
-from pixelwright.files import read_text
+from pixelwright.files import read_lines, read_text
 from pixelwright.images import load_png, save_grid
 
 IMAGES = 4  # per prompt: the scorer cuts a grid into 2x2
@@ -62,7 +62,7 @@ class Result:
 def read_results(path: Path) -> Result:
     """The text file that the scorer writes. Raises UserError for another. It has a line per grid (its name,
     the scores of its images and their mean) and the summary at its end."""
-    lines = read_text(path).splitlines()
+    lines = read_lines(path)
     means = [float(m[1]) for line in lines if (m := re.fullmatch(r".+\.png(?:, [\d.]+)+, ([\d.]+)", line))]
     if not means:
         raise UserError(f'"{path}" holds no scores of DPG-Bench (lines "KEY.png, 1.0, 0.9"): give another')

@@ -18,7 +18,7 @@ from PIL import Image
 from pixelwright.data.shapes import Array
 from pixelwright.errors import UserError
 from pixelwright.evaluation.prompts.common import Box, PromptImage, Score, noise_index, relations, tally
-from pixelwright.files import read_text, split_lines, write_text
+from pixelwright.files import read_lines, write_text
 from pixelwright.images import load_png, save_grid
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # of a detection's confidence
@@ -48,7 +48,7 @@ ColourOf = Callable[[Image.Image, Sequence[Detection]], Sequence[str]]  # the sa
 # --- images in the official layout -------------------------------------------------------------------------
 def read_metadata(path: Path) -> list[Task]:
     """The tasks in `evaluation_metadata.jsonl`. Raises UserError naming the line that is none."""
-    lines = enumerate(split_lines(read_text(path)), 1)
+    lines = enumerate(read_lines(path), 1)
     tasks = [_task(line, f'"{path}", line {number}') for number, line in lines if line.strip()]
     if not tasks:
         raise UserError(f'"{path}" holds no prompts: give GenEval\'s evaluation_metadata.jsonl')
@@ -195,7 +195,7 @@ def read_results(path: Path) -> Result:
     found: list[tuple[str, bool]] = []
     prompts: dict[str, bool] = {}
     try:
-        for text in read_text(path).splitlines():
+        for text in read_lines(path):
             line = json.loads(text)
             tag, correct, prompt = line["tag"], bool(line["correct"]), line.get("metadata", line["prompt"])
             found.append((str(tag), correct))

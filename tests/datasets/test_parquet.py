@@ -139,7 +139,11 @@ BAD: dict[str, tuple[dict[str, list[Any]], Any, str]] = {
         "label None",
     ),
     "label half a word": ({"image": cells([1, 2]), "label": ["cat", None]}, None, "are names"),
-    "label without a name": ({"image": cells([1]), "label": [7]}, FEATURES, "label 7 .* has no name"),
+    "label without a name": (
+        {"image": cells([1]), "label": [7]},
+        FEATURES,
+        "label 7 of 3 class names: add its name",
+    ),
     "two labels": (
         {"image": cells([1]), "fine": [1], "coarse": [0]},
         {"image": {"_type": "Image"}, "fine": {"_type": "ClassLabel"}, "coarse": {"_type": "ClassLabel"}},

@@ -101,7 +101,7 @@ def test_null_labels_are_one_class(opened) -> None:
 
 BAD_LABELS = {
     "missing": (labels([["a.png", 0]]), r'no label for "b.png" \(1 in all\)'),
-    "negative": (labels([["a.png", 0], ["b.png", -1]]), 'gives "b.png" the label -1'),
+    "negative": (labels([["a.png", 0], ["b.png", -1]]), '"b.png" in .* has the label -1'),
     "fraction": (labels([["a.png", 0], ["b.png", 1.5]]), "1.5"),
     "bool": (labels([["a.png", 0], ["b.png", True]]), "True"),
     "word": (labels([["a.png", 0], ["b.png", "cat"]]), "'cat'"),

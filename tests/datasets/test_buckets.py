@@ -230,7 +230,7 @@ def test_filters_without_buckets_leave_squares() -> None:
 
 
 def test_sizes_of_shards_are_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.data_room.test_captions import png, tar
+    from tests.datasets.test_captions import png, tar
 
     monkeypatch.setenv("PIXELWRIGHT_CACHE", str(tmp_path / "cache"))
     path = tar(tmp_path / "set.tar", a__png=png(), b__png=b"broken")
