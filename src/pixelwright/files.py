@@ -180,7 +180,8 @@ def decode_text(data: bytes, place: str) -> str:
 def decode_lines(data: bytes, place: str) -> list[str]:
     """The lines of a text, which end in LF or CRLF and in nothing else that Unicode may call a line's end.
     Raises UserError as `decode_text` does, and for a text whose lines end in CR alone."""
-    lines = [line.removesuffix("\r") for line in decode_text(data, place).removesuffix("\n").split("\n")]
+    text = decode_text(data, place)
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
     for number, line in enumerate(lines, start=1):
         if "\r" in line:
             text = f"line {number} of {place} holds a CR alone, which ended lines on old Macs"

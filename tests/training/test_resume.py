@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from pixelwright.cli import main as cli
+from pixelwright.data import DataConfig
 from pixelwright.distributed.checkpoint import checkpoint_folders
 from pixelwright.errors import UserError
 from pixelwright.training import (
@@ -273,7 +275,7 @@ def test_other_classes_than_the_checkpoint_has(tiny: Tiny, tmp_path: Path) -> No
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8), "red").save(tmp_path / "images" / name / "0.png")
     data = dataclasses.replace(first.data, path=str(tmp_path / "images"), shapes_count=None)
-    with pytest.raises(UserError, match="does not fit this model"):
+    with pytest.raises(UserError, match='class 0 is "a" in the data and "red circle" in'):
         train(tiny("new", data=data), resume=first.run)
 
 
@@ -302,3 +304,30 @@ def test_a_second_job_in_the_same_folder_is_refused(tiny: Tiny) -> None:
         assert [path.name for path in Path(config.run).iterdir()] == ["lock.txt"]
         first.kill()
     assert (train(config) / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize("how", ["continue", "resume", "init"])
+def test_classes_belong_to_the_run(tiny: Tiny, tmp_path: Path, how: str) -> None:
+    """A class folder that is renamed is refused; the same name in another form of Unicode is not."""
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    for name in ("ant", "bee", unicodedata.normalize("NFC", "café")):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(folder / name / "0.png")
+    data = DataConfig(path=str(folder), size=8)
+    first = train(tiny("first", data=data, steps=2, checkpoint_every=2))
+
+    def again() -> Path:
+        if how == "continue":
+            return train(tiny("first", data=data, steps=4, checkpoint_every=2))
+        init = str(first / "model") if how == "init" else None
+        more = tiny("second", data=data, steps=4, checkpoint_every=2, init=init)
+        return train(more, resume=first if how == "resume" else None)
+
+    (folder / "ant").rename(folder / "zebra")
+    with pytest.raises(UserError, match='class 0 is "bee" in the data and "ant" in '):
+        again()
+    (folder / "zebra").rename(folder / "ant")
+    (folder / "café").rename(folder / unicodedata.normalize("NFD", "café"))
+    assert log_of(again())[-1]["step"] == 4

@@ -320,9 +320,10 @@ def load(folder: Path, state: State, optional: Collection[str] = ()) -> None:
     try:
         read(dict(read_into), storage_reader=reader, no_dist=True)
     except CheckpointException as error:
-        reasons = "; ".join(_one_line(failure[0]) for failure in error.failures.values())
-        raise UserError(f"{folder} does not fit this model: {reasons}") from error
+        raise UserError(f"{folder} does not fit this model: {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    """The reason of an error; of one that processes share, what each of them says."""
+    failures = [each for each, _ in getattr(error, "failures", {}).values()]
+    return "; ".join(dict.fromkeys(map(_one_line, failures))) or " ".join(str(error).split())[:300]

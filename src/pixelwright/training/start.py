@@ -2,6 +2,9 @@
 
 import os
 import socket
+import unicodedata
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +21,7 @@ from pixelwright.models.config import to_dict as model_dict
 from pixelwright.training.config import LoopConfig
 from pixelwright.training.config_file import differences, read_settings
 
+CLASSES = "class_names"  # in the settings that a checkpoint holds: those of its data
 LOCK = "lock.txt"  # in a run folder: which job has it
 ORIGIN = "resumed-from.txt"  # in a run folder: what --resume named when the run began
 MOST_NAMED = 3  # differing settings in an error message
@@ -50,16 +54,21 @@ def lock(run: Path) -> IO[str]:
     return file
 
 
-def find_start(config: LoopConfig, resume: str | os.PathLike[str] | None) -> Checkpoint | None:
+def find_start(
+    config: LoopConfig, resume: str | os.PathLike[str] | None, class_names: Sequence[str] | None = None
+) -> Checkpoint | None:
     """The checkpoint that a run begins with, or None to begin with random weights. Writes nothing.
+    `class_names` are those of the data.
 
     Raises UserError: the run folder is something else, was made with other settings or holds only damaged
     checkpoints; `resume` is not there, has no whole checkpoint, holds another model or is not where the run
-    stands.
+    stands; or the checkpoint is of other classes.
     """
     run = Path(config.run)
     _check_folder(run, config)
     own = checkpoints.newest(run)
+    if own is not None:
+        same_classes(own.config.get(CLASSES), class_names, run)
     if resume is None:
         return own
     given = _given(Path(resume))
@@ -74,9 +83,23 @@ def find_start(config: LoopConfig, resume: str | os.PathLike[str] | None) -> Che
         )
     if changed := differences(given.config, to_dict(config), only="model."):
         raise UserError(f"{given.path} holds another model ({_named(changed)})")
+    same_classes(given.config.get(CLASSES), class_names, given.path)
     if given.step >= config.steps:
         raise UserError(f"{given.path} is at step {given.step}, steps is {config.steps}: give more --steps")
     return given
+
+
+def same_classes(known: Sequence[str] | None, found: Sequence[str] | None, place: object) -> None:
+    """Raise UserError if the classes of the data are not those, in this order, that a model was trained on.
+    Where either has no names, nothing can be told."""
+    if not known or not found:
+        return
+    for label, pair in enumerate(zip_longest(known, found)):
+        old, new = (name and unicodedata.normalize("NFC", name) for name in pair)
+        if old != new:
+            is_now = f'"{new}" in the data' if new else "not in the data"
+            text = f"class {label} is {is_now} and " + (f'"{old}" in {place}' if old else f"not in {place}")
+            raise UserError(f"{text}: name the classes as they were, or begin a new run without its weights")
 
 
 def initial_weights(init: str, config: DenoiserConfig) -> dict[str, Tensor]:
@@ -84,7 +107,7 @@ def initial_weights(init: str, config: DenoiserConfig) -> dict[str, Tensor]:
 
     The size of the image is no part of a model's weights: those of 256² start a run at 512².
 
-    Raises UserError: nothing that can be read, or another model than the run's.
+    Raises UserError: nothing that can be read, or another model or other classes than the run's.
     """
     try:
         model = load_model(init)
@@ -96,6 +119,7 @@ def initial_weights(init: str, config: DenoiserConfig) -> dict[str, Tensor]:
     )
     if changed := differences(found, needed):
         raise UserError(f"init: {init} holds another model ({_named(changed)})")
+    same_classes(model.config.class_names, config.class_names, f"init: {init}")
     return model.state_dict()
 
 

@@ -42,7 +42,7 @@ from pixelwright.training.loggers import JsonLines, Logger, Progress, Run, say
 from pixelwright.training.objectives import FlowMatching, Losses, Objective
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, peak_note, update
 from pixelwright.training.rollback import Rollbacks, go_back
-from pixelwright.training.start import ORIGIN, find_start, join, lock
+from pixelwright.training.start import CLASSES, ORIGIN, find_start, join, lock
 
 OPTIONAL = ("health", "rollbacks")  # groups of the state that runs with other settings did not save
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Trainer:
         self.config, self.folder, self.resume = config, Path(config.run), resume
         self.layout = layout or join(config)
         self.device = self.layout.device
-        start = self.layout.first(lambda: find_start(config, resume))
+        start = self.layout.first(lambda: find_start(config, resume, model.config.class_names))
         self.autocast = resolve_precision(config.precision, self.device)
         if not callable(data):
             size = model.config.image_size
@@ -318,7 +318,7 @@ class Trainer:
         with self.clock.paused():
             if self.text is not None:
                 self.text.flush()
-            settings = to_dict(self.config)
+            settings = to_dict(self.config) | {CLASSES: self.model.config.class_names}
             self.saver.start(self.step, self.state(), settings, self.clock.seconds(), self._export)
         self._saved = self.step
         self._call("on_checkpoint", self.callbacks, checkpoints.folder_of(self.folder, self.step))

@@ -195,7 +195,7 @@ def read_results(path: Path) -> Result:
     found: list[tuple[str, bool]] = []
     prompts: dict[str, bool] = {}
     try:
-        for text in read_lines(path):
+        for text in filter(str.strip, read_lines(path)):
             line = json.loads(text)
             tag, correct, prompt = line["tag"], bool(line["correct"]), line.get("metadata", line["prompt"])
             found.append((str(tag), correct))
