@@ -64,10 +64,22 @@ def test_the_judges_file(tmp_path: Path) -> None:
     assert dpg.read_results(file) == dpg.Result(62.5, {"entity": 90.5, "relation": 75.0}, 2)
     file.write_text("".join(RESULTS.splitlines(True)[:2]))  # interrupted before the summary
     assert dpg.read_results(file) == dpg.Result(62.5, {}, 2)
-    for content, said in (("", "holds no scores"), ("hello", "holds no scores")):
+    for content, said in (
+        ("", "holds no scores"),
+        ("hello", "holds no scores"),
+        ("a.png, 1.0, 1.0\nb.png, 1.0, 1.0\na.png, 0.5, 0.5\n", "line 3: a.png is there twice"),
+        ("a.png, 1.0.0, 1.0", "holds no scores"),
+    ):
         file.write_text(content)
         with pytest.raises(UserError, match=said):
             dpg.read_results(file)
+
+
+def test_hidden_files_are_no_prompts(tmp_path: Path) -> None:
+    folder = prompts(tmp_path / "prompts", a="a red star")
+    (folder / "._a.txt").write_bytes(b"\x00\x05\x16\x07\xff")
+    (folder / ".hidden.txt").write_text("a blue star")
+    assert dpg.read_prompts(folder) == {"a": "a red star"}
 
 
 def test_folders_without_prompts_are_named(tmp_path: Path) -> None:

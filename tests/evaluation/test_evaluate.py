@@ -45,7 +45,7 @@ def test_a_model_and_its_images_have_the_same_numbers(
     assert of_model.values == of_images.values and of_model.images.checksum == of_images.images.checksum
     assert of_images.generation is None and of_model.generation is not None
     assert (of_model.generation["seed"], of_model.generation["guidance_scale"]) == (3, 2.0)
-    assert of_model.per_class.keys() == {"0", "1", "2", "3"}
+    assert of_model.per_class.keys() == {"a", "b", "c", "d"}
 
 
 def test_a_sweep_takes_over_what_is_done(
@@ -75,7 +75,7 @@ def test_a_sweep_takes_over_what_is_done(
     lowest = min(report.values["fid"] for report in reports)
     text = (tmp_path / "sweep" / "sweep.html").read_text()
     assert any(f"at {report.name};" in text for report in reports if report.values["fid"] == lowest)
-    assert text.count("<figure>") == 4
+    assert text.count("<figure>") == 6
     before = len(drawn)
     assert evaluate("sweep", *axes) == 0 and len(drawn) == before
     assert evaluate("sweep", *axes, "--seed", "9") == 2

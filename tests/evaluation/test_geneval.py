@@ -200,12 +200,30 @@ def test_lines_that_are_no_tasks_are_named(tmp_path: Path, line: str) -> None:
         geneval.read_metadata(tmp_path / "metadata.jsonl")
 
 
+GOOD = {"filename": "0.png", "tag": "colors", "prompt": "a\u2028b", "correct": True}
+
+
+def test_a_result_file_that_is_gone_on_with_is_read_as_strictly(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_text(json.dumps(GOOD, ensure_ascii=False) + '\n{"filename": "1.p')
+    assert geneval.scored(file) == {"0.png"} and file.read_text().endswith("}\n")
+    assert geneval.read_results(file).images.correct == 1
+    file.write_text(json.dumps(GOOD) + "\n\n")
+    with pytest.raises(UserError, match=r'results.jsonl", line 2 is blank'):
+        geneval.scored(file)
+
+
 def test_files_that_are_no_results_are_named(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     for content, said in (
         ("", "is empty"),
         ('{"tag": "x"}', "line 1 is no result"),
-        ("{", "line 1 is no result"),
+        ("{", "line 1 is malformed"),
+        ("[]", "line 1 is no result"),
+        (json.dumps(GOOD) + "\n" + json.dumps(GOOD), 'line 2: the image "0.png" is there twice'),
+        (json.dumps({**GOOD, "correct": "False"}), "line 1 .*\"correct\" is 'False', not true or false"),
+        (json.dumps({**GOOD, "correct": 1}), "line 1 .*not true or false"),
+        (json.dumps(GOOD) + "\n\n", "line 2 is blank"),
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=said):

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
-from pixelwright.evaluation import metrics, references
+from pixelwright.evaluation import metrics, neighbours, references
 from pixelwright.evaluation.features import classifier, open_extractor
 from pixelwright.evaluation.features.classifier import Classifier, ClassifierConfig
 from pixelwright.evaluation.features.extractor import Activations, ExtractorInfo
 from pixelwright.evaluation.images import ArrayFile, ImageBatch, ImageSet, open_images, pixel_digest
-from pixelwright.evaluation.measure import collect, measure
+from pixelwright.evaluation.measure import collect, compare, measure
 from pixelwright.evaluation.metrics import Moments
 from pixelwright.evaluation.references import build_reference, read_reference
 from pixelwright.rng import generator
@@ -335,7 +335,8 @@ def test_one_pass_gives_what_the_metrics_give(tmp_path: Path) -> None:
     a, b = Moments.of(Stripes()(real).features).gaussian(), Moments.of(features).gaussian()
     assert found.metrics["fid"].value == pytest.approx(metrics.frechet_distance(a, b), rel=1e-6)
     assert found.metrics["inception_score"] == metrics.inception_score(probabilities)
-    assert set(found.metrics) == {"fid", "sfid", "inception_score", "precision", "recall", "kid"}
+    around = {"precision", "recall", "density", "coverage"}
+    assert set(found.metrics) == {"fid", "sfid", "inception_score", *around, "kid"}
     again = measure(batches(64), reference, Stripes())
     assert again.metrics == found.metrics and again.images.checksum == found.images.checksum
     mean = np.mean([one["precision"] for one in found.per_class.values()])
@@ -361,9 +362,10 @@ def test_images_of_an_adm_reference_give_precision_and_recall(
     reference = read_reference(save_npz(real, tmp_path / "adm.npz", **arrays))
     extractor = Inception()
     found, again = (measure([ImageBatch(images, torch.arange(40))], reference, extractor) for _ in range(2))
-    expected = metrics.precision_recall(Stripes()(real).features, Stripes()(images).features)
-    assert found.metrics["precision"] == expected.precision == again.metrics["precision"]
-    assert found.metrics["recall"] == expected.recall and "sfid" in found.left_out
+    features = (Stripes()(real).features, Stripes()(images).features)
+    expected = neighbours.neighbourhood(*features).estimates()
+    assert found.metrics["precision"] == expected["precision"] == again.metrics["precision"]
+    assert found.metrics["recall"] == expected["recall"] and "sfid" in found.left_out
     assert extractor.seen == 40 + 70 + 40  # the reference's images once
 
 
@@ -432,3 +434,82 @@ def test_another_classifier_is_refused(features: Path, tmp_path: Path) -> None:
     other = open_extractor(str(tmp_path / "other"))
     with pytest.raises(UserError, match="was made with in-domain"):
         measure(open_images(str(real)).batches(9), read_reference(tmp_path / "r.npz"), other)
+
+
+def test_classes_are_paired_by_name(features: Path, tmp_path: Path) -> None:
+    """Samples of b and c against a reference of a, b and c: class b is 0 there and 1 here."""
+    for folder, names in (("real", "abc"), ("samples", "bc")):
+        for number, name in enumerate(names):
+            save_folder(
+                pictures(20, name if folder == "real" else f"{name}{number}"), tmp_path / folder / name
+            )
+    save_folder(pictures(20, "b"), tmp_path / "copies" / "b")
+    save_folder(pictures(20, "c0"), tmp_path / "copies" / "c")
+    out, report = tmp_path / "reference.npz", tmp_path / "report.json"
+    words = ["--features", str(features), "--device", "cpu"]
+    assert main(["reference", str(tmp_path / "real"), str(out), *words]) == 0
+    words = ["--reference", str(out), "--out", str(report), "--device", "cpu"]
+    assert main(["evaluate", str(tmp_path / "copies"), *words]) == 0
+    found = json.loads(report.read_text())
+    assert found["per_class"].keys() == {"b", "c"}
+    assert found["per_class"]["b"] == {"precision": 1.0, "recall": 1.0}
+    assert found["left_out"]["per_class"] == "1 classes are not in both sets, such as a"
+
+
+def test_classes_without_names_on_one_side_are_left_out(tmp_path: Path) -> None:
+    images = pictures(40)
+    reference = reference_of(pictures(40, "real"), tmp_path, arr_1=np.arange(40) % 2)
+    found = collect([ImageBatch(images, torch.arange(40), torch.arange(40) % 2)], Stripes())
+    assert compare(found, reference, Stripes()).per_class.keys() == {"0", "1"}
+    named = compare(found._replace(class_names=("a", "b")), reference, Stripes())
+    assert not named.per_class
+    assert named.left_out["per_class"] == "classes are paired by name, and only the samples have class names"
+
+
+def test_what_a_number_must_not_be_read_without(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JPEG files, another size than the reference's, few images: before the figures, and in the report."""
+    folder, out = tmp_path / "samples", tmp_path / "reference.npz"
+    folder.mkdir()
+    for i, image in enumerate(pictures(12)):
+        Image.fromarray(image.numpy()).resize((16, 16)).save(folder / f"{i}.jpg")
+    real = save_zip(pictures(120, "real"), tmp_path / "real.zip")
+    assert main(["reference", str(real), str(out), "--features", str(features), "--device", "cpu"]) == 0
+    words = [
+        "evaluate",
+        str(folder),
+        "--reference",
+        str(out),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    capsys.readouterr()
+    assert main(words) == 0
+    printed, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
+    for note in (
+        "FID, in-domain of 12 images: not a measurement",
+        "12 of the images are JPEG files",
+        "the images are 16 x 16 pixels, those of the reference 8 x 8",
+    ):
+        assert note in page and note in printed
+        assert printed.index(note) < printed.index("FID, in-domain  ")
+    assert "12 images, too few for a measurement: " in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_adm_float16_is_a_setting_of_the_report(features: Path, tmp_path: Path) -> None:
+    real = save_zip(pictures(60, "real"), tmp_path / "real.zip")
+    samples, out = save_folder(pictures(40), tmp_path / "samples"), tmp_path / "reference.npz"
+    assert main(["reference", str(real), str(out), "--features", str(features), "--device", "cpu"]) == 0
+    words = ["evaluate", str(samples), "--reference", str(out), "--device", "cpu", "--adm-float16"]
+    assert main([*words, "--out", str(tmp_path / "report.json")]) == 0
+    found = json.loads((tmp_path / "report.json").read_text())
+    extractor = open_extractor(str(features))
+    rows = [extractor(images).features for images in (pictures(60, "real"), pictures(40))]
+    kept = read_reference(out).kept
+    assert kept is not None and found["settings"]["adm_float16"] is True
+    realistic, recalled = neighbours.adm_neighbourhood(kept, rows[1])
+    assert found["metrics"]["precision"]["value"] == float(realistic.double().mean())
+    assert found["metrics"]["recall"]["value"] == float(recalled.double().mean())

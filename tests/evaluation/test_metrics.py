@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
@@ -16,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation import metrics
+from pixelwright.evaluation import metrics, neighbours
 from pixelwright.evaluation.metrics import Gaussian, Moments
 from pixelwright.rng import generator
 
@@ -141,6 +142,83 @@ def test_the_bias_is_right_where_classes_take_turns() -> None:
     assert found.extrapolated is not None and abs(found.extrapolated - found.value) < 1
 
 
+def by_mpmath(a: Gaussian, b: Gaussian) -> float:
+    """The distance of two Gaussians in 60 digits."""
+    with mpmath.workdps(60):
+        first, second = (mpmath.matrix(g.covariance.tolist()) for g in (a, b))
+        values, vectors = mpmath.eigsy(first)
+        half = vectors * mpmath.diag([mpmath.sqrt(max(v, 0)) for v in values]) * vectors.T
+        inner = mpmath.eigsy(half * second * half, eigvals_only=True)
+        apart = sum(
+            (x - y) ** 2 for x, y in zip(map(mpmath.mpf, a.mean.tolist()), b.mean.tolist(), strict=True)
+        )
+        trace = sum(first[i, i] + second[i, i] for i in range(len(a.mean)))
+        return float(apart + trace - 2 * sum(mpmath.sqrt(max(v, 0)) for v in inner))
+
+
+@pytest.mark.parametrize("decades", [1, 3, 5])
+def test_frechet_is_exact_to_rounding(decades: int) -> None:
+    """Against 60 digits, for covariances whose eigenvalues spread over 1, 3 and 5 powers of ten: within 1e-13
+    of the traces, of which the distance is a difference."""
+    spread = torch.logspace(0, -decades / 2, WIDTH).double()
+    turn = torch.linalg.qr(normal((WIDTH, WIDTH), 0, "turn").double())[0]
+    first, second = (drawn(90, name).double() * spread @ turn for name in ("a", "b"))
+    a, b = gaussian(first), gaussian(second)
+    exact, traces = by_mpmath(a, b), float(a.covariance.trace() + b.covariance.trace())
+    assert abs(metrics.frechet_distance(a, b) - exact) < 1e-13 * traces
+    assert abs(metrics.frechet_estimate(second, a).value - exact) < 1e-13 * traces
+
+
+@pytest.mark.parametrize("smallest", [1e-3, 1e-9, 0.0])
+def test_the_nuclear_norm_is_that_of_the_singular_values(smallest: float) -> None:
+    """Also of those whose squares are lost to rounding, where the bound asks for a decomposition."""
+    left, right = (torch.linalg.qr(normal((30, 30), 0, name).double())[0] for name in ("left", "right"))
+    values = torch.linspace(1, 2, 30).double()
+    values[:8] = smallest * (1 + torch.arange(8))
+    for matrix in ((left * values) @ right, ((left * values) @ right)[:, :20]):
+        norm, axes = metrics.nuclear_norm(matrix)
+        expected = torch.linalg.svdvals(matrix)
+        assert norm == pytest.approx(float(expected.sum()), abs=1e-13)
+        inner = axes.T @ (matrix @ matrix.T) @ axes
+        assert float((inner - inner.diagonal().diag()).abs().max()) < 1e-12
+        kept = int((expected > 1e-12).sum())
+        assert kept <= axes.shape[1] <= len(expected)
+
+
+def classes(count: int, i: int, balanced: bool) -> tuple[Tensor, Tensor]:
+    """Images of four classes that lie far apart."""
+    places = 4 * normal((4, 8), 3, "places")
+    random = generator(4, "labels", i)
+    labels = torch.arange(count) % 4 if balanced else torch.randint(4, (count,), generator=random)
+    return normal((count, 8), 4, "images", i) + places[labels], labels
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_the_bias_of_balanced_classes(balanced: bool) -> None:
+    """Between images of fixed classes the means vary less: their bias is smaller, and so is the noise."""
+    truth = gaussian(classes(200_000, 999, True)[0])
+    found = [
+        metrics.frechet_estimate(rows, truth, labels)
+        for rows, labels in (classes(80, i, balanced) for i in range(150))
+    ]
+    value, error, beyond = (
+        torch.tensor([getattr(f, name) for f in found]) for name in ("value", "error", "extrapolated")
+    )
+    bias = float(value.mean())
+    assert float((value - beyond).mean()) == pytest.approx(bias, rel=0.15)
+    assert bias == pytest.approx(0.46 if balanced else 1.84, rel=0.2)
+    assert 0.75 < float(error.mean() / value.std()) < 1.5
+
+
+def test_a_bias_that_is_not_known_is_left_out_with_its_reason() -> None:
+    rows = drawn(60, "a")
+    few = metrics.frechet_estimate(rows[:20], gaussian(rows))
+    assert few.extrapolated is None and "20 images with 12 features are too few" in few.reason
+    alone = metrics.frechet_estimate(rows, gaussian(rows), torch.arange(60))
+    assert alone.extrapolated is None and alone.reason == "every image is of another class"
+    assert metrics.frechet_estimate(rows, gaussian(rows)).reason == ""
+
+
 @given(cuts=st.lists(st.integers(1, 90), min_size=1, max_size=6), far=st.sampled_from([0.0, 1e4]))
 @settings(max_examples=25, deadline=None)
 def test_moments_merge_in_any_pieces(cuts: list[int], far: float) -> None:
@@ -211,25 +289,96 @@ def by_neighbours(reference: Tensor, samples: Tensor, k: int) -> tuple[np.ndarra
 @pytest.mark.parametrize("k", [1, 3])
 def test_precision_and_recall_by_scikit_learn(first: str, second: str, k: int) -> None:
     reference, samples = SETS[first]("a"), SETS[second]("b")
-    found = metrics.precision_recall(reference, samples, k)
+    found = neighbours.neighbourhood(reference, samples, k)
     realistic, covered = by_neighbours(reference, samples, k)
     assert found.realistic.tolist() == realistic.tolist()
-    assert found.covered.tolist() == covered.tolist()
-    assert found.precision.value == realistic.mean() and found.recall.value == covered.mean()
+    assert found.recalled.tolist() == covered.tolist()
+    shares = found.estimates()
+    assert shares["precision"].value == realistic.mean() and shares["recall"].value == covered.mean()
 
 
 @pytest.mark.parametrize("kind", SETS)
 def test_equal_sets_cover_each_other(kind: str) -> None:
     rows = SETS[kind]("a")
-    found = metrics.precision_recall(rows, rows.flip(0))
-    assert found.precision.value == found.recall.value == 1
+    found = neighbours.neighbourhood(rows, rows.flip(0))
+    assert bool(found.realistic.all() and found.recalled.all() and found.covered.all())
 
 
 def test_repeated_rows_are_points_of_no_width() -> None:
     """Balls of radius 0: a sample beside one is outside, one upon it inside."""
     reference = repeated(60, "a")
     samples = torch.cat((reference[:5], reference[:5] + 1e-3))
-    assert metrics.precision_recall(reference, samples).realistic.tolist() == [True] * 5 + [False] * 5
+    assert neighbours.neighbourhood(reference, samples).realistic.tolist() == [True] * 5 + [False] * 5
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_density_and_coverage_by_their_definition(first: str, second: str) -> None:
+    """Naeem et al. (2020), equations 3 and 4, with k = 5."""
+    reference, samples = SETS[first]("a").double().numpy(), SETS[second]("b").double().numpy()
+    found = neighbours.neighbourhood(torch.from_numpy(reference), torch.from_numpy(samples))
+    k = min(5, len(reference) - 1)
+    radii = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(reference).kneighbors(reference)[0]
+    inside = np.sqrt(np.square(samples[:, None] - reference[None]).sum(2)) <= radii[:, k] + 1e-5
+    estimates = found.estimates()
+    assert estimates["density"].value == pytest.approx(inside.sum() / (k * len(samples)), rel=1e-12)
+    assert estimates["coverage"].value == inside.any(0).mean()
+
+
+def test_the_float32_bound_holds() -> None:
+    """Never above the distance, and below it by no more than the bound, for rows near and far."""
+    for scale in (1e-6, 1.0, 1e5):
+        rows = drawn(300, "bound", width=64).double() * scale
+        rows[::7] *= 50
+        points = neighbours.Points(rows, rows.mean(0))
+        bounds = torch.from_numpy(points.left(slice(0, 300)) @ points.right.T).double()
+        true = (rows[:, None] - rows).square().sum(2)
+        norms = points.norms[:, None] + points.norms
+        assert bool((bounds <= true).all()) and bool((bounds + 2 * points.error * norms >= true).all())
+
+
+def test_float32_decides_nothing_that_float64_would_decide_otherwise() -> None:
+    """Samples just inside and just outside of the balls, by less than float32 can tell."""
+    reference = drawn(60, "a").double()
+    apart = (reference[:, None] - reference).square().sum(2).sqrt().sort(1).values[:, 3]  # k = 3
+    way = torch.nn.functional.normalize(drawn(60, "way").double(), dim=1)
+    for shift, held in ((-1e-7, True), (1e-7, False)):
+        samples = reference + way * (apart * (1 + shift))[:, None]
+        found = neighbours.neighbourhood(reference, samples)
+        by_float64 = ((samples[:, None] - reference).square().sum(2).sqrt() <= apart).any(1)
+        assert found.realistic.tolist() == by_float64.tolist()
+        own = (samples - reference).square().sum(1).sqrt() <= apart
+        assert bool(own.all()) is held and bool(own.any()) is held
+
+
+def test_the_nearest_of_many_equal_rows() -> None:
+    """More rows at one distance than are kept as candidates."""
+    rows = torch.cat((torch.eye(40), -torch.eye(40), torch.zeros(30, 40)))
+    points = neighbours.Points(rows, rows.double().mean(0))
+    squares, places = neighbours.nearest(points, 4)
+    true = (rows[:, None] - rows).double().square().sum(2)
+    chosen = true.gather(1, places)
+    true.fill_diagonal_(torch.inf)
+    assert torch.equal(squares, true.sort(1).values[:, :4]) and torch.equal(squares, chosen)
+
+
+def test_float16_distances_are_those_of_adm() -> None:
+    """By numpy's float16, for features as large as Inception's."""
+    reference, samples = drawn(90, "a").abs() * 3, drawn(70, "b").abs() * 3
+
+    def squares(a: Tensor, b: Tensor) -> np.ndarray:
+        u, v = (rows.numpy().astype(np.float16) for rows in (a, b))
+        norms = [np.square(x).astype(np.float32).sum(1).astype(np.float16) for x in (u, v)]
+        product = (u.astype(np.float32) @ v.astype(np.float32).T).astype(np.float16)
+        return np.maximum((norms[0][:, None] - np.float16(2) * product) + norms[1], np.float16(0))
+
+    radii = [np.partition(squares(rows, rows), 3, axis=1)[:, 3] for rows in (reference, samples)]
+    apart = squares(samples, reference)
+    realistic, recalled = neighbours.adm_neighbourhood(reference, samples)
+    assert realistic.tolist() == (apart <= radii[0]).any(1).tolist()
+    assert recalled.tolist() == (apart <= radii[1][:, None]).any(0).tolist()
+    huge = neighbours.adm_neighbourhood(reference * 100, samples * 100)  # not finite in float16
+    exact = neighbours.neighbourhood(reference * 100, samples * 100)
+    assert torch.equal(huge[0], exact.realistic) and torch.equal(huge[1], exact.recalled)
 
 
 # --- KID ---
@@ -273,17 +422,25 @@ def test_kid_depends_on_the_seed_alone() -> None:
 # --- all ---
 
 
-@given(chunk=st.integers(1, 250))
+@given(block=st.integers(1, 250))
 @settings(max_examples=12, deadline=None)
-def test_chunking_changes_nothing(chunk: int) -> None:
+def test_blocks_change_nothing(block: int) -> None:
     reference, samples = drawn(120, "a"), drawn(200, "b")
-    whole = metrics.precision_recall(reference, samples)
-    parts = metrics.precision_recall(reference, samples, chunk=chunk)
-    assert torch.equal(parts.realistic, whole.realistic) and torch.equal(parts.covered, whole.covered)
-    a, b = (metrics.frechet_estimate(samples, gaussian(reference), chunk=c) for c in (chunk, 8192))
-    assert a.value == pytest.approx(b.value, rel=1e-10)
-    assert a.error == pytest.approx(b.error, rel=1e-10)
-    assert a.extrapolated == pytest.approx(b.extrapolated, rel=1e-10)
+
+    def every() -> tuple[neighbours.Neighbourhood, metrics.Estimate]:
+        found = neighbours.neighbourhood(reference, samples)
+        return found, metrics.frechet_estimate(samples, gaussian(reference))
+
+    whole, a = every()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "BLOCK", block)
+        patch.setattr(neighbours, "BLOCK", block)
+        parts, b = every()
+    for name in ("realistic", "recalled", "dense", "covered"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name)), name
+    assert a.value == b.value
+    assert a.error == pytest.approx(b.error, rel=1e-6)  # these are float32 by design
+    assert a.extrapolated == pytest.approx(b.extrapolated, rel=1e-6)
 
 
 def test_too_little_is_said() -> None:
@@ -291,7 +448,7 @@ def test_too_little_is_said() -> None:
     with pytest.raises(UserError, match="at least 2 images; there are 1"):
         metrics.frechet_estimate(one, gaussian(few))
     with pytest.raises(UserError, match="at least 4 images; there are 3"):
-        metrics.precision_recall(few, drawn(9, "b"))
+        neighbours.neighbourhood(few, drawn(9, "b"))
     with pytest.raises(UserError, match="of 12 and of 5 numbers"):
         metrics.frechet_distance(gaussian(few), gaussian(drawn(9, "b", width=5)))
 

@@ -12,19 +12,18 @@ from pixelwright.evaluation import report as room
 from pixelwright.evaluation.evaluate import Scorer
 from pixelwright.evaluation.images import open_images
 from pixelwright.evaluation.measure import Report
-from pixelwright.evaluation.metrics import memorisation
+from pixelwright.evaluation.neighbours import memorisation
 from pixelwright.evaluation.report import checkpoints, comparison, incomparable, read_report, write_report
 from pixelwright.images import save_png
 from tests.test_html import read
 
 
 # --- memorisation ------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("chunk", [3, 1000])
-def test_memorisation_is_that_of_a_search_by_hand(chunk: int) -> None:
+def test_memorisation_is_that_of_a_search_by_hand() -> None:
     torch.manual_seed(0)
     samples, real = torch.randn(11, 4) + 5, torch.randn(17, 4) + 5
     samples[3] = real[6]
-    found = memorisation(samples, torch.arange(100, 111), real, torch.arange(200, 217), chunk)
+    found = memorisation(samples, torch.arange(100, 111), real, torch.arange(200, 217))
     apart = (samples[:, None].double() - real.double()).norm(dim=2)
     among = (real[:, None].double() - real.double()).norm(dim=2).fill_diagonal_(torch.inf)
     own = among.min(1).values[apart.argmin(1)]
@@ -90,7 +89,7 @@ def test_the_page_holds_numbers_provenance_and_pictures(made: Report, samples: P
         assert wanted in cells
     assert f"{made.values['fid']:.4g}" in cells
     assert len(page.images) == 2  # sheet, neighbours
-    shares = [f"{share:.3f}" for label in "0123" for share in made.per_class[label].values()]
+    shares = [f"{share:.3f}" for label in "abcd" for share in made.per_class[label].values()]
     assert [cell for cell in cells if re.fullmatch(r"\d\.\d{3}", cell)][-8:] == shares
     assert all(str(image["src"]).startswith("data:image/") for image in page.images)
     markdown = (tmp_path / "report.md").read_text()
@@ -113,7 +112,7 @@ def test_the_copy_is_told(made: Report) -> None:
     copy, original = next(source.batches(1, first.sample)), next(reference.batches(1, first.image))
     assert torch.equal(copy.images, original.images)
     assert made.memorisation.identical == 1
-    assert any("very features of a training image" in note for note in room._warnings(made))
+    assert any("very features of a training image" in note for note in room.warnings(made))
 
 
 def test_the_page_needs_no_matplotlib(

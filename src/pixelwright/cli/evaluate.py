@@ -21,10 +21,9 @@ from pixelwright.evaluation.evaluate import FORMS, Evaluation, Scorer
 from pixelwright.evaluation.features import FORMS as FEATURES
 from pixelwright.evaluation.generate import Generation, checksum
 from pixelwright.evaluation.images import open_images
-from pixelwright.evaluation.measure import Report
-from pixelwright.evaluation.report import HTML, JSON, as_json, metric_rows, write_report
+from pixelwright.evaluation.measure import DEFAULT, Report, Settings
+from pixelwright.evaluation.report import HTML, JSON, as_json, metric_rows, summary, warnings, write_report
 from pixelwright.files import write_text
-from pixelwright.html import number_text
 from pixelwright.hub.checkpoint import is_model, load_config
 from pixelwright.models.config import DenoiserConfig
 
@@ -63,6 +62,8 @@ def parser() -> Parser:
     add("--out", type=str | None, metavar="DIR", help=help_text)
     help_text = "of images: crop to N x N; of a model: N or ROWS COLUMNS"
     add("--size", type=int, nargs="+", metavar="N", help=help_text)
+    help_text = "precision and recall as ADM's evaluator has them, from float16 distances"
+    add("--adm-float16", action="store_true", help=help_text)
     add = parser.section("of a model")
     add("--num-samples", type=PositiveInt | None, help="images to draw (default: 50000)")
     help_text = '"balanced" (default: each class in turn), "random", a file with one label a line, or labels'
@@ -93,7 +94,8 @@ def _evaluate_images(options: Namespace) -> None:
             raise UserError(f"{option} is for a model, and {options.subject} is none: leave it out")
     if options.size is not None and len(options.size) != 1:
         raise UserError(f"--size is {' '.join(map(str, options.size))}: give one number for images")
-    scorer = Scorer.open(options.reference, options.features, resolve_device(options.device))
+    settings = Settings(adm_float16=options.adm_float16)
+    scorer = Scorer.open(options.reference, options.features, resolve_device(options.device), settings)
     images = open_images(options.subject, options.size[0] if options.size else None)
     report = scorer.measure(Path(options.subject).name, images)
     print(describe(report))
@@ -110,16 +112,16 @@ def _evaluate_images(options: Namespace) -> None:
 
 
 def describe(report: Report) -> str:
-    """The numbers, and what they rest on, in a few lines."""
+    """The numbers, behind what they rest on, in a few lines."""
     images = report.images
     against = f"against {report.reference.path}, features: {report.extractor}"
-    lines = [f"{images.count} images of {images.path} {against}"]
+    lines = [f"{images.count} images of {images.path} {against}", *warnings(report)]
     for title, value, error, beyond in metric_rows(report):
         noise = f" ± {error:.2g}" if error != "" else ""
-        bias = f"   (without the bias of {images.count} images about {beyond:.4g})" if beyond != "" else ""
+        bias = f"   (without its bias: {beyond})" if beyond else ""
+        if isinstance(beyond, float):
+            bias = f"   (without the bias of {images.count} images about {beyond:.4g})"
         lines.append(f"  {title:<18} {value if isinstance(value, str) else f'{value:.5g}'}{noise}{bias}")
-    converted = ", ".join(f"{count} {mode}" for mode, count in images.converted.items())
-    lines += [f"converted to RGB: {converted}"] if converted else []
     if skipped := images.skipped:
         lines.append(f"skipped {len(skipped)}:")
         lines += [f"  {name}: {why}" for name, why in list(skipped.items())[:SHOWN]]
@@ -144,7 +146,8 @@ def _evaluate_model(options: Namespace) -> None:
     labels = labels_for(settings["labels"], generation.num_samples, *classes, generation.seed)
     name = settings["name"] or name_of(options.subject)
     with together(lambda: connect(options.device, ParallelConfig(timeout=TIMEOUT))) as layout:
-        scorer = open_scorer(layout, options.reference, options.features)
+        metrics = Settings(adm_float16=options.adm_float16)
+        scorer = open_scorer(layout, options.reference, options.features, metrics)
         recipes = with_weights(points, options.subject, layout)
         model = pw.load(options.subject).to(layout.device)
         evaluation = Evaluation(name, model, labels, layout, scorer, settings["images"])
@@ -186,10 +189,12 @@ def with_weights(points: dict[str, Generation], source: str, layout: Layout) -> 
     return {name: replace(generation, weights=weights) for name, generation in points.items()}
 
 
-def open_scorer(layout: Layout, reference: str, features: str | None) -> Scorer | None:
+def open_scorer(
+    layout: Layout, reference: str, features: str | None, settings: Settings = DEFAULT
+) -> Scorer | None:
     """Reference and features in the main process, which alone needs them; a UserError is raised in all."""
     opened: list[Scorer] = []
-    layout.first(lambda: opened.append(Scorer.open(reference, features, layout.device)))
+    layout.first(lambda: opened.append(Scorer.open(reference, features, layout.device, settings)))
     return opened[0] if opened else None
 
 
@@ -200,5 +205,4 @@ def name_of(subject: str) -> str:
 
 
 def _line(report: Report) -> str:
-    values = ", ".join(f"{report.title(name)} {number_text(value)}" for name, value in report.values.items())
-    return f"{report.name}: {values}"
+    return f"{report.name}: {summary(report)}"

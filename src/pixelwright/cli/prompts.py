@@ -178,7 +178,7 @@ def _score_images(folder: Path, file: Path, options: Namespace) -> str:
     colours = ClipColours(options.clip or CLIP, device)
     scorer = f"{detector.path} and {colours.path} in transformers, which is not the official detector"
     common.record_settings(file.parent, {"images": str(folder), "scorer": scorer})
-    done = geneval.whole_lines(file)
+    done = geneval.scored(file)
     with file.open("a", encoding="utf-8") as lines:
         for path, task in tqdm(images, initial=len(done), unit="image", disable=None):
             if str(path) not in done:

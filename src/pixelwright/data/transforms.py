@@ -14,6 +14,7 @@ _LIST = (_TURN.FLIP_LEFT_RIGHT, _TURN.ROTATE_180, _TURN.FLIP_TOP_BOTTOM, _TURN.T
 TURNS = dict(enumerate((*_LIST, _TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROTATE_90), start=2))
 LATE_EXIF = re.compile(rb"eXIf|Raw profile type exif|XML:com\.adobe\.xmp")  # where a PNG tells how to turn it
 LONGEST_ASPECT = 16
+FORMAT = "format"  # in the `info` of an image that `read_image` read: its file's, such as JPEG
 CONVERTED = "converted"  # in the `info` of an image that `read_image` had to convert: its mode in the file
 
 
@@ -37,6 +38,7 @@ def read_image(data: bytes) -> Image.Image:
             image.load()
             turn, rgb = TURNS.get(_orientation(image)), _to_rgb(image, data)
             upright = rgb if turn is None else rgb.transpose(turn)
+            upright.info[FORMAT] = image.format
             if image.mode != "RGB":
                 upright.info[CONVERTED] = image.mode
             return upright

@@ -13,7 +13,7 @@ from pixelwright.errors import UserError
 from pixelwright.evaluation.features import Extractor, open_extractor
 from pixelwright.evaluation.generate import Generation, generate, progress_bar, recipe, recipe_file
 from pixelwright.evaluation.images import BATCH, ImageSet, open_images
-from pixelwright.evaluation.measure import Report, check_comparable, collect, compare
+from pixelwright.evaluation.measure import DEFAULT, Report, Settings, check_comparable, collect, compare
 from pixelwright.evaluation.references import Reference, read_reference
 from pixelwright.evaluation.report import JSON, read_report, write_report
 from pixelwright.models.denoiser import PixelDenoiser
@@ -29,23 +29,25 @@ class Scorer:
 
     reference: Reference
     extractor: Extractor
+    settings: Settings = DEFAULT
 
     @staticmethod
-    def open(reference: str, features: str | None, device: Any) -> "Scorer":
+    def open(reference: str, features: str | None, device: Any, settings: Settings = DEFAULT) -> "Scorer":
         """Read both; without `features`, those that the reference was made with. Raises UserError: either is
         not there or damaged, or they do not belong together."""
         found = read_reference(reference)
         known = "inception" if found.extractor is None else found.extractor.spec
-        return Scorer(found, open_extractor(known if features is None else features, device))
+        return Scorer(found, open_extractor(known if features is None else features, device), settings)
 
     def __post_init__(self) -> None:
         check_comparable(self.extractor, self.reference)
 
     def measure(self, name: str, images: ImageSet, generation: Mapping[str, Any] | None = None) -> Report:
-        """Measure images, with a progress bar. `generation` is the recipe they were made by."""
+        """Measure images, with a progress bar. `generation` are the settings they were made with."""
         with progress_bar("measuring", len(images)) as bar:
             collected = collect(images.batches(BATCH), self.extractor, bar.update, len(images))
-        found = compare(collected, self.reference, self.extractor)
+        collected = collected._replace(class_names=images.class_names)
+        found = compare(collected, self.reference, self.extractor, self.settings)
         shown = images.info(found.images.count, collected.checksum, collected.image_size)
         return replace(found, name=name, images=shown, generation=generation)
 
@@ -68,6 +70,7 @@ class Evaluation:
             return None
         assert self.scorer is not None
         images = open_images(str(out))
+        images.class_names = self.model.config.class_names
         report = self.scorer.measure(name or self.name, images, recipe(generation, self.labels))
         write_report(report, folder, images)
         return report

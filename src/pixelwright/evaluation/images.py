@@ -21,7 +21,7 @@ from torch import Tensor
 from pixelwright.data.config import DataConfig
 from pixelwright.data.open import open_source
 from pixelwright.data.sources import Sample, ZipSource
-from pixelwright.data.transforms import CONVERTED, UnreadableImage, centre_crop
+from pixelwright.data.transforms import CONVERTED, FORMAT, UnreadableImage, centre_crop
 from pixelwright.errors import UserError
 
 BATCH = 64  # images that an extractor sees at a time, whatever they come from
@@ -137,13 +137,18 @@ class SourceInfo:
     skipped: Mapping[str, str] = field(default_factory=dict)  # images that were not used, and why
     converted: Mapping[str, int] = field(default_factory=dict)
     """Images that were not RGB, by their mode in the file, such as L for grey and RGBA, laid on white."""
+    jpeg: int = 0  # images that were JPEG files, whose compression is measured too
+    class_names: tuple[str, ...] | None = None
 
 
 class ImageSet(ABC):
-    """Numbered images of one size, read in order; `skipped` and `converted` fill up as they are read."""
+    """Numbered images of one size, read in order; `skipped`, `converted` and `jpeg` fill up as they are
+    read."""
+
+    class_names: tuple[str, ...] | None = None
 
     def __init__(self, path: str, size: int | None = None) -> None:
-        self.path, self.size = path, size
+        self.path, self.size, self.jpeg = path, size, 0
         self.skipped: dict[str, str] = {}
         self.converted: Counter[str] = Counter()
 
@@ -158,7 +163,8 @@ class ImageSet(ABC):
 
     def info(self, count: int, checksum: str, image_size: tuple[int, int]) -> SourceInfo:
         """What is written down of them when all are read."""
-        return SourceInfo(self.path, count, checksum, image_size, dict(self.skipped), dict(self.converted))
+        read = (dict(self.skipped), dict(self.converted), self.jpeg, self.class_names)
+        return SourceInfo(self.path, count, checksum, image_size, *read)
 
 
 def open_images(path: str, size: int | None = None) -> ImageSet:
@@ -178,6 +184,7 @@ class SourceImages(ImageSet):
     def __init__(self, path: str, size: int | None = None) -> None:
         super().__init__(path, size)
         self.source = open_source(DataConfig(path) if size is None else DataConfig(path, size))
+        self.class_names = self.source.class_names
         self.indices = [i for i in range(len(self.source)) if self.source.name(i) != SHEET]
         if len(self.indices) < len(self.source):
             if not self.indices:
@@ -210,6 +217,7 @@ class SourceImages(ImageSet):
             return None
         if (mode := sample.image.info.get(CONVERTED)) is not None:
             self.converted[mode] += 1
+        self.jpeg += sample.image.info.get(FORMAT) == "JPEG"
         image = sample.image if self.size is None else centre_crop(sample.image, self.size)
         self._first = self._first or (name, image.size)
         if image.size != self._first[1]:

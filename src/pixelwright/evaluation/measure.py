@@ -1,6 +1,7 @@
 """Measuring: one pass over images gives their activations, from which come all metrics a reference allows."""
 
 import platform
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -15,16 +16,17 @@ from pixelwright import __version__
 from pixelwright.config import Config, NonNegativeInt, PositiveInt
 from pixelwright.errors import UserError
 from pixelwright.evaluation import images as image_sets
-from pixelwright.evaluation import metrics
+from pixelwright.evaluation import metrics, neighbours
 from pixelwright.evaluation.features import Activations, Extractor, ExtractorInfo
 from pixelwright.evaluation.features.extractor import check_finite
 from pixelwright.evaluation.images import BATCH, ArrayFile, ArrayImages, ImageBatch, Progress, SourceInfo
-from pixelwright.evaluation.metrics import Coverage, Estimate, Memorisation
+from pixelwright.evaluation.metrics import Estimate
+from pixelwright.evaluation.neighbours import DENSITY_NEIGHBOURS, NEIGHBOURS, Memorisation, Neighbourhood
 from pixelwright.evaluation.references import Reference
 from pixelwright.files import cache_folder, replacing
 
 METRICS = {"fid": "FID", "sfid": "sFID", "inception_score": "Inception Score"}
-METRICS |= {"precision": "precision", "recall": "recall", "kid": "KID"}
+METRICS |= {name: name for name in ("precision", "recall", "density", "coverage")} | {"kid": "KID"}
 """Names of the metrics in files, in their order, and what people call them. "fid" is the Fréchet distance of
 the extractor's features, whatever that is called with it."""
 
@@ -37,8 +39,12 @@ VERSIONS |= {"pillow": PIL.__version__, "python": platform.python_version()}
 class Settings(Config, where=""):
     """Of the metrics; the defaults are those of ADM's protocol, and of KID's authors."""
 
-    neighbours: PositiveInt = metrics.NEIGHBOURS
+    neighbours: PositiveInt = NEIGHBOURS
     """k of precision and recall."""
+    density_neighbours: PositiveInt = DENSITY_NEIGHBOURS
+    """k of density and coverage."""
+    adm_float16: bool = False
+    """Precision and recall from float16 distances, as ADM's evaluator has them."""
     split: PositiveInt = metrics.SPLIT
     """Images in a split of the Inception Score."""
     kid_subsets: PositiveInt = metrics.SUBSETS
@@ -49,6 +55,9 @@ class Settings(Config, where=""):
     """Of these subsets."""
 
 
+DEFAULT = Settings()
+
+
 class Collected(NamedTuple):
     """The activations of all images, and what is known of these."""
 
@@ -57,6 +66,7 @@ class Collected(NamedTuple):
     numbers: Tensor  # int64 [N]: which images of their set they are
     checksum: str  # of the pixels, in order; the same for the same images in any container
     image_size: tuple[int, int]
+    class_names: tuple[str, ...] | None = None  # those that the labels number
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class ReferenceInfo:
     path: str
     checksum: str  # SHA-256 of the file
     source: SourceInfo | None = None
+    image_size: tuple[int, int] | None = None  # of its images, where that is known
 
 
 @dataclass(frozen=True)
@@ -73,14 +84,16 @@ class Report:
     """What was measured, with all that makes it comparable: the content of a report.json."""
 
     metrics: Mapping[str, Estimate]  # by the names in `METRICS`
-    left_out: Mapping[str, str]  # metrics that could not be computed, and why
+    left_out: Mapping[str, str]  # what could not be computed, and why
     distance: str  # what the Fréchet distance "fid" is called with these features
     images: SourceInfo
     extractor: ExtractorInfo
     reference: ReferenceInfo
     settings: Settings
+    width: int  # numbers in a feature
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Precision and recall of each class, where samples and reference have labels."""
+    """Precision and recall of each class that samples and reference share, by its name, or by its number
+    where neither names its classes."""
     memorisation: Memorisation | None = None  # None where the reference keeps no features of images
     name: str = ""
     generation: Mapping[str, Any] | None = None  # the recipe, of images that `pixelwright evaluate` made
@@ -101,7 +114,7 @@ def measure(
     batches: Iterable[ImageBatch],
     reference: Reference,
     extractor: Extractor,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULT,
     progress: Progress | None = None,
 ) -> Report:
     """All metrics of some images against a reference; `progress` is called with the size of each batch.
@@ -197,16 +210,17 @@ def _in_batches(batches: Iterable[ImageBatch], size: int) -> Iterator[ImageBatch
 
 # ---------------------------------------------------------------- activations to metrics
 def compare(
-    collected: Collected, reference: Reference, extractor: Extractor, settings: Settings = Settings()
+    collected: Collected, reference: Reference, extractor: Extractor, settings: Settings = DEFAULT
 ) -> Report:
     """The metrics of activations; what cannot be computed is named with its reason."""
     check_comparable(extractor, reference)
     reference = with_features(reference, extractor)
     features, spatial, probabilities = collected.activations
-    found: dict[str, Estimate] = {"fid": metrics.frechet_estimate(features, reference.features)}
+    labels, kept = collected.labels, reference.kept
+    found = {"fid": metrics.frechet_estimate(features, reference.features, labels)}
     left_out: dict[str, str] = {}
     if spatial is not None and reference.spatial is not None:
-        found["sfid"] = metrics.frechet_estimate(spatial, reference.spatial)
+        found["sfid"] = metrics.frechet_estimate(spatial, reference.spatial, labels)
     else:
         whose = "the reference" if spatial is not None else extractor.info.kind
         left_out["sfid"] = f"{whose} has no spatial features"
@@ -215,32 +229,40 @@ def compare(
     else:
         left_out["inception_score"] = f"{extractor.info.kind} knows no classes"
     per_class: dict[str, dict[str, float]] = {}
-    fewest = min(len(features), 0 if reference.kept is None else len(reference.kept))
-    if reference.kept is None:
-        left_out |= dict.fromkeys(("precision", "recall", "kid"), "the reference holds no features of images")
-    elif fewest <= settings.neighbours:
-        left_out |= dict.fromkeys(("precision", "recall", "kid"), f"{fewest} images are too few")
-    else:
-        coverage = metrics.precision_recall(reference.kept, features, settings.neighbours)
-        found |= {"precision": coverage.precision, "recall": coverage.recall}
-        subsets = (settings.kid_subsets, settings.kid_size, settings.seed)
-        found["kid"] = metrics.kid(reference.kept, features, *subsets)
-        per_class = _per_class(coverage, collected.labels, reference.labels)
     memorised = None
-    if reference.kept is not None and len(reference.kept) > 1:
-        numbers = torch.arange(len(reference.kept)) if reference.numbers is None else reference.numbers
-        memorised = metrics.memorisation(features, collected.numbers, reference.kept, numbers)
+    few = "the reference holds no features of images"
+    if kept is not None and (fewest := min(len(features), len(kept))) <= settings.neighbours:
+        few = f"{fewest} images are too few"
+    elif kept is not None:
+        around = _neighbourhood(kept, features, settings)
+        subsets = (settings.kid_subsets, settings.kid_size, settings.seed)
+        found |= {**around.estimates(), "kid": metrics.kid(kept, features, *subsets)}
+        per_class, reason = _per_class(around, collected, reference)
+        left_out |= {"per_class": reason} if reason else {}
+    left_out |= {name: few for name in METRICS if name not in found and name not in left_out}
+    if kept is not None and len(kept) > 1:
+        numbers = torch.arange(len(kept)) if reference.numbers is None else reference.numbers
+        memorised = neighbours.memorisation(features, collected.numbers, kept, numbers)
     return Report(
         metrics={name: found[name] for name in METRICS if name in found},
         left_out=left_out,
         distance=extractor.distance,
         images=SourceInfo("", len(features), collected.checksum, collected.image_size),
         extractor=extractor.info,
-        reference=ReferenceInfo(reference.path, reference.checksum, reference.source),
+        reference=ReferenceInfo(reference.path, reference.checksum, reference.source, reference.image_size),
         settings=settings,
+        width=features.shape[1],
         per_class=per_class,
         memorisation=memorised,
     )
+
+
+def _neighbourhood(kept: Tensor, features: Tensor, settings: Settings) -> Neighbourhood:
+    found = neighbours.neighbourhood(kept, features, settings.neighbours, settings.density_neighbours)
+    if settings.adm_float16:
+        realistic, recalled = neighbours.adm_neighbourhood(kept, features, settings.neighbours)
+        found = replace(found, realistic=realistic, recalled=recalled)
+    return found
 
 
 def with_features(reference: Reference, extractor: Extractor) -> Reference:
@@ -260,16 +282,32 @@ def with_features(reference: Reference, extractor: Extractor) -> Reference:
 
 
 def _per_class(
-    coverage: Coverage, labels: Tensor | None, reference_labels: Tensor | None
-) -> dict[str, dict[str, float]]:
-    """Precision of the samples and recall of the reference images of each class; {} for a single class."""
-    if labels is None or reference_labels is None:
-        return {}
-    classes = sorted(set(labels.tolist()) & set(reference_labels.tolist()))
-    if len(classes) < 2:
-        return {}
-    parts = {"precision": (coverage.realistic, labels), "recall": (coverage.covered, reference_labels)}
-    return {
-        str(label): {name: float(flags[of == label].double().mean()) for name, (flags, of) in parts.items()}
-        for label in classes
+    around: Neighbourhood, collected: Collected, reference: Reference
+) -> tuple[dict[str, dict[str, float]], str]:
+    """Precision of the samples and recall of the reference images of each class that both have, {} for a
+    single class; and why classes are left out. Numbers mean the same where neither side names them."""
+    labels, others = collected.labels, reference.labels
+    names = None if reference.source is None else reference.source.class_names
+    if labels is None or others is None or max(len(labels.unique()), len(others.unique())) < 2:
+        return {}, ""
+    if (names is None) != (collected.class_names is None):
+        named = "samples have" if names is None else "reference has"
+        return {}, f"classes are paired by name, and only the {named} class names"
+    ours, theirs = _named(labels, collected.class_names), _named(others, names)
+    shares = {
+        name: {
+            "precision": float(around.realistic[labels == label].double().mean()),
+            "recall": float(around.recalled[others == theirs[name]].double().mean()),
+        }
+        for name, label in ours.items()
+        if name in theirs
     }
+    alone = sorted(ours.keys() ^ theirs.keys())
+    reason = f"{len(alone)} classes are not in both sets, such as {alone[0]}" if alone else ""
+    return shares, reason
+
+
+def _named(labels: Tensor, names: tuple[str, ...] | None) -> dict[str, int]:
+    """The classes that occur among labels, by name in NFC, or by number where they have no names."""
+    known = labels.unique().tolist()
+    return {str(i) if names is None else unicodedata.normalize("NFC", names[i]): i for i in known}

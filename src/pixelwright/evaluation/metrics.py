@@ -1,26 +1,26 @@
-"""The metrics, as functions of features: nothing here knows of images, files or networks.
+"""FID and its kin, Inception Score and KID, as functions of features.
 
-All arithmetic is float64. `chunk` bounds the memory and does not change a result. Every estimate comes with
-its standard error by the delta method: to first order a metric is a mean over the images, of each image's
-influence on it, and the spread of the influences gives the noise of that mean.
+Nothing here knows of images, files or networks. Values are float64; where they are of matrix products, numpy
+computes these, which halves the work of a matrix times its own transpose. Every value comes with its standard
+error: to first order a metric is a mean over the images of each image's influence on it (the delta method).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError
 from pixelwright.rng import generator
 
-NEIGHBOURS = 3  # k of precision and recall, in ADM's protocol
 SPLIT = 5000  # images in a split of the Inception Score, in ADM's protocol
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID, as is usual
-WIDE = 8192  # rows of a set that are float64 at one time, where distances to all of it are needed
-PAIRS = 8  # samples most like a training image that are named
-TIE = 1e-10
-"""Squared distances that differ by less than this share of the squared norms are equal but for rounding."""
+ENOUGH = 2  # images a feature from which on the bias of a Fréchet distance is one of first order
+BLOCK = 2048  # rows at a time, which stay in the cache
+EPSILON = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Estimate:
     error: float | None = None
     """One standard error: what other images of the same source would change; None where it is not known."""
     extrapolated: float | None = None
-    """Fréchet distances: the value without the bias of N images; None where it is not known."""
+    """Fréchet distances: the value without the bias of N images."""
+    reason: str = ""
+    """Why there is no `extrapolated`."""
 
 
 # ---------------------------------------------------------------- mean and covariance
@@ -58,12 +60,13 @@ class Moments:
 
     @staticmethod
     def of(rows: Tensor, chunk: int = 8192) -> "Moments":
-        """Those of rows [N,D] of any floating type; N = 0 will do."""
+        """Those of rows [N,D] of any floating type; N = 0 will do. `chunk` bounds the memory."""
         width = rows.shape[1]
         found = Moments(0, torch.zeros(width).double(), torch.zeros(width, width).double())
         for part in rows.split(chunk) if len(rows) else ():
-            mean = (wide := part.double()).mean(0)
-            found = found.merged(Moments(len(part), mean, (wide - mean).T @ (wide - mean)))
+            wide = part.double()
+            centred = (wide - (mean := wide.mean(0))).numpy()
+            found = found.merged(Moments(len(part), mean, torch.from_numpy(centred.T @ centred)))
         return found
 
     def merged(self, other: "Moments") -> "Moments":
@@ -83,71 +86,145 @@ class Moments:
 
 
 # ---------------------------------------------------------------- Fréchet distances: FID, sFID, FD-DINOv2
-def root(gaussian: Gaussian) -> Tensor:
-    """A [D,R] with A Aᵀ the covariance, R its numerical rank. Eigenvalues within rounding of zero are left
-    out: their square roots would be far larger than they are."""
-    values, vectors = torch.linalg.eigh(gaussian.covariance)
-    kept = values > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
+def root(covariance: Tensor) -> Tensor:
+    """An A [D,R] with A Aᵀ = `covariance` [D,D], R its numerical rank.
+
+    Cholesky's factor, or, where a pivot is near rounding, the eigenvectors of the eigenvalues that are not:
+    square roots of what rounding leaves in place of zero would be far larger than that. Either A belongs to a
+    matrix within O(D ε) · max eigenvalue of the given one, as near as the covariance itself is known.
+    """
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    pivots, least = factor.diagonal().square(), 1e3 * len(factor) * EPSILON
+    if not failed and pivots.min() > least * covariance.diagonal().max():
+        return factor
+    values, vectors = (torch.from_numpy(part) for part in np.linalg.eigh(covariance.numpy()))
+    kept = values > values.abs().max() * len(values) * EPSILON
     return vectors[:, kept] * values[kept].sqrt()
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """|m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½) (Heusel et al., 2017, eq. 6).
-
-    With roots C = A Aᵀ, tr (C₁C₂)^½ is the sum of the singular values of A₁ᵀA₂, which needs neither a full
-    rank nor the small imaginary parts that a matrix square root brings.
-
-    Raises UserError: sets of different width.
-    """
-    _same_width(a.mean, b.mean)
-    return _distance(a, b, torch.linalg.svdvals(root(a).T @ root(b)))
-
-
-def _distance(a: Gaussian, b: Gaussian, singular: Tensor) -> float:
+    """|m₁ - m₂|² + tr(C₁ + C₂ - 2 (C₁C₂)^½) (Heusel et al., 2017, eq. 6), where with roots C = A Aᵀ the trace
+    of (C₁C₂)^½ is the sum of the singular values of A₁ᵀA₂. Raises UserError: sets of different width."""
+    same_width(a.mean, b.mean)
     apart = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
-    return max(0.0, float(apart - 2 * singular.sum()))
+    return max(0.0, float(apart) - 2 * nuclear_norm(_product(root(a.covariance), root(b.covariance)))[0])
 
 
-def frechet_estimate(features: Tensor, reference: Gaussian, chunk: int = 8192) -> Estimate:
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return torch.from_numpy(a.numpy().T @ b.numpy())
+
+
+def nuclear_norm(matrix: Tensor) -> tuple[float, Tensor]:
+    """The sum of the singular values of B [M,N], and the axes [M,R] of those that are not null.
+
+    From the eigenvectors V of the smaller of BBᵀ and BᵀB, which take less time than a singular value
+    decomposition. Squaring loses half of the digits of small singular values, so these are not the roots of
+    the eigenvalues but the lengths dᵢ of the rows wᵢ of VᵀB, which are as exact as the rows are orthogonal.
+    With Fᵢⱼ their cosines, 0 for i = j, the sum of the dᵢ is too large, by at most ½ Σᵢⱼ dᵢFᵢⱼ²: for rows
+    ŵᵢ = wᵢ/dᵢ, Q = (1 - F/2) ŵ has QQᵀ = 1 - ¾F² + ¼F³ ≤ 1, so |B| ≥ tr(BQᵀ) = Σ dᵢ - ½ Σ dᵢFᵢⱼ². Where this
+    or what was left out as null is not below rounding, the singular values are computed, which Weyl's
+    inequality bounds: each is within O(ε) of the largest.
+    """
+    b = matrix.numpy() if matrix.shape[0] <= matrix.shape[1] else matrix.numpy().T
+    vectors = np.linalg.eigh(b @ b.T)[1]
+    rows = vectors.T @ b
+    lengths = np.sqrt(np.einsum("rn,rn->r", rows, rows))
+    kept = lengths > len(lengths) * EPSILON * lengths.max()
+    unit = rows[kept] / lengths[kept, None]
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, 0)
+    gap = lengths[~kept].sum() + lengths[kept] @ np.einsum("ij,ij->i", cosines, cosines) / 2
+    axes = vectors[:, kept] if b.shape == matrix.shape else unit.T
+    total = float(lengths[kept].sum())
+    if gap > EPSILON * total:
+        total = float(np.linalg.svd(b, compute_uv=False).sum())
+    return total, torch.from_numpy(axes)
+
+
+def frechet_estimate(features: Tensor, reference: Gaussian, labels: Tensor | None = None) -> Estimate:
     """Fréchet distance of features [N,D] from a reference, with its noise and without its bias.
 
-    The bias of N images is c/N to first order (Chong and Forsyth, 2020): that of two halves is twice as
-    large, and the difference is taken off. The halves are random: those of odd and even numbers would be of
-    different classes where classes take turns. The error is that of the distance at N.
+    Where `labels` int64 [N] are balanced (each class as often as any other), images are taken to be drawn so:
+    error and bias are then those of other images of the same classes. The distance itself needs no labels.
+
+    Raises UserError: fewer than two rows, or sets of different width.
     """
-    _enough(features, 2, "a Fréchet distance")
-    _same_width(features[0], reference.mean)
-    order = torch.randperm(len(features), generator=generator(0, "halves"))
-    halves = [Moments.of(features[half], chunk) for half in order.tensor_split(2)]
-    gaussian = halves[0].merged(halves[1]).gaussian()
-    base = root(reference)
-    left, singular, _ = torch.linalg.svd(base.T @ root(gaussian), full_matrices=False)
-    value = _distance(reference, gaussian, singular)
-    influence = _frechet_influence(features, gaussian, reference, base @ left, singular, chunk)
-    error = float(influence.std() / math.sqrt(len(features)))
-    if len(features) < 4:
-        return Estimate(value, error)
-    ends = [half.gaussian() for half in halves]
-    biased = [_distance(reference, end, torch.linalg.svdvals(base.T @ root(end))) for end in ends]
-    return Estimate(value, error, value - (sum(biased) / 2 - value))
+    count, width = features.shape
+    enough(features, 2, "a Fréchet distance")
+    same_width(features[0], reference.mean)
+    if count > width:
+        own = Moments.of(features).gaussian()
+        mean, trace, factor = own.mean, own.covariance.trace(), root(own.covariance)
+    else:  # the centred rows are a root of the covariance, which is the larger matrix
+        mean = features.double().mean(0)
+        factor = (features.double() - mean).T / math.sqrt(count - 1)
+        trace = factor.square().sum()
+    base, step = root(reference.covariance), mean - reference.mean
+    norm, axes = nuclear_norm(_product(base, factor))
+    value = max(0.0, float(step.square().sum() + reference.covariance.trace() + trace) - 2 * norm)
+    reason, partners = "", _partners(labels, count)
+    if partners is None:
+        reason, partners = "every image is of another class", _partners(None, count)
+    if count < ENOUGH * width:
+        reason = f"{count} images with {width} features are too few: at least {ENOUGH * width} are needed"
+    assert partners is not None
+    error, bias = _error_and_bias(features, mean, step, (base @ axes).float(), partners)
+    return Estimate(value, error, None if reason else value - bias, reason)
 
 
-def _frechet_influence(
-    features: Tensor, own: Gaussian, reference: Gaussian, axes: Tensor, singular: Tensor, chunk: int
-) -> Tensor:
-    """What each row contributes to the distance, [N], but for a constant.
+def _partners(labels: Tensor | None, count: int) -> Tensor | None:
+    """For each image another one at random, of its own class where the classes are balanced, [N]: half the
+    mean squared difference of partners is the variance of one draw. None where no class has two."""
+    order = torch.randperm(count, generator=generator(0, "partners"))
+    groups = torch.zeros(count, dtype=torch.int64)
+    if labels is not None:
+        sizes = torch.unique(labels, return_counts=True)[1]
+        if len(sizes) > 1 and sizes.max() - sizes.min() <= 1:
+            if sizes.min() < 2:
+                return None
+            groups = labels
+    order = order[groups[order].argsort(stable=True)]  # the images of a class together
+    following = torch.arange(1, count + 1)
+    ends = torch.cat((groups[order][1:] != groups[order][:-1], torch.tensor([True])))
+    starts = torch.cat((torch.tensor([0]), ends.nonzero().flatten()[:-1] + 1))
+    following[ends] = starts  # the last of a class has the first
+    partners = torch.empty_like(order)
+    partners[order] = order[following]
+    return partners
 
-    The gradient is 2 (m − m_ref) by the mean and 1 − A U Σ⁻¹ Uᵀ Aᵀ by the covariance, A the reference's root
-    and U Σ² Uᵀ = Aᵀ C A; `axes` is A U.
+
+def _error_and_bias(
+    features: Tensor, mean: Tensor, step: Tensor, axes: Tensor, partners: Tensor
+) -> tuple[float, float]:
+    """Standard error and bias of the distance at N, by its first and second derivative; a few digits are
+    enough, so most of it is float32.
+
+    `step` is the mean less the reference's, `axes` [D,R] are AP, with A the reference's root and P Σ² Pᵀ =
+    AᵀCA, so that z = (AP)ᵀx has the covariance Σ². A small change E of C, F = (AP)ᵀE(AP), adds to tr (AᵀCA)^½
+    ½ Σᵢ Fᵢᵢ/σᵢ - ¼ Σᵢⱼ Fᵢⱼ²/(σᵢσⱼ(σᵢ+σⱼ)). The first gives the influence of a row on the distance,
+    2 stepᵀx + g(x) with g(x) = |x|² - Σ zᵢ²/σᵢ; the mean of the second, with var(zᵢzⱼ)/N for Fᵢⱼ², its bias,
+    beside that of |step|², the trace of the covariance over N. Balanced classes leave only what varies inside
+    them, W, and make C larger by (C - W)/N: in all tr W plus the mean of g over C - W, which is that of g
+    over C plus Σ var(zᵢ)/σᵢ over W.
     """
-    kept = singular > singular.max() * 1e-12 if len(singular) else singular > 0
-    scaled = axes[:, kept] / singular[kept].sqrt()
-    parts = []
-    for part in features.split(chunk):
-        centred = part.double() - own.mean
-        along = 2 * (centred @ (own.mean - reference.mean))
-        parts.append(along + centred.square().sum(1) - (centred @ scaled).square().sum(1))
-    return torch.cat(parts)
+    count, other, centre, towards = len(features), partners.numpy(), mean.float(), step.float().numpy()
+    z = np.empty((count, axes.shape[1]), np.float32)
+    for at in blocks(count):
+        z[at] = (features[at] - centre).float().numpy() @ axes.numpy()
+    sigma = np.sqrt(np.einsum("nr,nr->r", z, z) / max(count - 1, 1)).clip(np.finfo(np.float32).tiny)
+    z /= np.sqrt(sigma)  # so that g(x) = |x|² - |z|²
+    influence, slope = np.empty(count), 0.0
+    spread = np.zeros((len(sigma), len(sigma)))
+    for at in blocks(count):
+        rows = (features[at] - centre).float().numpy()
+        squares, both, apart = np.square(z[at]), z[at] * z[other[at]], z[at] - z[other[at]]
+        spread += squares.T @ squares - both.T @ both  # var(zᵢzⱼ)/(σᵢσⱼ)
+        g = np.einsum("nd,nd->n", rows, rows) - squares.sum(1)
+        influence[at] = 2 * (rows @ towards) + g
+        slope += float(g.sum()) + float(np.vdot(apart, apart)) / 2
+    error = math.sqrt(float(np.square(influence - influence[other]).mean()) / 2 / count)
+    curved = float((spread / np.add.outer(sigma, sigma)).sum()) / 2
+    return error, (slope + curved) / count**2
 
 
 # ---------------------------------------------------------------- Inception Score
@@ -157,7 +234,7 @@ def inception_score(probabilities: Tensor, split: int = SPLIT) -> Estimate:
     `probabilities` [N,C] are cut in order into splits of `split` images, the last of which may be smaller
     (Salimans et al., 2016, as ADM does it). 0 log 0 is 0.
     """
-    _enough(probabilities, 1, "an Inception Score")
+    enough(probabilities, 1, "an Inception Score")
     scores, divergences = [], []
     for part in probabilities.split(split):
         own = part.double()
@@ -170,67 +247,6 @@ def inception_score(probabilities: Tensor, split: int = SPLIT) -> Estimate:
     return Estimate(float(torch.stack(scores).mean()), error)
 
 
-# ---------------------------------------------------------------- precision and recall
-@dataclass(frozen=True)
-class Coverage:
-    """Improved precision and recall (Kynkäänniemi et al., 2019), image by image."""
-
-    realistic: Tensor
-    """bool [N]: the sample lies within the k-th neighbour's distance of some reference image."""
-    covered: Tensor  # bool [M]: the reference image lies so near to some sample
-
-    @property
-    def precision(self) -> Estimate:
-        return self._share(self.realistic)
-
-    @property
-    def recall(self) -> Estimate:
-        return self._share(self.covered)
-
-    def _share(self, flags: Tensor) -> Estimate:
-        share = float(flags.double().mean())
-        return Estimate(share, math.sqrt(share * (1 - share) / len(flags)))  # holds the other set fixed
-
-
-def precision_recall(reference: Tensor, samples: Tensor, k: int = NEIGHBOURS, chunk: int = 256) -> Coverage:
-    """Which samples [N,D] are within the reference [M,D], and which of the reference within the samples.
-
-    A set's manifold is the union of balls around its members, each as wide as the distance to the member's
-    k-th nearest neighbour in the set.
-    """
-    _same_width(reference[0], samples[0])
-    for what, rows in (("reference", reference), ("samples", samples)):
-        _enough(rows, k + 1, f"precision and recall (the {what})")
-    centre = reference.double().mean(0)  # distances keep more digits near the origin
-    real_radii, drawn_radii = (_radii(rows, centre, k, chunk) for rows in (reference, samples))
-    real = reference.double() - centre
-    realistic, covered = [], torch.zeros(len(real), dtype=torch.bool)
-    for part, radii in zip(samples.split(chunk), drawn_radii.split(chunk), strict=True):
-        squares, tie = _squares(part.double() - centre, real)  # [b,M]
-        realistic.append((squares <= real_radii + tie).any(1))
-        covered |= (squares <= radii[:, None] + tie).any(0)
-    return Coverage(torch.cat(realistic), covered)
-
-
-def _radii(rows: Tensor, centre: Tensor, k: int, chunk: int) -> Tensor:
-    """Squared distance of each row to its k-th nearest neighbour among the others, [N]."""
-    found = []
-    for part in rows.split(chunk):
-        own = part.double() - centre
-        squares = torch.cat([_squares(own, other.double() - centre)[0] for other in rows.split(WIDE)], dim=1)
-        found.append(squares.kthvalue(k + 1, dim=1).values)  # the nearest is the row itself
-    return torch.cat(found)
-
-
-def _squares(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances [N,M] of rows [N,D] and [M,D], and how far rounding may move each. Those within
-    rounding of 0 are 0, so that equal rows are at no distance."""
-    norms = torch.einsum("nd,nd->n", a, a)[:, None] + torch.einsum("nd,nd->n", b, b)
-    tie = norms * TIE
-    squares = torch.addmm(norms, a, b.T, alpha=-2)
-    return squares.masked_fill_(squares <= tie, 0), tie
-
-
 # ---------------------------------------------------------------- KID
 def kid(
     reference: Tensor, samples: Tensor, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = 0
@@ -241,9 +257,9 @@ def kid(
     Subset i holds `size` images of each set (fewer where there are fewer) and depends on (seed, i) alone.
     Subsets overlap, so the error is their spread times √(1/subsets + size/N), N the smaller set.
     """
-    _same_width(reference[0], samples[0])
+    same_width(reference[0], samples[0])
     for what, rows in (("reference", reference), ("samples", samples)):
-        _enough(rows, 2, f"KID (the {what})")
+        enough(rows, 2, f"KID (the {what})")
     fewest = min(len(reference), len(samples))
     size = min(size, fewest)
     values = []
@@ -260,81 +276,34 @@ def kid(
 
 def mmd(x: Tensor, y: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy of rows [N,D] and [M,D] with KID's kernel."""
-    width = x.shape[1]
+    a, b = x.numpy(), y.numpy()
 
-    def within(rows: Tensor) -> Tensor:
-        kernel = (rows @ rows.T / width + 1) ** 3
-        count = len(rows)
-        return (kernel.sum() - kernel.diagonal().sum()) / (count * (count - 1))
+    def kernel(product: np.ndarray) -> np.ndarray:
+        product /= a.shape[1]
+        product += 1
+        cube = np.square(product)
+        cube *= product
+        return cube
 
-    between = ((x @ y.T / width + 1) ** 3).mean()
-    return float(within(x) + within(y) - 2 * between)
+    def within(rows: np.ndarray) -> float:
+        values, count = kernel(rows @ rows.T), len(rows)
+        return float(values.sum() - values.trace()) / (count * (count - 1))
 
-
-# ---------------------------------------------------------------- memorisation
-@dataclass(frozen=True)
-class Pair:
-    """A sample and the training image nearest to it."""
-
-    sample: int  # which of the samples
-    image: int  # which of the reference's images
-    distance: float
-    own: float  # distance of that training image to the nearest other one
-
-    @property
-    def ratio(self) -> float:
-        """Below 1, the sample is nearer to the training image than any other training image is."""
-        return self.distance / self.own if self.own else math.inf if self.distance else 1.0
-
-
-@dataclass(frozen=True)
-class Memorisation:
-    """Samples nearer to a training image than any other training image is to it (Alaa et al., 2022)."""
-
-    images: int  # training images that were compared with
-    share: float  # of the samples. About a half is what new images of the same kind have; copies have 1
-    identical: int  # samples at no distance from a training image
-    pairs: tuple[Pair, ...]  # the smallest ratios
-
-
-def memorisation(
-    samples: Tensor, numbers: Tensor, reference: Tensor, reference_numbers: Tensor, chunk: int = 1024
-) -> Memorisation:
-    """Compare features of samples [N,D] with those of training images [M,D], M at least 2. `numbers` [N] and
-    `reference_numbers` [M] name the images in the result. Memory grows with chunk · M."""
-    centre = reference.double().mean(0)  # distances keep more digits near the origin
-    drawn, real = (rows.to(torch.float64, copy=True).sub_(centre) for rows in (samples, reference))
-    starts = range(0, len(real), chunk)
-    own = torch.cat([_nearest(real[at : at + chunk], real, at)[0] for at in starts])  # [M]
-    found = [_nearest(part, real) for part in drawn.split(chunk)]
-    distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
-    around = own[indices]
-    ratios = torch.where((distances == 0) & (around == 0), 1.0, distances / around)
-    columns = (numbers, reference_numbers[indices], distances, around)
-    order = ratios.argsort(stable=True)[:PAIRS]
-    pairs = [Pair(*row) for row in zip(*(column[order].tolist() for column in columns), strict=True)]
-    share = float((distances < around).double().mean())
-    return Memorisation(len(real), share, int((distances == 0).sum()), tuple(pairs))
-
-
-def _nearest(rows: Tensor, real: Tensor, start: int | None = None) -> tuple[Tensor, Tensor]:
-    """Distance to, and place of, the row of `real` nearest to each of `rows`, [b] each. With `start`, the
-    rows are those of `real` from there on, and none is its own neighbour."""
-    distances = torch.cdist(rows, real)  # [b,M]
-    if start is not None:
-        distances[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = math.inf
-    indices = distances.argmin(1)
-    # The fast way of distances is wrong by about 1e-7 of the norms; the one that counts is computed anew.
-    return (rows - real[indices]).norm(dim=1), indices
+    return within(a) + within(b) - 2 * float(kernel(a @ b.T).mean())
 
 
 # ---------------------------------------------------------------- checks
-def _same_width(a: Tensor, b: Tensor) -> None:
+def blocks(count: int, start: int = 0) -> Iterator[slice]:
+    """`count` rows, from `start` on, in pieces of BLOCK."""
+    return (slice(at, min(at + BLOCK, count)) for at in range(start, count, BLOCK))
+
+
+def same_width(a: Tensor, b: Tensor) -> None:
     if a.shape[-1] != b.shape[-1]:
         widths = f"features of {a.shape[-1]} and of {b.shape[-1]} numbers"
         raise UserError(f"{widths} cannot be compared: the same extractor must have made both")
 
 
-def _enough(rows: Tensor, least: int, what: str) -> None:
+def enough(rows: Tensor, least: int, what: str) -> None:
     if len(rows) < least:
         raise UserError(f"{what} needs at least {least} images; there are {len(rows)}")

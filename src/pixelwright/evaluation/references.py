@@ -50,6 +50,7 @@ class Reference:
     source: SourceInfo | None = None
     has_images: bool = False
     """Whether the file holds images (`arr_0`), as ADM's do, from which features can be made."""
+    image_size: tuple[int, int] | None = None  # of its images, where that is known
 
 
 # ---------------------------------------------------------------- files
@@ -72,7 +73,11 @@ def read_reference(path: str | Path) -> Reference:
     kept = _tensor(file, "features", torch.float32, (None, len(features.mean)))
     labels, numbers = (_tensor(file, name, torch.int64, (None,)) for name in ("labels", "numbers"))
     made_by = read(ExtractorInfo, meta["extractor"], str(path)) if "extractor" in meta else None
-    rest = (spatial, kept, labels, numbers, made_by, source, IMAGES in file.names)
+    size = None if source is None else source.image_size
+    if has_images := IMAGES in file.names:
+        height, width = file.header(IMAGES)[0][1:3]
+        size = (height, width)
+    rest = (spatial, kept, labels, numbers, made_by, source, has_images, size)
     return Reference(str(path), sha256(file.path), features, *rest)
 
 
@@ -233,7 +238,7 @@ class _Work:
             arrays |= {f"{name}_mean": moments.mean, f"{name}_scatter": moments.scatter}
         meta: dict[str, Any] = {name: getattr(self, name) for name in ("position", "checksum", "image_size")}
         meta |= {"job": job, "counts": {name: moments.count for name, moments in self.moments.items()}}
-        meta |= {"skipped": images.skipped, "converted": images.converted}
+        meta |= {"skipped": images.skipped, "converted": images.converted, "jpeg": images.jpeg}
         _write_arrays(path, meta, arrays)
 
     @staticmethod
@@ -245,6 +250,7 @@ class _Work:
             raise file.error("unfinished work on other images or features: finish it as it was or remove it")
         images.skipped.update(meta["skipped"])
         images.converted.update(Counter(meta["converted"]))
+        images.jpeg += meta["jpeg"]
         tensors = {name: torch.from_numpy(file.read(name)) for name in file.names if name != "meta"}
         counts, (height, width) = meta["counts"].items(), meta["image_size"]
         moments = {n: Moments(count, tensors[f"{n}_mean"], tensors[f"{n}_scatter"]) for n, count in counts}

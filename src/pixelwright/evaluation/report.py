@@ -18,7 +18,7 @@ from pixelwright.config import read
 from pixelwright.errors import UserError
 from pixelwright.evaluation.images import ImageSet, open_images
 from pixelwright.evaluation.measure import METRICS, Report
-from pixelwright.evaluation.metrics import PAIRS
+from pixelwright.evaluation.neighbours import PAIRS
 from pixelwright.files import make_folder, read_json, write_text
 from pixelwright.images import save_grid
 
@@ -27,6 +27,7 @@ JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
 SHEET, NEIGHBOURS = "sheet.png", "neighbours.png"
 SHEET_IMAGES = 64
 SHEET_PIXELS = 1024  # side of the sheet, about
+FEWEST, USUAL = 100, 50_000  # images of which a Fréchet distance says something, and is published
 MOST_CLASSES = 50  # in the table; of more, the worst are shown
 
 
@@ -88,7 +89,8 @@ def metric_rows(report: Report) -> list[tuple[Any, ...]]:
     for name in METRICS:
         if name in report.metrics:
             found = report.metrics[name]
-            more = ("" if value is None else value for value in (found.error, found.extrapolated))
+            beyond = f"left out: {found.reason}" if found.reason else found.extrapolated
+            more = ("" if value is None else value for value in (found.error, beyond))
             rows.append((report.title(name), found.value, *more))
         elif name in report.left_out:
             rows.append((report.title(name), f"left out: {report.left_out[name]}", "", ""))
@@ -127,34 +129,52 @@ def provenance(report: Report) -> list[tuple[str, Any]]:
     return rows
 
 
-def _warnings(report: Report) -> list[str]:
-    """What a reader should know before he trusts the numbers."""
-    warnings = []
-    if report.images.count < 50_000 and "fid" in report.metrics:
-        few = f"{report.images.count:,} images: published figures are of 50,000"
-        warnings.append(f"{few}; fewer make {report.distance} higher")
-    if skipped := report.images.skipped:
-        warnings.append(f"{len(skipped)} images skipped, such as {next(iter(skipped.items()))}")
-    if converted := report.images.converted:
+def warnings(report: Report) -> list[str]:
+    """What a reader should know before the numbers."""
+    images, reference, found = report.images, report.reference, []
+    if too_few(report):
+        least = max(FEWEST, 2 * report.width)
+        text = f"{report.distance} of {images.count:,} images: not a measurement"
+        found.append(f"{text}; {least:,} are the least with {report.width:,} features, {USUAL:,} usual")
+    elif images.count < USUAL:
+        few = f"{images.count:,} images: published figures are of {USUAL:,}"
+        found.append(f"{few}; fewer make {report.distance} higher")
+    if images.jpeg:
+        text = f"{images.jpeg:,} of the images are JPEG files: compression alone changes every number"
+        found.append(f"{text}; save samples as PNG")
+    if reference.image_size not in (None, images.image_size):
+        ours, theirs = (f"{w} x {h}" for h, w in (images.image_size, reference.image_size or (0, 0)))
+        text = f"the images are {ours} pixels, those of the reference {theirs}"
+        found.append(f"{text}: resizing alone changes every number")
+    if skipped := images.skipped:
+        found.append(f"{len(skipped)} images skipped, such as {next(iter(skipped.items()))}")
+    if converted := images.converted:
         modes = ", ".join(f"{n} of mode {mode}" for mode, n in converted.items())
-        warnings.append(f"converted to RGB: {modes}")
+        found.append(f"converted to RGB: {modes}")
+    if reason := report.left_out.get("per_class"):
+        found.append(f"precision and recall by class: {reason}")
     memorised = report.memorisation
     if memorised is not None and memorised.identical:
-        warnings.append(f"{memorised.identical} samples have the very features of a training image")
-    return warnings
+        found.append(f"{memorised.identical} samples have the very features of a training image")
+    return found
+
+
+def too_few(report: Report) -> bool:
+    """Whether a Fréchet distance of so few images says nothing: its bias is larger than what it measures."""
+    return report.images.count < max(FEWEST, 2 * report.width)
 
 
 def page(report: Report, sheet: Path | None = None, neighbours: Path | None = None) -> str:
     """The page of a report, its pictures inside."""
-    worst = sorted(report.per_class.items(), key=lambda item: sum(item[1].values()))[:MOST_CLASSES]
-    per_class = [(label, *found.values()) for label, found in sorted(worst, key=lambda item: int(item[0]))]
+    worst = sorted(report.per_class, key=lambda name: sum(report.per_class[name].values()))[:MOST_CLASSES]
+    per_class = [(name, *found.values()) for name, found in report.per_class.items() if name in worst]
     memorised = report.memorisation
     pairs = () if memorised is None else memorised.pairs
     return html.render(
         "evaluation",
         title=f"Evaluation of {report.name}",
-        note=_summary(report),
-        warnings=_warnings(report),
+        note=summary(report),
+        warnings=warnings(report),
         metrics=(HEADER, metric_rows(report)),
         provenance=provenance(report),
         samples=None if sheet is None else html.image_data(sheet),
@@ -166,17 +186,19 @@ def page(report: Report, sheet: Path | None = None, neighbours: Path | None = No
     )
 
 
-def _summary(report: Report) -> str:
-    best = [f"{report.title(name)} {html.number_text(value)}" for name, value in report.values.items()]
-    return f"{', '.join(best)} of {report.images.count:,} images."
+def summary(report: Report) -> str:
+    """The numbers in one line, behind what must be said first."""
+    numbers = [f"{report.title(name)} {html.number_text(value)}" for name, value in report.values.items()]
+    few = ", too few for a measurement" if too_few(report) else ""
+    return f"{report.images.count:,} images{few}: {', '.join(numbers)}"
 
 
 def markdown(report: Report) -> str:
     """The numbers and what makes them comparable, in Markdown."""
-    title, summary = (html.escape_markdown(text) for text in (report.name, _summary(report)))
-    lines = [f"# Evaluation of {title}", "", summary, ""]
-    if warnings := _warnings(report):
-        lines += [*(f"- {html.escape_markdown(warning)}" for warning in warnings), ""]
+    title, numbers = (html.escape_markdown(text) for text in (report.name, summary(report)))
+    lines = [f"# Evaluation of {title}", "", numbers, ""]
+    if notes := warnings(report):
+        lines += [*(f"- {html.escape_markdown(note)}" for note in notes), ""]
     lines.append(html.markdown_table(HEADER, metric_rows(report)))
     return "\n".join([*lines, html.markdown_table(("what", "value"), provenance(report))])
 

@@ -93,7 +93,7 @@ def _text(value: Any) -> str:
 
 
 # ---------------------------------------------------------------- what came of it
-COLUMNS = ("fid", "inception_score", "precision", "recall")
+COLUMNS = ("fid", "inception_score", "precision", "recall", "density", "coverage")
 
 
 def best(reports: Sequence[Report]) -> Report:

@@ -11,17 +11,20 @@ from pathlib import Path
 
 import torch
 
+from pixelwright.data.layout import is_hidden
 from pixelwright.errors import UserError
 from pixelwright.evaluation.prompts.common import PromptImage, noise_index
 from pixelwright.files import read_lines, read_text
 from pixelwright.images import load_png, save_grid
 
+NUMBER = r"\d+(?:\.\d+)?"
 IMAGES = 4  # per prompt: the scorer cuts a grid into 2x2
 
 
 def read_prompts(folder: Path) -> dict[str, str]:
     """The prompts in a folder of KEY.txt files, by key. Raises UserError if there are none."""
-    prompts = {file.stem: " ".join(read_text(file).split()) for file in sorted(folder.glob("*.txt"))}
+    files = sorted(file for file in folder.glob("*.txt") if not is_hidden(file.name))
+    prompts = {file.stem: " ".join(read_text(file).split()) for file in files}
     if not prompts:
         raise UserError(f'"{folder}" holds no .txt files: give the folder of the prompts of DPG-Bench')
     for key, prompt in prompts.items():
@@ -60,21 +63,27 @@ class Result:
 
 
 def read_results(path: Path) -> Result:
-    """The text file that the scorer writes. Raises UserError for another. It has a line per grid (its name,
-    the scores of its images and their mean) and the summary at its end."""
+    """The text file that the scorer writes: a line per grid (its name, the scores of its images and their
+    mean) and the summary at its end. Raises UserError: it is another, or has a grid twice."""
     lines = read_lines(path)
-    means = [float(m[1]) for line in lines if (m := re.fullmatch(r".+\.png(?:, [\d.]+)+, ([\d.]+)", line))]
-    if not means:
-        raise UserError(f'"{path}" holds no scores of DPG-Bench (lines "KEY.png, 1.0, 0.9"): give another')
-    totals = [float(m[1]) for line in lines if (m := re.match(r"DPG-Bench score: ([\d.]+)", line))]
-    score = totals[-1] if totals else 100 * sum(means) / len(means)
+    means: dict[str, float] = {}
     found: dict[str, float] = {}
+    total: float | None = None
     inside = False  # the block "L1 category scores:"
-    for line in lines:
+    for number, line in enumerate(lines, 1):
+        if match := re.fullmatch(rf"(.+\.png)(?:, {NUMBER})+, ({NUMBER})", line):
+            if match[1] in means:
+                raise UserError(f'"{path}", line {number}: {match[1]} is there twice: keep one of the two')
+            means[match[1]] = float(match[2])
+        elif match := re.match(rf"DPG-Bench score: ({NUMBER})", line):
+            total = float(match[1])
         if line.endswith("category scores:"):
             inside = line.startswith("L1")
-        elif inside and (match := re.fullmatch(r"\t(.+): ([\d.]+)", line)):
+        elif inside and (match := re.fullmatch(rf"\t(.+): ({NUMBER})", line)):
             found[match[1]] = float(match[2])
         else:
             inside = False
+    if not means:
+        raise UserError(f'"{path}" holds no scores of DPG-Bench (lines "KEY.png, 1.0, 0.9"): give another')
+    score = 100 * sum(means.values()) / len(means) if total is None else total
     return Result(score, found, len(means))

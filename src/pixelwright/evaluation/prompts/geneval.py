@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+from pixelwright.data.layout import is_hidden
 from pixelwright.data.shapes import Array
 from pixelwright.errors import UserError
 from pixelwright.evaluation.prompts.common import Box, PromptImage, Score, noise_index, relations, tally
-from pixelwright.files import read_lines, write_text
+from pixelwright.files import parse_json, read_lines, read_text, write_text
 from pixelwright.images import load_png, save_grid
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # of a detection's confidence
@@ -156,15 +157,15 @@ def score_image(path: Path, task: Task, detector: Detector, colour_of: ColourOf)
     return {**line, "reason": reason, "metadata": json.dumps(task), "details": details}
 
 
-def whole_lines(file: Path) -> set[str]:
+def scored(file: Path) -> set[str]:
     """The images that a result file has; a last line that an interruption cut short is removed from it."""
     if not file.exists():
         return set()
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_text(file, whole)
-    return {json.loads(line)["filename"] for line in whole.splitlines()}
+    return {line["filename"] for line in _result_lines(file)} if whole else set()
 
 
 def find_images(folder: Path) -> list[tuple[Path, Task]]:
@@ -173,7 +174,8 @@ def find_images(folder: Path) -> list[tuple[Path, Task]]:
     for file in sorted(folder.glob("*/metadata.jsonl")):
         if file.parent.name.isdigit():
             (task,) = read_metadata(file)
-            found += [(path, task) for path in sorted((file.parent / "samples").glob("*.png"))]
+            images = sorted((file.parent / "samples").glob("*.png"))
+            found += [(path, task) for path in images if not is_hidden(path.name)]
     if not found:
         layout = "00000/samples/0000.png beside 00000/metadata.jsonl"
         raise UserError(f'"{folder}" holds no images such as {layout}')
@@ -191,19 +193,42 @@ class Result:
 
 
 def read_results(path: Path) -> Result:
-    """The result file (jsonl) of the official scorer or of `score_image`. Raises UserError for another."""
+    """The result file (jsonl) of the official scorer or of `score_image`. Raises UserError, naming the line,
+    for another, for an image that is there twice, and for an outcome that is not true or false."""
     found: list[tuple[str, bool]] = []
     prompts: dict[str, bool] = {}
-    try:
-        for text in filter(str.strip, read_lines(path)):
-            line = json.loads(text)
-            tag, correct, prompt = line["tag"], bool(line["correct"]), line.get("metadata", line["prompt"])
-            found.append((str(tag), correct))
-            prompts[str(prompt)] = prompts.get(str(prompt), False) or correct
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
-        place = f'"{path}", line {len(found) + 1}'
-        raise UserError(f"{place} is no result of GenEval: give the results.jsonl of its scorer") from None
-    if not found:
-        raise UserError(f'"{path}" is empty: give the results.jsonl that the scorer of GenEval wrote')
+    for line in _result_lines(path):
+        prompt, correct = str(line.get("metadata", line["prompt"])), line["correct"]
+        found.append((line["tag"], correct))
+        prompts[prompt] = prompts.get(prompt, False) or correct
     images = Score(sum(correct for _, correct in found), len(found))
     return Result(tally(found), images, Score(sum(prompts.values()), len(prompts)))
+
+
+RESULT = {"tag": str, "prompt": str, "correct": bool}
+"""What a line of a result file must hold, beside the "filename" of its image."""
+
+
+def _result_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a result file, checked."""
+    if not any(map(str.strip, lines := read_lines(path))):
+        raise UserError(f'"{path}" is empty: give the results.jsonl that the scorer of GenEval wrote')
+    found: list[dict[str, Any]] = []
+    seen: set[Any] = set()
+    for number, part in enumerate(lines, 1):
+        place = f'"{path}", line {number}'
+        line = parse_json(part, place) if part.strip() else None
+        if not isinstance(line, dict):
+            what = "no result of GenEval" if part.strip() else "blank"
+            raise UserError(f"{place} is {what}: give the results.jsonl of its scorer, as it wrote it")
+        for key, kind in RESULT.items():
+            if not isinstance(line.get(key), kind):
+                wanted = "true or false" if kind is bool else "a text"
+                text = f'{place} is no result of GenEval: "{key}" is {line.get(key)!r}, not {wanted}'
+                raise UserError(f"{text}; give the results.jsonl of its scorer")
+        image = (line.setdefault("filename", number), line["tag"])
+        if image in seen:
+            raise UserError(f'{place}: the image "{image[0]}" is there twice: keep one of the two')
+        seen.add(image)
+        found.append(line)
+    return found
