@@ -11,7 +11,7 @@ from pixelwright.evaluation.reproduce import TARGETS, Target, rows
 from pixelwright.hub.presets import SAMPLER_PRESETS
 from pixelwright.models.config import SamplerPreset
 
-TINY = SamplerPreset("ab2-fixed", 2, 1.5, (0.1, 0.9), 1.0, "tiny", "by seed and index", "this test")
+TINY = SamplerPreset("ab2-fixed", 2, 1.5, (0.1, 0.9), name="tiny", origin="this test")
 
 
 @pytest.fixture
