@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pixelwright.config import read_yaml
 from pixelwright.errors import UserError
 from pixelwright.files import (
     WriteError,
@@ -153,3 +154,10 @@ def test_digests(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "abc")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     assert digest("a", "bc") != digest("ab", "c") and digest("a", 1) == digest("a", "1")
+
+
+def test_settings_of_any_length_are_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.yaml").open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(UserError, match=r"a\.yaml is longer than"):
+        read_yaml(tmp_path / "a.yaml")

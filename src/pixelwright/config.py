@@ -23,6 +23,7 @@ from pixelwright.registry import Registry
 
 T = TypeVar("T")
 
+LARGEST = 1 << 24  # bytes of a file of settings
 RENAMED = {
     "repa": "objectives, a list with {type: repa, ...}",
     "recipe": "sampler",
@@ -344,7 +345,11 @@ def read_yaml(path: str | Path) -> Any:
     """The content of a YAML file. Raises UserError: it cannot be read, naming the file, and the line where
     there is one."""
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise UserError(f"{path} is longer than {LARGEST} bytes: give a YAML file of settings")
+        return yaml.load(data.decode("utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a YAML file of settings") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -97,11 +97,11 @@ def raise_write_error(error: OSError, path: Path) -> None:
         raise WriteError(f'"{path}" cannot be written ({error.strerror}): name another folder') from error
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove from a folder what killed processes have left of `replacing`, a day later."""
+def remove_abandoned(folder: Path, age: float = ABANDONED) -> None:
+    """Remove from a folder what killed processes have left of `replacing`, `age` seconds later."""
     for part in folder.glob("*.tmp"):
         with suppress(OSError):
-            if time.time() - part.stat().st_mtime > ABANDONED:
+            if time.time() - part.stat().st_mtime >= age:
                 _remove(part)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -43,27 +43,10 @@ def is_address(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.]*://", path, re.I) is not None
 
 
-def exists(address: str) -> bool:
-    """Whether there is a file or a folder behind an address."""
-    fs, path = _filesystem(address)
-    try:
-        _try(address, lambda: fs.info(path))
-    except _NotFoundError:
-        return False
-    return True
-
-
 def glob(pattern: str) -> list[str]:
     """The addresses of the files that fit an address with `*` in it, sorted."""
     fs, path = _filesystem(pattern)
     return sorted(map(fs.unstrip_protocol, _try(pattern, lambda: fs.glob(path))))
-
-
-def open_file(address: str) -> IO[bytes]:
-    """A file behind an address, open for reading in any place."""
-    fs, path = _filesystem(address)
-    file: IO[bytes] = _try(address, lambda: fs.open(path, "rb"))
-    return file
 
 
 def fetch(addresses: Sequence[str]) -> list[Path]:
@@ -89,11 +72,6 @@ def fetch(addresses: Sequence[str]) -> list[Path]:
     return places
 
 
-def download(address: str) -> Path:
-    """The local copy of one file; see `fetch`."""
-    return fetch([address])[0]
-
-
 def _place(address: str) -> Path:
     """A folder of its own for each address, so that names stay as they are."""
     name = address.partition("?")[0].rpartition("/")[2]
@@ -113,17 +91,19 @@ def _checksums(folder: str) -> dict[str, str]:
     Raises UserError if there is one that cannot be read. One that is refused is taken for none, with a
     warning: stores that do not list their files say so of what is not there.
     """
-    address = f"{folder}/{CHECKSUMS}"
+    address, found = f"{folder}/{CHECKSUMS}", dict[str, str]()
+    if not folder:
+        return found
+    fs, path = _filesystem(address)
     try:
-        if not folder or not exists(address):
-            return {}
+        _try(address, lambda: fs.info(path))
+        data = _try(address, lambda: fs.cat_file(path))
+    except _NotFoundError:
+        return found
     except _RefusedError as error:
         logger.warning("%s; what lies beside it is not checked", error)
-        return {}
-    fs, path = _filesystem(address)
-    lines = decode_lines(_try(address, lambda: fs.cat_file(path)), address)
-    found = {}
-    for number, line in enumerate(lines, start=1):
+        return found
+    for number, line in enumerate(decode_lines(data, address), start=1):
         match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)", line)
         if match is None:
             raise UserError(f"line {number} of {address} is no SHA-256 and name: mend or remove that file")

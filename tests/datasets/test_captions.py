@@ -92,7 +92,7 @@ def test_preparing_keeps_all_of_them_and_their_weights(tmp_path: Path) -> None:
         b__png=png(),
         b__txt="z",
     )
-    prepare(Job(str(path), 4, "shards", 10, None), tmp_path / "out", 1)
+    prepare(Job(str(path), 4, 10), tmp_path / "out", 1)
     assert said(tmp_path / "out") == said(path)
 
 

@@ -49,8 +49,8 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def job(photos: Path, kind: str = "shards", **settings: object) -> Job:
-    values = {"source": str(photos), "size": 16, "format": kind, "shard_size": 3, "quality": None, **settings}
+def job(photos: Path, **settings: object) -> Job:
+    values = {"source": str(photos), "size": 16, "shard_size": 3, "quality": None, **settings}
     return Job(**values)  # type: ignore[arg-type]
 
 
@@ -64,7 +64,7 @@ def test_outcome_is_the_cropped_set_whatever_the_workers(photos: Path, tmp_path:
     suffix = ".zip" if kind == "zip" else ""
     outs = [tmp_path / str(workers) / f"out{suffix}" for workers in (1, 2, 3)]
     for workers, out in enumerate(outs, start=1):
-        report = prepare(job(photos, kind), out, workers)
+        report = prepare(job(photos), out, workers)
         assert (report.images, report.classes, report.resumed) == (18, 2, 0)
         assert report.skipped["ant/03.png"] == "the file is empty" and len(report.skipped) == 2
         assert [p.name for p in out.parent.iterdir()] == [out.name]
@@ -101,7 +101,7 @@ def test_captions_stay(tmp_path: Path, kind: str) -> None:
     out = tmp_path / ("out.zip" if kind == "zip" else "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pixelwright.data.prepare.open_source", lambda config: Slow(tmp_path, 0.0))
-        prepare(job(tmp_path, kind), out)
+        prepare(job(tmp_path), out)
     source = open_source(DataConfig(path=str(out)))
     assert [source[i].caption for i in range(8)] == [f"number {i}" for i in range(8)]
 
@@ -215,7 +215,7 @@ def test_check_counts(photos: Path, workers: int) -> None:
     found = check(find_source(DataConfig(path=str(photos))), workers, seen.append)
     assert sum(seen) == found.images == 20 and not found.whole
     assert set(found.broken) == {"ant/03.png", "bee/15.png"}
-    assert found.labels == {0: 11, 1: 7} and found.sizes[(50, 20)] == 1 and sum(found.aspects.values()) == 18
+    assert found.labels == {0: 11, 1: 7} and found.sizes[(50, 20)] == 1
 
 
 def test_contact_sheet_passes_over_damage(photos: Path) -> None:
@@ -268,9 +268,6 @@ BAD = {
         ["prepare", "photos", "out", "--size", "8", "--jpeg-quality", "101"],
         "--jpeg-quality is 101",
     ),
-    "format": (["prepare", "photos", "out", "--size", "8", "--format", "rar"], "rar"),
-    "zip as shards": (["prepare", "photos", "out.zip", "--size", "8", "--format", "shards"], "do not agree"),
-    "shards as zip": (["prepare", "photos", "out", "--size", "8", "--format", "zip"], "do not agree"),
     "there already": (["prepare", "photos", "photos", "--size", "8"], "exists already"),
     "no source": (["prepare", "nowhere", "out", "--size", "8"], "nowhere"),
     "unknown option": (["prepare", "photos", "out", "--size", "8", "--seize", "3"], '"--seize"'),
@@ -307,6 +304,6 @@ def test_jpeg_keeps_the_colours_of_every_pixel(tmp_path: Path) -> None:
     stripes[:, ::2], stripes[:, 1::2] = (255, 0, 0), (0, 0, 255)
     (tmp_path / "in").mkdir()
     Image.fromarray(stripes).save(tmp_path / "in" / "a.png")
-    prepare(Job(str(tmp_path / "in"), 32, "shards", 10, 100), tmp_path / "out")
+    prepare(Job(str(tmp_path / "in"), 32, 10, 100), tmp_path / "out")
     source = open_source(DataConfig(path=str(tmp_path / "out")))
     assert np.abs(np.asarray(source[0].image).astype(int) - stripes).max() <= 3

@@ -331,3 +331,15 @@ def test_classes_belong_to_the_run(tiny: Tiny, tmp_path: Path, how: str) -> None
     (folder / "zebra").rename(folder / "ant")
     (folder / "café").rename(folder / unicodedata.normalize("NFD", "café"))
     assert log_of(again())[-1]["step"] == 4
+
+
+def test_what_a_killed_job_left_in_the_run_folder_is_removed_a_day_later(tiny: Tiny) -> None:
+    config = tiny(steps=1)
+    train(config)
+    for name in ("config.yaml.0.tmp", "model.0.tmp", "samples/1.png.0.tmp"):
+        path = Path(config.run) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+        os.utime(path, (0, 0))
+    train(tiny(steps=2))
+    assert not list(Path(config.run).rglob("*.tmp"))

@@ -2,17 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
 from jsonargparse import Namespace
 from tqdm import tqdm
 
 from pixelwright.cli.parsing import Command, Parser
-from pixelwright.config import NonNegativeInt, PositiveInt, whole
+from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.data.check import check, contact_sheet, describe
 from pixelwright.data.config import DataConfig
 from pixelwright.data.open import find_source
-from pixelwright.data.prepare import REPORT, Format, Job, prepare
+from pixelwright.data.prepare import REPORT, Job, Quality, prepare
 from pixelwright.images import save_grid
 
 DESCRIPTION = "Prepare a data set for training, or check one."
@@ -34,7 +33,6 @@ draw a contact sheet.
 
 Exit code 0 if all is whole, 1 if something is broken, 2 if the data set cannot be opened."""
 
-Quality = Annotated[int, whole(1, 100)]
 SHOWN = 20  # skipped images that are named on the screen
 
 
@@ -49,7 +47,6 @@ def _prepare_parser() -> Parser:
     add("source", metavar="SRC", help="the images: what data.path can be")
     add("out", metavar="OUT", help="a new folder for shards, or a new .zip")
     add("--size", type=PositiveInt, required=True, help="side of the images in pixels")
-    add("--format", type=Format | None, help="shards or zip (default: zip if OUT ends in .zip)")
     add("--workers", type=PositiveInt, default=1, help="processes that read, crop and write")
     add("--shard-size", type=PositiveInt, default=1000, help="images per shard")
     add("--jpeg-quality", type=Quality | None, help="write JPEG of this quality instead of PNG")
@@ -69,8 +66,7 @@ def _check_parser() -> Parser:
 
 def _prepare(options: Namespace) -> int:
     out = Path(options.out).expanduser()
-    kind: Format = options.format or ("zip" if out.suffix.lower() == ".zip" else "shards")
-    job = Job(options.source, options.size, kind, options.shard_size, options.jpeg_quality)
+    job = Job(options.source, options.size, options.shard_size, options.jpeg_quality)
     report = prepare(job, out, options.workers)
     files = "a zip" if out.suffix.lower() == ".zip" else f"{report.files} shards"
     print(f"{out}: {report.images} images of {report.classes} classes in {files}")

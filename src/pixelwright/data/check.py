@@ -1,5 +1,6 @@
 """A look at a data set: what is broken in it, how many images of which class and shape, how they look."""
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -13,12 +14,10 @@ from torch import Tensor
 
 from pixelwright.data.sources import Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
-from pixelwright.errors import UserError
 
 CHUNK = 64  # images a worker looks at in one go
-ASPECTS = {1 / 2: "below 1:2", 3 / 4: "1:2 to 3:4", 1: "3:4 to 1:1", 4 / 3: "1:1 to 4:3", 2: "4:3 to 2:1"}
-SQUARE, WIDEST = "1:1", "2:1 and wider"
-ORDER = [*list(ASPECTS.values())[:3], SQUARE, *list(ASPECTS.values())[3:], WIDEST]
+BOUNDS = (1 / 2, 3 / 4, 1, 4 / 3, 2)  # of width : height
+ASPECTS = ("below 1:2", "1:2 to 3:4", "3:4 to 1:1", "1:1", "1:1 to 4:3", "4:3 to 2:1", "2:1 and wider")
 
 
 @dataclass
@@ -36,19 +35,9 @@ class Findings:
     def whole(self) -> bool:
         return not self.broken and not self.damaged
 
-    @property
-    def aspects(self) -> Counter[str]:
-        """Readable images by the range of their width : height."""
-        counts: Counter[str] = Counter()
-        for size, count in self.sizes.items():
-            counts[aspect(*size)] += count
-        return counts
-
 
 def check(source: Source, workers: int = 1, seen: Callable[[int], object] | None = None) -> Findings:
     """Read every image of `source`; `seen` is told how many more are done."""
-    if workers < 1:
-        raise UserError(f"--workers is {workers}: give a whole number of at least 1")
     total = Findings(damaged=dict(getattr(source, "damaged", {})))
     starts, look = range(0, len(source), CHUNK), partial(_look, source)
     pool = ProcessPoolExecutor(workers) if workers > 1 else None
@@ -84,9 +73,8 @@ def _look(source: Source, start: int) -> Findings:
 
 def aspect(width: int, height: int) -> str:
     """The range that width : height falls in."""
-    if width == height:
-        return SQUARE
-    return next((name for bound, name in ASPECTS.items() if width / height < bound), WIDEST)
+    place = bisect(BOUNDS, width / height)
+    return ASPECTS[place + (width > height)] if width != height else ASPECTS[3]
 
 
 def contact_sheet(source: Source, count: int, side: int) -> Tensor:
@@ -112,8 +100,10 @@ def describe(found: Findings, source: Source) -> str:
         lines += [f"  {n:>8}  {name}" for name, n in zip(names, counts, strict=True)]
     lines.append(f"sizes (width x height), {len(found.sizes)} different:")
     lines += [f"  {n:>8}  {w}x{h}" for (w, h), n in found.sizes.most_common(8)]
-    aspects = found.aspects
-    lines += ["width : height:", *(f"  {aspects[name]:>8}  {name}" for name in ORDER if aspects[name])]
+    aspects = Counter[str]()
+    for size, count in found.sizes.items():
+        aspects[aspect(*size)] += count
+    lines += ["width : height:", *(f"  {aspects[name]:>8}  {name}" for name in ASPECTS if aspects[name])]
     for title, reasons in (("damaged files", found.damaged), ("unreadable images", found.broken)):
         if reasons:
             lines.append(f"{title}: {len(reasons)}")

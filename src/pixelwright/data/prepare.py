@@ -17,63 +17,53 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
+from pixelwright.config import Config, PositiveInt, whole
 from pixelwright.data.captions import METADATA
 from pixelwright.data.config import DataConfig
 from pixelwright.data.open import UNFINISHED, open_source
 from pixelwright.data.sources import LABEL_FILE, Sample, Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
 from pixelwright.errors import UserError
-from pixelwright.files import read_json, replacing, sha256, write_text
+from pixelwright.files import read_json, remove_abandoned, replacing, sha256, write_text
 from pixelwright.remote import CHECKSUMS
 
-Format = Literal["shards", "zip"]
 REPORT = "report.json"
 NOTES = ".notes"  # sub-folder of the work: which job it is, which parts are done
 DATE = (1980, 1, 1, 0, 0, 0)  # of every member of a zip, so that equal content makes equal files
+Quality = Annotated[int, whole(1, 100)]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is to be made of which images. Raises UserError on values that cannot be."""
+class Job(Config, where="prepare"):
+    """What is to be made of which images."""
 
     source: str  # a data.path
-    size: int  # side of the images in pixels
-    format: Format
-    shard_size: int  # images of the source to a shard; for a zip, to one piece of work
-    quality: int | None  # of JPEG files, 1 to 100; None writes PNG
-
-    def __post_init__(self) -> None:
-        for name, value in (("size", self.size), ("shard-size", self.shard_size)):
-            if value < 1:
-                raise UserError(f"--{name} is {value}: give a whole number of at least 1")
-        if self.format not in get_args(Format):
-            raise UserError(f'--format is "{self.format}": give "shards" or "zip"')
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise UserError(f"--jpeg-quality is {self.quality}: give 1 to 100, or leave it out for PNG")
+    size: PositiveInt  # side of the images in pixels
+    shard_size: PositiveInt = 1000  # images of the source to a shard; for a zip, to one piece of work
+    quality: Quality | None = None  # of JPEG files; None writes PNG
 
     def encode(self, image: Image.Image) -> bytes:
         """The file of an image of any size, cropped and resized."""
         buffer = io.BytesIO()
-        cropped = centre_crop(image, self.size)
-        if self.quality is None:
-            cropped.save(buffer, "PNG")
-        else:
-            cropped.save(buffer, "JPEG", quality=self.quality, subsampling=0)  # 4:4:4: colours survive
+        settings = (
+            {"quality": self.quality, "subsampling": 0} if self.quality else {}
+        )  # 4:4:4: colours survive
+        centre_crop(image, self.size).save(buffer, "JPEG" if self.quality else "PNG", **settings)
         return buffer.getvalue()
 
     @property
     def suffix(self) -> str:
-        return "png" if self.quality is None else "jpg"
+        return "jpg" if self.quality else "png"
 
 
 @dataclass(frozen=True)
@@ -88,19 +78,15 @@ class Report:
 
 
 def prepare(job: Job, out: Path, workers: int = 1) -> Report:
-    """Do the job and put the outcome at `out`: a folder of shards, or a zip.
+    """Do the job and put the outcome at `out`: a zip if it ends in .zip, else a folder of shards.
 
     An interrupted job goes on where it stopped when it is started again with the same settings.
 
     Raises UserError if `out` exists, if the settings are not those of the unfinished work, if another process
     is at it, if the disk is full, or if no image can be used.
     """
-    if workers < 1:
-        raise UserError(f"--workers is {workers}: give a whole number of at least 1")
     if out.exists():
         raise UserError(f'"{out}" exists already: give another name or remove it')
-    if (out.suffix.lower() == ".zip") != (job.format == "zip"):
-        raise UserError(f'"{out}" and --format {job.format} do not agree: a zip ends in .zip, shards do not')
     source = open_source(DataConfig(path=job.source, size=job.size))
     work = _Work(job, source, out.with_name(out.name + UNFINISHED))
     (work.folder / NOTES).mkdir(parents=True, exist_ok=True)
@@ -127,7 +113,6 @@ class _Work:
         file = self.folder / NOTES / "job.json"
         if not file.exists():
             write_text(file, json.dumps(settings))
-            return
         found = read_json(file)
         for key, value in settings.items():
             if (old := found.get(key)) != value:
@@ -148,20 +133,18 @@ class _Work:
             many = f'none of the {len(self.source)} images of "{self.job.source}"'
             raise UserError(f'{many} can be used: "{name}": {reason}')
         counts = sum((Counter(note["per_class"]) for note in notes), Counter[str]())
-        names = list(self.source.class_names or ()) or None
         per_class = {label: counts[label] for label in sorted(counts, key=int)}
-        report = {"images": images, "class_names": names, "per_class": per_class}
+        report = {"images": images, "class_names": self.source.class_names, "per_class": per_class}
         report |= {"settings": asdict(self.job), "skipped": skipped}
         write_text(self.folder / REPORT, json.dumps(report, indent=1))
-        if self.job.format == "zip":
+        if as_zip := out.suffix.lower() == ".zip":
             self.join(len(parts), out)
         else:  # the folder of the work itself, cleared of notes, becomes the outcome
             sums = "".join(f"{note['sha256']}  {self.tar(k).name}\n" for k, note in enumerate(notes))
             write_text(self.folder / CHECKSUMS, sums)
             os.replace(self.folder, out)
             shutil.rmtree(out / NOTES)
-        files = 1 if self.job.format == "zip" else len(parts)
-        return Report(images, self.source.num_classes, files, skipped, len(done))
+        return Report(images, self.source.num_classes, 1 if as_zip else len(parts), skipped, len(done))
 
     def tar(self, part: int) -> Path:
         return self.folder / f"shard-{part:05}.tar"
@@ -175,9 +158,8 @@ class _Work:
         return note.exists() and tar.exists() and bool(read_json(note)["bytes"] == tar.stat().st_size)
 
     def clear(self) -> None:
-        """Remove what was being written when the work stopped."""
-        for stray in self.folder.glob("*.tmp"):
-            stray.unlink()
+        """Remove what was being written when the work stopped; nobody else is at it."""
+        remove_abandoned(self.folder, age=0)
 
     def range(self, part: int) -> range:
         """The images of a part."""
@@ -193,15 +175,11 @@ class _Work:
                 for part in parts:
                     self.make_part(part, bar.update)
                 return
-            counter, others = multiprocessing.Value("q", 0), set(multiprocessing.active_children())
-            pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(self, counter))
+            others = set(multiprocessing.active_children())
+            pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(self,))
             try:
-                waiting: set[Future[None]] = {pool.submit(_worker_part, part) for part in parts}
-                while waiting:
-                    finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                    bar.update(counter.value - (bar.n - (total - todo)))
-                    for future in finished:
-                        future.result()
+                for future in as_completed([pool.submit(_worker_part, part) for part in parts]):
+                    bar.update(future.result())
             except KeyboardInterrupt:  # now, rather than at the end of the shards that are being written
                 for worker in set(multiprocessing.active_children()) - others:
                     worker.kill()
@@ -213,7 +191,7 @@ class _Work:
                 pool.shutdown(wait=True, cancel_futures=True)
                 self.clear()
 
-    def make_part(self, part: int, count: Callable[[int], object]) -> None:
+    def make_part(self, part: int, count: Callable[[int], object] = lambda images: None) -> None:
         """Write one shard and its note; `count` is called for each image."""
         note: dict[str, Any] = {"images": 0, "per_class": Counter(), "skipped": {}}
         with replacing(self.tar(part)) as unfinished:
@@ -284,12 +262,12 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-_worker: tuple[_Work, Any]  # of a worker process
+_worker: _Work  # of a worker process
 
 
-def _start_worker(work: _Work, counter: Any) -> None:
+def _start_worker(work: _Work) -> None:
     global _worker
-    _worker, parent = (work, counter), os.getppid()
+    _worker, parent = work, os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
 
     def leave() -> None:  # when the parent is gone; a killed one cannot tell us to
@@ -300,11 +278,6 @@ def _start_worker(work: _Work, counter: Any) -> None:
     threading.Thread(target=leave, daemon=True).start()
 
 
-def _worker_part(part: int) -> None:
-    work, counter = _worker
-
-    def count(images: int) -> None:
-        with counter.get_lock():
-            counter.value += images
-
-    work.make_part(part, count)
+def _worker_part(part: int) -> int:
+    _worker.make_part(part)
+    return len(_worker.range(part))

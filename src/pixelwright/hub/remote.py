@@ -30,7 +30,7 @@ def fetch(address: str) -> Path:
     if not address.startswith(SCHEME):
         if not address.partition("?")[0].endswith(ONE_FILE):
             raise UserError(f"{address} names no file of weights; give that of a {', '.join(ONE_FILE)} file")
-        return remote.download(address)
+        return remote.fetch([address])[0]
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise UserError(f'"{address}" is no hub address; write {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME/FILE')

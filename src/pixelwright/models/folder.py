@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pixelwright.errors import UserError, nearest
-from pixelwright.files import SAFETENSORS_DTYPES, write_safetensors, write_text
+from pixelwright.files import SAFETENSORS_DTYPES, read_json, write_safetensors, write_text
 from pixelwright.models.config import DenoiserConfig, from_dict, to_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.presets import preset
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+LARGEST_CONFIG = 1 << 24  # bytes
 FORMAT = 2
 MOST_LISTED = 10
 
@@ -143,10 +144,7 @@ def read_config(folder: str | os.PathLike[str]) -> DenoiserConfig:
         raise UserError(f"{folder} is not a folder; give one that holds {CONFIG} and {WEIGHTS}")
     if not path.is_file():
         raise UserError(f"{folder} holds no {CONFIG}; is it a model folder?")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from None
+    data = read_json(path, LARGEST_CONFIG)
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no JSON object")
     number = data.pop("format", None)

@@ -25,7 +25,7 @@ from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import Saver, State
 from pixelwright.errors import UserError
-from pixelwright.files import make_folder, write_text
+from pixelwright.files import make_folder, remove_abandoned, write_text
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import save as save_model
 from pixelwright.models.folder import skeleton
@@ -184,6 +184,8 @@ class Trainer:
         def write() -> None:
             make_folder(self.folder)
             self._lock = lock(self.folder)
+            for folder in (self.folder, self.folder / "samples"):
+                remove_abandoned(folder)
             save_config(config, self.folder / "config.yaml")
             if self.resume is not None:
                 write_text(self.folder / ORIGIN, str(Path(self.resume).resolve()))
