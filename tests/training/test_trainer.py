@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 import pixelwright as pw
+from pixelwright.cli import main as cli
 from pixelwright.device import check_compiler, resolve_device, resolve_precision
 from pixelwright.errors import UserError
-from pixelwright.training import OptimConfig, Trainer, build_trainer, train
+from pixelwright.training import OptimConfig, SampleConfig, Trainer, build_trainer, train
 from pixelwright.training.callbacks import SampleGrid
 from pixelwright.training.control import prefetch
 from pixelwright.training.ema import EMA
@@ -332,3 +333,17 @@ print(faults[-1] - faults[16])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < (1 << 26) // 4096 / 10
+
+
+def test_a_model_draws_as_its_run_did(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = SampleConfig(count=4, solver="euler", steps=3, guidance_scale=1.5, time_shift=2.0)
+    folder = train(tiny(steps=2, sample=drawn))
+    model = pw.load(folder)
+    own = model.config.sampler
+    assert own is not None and own.name == "run"
+    explicit = pw.SamplerSettings("euler", 3, 1.5, time_shift=2.0)
+    steps: list[pw.diffusion.solvers.Step] = []
+    assert torch.equal(pw.sample(model, [0, 1], callback=steps.append), pw.sample(model, [0, 1], explicit))
+    assert len(steps) == 3
+    assert cli.main(["sample", str(folder), "--labels", "0", "--out", str(folder / "drawn")]) == 0
+    assert "euler, 3 steps, guidance 1.5 everywhere, time shift 2" in capsys.readouterr().out

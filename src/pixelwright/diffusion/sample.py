@@ -124,13 +124,12 @@ def sample(
 ) -> Tensor:
     """Draw images with a model.
 
-    A published model's `config.sampler` is not applied by itself: give it as `sampler`.
-
     Args:
         model: a `PixelDenoiser`, which is left in the mode it was in, or an accelerated one.
         labels: one class index or class name per image; for a model of captions one prompt per image, or the
             prompts as a `TextCondition`, whose `null` is what guidance leads away from.
-        sampler: solver, steps, time shift and guidance.
+        sampler: solver, steps, time shift and guidance; by default the model's own preset, `config.sampler`,
+            which published models and those of training runs have, else `SamplerSettings()`.
         guidance: a scale that replaces the sampler's (its interval stays), or any `Guidance`.
         size: side or (height, width) in pixels, multiples of the patch size; by default the model's own.
         seed, start_index: image i of the result is image start_index + i of that seed; it does not depend on
@@ -147,7 +146,7 @@ def sample(
         UserError: impossible labels, size, steps, solver, guidance, batch size or precision.
         NotFinite: images with NaN or infinite pixels, named by index.
     """
-    sampler = sampler or SamplerSettings()
+    sampler = sampler or model.config.sampler or SamplerSettings()
     check_solver(sampler.solver)
     times = timesteps(sampler.steps, sampler.time_shift, sampler.time_start)
     if isinstance(guidance, (int, float)):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import checkpoint_folders
 from pixelwright.files import write_text
 from pixelwright.models.conditions import Condition
+from pixelwright.models.config import SamplerPreset, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.text import FeatureCache, note_of, open_encoder
 from pixelwright.training.callbacks import Callback, Report, SampleGrid
@@ -25,6 +27,7 @@ from pixelwright.training.objectives import build_objectives
 from pixelwright.training.start import initial_weights, join
 from pixelwright.training.trainer import Trainer
 
+SEED_RULE = "image i is drawn from the noise of (seed, i)"
 PROMPTS = "prompts.txt"  # beside the pictures: a line for each of a grid
 
 
@@ -91,10 +94,17 @@ def build_model(
     if text is not None:
         assert config.text is not None
         more = {"text_size": text.encoder.width, "text": note_of(config.text, text.encoder)}
-    denoiser = config.model.denoiser(image_size=(config.data.size,) * 2, **more)
+    denoiser = config.model.denoiser(image_size=(config.data.size,) * 2, sampler=own_preset(config), **more)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(config.seed)
         return PixelDenoiser(denoiser)
+
+
+def own_preset(config: TrainConfig) -> SamplerPreset:
+    """The settings that a run draws its samples with, as its model's preset: `sample` then draws alike."""
+    drawn = {field.name: getattr(config.sample, field.name) for field in fields(SamplerSettings)}
+    origin = "what its training run drew samples with"
+    return SamplerPreset(**drawn, name="run", seed_rule=SEED_RULE, origin=origin)
 
 
 def _callbacks(
