@@ -1,7 +1,8 @@
 """What the processes of test_parallel.py do; `torchrun` starts this file.
 
 processes.py RUNS     train each run of the JSON file RUNS: [name, config, checkpoint to begin with or null,
-                      step at which rank 1 fails or null]; write what each rank saw as NAME-RANK.json
+                      step at which rank 1 fails (or, of a run called "stopped", is asked to stop) or null];
+                      write what each rank saw as NAME-RANK.json
 processes.py CONFIG STEP   `pixelwright train --config CONFIG`, but rank 1 is killed at STEP, once
 """
 
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from torch import nn
 from pixelwright.cli import main as cli
 from pixelwright.distributed import parallel
 from pixelwright.errors import UserError
-from pixelwright.training import Trainer, build_trainer, load_config
+from pixelwright.models.layers import RMSNorm
+from pixelwright.training import Interrupted, Logger, Trainer, build_trainer, load_config
 from pixelwright.training.inputs import Inputs
 
 TIMEOUT = 60.0
@@ -55,6 +58,28 @@ def digest_of(trainer: Trainer) -> str:
     return hashlib.blake2b(b"".join(x.numpy().tobytes() for x in whole.values())).hexdigest()
 
 
+def norms_of(trainer: Trainer) -> dict[str, list[str]]:
+    """The dtypes that go into and come out of each RMSNorm, filled in while the trainer runs."""
+    found: dict[str, list[str]] = {}
+    for name, module in trainer.model.named_modules():
+        if isinstance(module, RMSNorm):
+            module.register_forward_hook(
+                lambda _, x, y, name=name: found.update({name: [str(x[0].dtype), str(y.dtype)]})
+            )
+    return found
+
+
+class Asked(Logger):
+    """Asks a trainer to stop after a step."""
+
+    def __init__(self, trainer: Trainer, step: int) -> None:
+        self.trainer, self.step = trainer, step
+
+    def advance(self, step: int) -> None:
+        if step == self.step:
+            self.trainer.request_stop()
+
+
 def train_all(runs: Path) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
     rank = dist.get_rank()
@@ -66,11 +91,19 @@ def train_all(runs: Path) -> None:
         return wrap(layout, module, *more)
 
     parallel.Layout.wrap = noted  # type: ignore[method-assign]
-    for name, config, resume, fail_at in json.loads(runs.read_text()):
+    for name, config, resume, event in json.loads(runs.read_text()):
         trainer = build_trainer(load_config(Path(config)), resume)
-        found: dict[str, Any] = {"seen": record(trainer, fail_at), "drawn": drawn.pop()}
-        found["initial"] = digest_of(trainer)
-        trainer.run()
+        stopped = name == "stopped"
+        seen = record(trainer, None if stopped else event)
+        found: dict[str, Any] = {"seen": seen, "drawn": drawn.pop(), "initial": digest_of(trainer)}
+        found["norms"] = norms_of(trainer)
+        begun = time.perf_counter()
+        if stopped and rank == 1:
+            trainer.loggers = [Asked(trainer, event)]
+        try:
+            trainer.run()
+        except Interrupted:
+            found |= {"stopped": trainer.step, "seconds": time.perf_counter() - begun}
         found["held"] = sum(
             p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in trainer.parameters
         )

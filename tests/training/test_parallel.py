@@ -92,6 +92,9 @@ def torchrun(
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONPATH": str(source),
         "PYTHONWARNINGS": "default",
+        # A process that dies in C++ says where.
+        "PYTHONFAULTHANDLER": "1",
+        "TORCH_SHOW_CPP_STACKTRACES": "1",
     }
     words = [*command, str(script), *map(str, arguments)]
     # A session of its own: at a time-out nothing is left behind.
@@ -154,13 +157,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
         initial["text-"] = digest_of(trainer)
         trainer.run()
     torch.set_num_threads(threads)
-    half = checkpoint_folders(folder / "alone")[0]
+    middle, half = checkpoint_folders(folder / "alone")[0], text | {"precision": "bf16"}
     runs = {
         "ddp": (make(folder, "ddp", parallel=DDP), None),
         "fsdp": (make(folder, "fsdp", parallel=FSDP), None),
         "ddp-accumulate": (make(folder, "ddp-accumulate", accumulate=2), None),
         "fsdp-accumulate": (make(folder, "fsdp-accumulate", accumulate=2, parallel=FSDP), None),
-        "fsdp-from-alone": (make(folder, "fsdp-from-alone", parallel=FSDP), half),
+        "fsdp-from-alone": (make(folder, "fsdp-from-alone", parallel=FSDP), middle),
         "dip": (make(folder, "dip", "dip", steps=3, parallel=FSDP), None),
         "pixeldit": (
             make(
@@ -177,13 +180,16 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
         "rollback": (make(folder, "rollback", parallel=FSDP, **ROLLBACK), None),
         "text-ddp": (make(folder, "text-ddp", "text", parallel=DDP, **text), None),
         "text-fsdp": (make(folder, "text-fsdp", "text", parallel=FSDP, **text), None),
+        "bf16-ddp": (make(folder, "bf16-ddp", "text", parallel=DDP, **half), None),
+        "bf16-fsdp": (make(folder, "bf16-fsdp", "text", parallel=FSDP, **half), None),
+        "stopped": (make(folder, "stopped", steps=5000, sample_every=0, log_every=50), None),
         "failing": (make(folder, "failing"), None),
     }
     listed = []
     for name, (config, resume) in runs.items():
         save_config(config, folder / f"{name}.yaml")
-        fail_at = 6 if name == "failing" else None
-        listed.append([name, str(folder / f"{name}.yaml"), resume and str(resume), fail_at])
+        event = {"failing": 6, "stopped": 4}.get(name)
+        listed.append([name, str(folder / f"{name}.yaml"), resume and str(resume), event])
     (folder / "runs.json").write_text(json.dumps(listed))
     return Pair(folder, torchrun(2, folder / "runs.json"), seen, initial)
 
@@ -193,7 +199,7 @@ def report(pair: Pair, name: str) -> list[dict[str, Any]]:
     try:
         return [json.loads((pair.folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
     except FileNotFoundError:
-        pytest.fail(f"{name} did not end:\n{pair.job.stderr[-4000:]}")
+        pytest.fail(f"{name} did not end:\n{pair.job.stderr}")  # all of it: the cause comes first
 
 
 def same_losses(one: Path, other: Path) -> None:
@@ -328,6 +334,21 @@ def test_one_process_writes_what_a_run_of_one_writes(pair: Pair, name: str) -> N
         assert pictures[0].std() > 0
 
 
+def test_norms_compute_in_the_same_precision_however_weights_are_held(pair: Pair) -> None:
+    (ddp, _), (fsdp, _) = report(pair, "bf16-ddp"), report(pair, "bf16-fsdp")
+    assert ddp["norms"] == fsdp["norms"]
+    assert len(ddp["norms"]) > 10
+    losses = [[line["loss"] for line in log_of(pair.folder / name)] for name in ("bf16-ddp", "bf16-fsdp")]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+def test_one_process_is_asked_to_stop_and_all_stop_soon_at_one_step(pair: Pair) -> None:
+    first, second = report(pair, "stopped")
+    assert first["stopped"] == second["stopped"] < 5000
+    assert first["seconds"] < 10
+    assert checkpoints.step_of(checkpoint_folders(pair.folder / "stopped")[-1]) == first["stopped"]
+
+
 def test_an_error_of_one_process_ends_all(pair: Pair) -> None:
     assert pair.job.returncode == 1
     assert "the images of rank 1 are gone" in pair.job.stderr
@@ -388,6 +409,22 @@ def test_processes_that_do_not_fit_the_settings(
     with pytest.raises(UserError, match=told):
         train(make(tmp_path, "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.0.0.2]:20112"),
+        torch.distributed.DistBackendError("NCCL communicator was aborted on rank 0."),
+        torch.distributed.DistNetworkError("The client socket has failed to connect"),
+    ],
+)
+def test_a_peer_that_is_gone_is_told_in_a_line(error: RuntimeError) -> None:
+    two = parallel.Layout(ParallelConfig(), torch.device("cpu"), 0, 2)
+    with pytest.raises(UserError, match="another process of the run ended"), parallel.together(lambda: two):
+        raise error
+    with pytest.raises(RuntimeError, match="shapes"), parallel.together(lambda: two):
+        raise RuntimeError("shapes do not fit")
 
 
 def test_more_processes_than_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,10 +198,10 @@ def _optimizer_bytes(module: nn.Module, config: TrainConfig) -> int:
 
 
 def _gathered(whole: int, units: list[int], compute: torch.dtype | None) -> int:
-    """Under FSDP: what belongs to no unit, two units at work and on the way, and a unit's gradient, which is
-    summed in float32."""
+    """Under FSDP: what belongs to no unit and stays float32, two units at work and on the way, and a unit's
+    gradient, which is summed in float32."""
     share = 1.0 if compute is None else compute.itemsize / 4
-    return round(share * (whole - sum(units) + 3 * max(units))) + max(units)
+    return whole - sum(units) + round(share * 3 * max(units)) + max(units)
 
 
 def _activations(
