@@ -53,7 +53,7 @@ MODELS = {
 
 # So low a threshold finds spikes in any run.
 ROLLBACK: dict[str, Any] = {
-    "health": HealthConfig(0, "rollback", window=10, threshold=0.6, patience=2, max_rollbacks=16),
+    "health": HealthConfig(0, "rollback", window=10, threshold=0.4, patience=2, max_rollbacks=16),
     "steps": 24,
     "sample_every": 0,
 }
