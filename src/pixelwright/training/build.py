@@ -1,7 +1,7 @@
 """A run from its config: model, data, objectives, callbacks and loggers, put into a `Trainer`."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
@@ -130,21 +130,19 @@ def sample_condition(
     count = config.sample.count
     if text is None:
         return balanced_labels(count, num_classes)
-    prompts = config.sample.read_prompts() or list(_first_captions(source, count))
+    prompts = config.sample.read_prompts() or _first_captions(source, count)
     shown = [prompts[i % len(prompts)] for i in range(count)]
     write_text(Path(config.run) / "samples" / PROMPTS, "\n".join(shown) + "\n")
     return text.encode(shown)
 
 
-def _first_captions(source: Source, count: int) -> Iterator[str]:
+def _first_captions(source: Source, count: int) -> list[str]:
     """The captions of the first images that have one; one empty caption where none has."""
-    found = 0
+    found: list[str] = []
     for index in range(len(source)):
         with suppress(UnreadableImage):
             if (captions := source[index].all_captions) is not None:
-                yield captions.texts[0]
-                found += 1
-        if found == count:
-            return
-    if not found:
-        yield ""
+                found.append(captions.texts[0])
+        if len(found) == count:
+            break
+    return found or [""]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,15 +17,11 @@ WIDEST = 12**-0.5  # sigma_rel of gamma = 0, the mean of all steps; wider ones w
 def power_exponent(sigma_rel: float) -> float:
     """gamma of the power-function average whose profile has the relative width `sigma_rel`.
 
-    EDM2 (arXiv 2312.02696), section 3.1: sigma_rel² = (gamma + 1) / ((gamma + 2)²·(gamma + 3)), which falls
-    as gamma grows from 0.
+    EDM2 (arXiv 2312.02696), section 3.1: sigma_rel² = (gamma + 1) / ((gamma + 2)²·(gamma + 3)), here as a
+    polynomial of gamma.
     """
-    low, high = 0.0, 1 / sigma_rel
-    for _ in range(100):
-        gamma = (low + high) / 2
-        wide = (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) > sigma_rel**2
-        low, high = (gamma, high) if wide else (low, gamma)
-    return low
+    t = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
 
 
 def read_rule(rule: float | str) -> float:

@@ -191,7 +191,7 @@ class Trainer:
                 write_text(self.folder / ORIGIN, str(Path(self.resume).resolve()))
 
         self.layout.first(write)
-        self.clock = Clock(self.clock.seconds())
+        self.clock, self._looked = Clock(self.clock.seconds()), (self.step, 0.0)
         self._start_logging()
         if note := peak_note(config.optim, config.steps):
             self._say(note)
