@@ -108,7 +108,7 @@ class Saver:
         """What is kept: see `superseded`."""
         self.run, self.layout = run, layout
         self._superseded = partial(superseded, keep=keep, keep_every=keep_every, counted_every=counted_every)
-        self._group = layout.new_group()
+        self._apart = layout.apart()
         self._stream = torch.cuda.Stream(layout.device) if layout.device.type == "cuda" else None
         self._buffers: dict[str, Tensor] = {}  # kept, since pinning memory takes its time
         self._pending: Future[Path] | None = None
@@ -148,8 +148,8 @@ class Saver:
                 self._stream.synchronize()
             file = part / f"shard-{self.layout.rank + 1:05}-model-00001-of-00001.safetensors"
             try:
-                files = self.layout.each(lambda: _guarded(target, lambda: _write(file, parts)), self._group)
-                return self.layout.first(lambda: _guarded(target, lambda: publish(dict(files))), self._group)
+                files = self._apart.each(lambda: _guarded(target, lambda: _write(file, parts)))
+                return self._apart.first(lambda: _guarded(target, lambda: publish(dict(files))))
             except UserError:  # in all processes or in none
                 shutil.rmtree(part, ignore_errors=True)
                 raise
@@ -195,9 +195,8 @@ class Saver:
 
     def close(self) -> None:
         """Let the checkpoint in the making come to its end; what went wrong is logged."""
-        try:
-            self.wait()
-        except Exception as error:
+        self.settle()
+        if self._pending is not None and (error := self._pending.exception()) is not None:
             logger.warning("%s", _one_line(error))
 
 
@@ -243,8 +242,8 @@ def _remove(old: Path) -> None:
 def _publish(part: Path, target: Path, index: dict[str, Any]) -> None:
     """Write the index beside the tensors and let the checkpoint appear."""
     (part / INDEX).write_text(json.dumps(index, indent=1))
-    for path in (part / INDEX, part):
-        sync(path)
+    sync(part / INDEX)
+    sync(part)
     shutil.rmtree(target, ignore_errors=True)  # there only if it was damaged
     os.rename(part, target)
     sync(target.parent)
@@ -311,10 +310,10 @@ def load(folder: Path, state: State, optional: Collection[str] = ()) -> None:
     saved = reader.read_metadata().state_dict_metadata
     sizes = {name: getattr(entry, "size", None) for name, entry in saved.items()}
 
-    def fits(group: str) -> bool:
-        return all(sizes.get(f"{group}.{name}") == tensor.shape for name, tensor in state[group].items())
+    def fits(group: str, tensors: dict[str, Tensor]) -> bool:
+        return all(sizes.get(f"{group}.{name}") == tensor.shape for name, tensor in tensors.items())
 
-    read_into = {group: tensors for group, tensors in state.items() if group not in optional or fits(group)}
+    read_into = {group: each for group, each in state.items() if group not in optional or fits(group, each)}
     # Each process reads for itself. (This may be a thread: filters are of the whole process.)
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     try:

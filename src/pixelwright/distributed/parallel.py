@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -69,26 +69,30 @@ class Layout:
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return found.tolist()
 
-    def first(self, function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-        """What `function` returns on rank 0, where alone it is called. A UserError of it is raised on all."""
-        found = [_attempt(function) if self.main else None]
-        if self.world > 1:
-            dist.broadcast_object_list(found, src=0, group=group or self.group, device=torch.device("cpu"))
-        return _result(found[0])
-
-    def each(self, function: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    def each(self, function: Callable[[], T]) -> list[T]:
         """What `function` returns in each process, by rank. A UserError of one is raised on all."""
-        found: list[Any] = [_attempt(function)]
+        try:
+            own: Any = function()
+        except UserError as error:
+            own = error
+        found = [own] * self.world
         if self.world > 1:
-            own, found = found[0], [None] * self.world
-            dist.all_gather_object(found, own, group=group or self.group)
-        return [_result(one) for one in found]
+            dist.all_gather_object(found, own, group=self.group)
+        for one in found:
+            if isinstance(one, UserError):
+                raise one
+        return found
 
-    def new_group(self) -> dist.ProcessGroup | None:
-        """All processes once more, over the CPU, for a thread that talks beside the training loop."""
+    def first(self, function: Callable[[], T]) -> T:
+        """What `function` returns on rank 0, where alone it is called. A UserError of it is raised on all."""
+        return cast("T", self.each(lambda: function() if self.main else None)[0])
+
+    def apart(self) -> "Layout":
+        """The same with a group of its own over the CPU, for a thread that talks beside the training loop."""
         if self.world == 1:
-            return None
-        return dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeout))
+            return self
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeout))
+        return replace(self, group=group)
 
     # ------------------------------------------------------------ models
     def wrap(self, module: nn.Module, units: Sequence[nn.Module], compute: torch.dtype | None) -> nn.Module:
@@ -155,20 +159,6 @@ class Layout:
         return whole
 
 
-def _attempt(function: Callable[[], Any]) -> Any:
-    """What a function returns, or the UserError that it raises."""
-    try:
-        return function()
-    except UserError as error:
-        return error
-
-
-def _result(found: Any) -> Any:
-    if isinstance(found, UserError):
-        raise found
-    return found
-
-
 # ---------------------------------------------------------------- starting and ending
 @contextmanager
 def together(start: Callable[[], Layout]) -> Iterator[Layout]:
@@ -213,7 +203,7 @@ def connect(device: str, config: ParallelConfig) -> Layout:
     if not dist.is_initialized():
         _start(own, config.timeout)
     layout = Layout(config, own, dist.get_rank(), world)
-    return layout if dist.get_backend() == "gloo" else replace(layout, group=layout.new_group())
+    return layout if dist.get_backend() == "gloo" else layout.apart()
 
 
 def _world() -> int | None:
