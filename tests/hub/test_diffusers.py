@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -396,45 +397,89 @@ def test_a_config_that_does_not_fit_is_refused(model: PixelDenoiser, tmp_path: P
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
-    """A hub that writes down what it is sent."""
-    sent: list[tuple[str, list[str]]] = []
-    utils = importlib.import_module("diffusers.utils.hub_utils")
-    pipelines = importlib.import_module("diffusers.pipelines.pipeline_utils")
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A hub that writes down what it is sent, up to the network call."""
+    sent: dict[str, Any] = {"has card": False}
 
-    def upload(repo_id: str, folder_path: str, **settings: Any) -> None:
-        files = [str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()]
-        sent.append((repo_id, sorted(files)))
+    def upload(**settings: Any) -> None:
+        folder = Path(settings["folder_path"])
+        files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        sent.update(settings, files=files)
 
     class Repo:
         repo_id = "me/shapes"
 
-    class Card:
-        def save(self, path: str) -> None:
-            Path(path).write_text("card")
-
-    monkeypatch.setattr(utils, "upload_folder", upload)
-    for module in (utils, pipelines):
-        monkeypatch.setattr(module, "create_repo", lambda *a, **k: Repo)
-        monkeypatch.setattr(module, "load_or_create_model_card", lambda *a, **k: Card())
-        monkeypatch.setattr(module, "populate_model_card", lambda card: card)
+    client = importlib.import_module("huggingface_hub")
+    monkeypatch.setattr(client, "upload_folder", upload)
+    monkeypatch.setattr(client, "create_repo", lambda *a, **k: Repo)
+    monkeypatch.setattr(client, "file_exists", lambda *a, **k: sent["has card"])
     return sent
 
 
-def test_push_to_hub_sends_the_saved_folder(model: PixelDenoiser, hub: list[tuple[str, list[str]]]) -> None:
-    pipeline(model).push_to_hub("shapes")
-    assert hub == [
-        (
-            "me/shapes",
-            [
-                "README.md",
-                "model_index.json",
-                "scheduler/scheduler_config.json",
-                "transformer/config.json",
-                "transformer/diffusion_pytorch_model.safetensors",
-            ],
-        )
-    ]
+SENT = [
+    *("README.md", "model_index.json", "samples/000.png", "scheduler/scheduler_config.json"),
+    *("transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"),
+]
+
+
+def test_push_to_hub_sends_the_saved_folder_with_a_card(model: PixelDenoiser, hub: dict[str, Any]) -> None:
+    pipe = pipeline(published(model))
+    pipe.push_to_hub("shapes", samples=pipe([0], num_inference_steps=1).images, commit_message="First")
+    assert sorted(hub["files"]) == SENT
+    assert (hub["repo_id"], hub["commit_message"], hub["ignore_patterns"]) == ("me/shapes", "First", None)
+    card = hub["files"]["README.md"].decode()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "other" and head["library_name"] == "diffusers"
+    for part in (
+        "for tests only",
+        "a.ckpt",
+        "0" * 64,
+        "Solver ab2-fixed, 100 steps",
+        "samples/000.png",
+        "FID 1.61",
+    ):
+        assert part in card
+    hub["has card"] = True
+    pipe.push_to_hub("shapes")
+    assert hub["ignore_patterns"] == "README.md"  # what its author wrote stays
+
+
+def test_a_saved_pipeline_has_a_card_and_may_be_sent(
+    model: PixelDenoiser, hub: dict[str, Any], tmp_path: Path
+) -> None:
+    pipe = pipeline(model)
+    pipe.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/shapes")
+    card = (tmp_path / "README.md").read_text()
+    assert "No licence is recorded" in card and "None is recorded with the weights." in card
+    assert "4 classes at 8x12 pixels" in card and hub["files"]["README.md"].decode() == card
+    (tmp_path / "README.md").write_text("mine")
+    pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def published(model: PixelDenoiser) -> PixelDenoiser:
+    """The same network with the notes of a published one."""
+    provenance = Provenance(files=("a.ckpt",), sha256=("0" * 64,), read="all", licence="for tests only")
+    sampler = pw.hub.SAMPLER_PRESETS["pixeldit-xl-epoch320"]
+    again = PixelDenoiser(dataclasses.replace(model.config, provenance=provenance, sampler=sampler))
+    again.load_state_dict(model.state_dict())
+    return again.eval()
+
+
+def test_a_prompt_may_stand_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pipe("a fox"), encoded on the device of the run."""
+    small = {"depth": 1, "hidden_size": 16, "num_heads": 2, "text_size": 12, "text_length": 6}
+    pipe, asked = pipeline(pw.create("pixeldit-t2i-ti", **small)), []
+
+    def encode(config: Any, prompts: list[str], negative: str, device: torch.device) -> pw.TextCondition:
+        asked.append((prompts, negative, device))
+        return pw.TextCondition(torch.ones(len(prompts), 6, 12), null=pw.TextCondition(torch.zeros(1, 6, 12)))
+
+    monkeypatch.setattr("pixelwright.hub.diffusers.encode_for", encode)
+    call = {"num_inference_steps": 1, "output_type": "latent", "latents": torch.zeros(1, 3, 32, 32)}
+    first = pipe("a fox", **call).images
+    assert torch.equal(first, pipe(prompt=["a fox"], **call).images)
+    assert asked == [(["a fox"], "", pipe._execution_device)] * 2
 
 
 def test_model_offload_moves_the_component(model: PixelDenoiser) -> None:
@@ -592,7 +637,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "diffusers.md"
 
 
 def test_the_code_of_the_guide_runs(
-    model: PixelDenoiser, hub: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: PixelDenoiser, hub: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pw.save(model, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -600,7 +645,7 @@ def test_the_code_of_the_guide_runs(
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     scope: dict[str, Any] = {}
     exec("\n".join(blocks).replace("(32, 32)", "(8, 12)"), scope)
-    assert len(blocks) == 5 and scope["images"].shape == (2, 3, 8, 12) and len(hub) == 1
+    assert len(blocks) == 5 and scope["images"].shape == (2, 3, 8, 12) and hub["files"]
     assert (tmp_path / "image.png").is_file() and pw.load("model-again").config == model.config
 
 
@@ -608,9 +653,7 @@ def test_the_licence_of_loaded_weights_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pw.hub.checkpoint, "_announced", set())
-    model = pw.create("dip-n-4", num_classes=2)
-    provenance = Provenance(files=("a.ckpt",), sha256=("0" * 64,), read="all", licence="for tests only")
-    model.config = dataclasses.replace(model.config, provenance=provenance)
+    model = published(pw.create("dip-n-4", num_classes=2))
     PixelDenoiserPipeline.from_model(model).save_pretrained(tmp_path)
     PixelDenoiserPipeline.from_pretrained(tmp_path)
     assert capsys.readouterr().err.count("for tests only") == 1

@@ -9,8 +9,11 @@ Importing this module needs the extra: `pip install "pixelwright[diffusers]"`.
 """
 
 import inspect
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor
 from pixelwright.diffusion.guidance import Branch, IntervalCFG
 from pixelwright.diffusion.sample import as_condition
 from pixelwright.errors import UserError, nearest
+from pixelwright.hub.card import CARD, write_card
 from pixelwright.hub.checkpoint import announce_licence
 from pixelwright.images import to_uint8
 from pixelwright.models.conditions import Condition, TextCondition, null_like
@@ -29,6 +33,7 @@ from pixelwright.models.folder import listing
 from pixelwright.text import encode_for
 
 try:
+    import huggingface_hub
     from diffusers import (
         ConfigMixin,
         DiffusionPipeline,
@@ -70,10 +75,12 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
     """
 
     # The embedders bring their input to the dtype of their weights, which must be one to compute in.
+    _no_split_modules = ["DiTBlock", "MMDiTBlock", "PiTBlock", "PostModPiTBlock"]  # noqa: RUF012
+    _repeated_blocks = _no_split_modules
     _skip_layerwise_casting_patterns = ["time_embedder", "text_embedder", "norm"]  # noqa: RUF012  # diffusers' name and type
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, architecture: dict[str, Any]) -> None:
+    def __init__(self, *, architecture: dict[str, Any]) -> None:
         super().__init__()
         self.denoiser = PixelDenoiser(from_dict(architecture, "PixelDenoiserModel.architecture"))
 
@@ -81,7 +88,7 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
     def from_denoiser(cls, model: PixelDenoiser) -> "PixelDenoiserModel":
         """The component around `model` itself: its weights are shared, not copied."""
         with torch.device("meta"):
-            component = cls(to_dict(model.config))
+            component = cls(architecture=to_dict(model.config))
         component.denoiser = model
         return component.train(model.training)
 
@@ -145,6 +152,37 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         scheduler = FlowMatchEulerDiscreteScheduler() if scheduler is None else scheduler
         return cls(PixelDenoiserModel.from_denoiser(model), scheduler)
 
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *args: Any,
+        samples: Sequence[Image.Image] = (),
+        **kwargs: Any,
+    ) -> None:
+        """diffusers' `save_pretrained`, with a model card (recipe, source, licence, samples) where there is
+        none yet. `samples` are images to show on it."""
+        push, repository = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
+        folder = Path(save_directory)
+        super().save_pretrained(folder, *args, **kwargs)
+        denoiser = self.transformer.denoiser
+        parameters = sum(p.numel() for p in denoiser.parameters())
+        write_card(folder, denoiser.config, parameters, repository or folder.name, samples)
+        if push:
+            _upload(folder, repository or folder.name, **kwargs)
+
+    def push_to_hub(
+        self, repo_id: str, *, variant: str | None = None, samples: Sequence[Image.Image] = (), **kwargs: Any
+    ) -> Any:
+        """Save the pipeline with its model card and send it to the hub; a card that is there stays.
+
+        Args:
+            variant, samples: as for `save_pretrained`.
+            kwargs: private, token, commit_message, create_pr.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, variant=variant, samples=samples, repo_id=repo_id)
+            return _upload(Path(folder), repo_id, **kwargs)
+
     @property
     def interrupt(self) -> bool:
         """Set `_interrupt` to True in a callback to stop after the step."""
@@ -199,7 +237,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Draw images of labels or prompts.
 
         Args:
-            class_labels: class indices, or names where the model has them; or captions as features.
+            class_labels: class indices, or names where the model has them; or captions, as features or texts.
             prompt, negative_prompt: for models of captions, whose encoder is read, used and freed: what to
                 draw, and what guidance leads away from, one for all or one each.
             height, width: multiples of the patch size; by default those of `latents` or the model.
@@ -247,6 +285,8 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         config: DenoiserConfig = denoiser.config
         if (prompt is None) == (class_labels is None):
             raise UserError("give either prompt (models of captions) or class_labels (models of classes)")
+        if config.takes_text and prompt is None and isinstance(class_labels, (str, list, tuple)):
+            class_labels, prompt = None, class_labels  # pipe("a fox")
         if prompt is not None and not config.takes_text:
             raise UserError(f"{config.name} draws from classes; give class_labels instead of prompt")
         if negative_prompt is not None and prompt is None:
@@ -293,6 +333,27 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         if isinstance(generator, list) and (given := len(generator)) != shape[0]:
             raise UserError(f"{given} generators are given for {shape[0]} images; give one or one each")
         return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+
+
+def _upload(
+    folder: Path,
+    repository: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload pipeline",
+    create_pr: bool = False,
+) -> Any:
+    name = huggingface_hub.create_repo(repository, private=private, token=token, exist_ok=True).repo_id
+    has_card = huggingface_hub.file_exists(name, CARD, token=token)
+    return huggingface_hub.upload_folder(
+        repo_id=name,
+        folder_path=folder,
+        token=token,
+        commit_message=commit_message,
+        create_pr=create_pr,
+        ignore_patterns=CARD if has_card else None,
+    )
 
 
 def _texts(prompt: Sequence[str] | str) -> list[str]:

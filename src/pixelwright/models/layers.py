@@ -50,9 +50,9 @@ def rope_2d(grid: Grid, head_size: int, device: torch.device) -> Rope:
     Positions run from 0 to 16 along each axis whatever the resolution, theta = 10000; pair 0 of the channels
     turns with x, pair 1 with y, pair 2 with x, …
     """
-    rows, columns = grid
-    y = torch.linspace(0, 16, rows, device=device).repeat_interleave(columns)  # [L]
-    x = torch.linspace(0, 16, columns, device=device).repeat(rows)  # [L]
+    # Not torch.linspace, for which torch.compile makes a program per size.
+    rows, columns = (torch.arange(n, device=device) * (16 / max(n - 1, 1)) for n in grid)
+    y, x = rows.repeat_interleave(grid[1]), columns.repeat(grid[0])  # [L]
     frequency = 10000.0 ** -(torch.arange(0, head_size, 4, device=device) / head_size)  # [d/4]
     angle = torch.stack((x, y), dim=-1)[:, None, :] * frequency[:, None]  # [L, d/4, 2]
     return angle.flatten(1).cos(), angle.flatten(1).sin()

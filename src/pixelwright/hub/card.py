@@ -1,0 +1,100 @@
+"""The model card of a pipeline: what it draws, how to use it, recipe, source, licence and samples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from pixelwright.files import write_text
+from pixelwright.models.config import DenoiserConfig, SamplerPreset
+
+CARD, SAMPLES = "README.md", "samples"
+_TEMPLATE = """---
+library_name: diffusers
+pipeline_tag: {task}
+{licence_key}tags:
+- pixelwright
+- pixel-space-diffusion
+---
+
+# {name}
+
+A pixel-space diffusion transformer without a VAE: {parts}, {parameters:,} parameters, for {drawn} at {size}.
+
+## Use
+
+```python
+from pixelwright.hub.diffusers import PixelDenoiserPipeline
+
+pipe = PixelDenoiserPipeline.from_pretrained("{repository}")
+image = pipe({argument}, num_inference_steps={steps}, guidance_scale={scale:g}).images[0]
+```
+
+## Recipe
+
+{recipe}
+
+## Source
+
+{source}
+
+## Licence
+
+{licence}
+
+## Samples
+
+{samples}
+"""
+
+
+def write_card(
+    folder: Path,
+    config: DenoiserConfig,
+    parameters: int,
+    repository: str,
+    samples: Sequence[Image.Image] = (),
+) -> None:
+    """Write the card and its samples into a saved pipeline, unless there is a card already."""
+    if (folder / CARD).exists():
+        return
+    shown = []
+    for i, image in enumerate(samples):
+        (folder / SAMPLES).mkdir(exist_ok=True)
+        image.save(folder / SAMPLES / f"{i:03d}.png")
+        shown.append(f"![sample {i}]({SAMPLES}/{i:03d}.png)")
+    sampler, source = config.sampler or SamplerPreset(), config.provenance
+    interval = sampler.guidance_interval
+    where = "everywhere" if interval is None else f"where {interval[0]:g} < t < {interval[1]:g}"
+    recipe = f"Solver {sampler.solver}, {sampler.steps} steps, guidance {sampler.guidance_scale:g} {where}, "
+    recipe += f"time shift {sampler.time_shift:g}. {sampler.origin}".rstrip()
+    licence = source.licence if source is not None else None
+    unknown = "No licence is recorded with the weights; say here under which terms they may be used."
+    text = _TEMPLATE.format(
+        task="text-to-image" if config.takes_text else "unconditional-image-generation",
+        licence_key="license: other\n" if licence else "",
+        name=config.name,
+        parts=f"{type(config.backbone).__name__} with {type(config.detailer).__name__}".replace("Config", ""),
+        parameters=parameters,
+        drawn="captions" if config.takes_text else f"{config.num_classes} classes",
+        size="any size" if config.image_size is None else "x".join(map(str, config.image_size)) + " pixels",
+        repository=repository,
+        argument='prompt="a fox in the snow"' if config.takes_text else "class_labels=[0]",
+        steps=sampler.steps,
+        scale=sampler.guidance_scale,
+        recipe=recipe if config.sampler is not None else "None is recorded with the weights.",
+        source=_source(config),
+        licence=licence or unknown,
+        samples="\n".join(shown) or "None are given.",
+    )
+    write_text(folder / CARD, text)
+
+
+def _source(config: DenoiserConfig) -> str:
+    source = config.provenance
+    if source is None:
+        return "Trained with pixelwright."
+    digests = source.sha256 or ("",) * len(source.files)
+    pairs = zip(source.files, digests, strict=True)
+    files = [f"`{file}`" + (f" (SHA-256 `{digest}`)" if digest else "") for file, digest in pairs]
+    return f"Read from {', '.join(files)}: {source.read}."
