@@ -222,3 +222,11 @@ def test_what_is_frozen_stays_so_in_a_saved_model(tmp_path: Path) -> None:
     again = pw.load(tmp_path / "m")
     assert again.config == model.config
     assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_captions_of_half_precision_are_joined_under_autocast() -> None:
+    """MiniLM's features are float16, for which the autocast of CPUs has no rule."""
+    one = pw.TextCondition(torch.zeros(1, 2, 4, dtype=torch.float16))
+    with torch.autocast("cpu", torch.bfloat16):
+        joined = join(one, one)
+    assert isinstance(joined, pw.TextCondition) and joined.features.dtype == torch.float16

@@ -117,7 +117,8 @@ def join(first: Condition, second: Condition) -> Condition:
     """Both in one batch, such as the conditional and the null branch of guidance."""
     if isinstance(first, TextCondition) and isinstance(second, TextCondition):
         first, second = _same_length(first, second)
-        features = torch.cat((first.features, second.features))
+        with torch.autocast(first.features.device.type, enabled=False):  # which knows no float16 on CPUs
+            features = torch.cat((first.features, second.features))
         return TextCondition(features, _masks(first, second, lambda a, b: torch.cat((a, b))), first.null)
     assert isinstance(first, Tensor) and isinstance(second, Tensor), "labels and captions do not mix"
     return torch.cat((first, second))
