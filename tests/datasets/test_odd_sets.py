@@ -339,6 +339,15 @@ def test_captions_beside_an_image(tmp_path: Path, form: str, beside: str, caplog
     assert 'left out 1 texts beside no image of their name, such as "README.txt"' in caplog.text
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mark", [None, b"", b"\xef\xbb\xbf \n"])
+def test_captions_in_json_beside_an_image(tmp_path: Path, form: str, mark: bytes | None) -> None:
+    members = {"a.jpg": png(), "a.json": b'{"caption": "a dog", "url": "x"}', "b.jpg": png(), "b.json": b"[]"}
+    if mark is not None:
+        members["a.txt"] = mark
+    assert captions(opened(make(tmp_path / form, members))) == [("a dog",), None]
+
+
 def test_metadata_above_the_wrapper_and_in_another_form(tmp_path: Path, caplog: Log) -> None:
     nfc, nfd = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
     line = {"file_name": f"./images\\cat\\{nfc}", "caption": "a cat", "label": 3}

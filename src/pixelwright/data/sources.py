@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from PIL import Image
 
 from pixelwright.data import layout
-from pixelwright.data.captions import METADATA, Captions, from_text, read_metadata
+from pixelwright.data.captions import METADATA, Captions, from_meta, from_text, read_metadata
 from pixelwright.data.layout import KINDS, TEXTS, comparable, image_names, is_hidden, shown, suffix, tidy
 from pixelwright.data.transforms import UnreadableImage, read_image, read_size
 from pixelwright.errors import UserError
@@ -109,7 +109,7 @@ class _Files(StoredImages):
 
     Labels come from a `dataset.json` {"labels": [[name, class], ...]} (null: one class), the one nearest the
     top, or else from the first folder in each name. Captions come from the `metadata.jsonl` of a folder, or
-    else from a text file beside the image: `cat.txt` or `cat.jpg.txt` for `cat.jpg`, or one in `.caption`.
+    else from a file beside the image: `cat.txt` or `cat.jpg.txt` for `cat.jpg`, one in `.caption` or `.json`.
     """
 
     def __init__(self, path: Path, names: Iterable[str], remedy: Callable[[str], str]):
@@ -134,12 +134,18 @@ class _Files(StoredImages):
             self.set_labels(*layout.folder_classes(self._names, path))
         else:
             self.set_labels(*_read_labels(self._read(table), self._names, f'"{path}/{table}"'))
-        texts = sorted((name for name in visible if suffix(name) in TEXTS), key=suffix)
-        beside = {name.rpartition(".")[0].removeprefix(root): name for name in texts}
-        found = {name: beside.get(name.rpartition(".")[0], beside.get(name)) for name in self._names}
-        self._beside = {name: text for name, text in found.items() if text}
+        texts = {name for name in visible if suffix(name) in (*TEXTS, "json")}
+        ordered = sorted(texts, key=lambda name: (*TEXTS[::-1], "json").index(suffix(name)))
+        named: dict[str, list[str]] = {}
+        for name in ordered:
+            named.setdefault(name.rpartition(".")[0].removeprefix(root), []).append(name)
+        found = {
+            name: [*named.get(name.rpartition(".")[0], ()), *named.get(name, ())] for name in self._names
+        }
+        self._beside = {name: own for name, own in found.items() if own}
         self._metadata = self._read_metadata(visible)
-        if left_out := sorted(set(texts) - set(self._beside.values())):
+        texts -= {name for own in self._beside.values() for name in own}
+        if left_out := sorted(name for name in texts if suffix(name) != "json"):
             text = '"%s": left out %d texts beside no image of their name, such as "%s"'
             logger.warning(text, path, len(left_out), shown(left_out[0]))
 
@@ -178,8 +184,13 @@ class _Files(StoredImages):
         name = self._names[index]
         if name in self._metadata:
             return self._metadata[name]
-        text = self._beside.get(name)
-        return from_text(self._read(text), f'"{self.path}/{shown(text)}"') if text else None
+        for text in self._beside.get(name, ()):
+            data, place = self._read(text), f'"{self.path}/{shown(text)}"'
+            meta = parse_json(data, place) if suffix(text) == "json" else None
+            own = from_meta(meta, place) if isinstance(meta, dict) else None
+            if found := from_text(data, place) if suffix(text) != "json" else own:
+                return found
+        return None
 
 
 class FolderSource(_Files):
