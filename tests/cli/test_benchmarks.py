@@ -76,7 +76,7 @@ def test_going_on_draws_what_is_missing_and_refuses_other_settings(
     difference = load_png(gone).int() - pw_picture(model, 1, 1).int()
     assert difference.abs().max() <= 1 and len(list((tmp_path / "out").glob("*/samples/*.png"))) == 6
     assert geneval(model, tmp_path, "--seed", "1") == 2
-    assert "drawn with seed 0, not 1" in capsys.readouterr().err
+    assert "seed: 0 -> 1" in capsys.readouterr().err
 
 
 def pw_picture(model: Path, prompt: int, image: int) -> torch.Tensor:

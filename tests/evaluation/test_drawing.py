@@ -58,7 +58,7 @@ def test_pictures_of_two_kinds_do_not_mix(tmp_path: Path) -> None:
     out = tmp_path / "out"
     record_settings(out, {"model": "a", "guidance_interval": (0.0, 1.0)})
     record_settings(out, {"model": "a", "guidance_interval": (0.0, 1.0)})
-    with pytest.raises(UserError, match="drawn with model 'a', not 'b'"):
+    with pytest.raises(UserError, match="model: 'a' -> 'b'"):
         record_settings(out, {"model": "b", "guidance_interval": (0.0, 1.0)})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")

@@ -1,4 +1,4 @@
-"""Images on disk: the same bytes whatever the layout, nothing drawn twice after a kill, no recipes mixed."""
+"""Images on disk: the same bytes whatever the layout, nothing drawn twice after a kill, no settings mixed."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from pixelwright.distributed import parallel
 from pixelwright.distributed.config import ParallelConfig
 from pixelwright.errors import UserError
 from pixelwright.evaluation import generate as room
-from pixelwright.evaluation.generate import generate, recipe_file
+from pixelwright.evaluation.generate import generate, settings_file
 from pixelwright.models.config import SamplerSettings
 from tests.training.test_parallel import torchrun
 
@@ -78,8 +78,8 @@ def test_every_form_holds_the_images_and_their_labels(
         assert [source[i].label for i in range(COUNT)] == labels
         assert source.name(21) == "000021.png"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, f"{name}.json"])
-    recipe = json.loads(recipe_file(out).read_text())
-    assert recipe["guidance_interval"] == [0.1, 0.9] and len(recipe["weights"]) == 64
+    settings = json.loads(settings_file(out).read_text())
+    assert settings["guidance_interval"] == [0.1, 0.9] and len(settings["weights"]) == 64
 
 
 def test_an_image_that_is_alone_in_the_last_batch(model_folder: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> N
     [
         ("room", "write_text", 0),  # before the work folder says whose it is
         ("work", "write", 2),
-        ("room", "write_text", 2),  # before the recipe stands beside the images
+        ("room", "write_text", 2),  # before the settings stand beside the images
         ("work", "finish", 0),
         ("shutil", "rmtree", 0),  # when all is there
     ],
@@ -183,7 +183,7 @@ def test_finished_work_is_left_alone(
     assert out.stat().st_mtime_ns == before
 
 
-# --- another recipe ----------------------------------------------------------------------------------------
+# --- other settings ----------------------------------------------------------------------------------------
 def test_images_of_approximate_settings_do_not_mix_with_exact_ones(tmp_path: Path) -> None:
     pw.save(pw.create("pixeldit-n-4", num_classes=4, image_size=(8, 8)), tmp_path / "model")
     model, out, other = tmp_path / "model", tmp_path / "a.npz", tmp_path / "b.npz"
@@ -206,7 +206,7 @@ def test_images_of_approximate_settings_do_not_mix_with_exact_ones(tmp_path: Pat
         ({"seed": 6}, "seed: 5 -> 6"),
     ],
 )
-def test_another_recipe_is_refused_and_nothing_touched(
+def test_other_settings_are_refused_and_nothing_touched(
     finished: bool,
     change: dict[str, Any],
     said: str,
@@ -229,7 +229,7 @@ def test_another_recipe_is_refused_and_nothing_touched(
 def test_images_of_unknown_origin_are_refused(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "precious.png")
-    with pytest.raises(UserError, match="no recipe beside it"):
+    with pytest.raises(UserError, match="no settings beside it"):
         make(model_folder, tmp_path / "images")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 

@@ -148,16 +148,16 @@ def _evaluate_model(options: Namespace) -> None:
     with together(lambda: connect(options.device, ParallelConfig(timeout=TIMEOUT))) as layout:
         metrics = Settings(adm_float16=options.adm_float16)
         scorer = open_scorer(layout, options.reference, options.features, metrics)
-        recipes = with_weights(points, options.subject, layout)
+        plans = with_weights(points, options.subject, layout)
         model = pw.load(options.subject).to(layout.device)
         evaluation = Evaluation(name, model, labels, layout, scorer, settings["images"])
         if not axes:
             if layout.main:
                 print(sampler.choose(options, config).text)
-            if report := evaluation.run(next(iter(recipes.values())), out):
+            if report := evaluation.run(next(iter(plans.values())), out):
                 print(f"{describe(report)}\nreport: {out / HTML}")
             return
-        reports = evaluation.sweep(recipes, out, settings["keep_images"], lambda report: print(_line(report)))
+        reports = evaluation.sweep(plans, out, settings["keep_images"], lambda report: print(_line(report)))
         if layout.main:
             try:
                 sweep.write_sweep(f"Sweep of {name}", reports, out)
@@ -168,7 +168,7 @@ def _evaluate_model(options: Namespace) -> None:
 
 
 def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -> Generation:
-    """The recipe, but for the checksum of the weights. Raises UserError for settings that cannot be."""
+    """The settings, but for the checksum of the weights. Raises UserError for settings that cannot be."""
     if config.takes_text:
         raise UserError(f"{config.name} draws from captions; `pixelwright evaluate` draws from classes")
     size = image_size(options.size) or config.image_size
@@ -184,7 +184,7 @@ def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -
 
 
 def with_weights(points: dict[str, Generation], source: str, layout: Layout) -> dict[str, Generation]:
-    """The same recipes with the checksum of the weights, which one process computes."""
+    """The same settings with the checksum of the weights, which one process computes."""
     weights = layout.first(lambda: checksum(source))
     return {name: replace(generation, weights=weights) for name, generation in points.items()}
 

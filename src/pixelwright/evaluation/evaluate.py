@@ -11,7 +11,7 @@ from torch import Tensor
 from pixelwright.distributed.parallel import Layout
 from pixelwright.errors import UserError
 from pixelwright.evaluation.features import Extractor, open_extractor
-from pixelwright.evaluation.generate import Generation, generate, progress_bar, recipe, recipe_file
+from pixelwright.evaluation.generate import Generation, generate, progress_bar, settings_file, settings_of
 from pixelwright.evaluation.images import BATCH, ImageSet, open_images
 from pixelwright.evaluation.measure import DEFAULT, Report, Settings, check_comparable, collect, compare
 from pixelwright.evaluation.references import Reference, read_reference
@@ -71,7 +71,7 @@ class Evaluation:
         assert self.scorer is not None
         images = open_images(str(out))
         images.class_names = self.model.config.class_names
-        report = self.scorer.measure(name or self.name, images, recipe(generation, self.labels))
+        report = self.scorer.measure(name or self.name, images, settings_of(generation, self.labels))
         write_report(report, folder, images)
         return report
 
@@ -94,7 +94,7 @@ class Evaluation:
                 done(reports[-1])
                 if not keep:
                     images = place / FORMS[self.form]
-                    recipe_file(images).unlink(missing_ok=True)
+                    settings_file(images).unlink(missing_ok=True)
                     shutil.rmtree(images) if images.is_dir() else images.unlink(missing_ok=True)
         return reports
 
@@ -105,11 +105,11 @@ class Evaluation:
         assert self.scorer is not None
         found, info = read_report(folder), self.scorer.extractor.info
         pairs = {
-            "recipe": (found.generation, recipe(generation, self.labels)),
+            "settings": (found.generation, settings_of(generation, self.labels)),
             "reference": (found.reference.checksum, self.scorer.reference.checksum),
             "features": (found.extractor.checksum, info.checksum),
         }
         for what, (old, new) in pairs.items():
             if old != new:
-                raise UserError(f"{folder} holds an evaluation with another {what}: give another --out")
+                raise UserError(f"{folder} holds an evaluation with other {what}: give another --out")
         return True

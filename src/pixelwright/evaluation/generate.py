@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ from pixelwright.models.config import SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
 
 UNFINISHED = ".generate"  # at the end of the name of the folder that the work is in
-RECIPE = "recipe.json"
+SETTINGS = "settings.json"
 DATE = (1980, 1, 1, 0, 0, 0)  # of every member of a zip, so that equal content makes equal files
 ENCODERS, ENCODED = 4, 256  # threads that encode PNG files, images they have at a time
 PLAIN_SECONDS = 30.0  # between two signs of life where there is no terminal
@@ -98,14 +98,14 @@ def draw(
 
 
 def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: Path, layout: Layout) -> Path:
-    """Write the images of `labels` int64 [num_samples] to `out`, the recipe to `out` + ".json"; return `out`:
-    a folder of PNG files, a .zip of them, or an .npz as ADM's: uint8 [N,H,W,3] `arr_0`, labels `arr_1`.
+    """Write the images of `labels` int64 [num_samples] to `out`, the settings to `out` + ".json"; `out` is a
+    folder of PNG files, a .zip of them, or an .npz as ADM's: uint8 [N,H,W,3] `arr_0`, labels `arr_1`.
 
     All processes of `layout` call it alike. Interrupted work is continued, and finished work left alone: a
     kill loses at most the batch that each process was at. Raises UserError: `out` or the unfinished work
-    beside it was made with another recipe, or the disk is full.
+    beside it was made with other settings, or the disk is full.
     """
-    work, made_by = Work(out, generation.num_samples, generation.size), recipe(generation, labels)
+    work, made_by = Work(out, generation.num_samples, generation.size), settings_of(generation, labels)
     if layout.first(lambda: _claim(work, made_by)):
         return out
     fast = accelerate(model, generation.precision, reuse=generation.reuse)
@@ -128,26 +128,38 @@ def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: 
     return out
 
 
-def recipe_file(out: Path) -> Path:
-    """Where the recipe of the images `out` is written."""
+def settings_file(out: Path) -> Path:
+    """Where the settings of the images `out` are written."""
     return out.with_name(out.name + ".json")
 
 
-def recipe(generation: Generation, labels: Tensor) -> dict[str, Any]:
-    """What is written down of images, as JSON has it; equal recipes make equal images."""
+def settings_of(generation: Generation, labels: Tensor) -> dict[str, Any]:
+    """What is written down of images, as JSON has it; equal settings make equal images."""
     labelled = hashlib.sha256(labels.contiguous().numpy().tobytes()).hexdigest()
     return {**json.loads(json.dumps(asdict(generation))), "labels_sha256": labelled}
 
 
+def check_settings(file: Path, settings: Mapping[str, Any], place: Path) -> None:
+    """Raise UserError unless the images at `place` were made with these settings, as `file` says."""
+    found = read_json(file) if file.is_file() else None
+    if not isinstance(found, dict):
+        raise UserError(f"{place} exists and has no settings beside it: give another --out, or remove it")
+    given = json.loads(json.dumps(settings))  # as it was read: tuples are lists
+    pairs = [(key, found.get(key), given.get(key)) for key in {**given, **found}]
+    if changed := "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in pairs if old != new):
+        remedy = "give the old settings to go on with it, or another --out"
+        raise UserError(f"{place} holds images made with other settings ({changed}): {remedy}")
+
+
 def _claim(work: "Work", made_by: dict[str, Any]) -> bool:
-    """Whether the images are there already, of this recipe; if not, see that the work folder is for it."""
+    """Whether the images are there, made with these settings; if not, see that the work folder is for it."""
     if work.out.exists():
-        _check_recipe(recipe_file(work.out), made_by, work.out)
+        check_settings(settings_file(work.out), made_by, work.out)
         shutil.rmtree(work.folder, ignore_errors=True)  # of a process killed between its last two steps
         return True
-    file = work.folder / RECIPE
+    file = work.folder / SETTINGS
     if file.exists():
-        _check_recipe(file, made_by, work.folder)
+        check_settings(file, made_by, work.folder)
         return False
     above = next(folder for folder in work.out.absolute().parents if folder.exists())
     need, free = 2 * work.bytes, shutil.disk_usage(above).free
@@ -159,20 +171,8 @@ def _claim(work: "Work", made_by: dict[str, Any]) -> bool:
     return False
 
 
-def _check_recipe(file: Path, made_by: dict[str, Any], place: Path) -> None:
-    """Raise UserError unless the images at `place` are made by this recipe, as the file beside them says."""
-    found = read_json(file) if file.is_file() else None
-    if not isinstance(found, dict):
-        raise UserError(f"{place} exists and has no recipe beside it: give another --out, or remove it")
-    pairs = [(key, found.get(key), value) for key, value in made_by.items()]
-    changed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in pairs if old != new)
-    if changed:
-        remedy = "give the old settings to go on with it, or another --out"
-        raise UserError(f"{place} holds images of another recipe ({changed}): {remedy}")
-
-
 def _finish(work: "Work", labels: Tensor, made_by: dict[str, Any]) -> None:
-    write_text(recipe_file(work.out), json.dumps(made_by, indent=1))
+    write_text(settings_file(work.out), json.dumps(made_by, indent=1))
     work.finish(labels)
     shutil.rmtree(work.folder)
 

@@ -96,7 +96,7 @@ class Report:
     where neither names its classes."""
     memorisation: Memorisation | None = None  # None where the reference keeps no features of images
     name: str = ""
-    generation: Mapping[str, Any] | None = None  # the recipe, of images that `pixelwright evaluate` made
+    generation: Mapping[str, Any] | None = None  # the settings of images that `pixelwright evaluate` made
     rounding: str = ROUNDING
     versions: Mapping[str, str] = field(default_factory=lambda: dict(VERSIONS))  # of the software
 

@@ -59,15 +59,16 @@ class Moments:
     scatter: Tensor  # [D,D] float64: sum of (x - mean)(x - mean)ᵀ
 
     @staticmethod
-    def of(rows: Tensor, chunk: int = 8192) -> "Moments":
-        """Those of rows [N,D] of any floating type; N = 0 will do. `chunk` bounds the memory."""
-        width = rows.shape[1]
-        found = Moments(0, torch.zeros(width).double(), torch.zeros(width, width).double())
-        for part in rows.split(chunk) if len(rows) else ():
-            wide = part.double()
-            centred = (wide - (mean := wide.mean(0))).numpy()
-            found = found.merged(Moments(len(part), mean, torch.from_numpy(centred.T @ centred)))
-        return found
+    def of(rows: Tensor) -> "Moments":
+        """Those of rows [N,D] of any floating type; N = 0 will do."""
+        count, width = rows.shape
+        scatter, mean = np.zeros((width, width)), torch.zeros(width, dtype=torch.float64)
+        for at in blocks(count):
+            mean += rows[at].sum(0, dtype=torch.float64) / count
+        for at in blocks(count):
+            centred = (rows[at].double() - mean).numpy()
+            scatter += centred.T @ centred
+        return Moments(count, mean, torch.from_numpy(scatter))
 
     def merged(self, other: "Moments") -> "Moments":
         """Those of the rows of both."""

@@ -122,8 +122,8 @@ def provenance(report: Report) -> list[tuple[str, Any]]:
         solver += f" from t = {start:g}" if (start := made.get("time_start", 0)) else ""
         if (reuse := made.get("reuse", 1)) > 1:
             solver += f", backbone in 1 of {reuse} evaluations"
-        recipe = f"{solver}, {guided}, {made['precision']}, batches of {made['batch_size']}"
-        rows += [("model", made["model"]), ("SHA-256 of its weights", made["weights"]), ("recipe", recipe)]
+        how = f"{solver}, {guided}, {made['precision']}, batches of {made['batch_size']}"
+        rows += [("model", made["model"]), ("SHA-256 of its weights", made["weights"]), ("settings", how)]
         rows += [("seed", str(made["seed"])), ("labels", made["labels"])]
     rows.append(("software", ", ".join(f"{name} {version}" for name, version in report.versions.items())))
     return rows

@@ -5,7 +5,7 @@ Every point is an evaluation in a folder of its own; one that is there already i
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,51 +18,40 @@ from pixelwright.files import write_text
 from pixelwright.html import escape_markdown, line_chart, markdown_table, render
 
 MOST_POINTS = 1000
+SWEPT = ("guidance_scale", "guidance_interval", "time_shift", "steps", "solver")
+"""What can be varied."""
 FORMS = "give LOW:HIGH:STEP, or values with commas between (an interval as LOW:HIGH, or all)"
-
-
-def _interval(text: str) -> tuple[float, float] | None:
-    if text == "all":
-        return None
-    low, high = text.split(":")
-    return float(low), float(high)
-
-
-SWEPT: Mapping[str, Callable[[str], Any]] = {
-    "guidance_scale": float,
-    "guidance_interval": _interval,
-    "time_shift": float,
-    "steps": int,
-    "solver": str,
-}
-"""What can be varied, and how a value is read."""
 
 
 def parse_axis(text: str) -> tuple[str, list[Any]]:
     """`guidance_scale=1:4:0.25`, both ends included, or `guidance_interval=all,0.1:0.9`: name and values.
     Raises UserError: an unknown name, or values that cannot be read."""
-    name, equals, values = text.partition("=")
+    name, _, values = text.partition("=")
     if name not in SWEPT:
         raise UserError(f'--sweep "{text}": unknown setting "{name}"{nearest(name, SWEPT)}')
-    read, found = SWEPT[name], list[Any]()
+    words = [word for word in values.split(",") if word]
+    if not words:
+        raise UserError(f'--sweep "{text}" names no value; {FORMS}')
     try:
-        if values.count(":") == 2 and "," not in values and read in (float, int):
-            low, high, step = (float(part) for part in values.split(":"))
+        if len(words) == 1 and words[0].count(":") == 2:
+            low, high, step = map(float, words[0].split(":"))
             if not (math.isfinite(low + high + step) and step > 0 and low <= high):
                 raise ValueError
             count = math.floor((high - low) / step + 1e-9) + 1
-            if count > MOST_POINTS:
-                raise UserError(f"--sweep {text} names {count} values; at most {MOST_POINTS} are made")
-            found = [read(f"{round(low + i * step, 10):g}") for i in range(count)]
-        else:
-            found = [read(part) for part in values.split(",") if part]
-    except UserError:
-        raise
+            words = [f"{round(low + i * step, 10):g}" for i in range(min(count, MOST_POINTS + 1))]
+        found = [_value(name, word) for word in words]
     except ValueError:
         raise UserError(f'--sweep "{text}" cannot be read; {FORMS}') from None
-    if not equals or not found:
-        raise UserError(f'--sweep "{text}" names no value; {FORMS}')
+    if len(found) > MOST_POINTS:
+        raise UserError(f"--sweep {text} names too many values; at most {MOST_POINTS} are made")
     return name, found
+
+
+def _value(name: str, word: str) -> Any:
+    if name == "guidance_interval":
+        low, high = (0, 0) if word == "all" else map(float, word.split(":"))
+        return None if word == "all" else (low, high)
+    return word if name == "solver" else int(word) if name == "steps" else float(word)
 
 
 def plan(base: Generation, axes: Sequence[tuple[str, Sequence[Any]]]) -> dict[str, Generation]:

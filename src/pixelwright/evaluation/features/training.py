@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,9 @@ class Training(Config, where=""):
     size: Annotated[int, whole(8)] = 32
     """Side of the images in pixels."""
     epochs: PositiveInt = 8
+    """Passes over the images."""
     batch_size: Annotated[int, whole(2)] = 256
+    """Images per step."""
     lr: checks.PositiveFloat = 0.2
     """Highest learning rate; it rises for a fifth of the steps and falls to 0."""
     momentum: Decay = 0.9
@@ -50,9 +52,10 @@ class Training(Config, where=""):
     flip: bool = True
     """Mirror half of the images."""
     seed: NonNegativeInt = 0
+    """Of weights, order and augmentation."""
 
     def generator(self, *path: int | str) -> torch.Generator:
-        """A stream of random numbers of its own for each path."""
+        """Random numbers of their own for each path."""
         return generator(self.seed, "train-features", *path)
 
     def rate(self, share: float, step: float) -> float:
@@ -109,27 +112,83 @@ def train(
     """Train, measure the accuracy on the test set, save into `folder`; returns the config that was saved.
     `progress(images, loss)` is called after every step, and for the images of epochs that were there."""
     count = len(train_set.labels)
-    state = _State(config, settings, count, folder / UNFINISHED, device)
-    state.restore()
-    if state.epoch:
-        progress(state.epoch * count, math.nan)
-    for epoch in range(state.epoch, settings.epochs):
+    network = _initial(config, settings).to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    momenta = {name: torch.zeros_like(weights) for name, weights in network.named_parameters()}
+    optimiser = torch.optim.SGD(
+        network.parameters(),
+        settings.lr,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=True,
+    )
+    job = json.dumps([asdict(replace(config, accuracy=None)), asdict(settings), count])
+    state = {f"model.{name}": value for name, value in network.state_dict().items()}
+    state |= {f"momentum.{name}": value for name, value in momenta.items()}
+    start = _restore(folder / UNFINISHED, job, state)
+    for name, weights in network.named_parameters():
+        optimiser.state[weights]["momentum_buffer"] = momenta[name]
+    if start:
+        progress(start * count, math.nan)
+    sizes = -(-count // settings.batch_size) - (count % settings.batch_size == 1)  # steps of an epoch
+    steps = settings.epochs * sizes
+    for epoch in range(start, settings.epochs):
         order = torch.randperm(count, generator=settings.generator("order", epoch))
-        for step, picks in enumerate(order.split(settings.batch_size)):
-            if len(picks) < 2:  # too few for batch normalisation
-                continue
+        for step, picks in enumerate(order.split(settings.batch_size)[:sizes]):  # one image has no statistics
+            optimiser.param_groups[0]["lr"] = settings.rate((epoch * sizes + step + 1) / steps, 1 / steps)
             images = augment(train_set.images[picks], settings, epoch, step)
-            loss = state.step(images, train_set.labels[picks], autocast)
-            progress(len(picks), loss)
-        state.save(epoch + 1)
-    state.model.eval()
-    with torch.inference_mode():
-        parts = [state.model(from_uint8(part).to(device))[2].cpu() for part in test_set.images.split(256)]
-    accuracy = float((torch.cat(parts).argmax(1) == test_set.labels).double().mean())
-    done = replace(config, accuracy=accuracy, settings=asdict(settings))
-    save_classifier(done, state.model, folder)
+            x = images.to(device=device, memory_format=torch.channels_last)
+            network.train()
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                logits = network(x)[2].float()
+            labels = train_set.labels[picks].to(device)
+            loss = F.cross_entropy(logits, labels, label_smoothing=settings.smoothing)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if not math.isfinite(value := float(loss.detach())):
+                raise UserError(f"the classifier's loss is {value} in epoch {epoch + 1}: give a lower --lr")
+            progress(len(picks), value)
+        with replacing(folder / UNFINISHED) as part:
+            kept = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+            save_file(kept, part, {"job": job, "epoch": str(epoch + 1)})
+    done = replace(config, accuracy=_accuracy(network, test_set, device), settings=asdict(settings))
+    save_classifier(done, network, folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
     return done
+
+
+def _initial(config: ClassifierConfig, settings: Training) -> Classifier:
+    """A classifier with He's normal weights, from our own random numbers."""
+    network = Classifier(config)
+    for name, weights in network.named_parameters():
+        if weights.ndim > 1:
+            noise = torch.randn(weights.shape, generator=settings.generator("weights", name))
+            weights.data = noise * math.sqrt(2 / weights[0].numel())
+    network.head.bias.data.zero_()
+    return network
+
+
+def _restore(path: Path, job: str, state: dict[str, Tensor]) -> int:
+    """Copy what an interrupted training left into `state`; the whole epochs it had. Raises UserError if its
+    settings were others."""
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        if file.metadata()["job"] != job:
+            text = f"{path} is of an unfinished training with other settings or images"
+            raise UserError(f"{text}: use those, or remove it")
+        with torch.no_grad():
+            for name, value in state.items():
+                value.copy_(file.get_tensor(name))
+        return int(file.metadata()["epoch"])
+
+
+def _accuracy(network: Classifier, test_set: Labelled, device: torch.device) -> float:
+    network.eval()
+    with torch.inference_mode():
+        parts = [network(from_uint8(part).to(device))[2].cpu() for part in test_set.images.split(256)]
+    return float((torch.cat(parts).argmax(1) == test_set.labels).double().mean())
 
 
 def augment(images: Tensor, settings: Training, epoch: int, step: int) -> Tensor:
@@ -145,68 +204,3 @@ def augment(images: Tensor, settings: Training, epoch: int, step: int) -> Tensor
     rows, columns = shifts[0] + along, shifts[1] + torch.where(flips[:, None], along.flip(0), along)  # [B,S]
     which = torch.arange(count)[:, None, None]
     return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-class _State:
-    """Network, optimiser and the number of whole epochs."""
-
-    def __init__(
-        self, config: ClassifierConfig, settings: Training, count: int, path: Path, device: torch.device
-    ) -> None:
-        self.settings, self.path, self.device = settings, path, device
-        self.job = json.dumps([asdict(replace(config, accuracy=None)), asdict(settings), count])
-        self.model = Classifier(config)
-        for name, parameter in self.model.named_parameters():  # He's normal weights, from our own generators
-            if parameter.ndim > 1:
-                noise = torch.randn(parameter.shape, generator=settings.generator("weights", name))
-                parameter.data = noise * math.sqrt(2 / parameter[0].numel())
-        self.model.head.bias.data.zero_()
-        self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        pace: dict[str, Any] = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
-        self.optimiser = torch.optim.SGD(self.model.parameters(), settings.lr, nesterov=True, **pace)
-        batches = -(-count // settings.batch_size)
-        self.steps = settings.epochs * (batches - (count % settings.batch_size == 1))
-        self.done = self.epoch = 0
-
-    def step(self, images: Tensor, labels: Tensor, autocast: torch.dtype | None) -> float:
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.rate((self.done + 1) / self.steps, 1 / self.steps)
-        x = images.to(device=self.device, memory_format=torch.channels_last)
-        self.model.train()
-        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
-            logits = self.model(x)[2].float()
-        loss = F.cross_entropy(logits, labels.to(self.device), label_smoothing=self.settings.smoothing)
-        self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step()
-        self.done += 1
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise UserError(f"the classifier's loss is {value} at step {self.done}: give a lower --lr")
-        return value
-
-    def save(self, epoch: int) -> None:
-        """Write all that going on needs."""
-        self.epoch = epoch
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            tensors[f"momentum.{name}"] = self.optimiser.state[parameter]["momentum_buffer"]
-        content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        with replacing(self.path) as part:
-            save_file(content, part, {"job": self.job, "epoch": str(epoch), "done": str(self.done)})
-
-    def restore(self) -> None:
-        """Go on where an earlier training with the same settings stopped. Raises UserError if they differ."""
-        if not self.path.is_file():
-            return
-        with safe_open(self.path, "pt") as file:
-            notes = file.metadata()
-            if notes["job"] != self.job:
-                text = f"{self.path} is of an unfinished training with other settings or images"
-                raise UserError(f"{text}: use those, or remove it")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        self.epoch, self.done = int(notes["epoch"]), int(notes["done"])
-        self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
-        for name, parameter in self.model.named_parameters():
-            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-            self.optimiser.state[parameter]["momentum_buffer"] = buffer

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pixelwright.diffusion.sample import Denoiser, sample
 from pixelwright.errors import UserError
-from pixelwright.files import read_json, write_text
+from pixelwright.evaluation.generate import SETTINGS, check_settings
+from pixelwright.files import write_text
 from pixelwright.images import save_png
 from pixelwright.text import encode_for
 
 MOST_IMAGES = 1000  # of one prompt
-SETTINGS = "settings.json"
 
 Draw = Callable[[Sequence[str], Sequence[int]], Tensor]
 """(prompts, noise indices) -> uint8 [B,H,W,3]; an image depends on its prompt and index alone."""
@@ -83,17 +83,11 @@ def record_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Note in `folder` what its images are drawn with. Raises UserError if it holds images of another kind:
     those of two models or settings must not mix."""
     file = folder / SETTINGS
-    given = json.loads(json.dumps(settings))  # as it will be read: tuples are lists
-    if not file.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"--out {folder} holds something else already; give another folder")
-        write_text(file, json.dumps(given, indent=2) + "\n")
-        return
-    found = read_json(file)
-    for name in sorted(set(found) | set(given)):
-        if (old := found.get(name)) != (new := given.get(name)):
-            text = f"--out {folder} holds images drawn with {name} {old!r}, not {new!r}"
-            raise UserError(f"{text}; give another folder")
+    if file.exists():
+        return check_settings(file, settings, folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {folder} holds something else already; give another folder")
+    write_text(file, json.dumps(settings, indent=2) + "\n")
 
 
 # ---------------------------------------------------------------- where objects lie
