@@ -90,6 +90,25 @@ def test_a_repository_that_is_a_pipeline_of_diffusers(layout: str, online: Path)
     reproduces(pw.load("hf://owner/name"), NAME)
 
 
+@pytest.mark.parametrize("folder", ["weights", "transformer", "deep/er"])
+def test_a_folder_of_a_repository(folder: str, online: Path) -> None:
+    (online / folder).mkdir(parents=True)
+    (online / "other.ckpt").touch()
+    write("plain", NAME, online / folder)
+    reproduces(pw.load(f"hf://owner/name/{folder}"), NAME)
+    with pytest.raises(pw.UserError, match="names no file of weights"):
+        pw.load("hf://owner/name/elsewhere")
+
+
+@pytest.mark.parametrize("address", ["hf://owner/name/sub", "hf://owner/name/sub/model.safetensors"])
+def test_a_model_folder_within_a_repository(address: str, online: Path) -> None:
+    """Its config comes with it, so that a network without a published layout is read, too."""
+    model = pw.create("dit-n-4", 2, depth=1, hidden_size=16, num_heads=2, class_names=("a", "b"))
+    pw.save(model, online / "sub")
+    (online / "README.md").touch()
+    assert pw.load(address).config == load_config(address) == model.config
+
+
 def test_a_file_at_any_other_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXELWRIGHT_CACHE", str(tmp_path / "cache"))
     content = write("plain", NAME, tmp_path).read_bytes()

@@ -64,12 +64,18 @@ def write_card(
         image.save(folder / SAMPLES / f"{i:03d}.png")
         shown.append(f"![sample {i}]({SAMPLES}/{i:03d}.png)")
     sampler, source = config.sampler or SamplerPreset(), config.provenance
-    interval = sampler.guidance_interval
-    where = "everywhere" if interval is None else f"where {interval[0]:g} < t < {interval[1]:g}"
-    recipe = f"Solver {sampler.solver}, {sampler.steps} steps, guidance {sampler.guidance_scale:g} {where}, "
-    recipe += f"time shift {sampler.time_shift:g}. {sampler.origin}".rstrip()
+    low, high = sampler.guidance_interval or (0, 1)
+    recipe = (
+        f"Solver {sampler.solver}, {sampler.steps} steps, guidance {sampler.guidance_scale:g} for t from "
+    )
+    recipe += f"{low:g} to {high:g}, time shift {sampler.time_shift:g} from t = {sampler.time_start:g}."
     licence = source.licence if source is not None else None
     unknown = "No licence is recorded with the weights; say here under which terms they may be used."
+    origin = "Trained with pixelwright."
+    if source is not None:
+        digests = source.sha256 or ("not recorded",) * len(source.files)
+        files = zip(source.files, digests, strict=True)
+        origin = f"{source.read} of " + ", ".join(f"`{file}` (SHA-256 `{digest}`)" for file, digest in files)
     text = _TEMPLATE.format(
         task="text-to-image" if config.takes_text else "unconditional-image-generation",
         licence_key="license: other\n" if licence else "",
@@ -82,19 +88,9 @@ def write_card(
         argument='prompt="a fox in the snow"' if config.takes_text else "class_labels=[0]",
         steps=sampler.steps,
         scale=sampler.guidance_scale,
-        recipe=recipe if config.sampler is not None else "None is recorded with the weights.",
-        source=_source(config),
+        recipe=f"{recipe} {sampler.origin}" if config.sampler else "None is recorded with the weights.",
+        source=origin,
         licence=licence or unknown,
         samples="\n".join(shown) or "None are given.",
     )
     write_text(folder / CARD, text)
-
-
-def _source(config: DenoiserConfig) -> str:
-    source = config.provenance
-    if source is None:
-        return "Trained with pixelwright."
-    digests = source.sha256 or ("",) * len(source.files)
-    pairs = zip(source.files, digests, strict=True)
-    files = [f"`{file}`" + (f" (SHA-256 `{digest}`)" if digest else "") for file, digest in pairs]
-    return f"Read from {', '.join(files)}: {source.read}."

@@ -285,7 +285,8 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         config: DenoiserConfig = denoiser.config
         if (prompt is None) == (class_labels is None):
             raise UserError("give either prompt (models of captions) or class_labels (models of classes)")
-        if config.takes_text and prompt is None and isinstance(class_labels, (str, list, tuple)):
+        first = class_labels[0] if isinstance(class_labels, (list, tuple)) and class_labels else class_labels
+        if config.takes_text and prompt is None and isinstance(first, str):
             class_labels, prompt = None, class_labels  # pipe("a fox")
         if prompt is not None and not config.takes_text:
             raise UserError(f"{config.name} draws from classes; give class_labels instead of prompt")
@@ -335,25 +336,12 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
 
 
-def _upload(
-    folder: Path,
-    repository: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str = "Upload pipeline",
-    create_pr: bool = False,
-) -> Any:
+def _upload(folder: Path, repository: str, *, private: bool | None = None, **settings: Any) -> Any:
+    """`settings` (token, commit_message, create_pr) are those of `huggingface_hub.upload_folder`."""
+    token = settings.get("token")
     name = huggingface_hub.create_repo(repository, private=private, token=token, exist_ok=True).repo_id
-    has_card = huggingface_hub.file_exists(name, CARD, token=token)
-    return huggingface_hub.upload_folder(
-        repo_id=name,
-        folder_path=folder,
-        token=token,
-        commit_message=commit_message,
-        create_pr=create_pr,
-        ignore_patterns=CARD if has_card else None,
-    )
+    kept = CARD if huggingface_hub.file_exists(name, CARD, token=token) else None
+    return huggingface_hub.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=kept, **settings)
 
 
 def _texts(prompt: Sequence[str] | str) -> list[str]:

@@ -212,7 +212,11 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
     depth, text = _count(weights, blocks), pixeldit and "y_pos_embedding" in weights
     backbone: Any
     if text:
-        backbone = _infer_text(weights, hidden_size, depth, patch_size)
+        num_heads = _heads(weights, "patch_blocks.0.attn.q_norm_x.weight", hidden_size)
+        text_size = _shape(weights, "y_embedder.proj.weight", 2)[1]
+        length = _shape(weights, "y_pos_embedding", 3)[1]
+        # The published network attends to padding and has a time of its own.
+        backbone = MMDiTConfig(hidden_size, depth, num_heads, patch_size, text_size, length, False, True)
     else:
         rows, _ = _shape(weights, "y_embedder.embedding_table.weight", 2)
         num_heads = _heads(weights, f"{blocks}.0.attn.q_norm.weight", hidden_size)
@@ -225,20 +229,6 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
     if known is not None:
         config = dataclasses.replace(config, name=known.name, image_size=known.image_size)
     return config
-
-
-def _infer_text(weights: Mapping[str, Tensor], hidden_size: int, depth: int, patch_size: int) -> MMDiTConfig:
-    """The published text-to-image network attends to padding and has a time of its own."""
-    return MMDiTConfig(
-        hidden_size=hidden_size,
-        depth=depth,
-        num_heads=_heads(weights, "patch_blocks.0.attn.q_norm_x.weight", hidden_size),
-        patch_size=patch_size,
-        text_size=_shape(weights, "y_embedder.proj.weight", 2)[1],
-        text_length=_shape(weights, "y_pos_embedding", 3)[1],
-        mask_padding=False,
-        sigma_time=True,
-    )
 
 
 def _infer_pit(weights: Mapping[str, Tensor], patch_size: int) -> Any:
