@@ -1,27 +1,23 @@
 """`pixelwright evaluate`: FID and its kin of a model or of images, against a reference."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
-import pixelwright as pw
 from pixelwright.acceleration.reuse import check_reuse
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import labels_for
 from pixelwright.cli.parsing import MODEL, Parser, image_size
 from pixelwright.config import PositiveInt
 from pixelwright.device import name_precision, resolve_device
-from pixelwright.distributed.config import ParallelConfig
-from pixelwright.distributed.parallel import Layout, connect, together
 from pixelwright.errors import UserError
 from pixelwright.evaluation import sweep
-from pixelwright.evaluation.evaluate import FORMS, Evaluation, Scorer
+from pixelwright.evaluation.evaluate import FORMS, Scorer, opened
 from pixelwright.evaluation.features import FORMS as FEATURES
-from pixelwright.evaluation.generate import Generation, checksum
+from pixelwright.evaluation.generate import Generation
 from pixelwright.evaluation.images import open_images
-from pixelwright.evaluation.measure import DEFAULT, Report, Settings
+from pixelwright.evaluation.measure import Report, Settings
 from pixelwright.evaluation.report import HTML, JSON, as_json, metric_rows, summary, warnings, write_report
 from pixelwright.files import write_text
 from pixelwright.hub.checkpoint import is_model, load_config
@@ -42,7 +38,6 @@ EXAMPLES = """  pixelwright evaluate samples --reference cifar10.npz --out evalu
       --sweep guidance_scale=1:4:0.25 guidance_interval=all,0.1:0.9"""
 
 SHOWN = 20  # skipped images that are named on the screen
-TIMEOUT = 6 * 3600.0  # seconds that processes wait for the main one, which measures
 DEFAULTS: dict[str, Any] = {"num_samples": 50_000, "labels": ["balanced"], "seed": 0, "batch_size": 64}
 DEFAULTS |= {"precision": "auto", "images": "npz", "keep_images": False, "sweep": [], "name": None}
 """Of the settings that only a model has a use for; on the command line they are None unless given."""
@@ -145,19 +140,17 @@ def _evaluate_model(options: Namespace) -> None:
     classes = (config.num_classes, config.class_names)
     labels = labels_for(settings["labels"], generation.num_samples, *classes, generation.seed)
     name = settings["name"] or name_of(options.subject)
-    with together(lambda: connect(options.device, ParallelConfig(timeout=TIMEOUT))) as layout:
-        metrics = Settings(adm_float16=options.adm_float16)
-        scorer = open_scorer(layout, options.reference, options.features, metrics)
-        plans = with_weights(points, options.subject, layout)
-        model = pw.load(options.subject).to(layout.device)
-        evaluation = Evaluation(name, model, labels, layout, scorer, settings["images"])
+    measured = (options.reference, options.features, Settings(adm_float16=options.adm_float16))
+    form = settings["images"]
+    with opened(options.subject, name, labels, options.device, *measured, form=form) as evaluation:
+        layout = evaluation.layout
         if not axes:
             if layout.main:
                 print(sampler.choose(options, config).text)
-            if report := evaluation.run(next(iter(plans.values())), out):
+            if report := evaluation.run(generation, out):
                 print(f"{describe(report)}\nreport: {out / HTML}")
             return
-        reports = evaluation.sweep(plans, out, settings["keep_images"], lambda report: print(_line(report)))
+        reports = evaluation.sweep(points, out, settings["keep_images"], lambda report: print(_line(report)))
         if layout.main:
             try:
                 sweep.write_sweep(f"Sweep of {name}", reports, out)
@@ -181,21 +174,6 @@ def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -
     more = chosen.as_dict() | {name: settings[name] for name in ("num_samples", "seed", "batch_size")}
     labels = " ".join(settings["labels"])
     return Generation(model=config.name, weights="", size=size, labels=labels, precision=precision, **more)
-
-
-def with_weights(points: dict[str, Generation], source: str, layout: Layout) -> dict[str, Generation]:
-    """The same settings with the checksum of the weights, which one process computes."""
-    weights = layout.first(lambda: checksum(source))
-    return {name: replace(generation, weights=weights) for name, generation in points.items()}
-
-
-def open_scorer(
-    layout: Layout, reference: str, features: str | None, settings: Settings = DEFAULT
-) -> Scorer | None:
-    """Reference and features in the main process, which alone needs them; a UserError is raised in all."""
-    opened: list[Scorer] = []
-    layout.first(lambda: opened.append(Scorer.open(reference, features, layout.device, settings)))
-    return opened[0] if opened else None
 
 
 def name_of(subject: str) -> str:

@@ -6,15 +6,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-import pixelwright as pw
-from pixelwright.cli.evaluate import TIMEOUT, open_scorer, with_weights
 from pixelwright.cli.parsing import Parser, add_device
 from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.diffusion.labels import balanced_labels
-from pixelwright.distributed.config import ParallelConfig
-from pixelwright.distributed.parallel import connect, together
-from pixelwright.evaluation.evaluate import Evaluation
+from pixelwright.evaluation.evaluate import opened
 from pixelwright.evaluation.generate import Generation
 from pixelwright.evaluation.report import HTML
 from pixelwright.evaluation.reproduce import HEADER, MET, TARGETS, Target, find_files, find_target, rows
@@ -59,11 +55,9 @@ def run(options: Namespace) -> int:
     generation = plan(target, files["weights"], options)
     labels = balanced_labels(target.num_samples, load_config(files["weights"]).num_classes)
     out = folder / options.target
-    with together(lambda: connect(options.device, ParallelConfig(timeout=TIMEOUT))) as layout:
-        scorer = open_scorer(layout, files["reference"], files["features"])
-        generation = with_weights({"": generation}, files["weights"], layout)[""]
-        model = pw.load(files["weights"]).to(layout.device)
-        report = Evaluation(options.target, model, labels, layout, scorer).run(generation, out)
+    measured = (files["reference"], files["features"])
+    with opened(files["weights"], options.target, labels, options.device, *measured) as evaluation:
+        report = evaluation.run(generation, out)
     if report is None:
         return 0
     outcome = rows(target, report.values)

@@ -1,25 +1,36 @@
 """From images or a model to a report."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pixelwright.distributed.parallel import Layout
+from pixelwright.distributed.config import ParallelConfig
+from pixelwright.distributed.parallel import Layout, connect, together
 from pixelwright.errors import UserError
 from pixelwright.evaluation.features import Extractor, open_extractor
-from pixelwright.evaluation.generate import Generation, generate, progress_bar, settings_file, settings_of
+from pixelwright.evaluation.generate import (
+    Generation,
+    checksum,
+    generate,
+    progress_bar,
+    settings_file,
+    settings_of,
+)
 from pixelwright.evaluation.images import BATCH, ImageSet, open_images
 from pixelwright.evaluation.measure import DEFAULT, Report, Settings, check_comparable, collect, compare
 from pixelwright.evaluation.references import Reference, read_reference
 from pixelwright.evaluation.report import JSON, read_report, write_report
+from pixelwright.hub.checkpoint import load
 from pixelwright.models.denoiser import PixelDenoiser
 
 FORMS = {"npz": "samples.npz", "zip": "samples.zip", "folder": "samples"}
 """How generated images are kept, and under which name in the folder of an evaluation."""
+TIMEOUT = 6 * 3600.0  # seconds that processes wait for the main one, which measures
 POINTS = "points"  # sub-folder of a sweep that holds an evaluation for each point
 
 
@@ -62,9 +73,11 @@ class Evaluation:
     layout: Layout
     scorer: Scorer | None
     form: str = "npz"  # a key of `FORMS`
+    weights: str = ""  # what the settings of the images say of the weights: their checksum
 
     def run(self, generation: Generation, folder: Path, name: str | None = None) -> Report | None:
         """Generate or go on, measure and report in `folder`; the report, in the main process."""
+        generation = replace(generation, weights=self.weights or generation.weights)
         out = generate(self.model, generation, self.labels, folder / FORMS[self.form], self.layout)
         if not self.layout.main:
             return None
@@ -87,6 +100,7 @@ class Evaluation:
         reports = []
         for name, generation in points.items():
             place = folder / POINTS / name
+            generation = replace(generation, weights=self.weights or generation.weights)
             if not self.layout.first(lambda p=place, g=generation: self._finished(p, g)):  # type: ignore[misc]
                 self.run(generation, place, name)
             if self.layout.main:
@@ -113,3 +127,25 @@ class Evaluation:
             if old != new:
                 raise UserError(f"{folder} holds an evaluation with other {what}: give another --out")
         return True
+
+
+@contextmanager
+def opened(
+    source: str,
+    name: str,
+    labels: Tensor,
+    device: str,
+    reference: str,
+    features: str | None,
+    settings: Settings = DEFAULT,
+    form: str = "npz",
+) -> Iterator[Evaluation]:
+    """The model of `source` with what it is measured with, in every process. Reference and features are read
+    by the main process, which alone needs them; a UserError of one process is raised in all."""
+    with together(lambda: connect(device, ParallelConfig(timeout=TIMEOUT))) as layout:
+        scorers: list[Scorer] = []
+        layout.first(lambda: scorers.append(Scorer.open(reference, features, layout.device, settings)))
+        weights = layout.first(lambda: checksum(source))
+        scorer = scorers[0] if scorers else None
+        model = load(source).to(layout.device)
+        yield Evaluation(name, model, labels, layout, scorer, form, weights)

@@ -115,16 +115,7 @@ def provenance(report: Report) -> list[tuple[str, Any]]:
         rows.append(("images of the reference", f"{source.count:,} of {source.path}"))
     rows.append(("settings of the metrics", ", ".join(f"{key} {value}" for key, value in settings.items())))
     if (made := report.generation) is not None:
-        guided = f"guidance {made['guidance_scale']:g}"
-        if interval := made["guidance_interval"]:
-            guided += f" where {interval[0]:g} < t < {interval[1]:g}"
-        solver = f"{made['solver']}, {made['steps']} steps, time shift {made['time_shift']:g}"
-        solver += f" from t = {start:g}" if (start := made.get("time_start", 0)) else ""
-        if (reuse := made.get("reuse", 1)) > 1:
-            solver += f", backbone in 1 of {reuse} evaluations"
-        how = f"{solver}, {guided}, {made['precision']}, batches of {made['batch_size']}"
-        rows += [("model", made["model"]), ("SHA-256 of its weights", made["weights"]), ("settings", how)]
-        rows += [("seed", str(made["seed"])), ("labels", made["labels"])]
+        rows += [(f"drawn with: {name.replace('_', ' ')}", str(value)) for name, value in made.items()]
     rows.append(("software", ", ".join(f"{name} {version}" for name, version in report.versions.items())))
     return rows
 
