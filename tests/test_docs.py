@@ -9,12 +9,15 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import pixelwright as pw
+from pixelwright.cli.parsing import Command, choose
 
 ROOT = Path(__file__).parent.parent
 EXTENDING = ROOT / "docs" / "extending.md"
@@ -151,3 +154,37 @@ def test_no_cell_of_the_readme_is_longer_than_ten_words() -> None:
     for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
         for cell in line.strip("|").split("|") if line.startswith("|") else ():
             assert len(cell.split()) <= 10, cell
+
+
+# --- commands ----------------------------------------------------------------------------------------------
+def commands(page: Path) -> list[str]:
+    """The `pixelwright` commands in the code blocks of a page, continued lines joined; what stands before the
+    program, such as torchrun's own options, is left out."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    fenced = "\n".join(block for kind, block in BLOCK.findall(text) if kind in ("bash", "sh", "console"))
+    indented = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
+    lines = [line.split("  #")[0].strip() for line in f"{fenced}\n{indented}".splitlines()]
+    found = [re.search(r"(?:^|\s(?:-- |--no-python ))pixelwright (.*)", line) for line in lines]
+    return sorted({match[1] for match in found if match is not None})
+
+
+COMMANDS = [(page, command) for page in PAGES if page != EXTENDING for command in commands(page)]
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), COMMANDS, ids=[f"{page.stem}-{command[:60]}" for page, command in COMMANDS]
+)
+def test_a_documented_command_is_understood(
+    page: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = [word for word in shlex.split(command) if word not in ("[...]", "...", "…")]
+    module: Any = import_module(f"pixelwright.cli.{words[0]}")
+    command_, words = (
+        choose(words[0], module.SUBCOMMANDS, module.parser, words[1:])
+        if hasattr(module, "SUBCOMMANDS")
+        else (Command(module.parser, module.run), words[1:])
+    )
+    options = command_.parser().parse(words)
+    if module.__name__.endswith(".train") and all((ROOT / file).exists() for file in options.config):
+        module.load_config(*options.config, changes=module.nested(options.as_dict(), module.TrainConfig))
