@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pixelwright.data import Batch, Batches, DataConfig, Sample, Shapes, UnreadableImage, open_source
+from pixelwright.data.loader import as_floats
 from pixelwright.errors import UserError
 
 
@@ -72,7 +73,7 @@ def test_processes_share_the_batch_out(n: int, share: int, world: int, seed: int
     size = share * world
     parts = [batches(source, 3, size, seed, flip=True, rank=rank, world=world) for rank in range(world)]
     steps = [zip(*step, strict=True) for step in zip(*parts, strict=True)]
-    joined = [Batch(*map(torch.cat, list(step)[:3])) for step in steps]  # there are no captions
+    joined = [Batch(*map(torch.cat, list(step)[:4])) for step in steps]  # there are no captions
     assert same(joined, batches(source, 3, size, seed, flip=True))
 
 
@@ -88,17 +89,26 @@ def test_each_epoch_shows_every_image_once(n: int, size: int, seed: int) -> None
 
 def test_images_labels_and_indices_belong_together() -> None:
     for batch in batches(Numbered(20), 8, 6, flip=True):
-        assert batch.images.shape == (6, 3, 4, 4) and batch.images.dtype == torch.float32
-        assert batch.images.is_contiguous()
+        assert batch.images.shape == (6, 3, 4, 4) and batch.images.dtype == torch.uint8
+        assert batch.images.is_contiguous() and batch.flipped.dtype == torch.bool
         assert batch.labels.dtype == batch.indices.dtype == torch.int64
         assert torch.equal(batch.labels, batch.indices % 5)
-        levels = (batch.images + 1) * 127.5
-        assert torch.equal(levels.amax((1, 2, 3)).round().long(), batch.indices)
-        assert batch.images.min() >= -1
+        assert torch.equal(batch.images.amax((1, 2, 3)).long(), batch.indices)
+
+
+def test_images_become_floats_and_are_mirrored() -> None:
+    images = torch.arange(2 * 3 * 2 * 4, dtype=torch.uint8).view(2, 3, 2, 4) * 5
+    floats = as_floats(images, torch.tensor([False, True]))
+    assert floats.dtype == torch.float32 and floats.is_contiguous()
+    levels = ((floats + 1) * 127.5).round().to(torch.uint8)
+    assert torch.equal(levels[0], images[0]) and torch.equal(levels[1], images[1].flip(2))
+    ends = as_floats(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), torch.zeros(2) > 0)
+    assert ends.flatten().tolist() == [-1, 1]
 
 
 def flipped(batch: Batch) -> torch.Tensor:
-    return batch.images[:, 0, 0, 3] > batch.images[:, 0, 0, 0]
+    images = as_floats(batch.images, batch.flipped)
+    return images[:, 0, 0, 3] > images[:, 0, 0, 0]
 
 
 def test_flips_are_half_and_new_in_each_epoch() -> None:

@@ -86,7 +86,7 @@ def test_workers_read_the_same(hub: Path) -> None:
         source = opened(hub)
         assert level(source, 3) == 3  # files are open here before the workers start
         feed = itertools.islice(Batches(source, config, 6, seed=2), 5)
-        runs.append([((b.images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() for b in feed])
+        runs.append([b.images[:, 0, 0, 0].tolist() for b in feed])
     assert runs[0] == runs[1] and sorted(itertools.chain(*runs[0])) == list(range(30))
 
 

@@ -116,7 +116,7 @@ def test_no_sample_is_lost_or_doubled_over_ranks_and_workers(tmp_path: Path) -> 
         for rank in range(2):
             feed = Batches(open_source(config), config, 4, seed=5, rank=rank, world=2, start_step=6 * epoch)
             for batch in itertools.islice(feed, 6):
-                shown = ((batch.images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+                shown = batch.images[:, 0, 0, 0].tolist()
                 assert shown == batch.indices.tolist()
                 seen += shown
         assert sorted(seen) == list(range(24))

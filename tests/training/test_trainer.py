@@ -18,7 +18,6 @@ from pixelwright.device import check_compiler, resolve_device, resolve_precision
 from pixelwright.errors import UserError
 from pixelwright.training import OptimConfig, SampleConfig, Trainer, build_trainer, train
 from pixelwright.training.callbacks import SampleGrid
-from pixelwright.training.control import prefetch
 from pixelwright.training.ema import EMA
 from pixelwright.training.inputs import Inputs
 from pixelwright.training.loggers import JsonLines, Run, smooth
@@ -298,18 +297,6 @@ def test_no_compiler_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tiny: 
         check_compiler()
     with pytest.raises(UserError, match="no-such-compiler"):
         build_trainer(tiny(compile=True))
-
-
-def test_prefetching_keeps_order_and_errors() -> None:
-    def numbers():  # type: ignore[no-untyped-def]
-        yield from range(3)
-        raise UserError("the images are gone")
-
-    seen = []
-    with pytest.raises(UserError, match="gone"):
-        for number in prefetch(numbers()):
-            seen.append(number)
-    assert seen in ([0, 1, 2], [0, 1])
 
 
 def test_seed_changes_weights_and_order(tiny: Tiny) -> None:

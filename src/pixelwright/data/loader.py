@@ -28,10 +28,17 @@ logger = logging.getLogger(__name__)
 class Batch(NamedTuple):
     """What one step of training sees."""
 
-    images: Tensor  # [b, 3, H, W] float32 in [-1, 1]
+    images: Tensor  # [b, 3, H, W] uint8, RGB
+    flipped: Tensor  # [b] bool: to be mirrored left to right, see `as_floats`
     labels: Tensor  # [b] int64
     indices: Tensor  # [b] int64, places in the source
     captions: tuple[str, ...] = ()  # a caption for each image, where they were asked for
+
+
+def as_floats(images: Tensor, flipped: Tensor) -> Tensor:
+    """The images of a batch as a model sees them, [b, 3, H, W] float32 in [-1, 1], on their device."""
+    mirrored = torch.where(flipped[:, None, None, None], images.flip(3), images)
+    return from_uint8(mirrored.permute(0, 2, 3, 1))
 
 
 class Batches:
@@ -53,6 +60,8 @@ class Batches:
     reported once through logging. Workers that die or stall are replaced (see `Feed`), which changes nothing
     in the batches either.
 
+    With `pinned`, images are put together in memory that a GPU copies from while the CPU goes on.
+
     Raises UserError if `batch_size` cannot be shared out, and while iterating if no image can be read at all.
     """
 
@@ -66,6 +75,7 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         captions: bool = False,
+        pinned: bool = False,
     ):
         if batch_size < 1 or batch_size % world:
             raise UserError(f"batch_size is {batch_size}: give a positive multiple of the {world} processes")
@@ -79,7 +89,7 @@ class Batches:
         """Name and reason of each image that could not be used so far."""
         self._unreadable: set[int] = set()
         self._offset, self._share = rank * (batch_size // world), batch_size // world
-        self._with_captions = captions
+        self._with_captions, self._pinned = captions, pinned
         self.plan = make_plan(source, config, seed)
         self._reader = _Reader(source, self.plan.sizes, self.plan.group_of, captions)
         self._keep = config.cache == "auto" and len(source) * config.size**2 * 3 <= CACHE_LIMIT
@@ -117,7 +127,9 @@ class Batches:
         self._take(loaded)
         group, places = self._places(step)
         picks = [(self._order(group, epoch), self._readable(group, epoch, place)) for epoch, place in places]
-        images = torch.from_numpy(np.stack([self._held[index].pixels for _, index in picks]))  # [b, 3, H, W]
+        shape = (len(picks), 3, *self.plan.sizes[group])
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
+        np.stack([self._held[index].pixels for _, index in picks], out=images.numpy())
         labels = torch.tensor([self._held[index].label for _, index in picks])
         flipped = torch.tensor([bool(order.flipped[self.plan.place_of[index]]) for order, index in picks])
         captions: list[str] = []
@@ -125,12 +137,10 @@ class Batches:
             held = self._held[index].captions
             assert held is not None  # the reader refuses images without
             captions.append(held.pick(float(order.drawn[self.plan.place_of[index]])))
-        if flipped.any():
-            images[flipped] = images[flipped].flip(3)  # mirror the columns
         if not self._keep:
             self._held.clear()
         indices = torch.tensor([index for _, index in picks])
-        return Batch(from_uint8(images.permute(0, 2, 3, 1)), labels, indices, tuple(captions))
+        return Batch(images, flipped, labels, indices, tuple(captions))
 
     def _readable(self, group: int, epoch: int, place: int) -> int:
         """The index at `place` of the permutation, or the first readable one after it, now held in memory."""

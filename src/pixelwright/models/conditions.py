@@ -1,5 +1,6 @@
 """What a denoiser is conditioned on: class labels [B], or the features of captions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -65,12 +66,14 @@ class TextCondition:
         """The captions in pieces of `size`, the last of which may be smaller."""
         return tuple(self[start : start + size] for start in range(0, len(self), size))
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TextCondition":
+        """With every tensor, those of the empty caption too, as `function` makes it."""
+        mask = None if self.mask is None else function(self.mask)
+        return TextCondition(function(self.features), mask, self.null and self.null.map(function))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TextCondition":
         """The same on another device."""
-        move: dict[str, Any] = {"device": device, "non_blocking": non_blocking}
-        mask = None if self.mask is None else self.mask.to(**move)
-        null = None if self.null is None else self.null.to(device, non_blocking)
-        return TextCondition(self.features.to(**move), mask, null)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def clone(self) -> "TextCondition":
         """A copy, of all but the empty caption."""

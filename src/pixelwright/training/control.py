@@ -1,19 +1,16 @@
-"""Small parts of the training loop: running sums, a clock, stop signals, prefetching."""
+"""Small parts of the training loop: running sums, a clock, stop signals."""
 
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -121,13 +118,3 @@ def stop_signals(ask: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made in a thread while the one before is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
-        pending = pool.submit(next, items)
-        while True:
-            item = pending.result()
-            pending = pool.submit(next, items)
-            yield item

@@ -1,22 +1,47 @@
-"""From a batch of images to what a training step computes its loss from."""
+"""From a batch of images to what a training step computes its loss from.
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+Workers give uint8. A thread takes batches from them, has their captions encoded and begins their copy to the
+device, `AHEAD` steps before they are used; all arithmetic (floats, mirroring, noise, times, dropped labels)
+is done there by the thread of the training step. So the CPU only hands memory on, and no step waits for it.
+"""
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import starmap
+from typing import Any, NamedTuple, TypeVar
+
+import torch
 from torch import Tensor
 
 from pixelwright.data import Batch, Batches, DataConfig, Source
 from pixelwright.distributed.parallel import Layout
-from pixelwright.models.conditions import Condition
+from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.training.config import LoopConfig
 
+AHEAD = 2  # batches that are on the device before they are used
+T = TypeVar("T")
 Batched = Callable[[int], Iterable[Batch]]  # gives the batches from a step on, counted from 0
+
+
+class Staged(NamedTuple):
+    """What is copied to the device for a step: b images of the batch, and what they show."""
+
+    images: Tensor  # [b,3,H,W] uint8
+    flipped: Tensor  # [b] bool
+    condition: Condition  # labels [b], or captions of b images
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Staged":
+        """With every tensor as `function` makes it."""
+        condition = self.condition
+        changed = condition.map(function) if isinstance(condition, TextCondition) else function(condition)
+        return Staged(function(self.images), function(self.flipped), changed)
 
 
 class Inputs(NamedTuple):
     """What this process computes the loss of a step from, on its device: b images of the batch."""
 
-    images: Tensor  # [b,3,H,W]
+    images: Tensor  # [b,3,H,W] in [-1,1]
     t: Tensor  # [b]
     noise: Tensor  # [b,3,H,W]
     condition: Condition  # labels [b] or captions of b images, some of them null
@@ -26,5 +51,45 @@ def batches_of(
     source: Source, settings: DataConfig, config: LoopConfig, layout: Layout, captions: bool
 ) -> Batched:
     """The batches of a source for this process."""
-    run = (config.batch_size, config.seed)
-    return lambda start: Batches(source, settings, *run, start, layout.rank, layout.world, captions)
+    run, pinned = (config.batch_size, config.seed), layout.device.type == "cuda"
+    return lambda start: Batches(source, settings, *run, start, layout.rank, layout.world, captions, pinned)
+
+
+def staged_ahead(items: Iterator[Staged], device: torch.device, cuda: Any = torch.cuda) -> Iterator[Staged]:
+    """The same on a device other than the CPU, their copies begun `AHEAD` items before in another thread.
+
+    On CUDA (and ROCm) copies go from pinned memory over a stream of their own; the stream that uses an item
+    waits for its copy, and the CPU for nothing. `cuda` is what streams and events come from.
+    """
+    if device.type != "cuda":
+        return ahead(item.map(lambda x: x.to(device, non_blocking=True)) for item in items)
+    copying = cuda.Stream(device)
+
+    def begin(item: Staged) -> tuple[Staged, Any]:
+        pinned = item.map(lambda x: x if x.device.type != "cpu" or x.is_pinned() else x.pin_memory())
+        with cuda.stream(copying):
+            return pinned.map(lambda x: x.to(device, non_blocking=True)), copying.record_event()
+
+    def arrive(item: Staged, copied: Any) -> Staged:
+        using = cuda.current_stream(device)
+        using.wait_event(copied)
+
+        def use(x: Tensor) -> Tensor:
+            x.record_stream(using)  # its memory is not given away before this stream is done with it
+            return x
+
+        return item.map(use)
+
+    return starmap(arrive, ahead(map(begin, items)))
+
+
+def ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
+    """The same items, made in a thread, `count` before they are taken."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="inputs")
+    try:
+        pending = deque(pool.submit(next, items) for _ in range(count))
+        while True:
+            pending.append(pool.submit(next, items))
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

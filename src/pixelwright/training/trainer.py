@@ -9,6 +9,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from pixelwright.acceleration.convolutions import use_products
 from pixelwright.config import to_dict
 from pixelwright.data import Batch, DataConfig, Source
+from pixelwright.data.loader import as_floats
 from pixelwright.device import resolve_precision
 from pixelwright.diffusion import flow
 from pixelwright.diffusion.solvers import Step
@@ -34,10 +36,10 @@ from pixelwright.training.averages import group, read_average
 from pixelwright.training.callbacks import Callback
 from pixelwright.training.config import LoopConfig
 from pixelwright.training.config_file import save_config
-from pixelwright.training.control import Clock, Interrupted, Meter, StopRequested, prefetch, stop_signals
+from pixelwright.training.control import Clock, Interrupted, Meter, StopRequested, stop_signals
 from pixelwright.training.ema import EMA
 from pixelwright.training.health import Detector, Health, by_time, describe_spike
-from pixelwright.training.inputs import Batched, Inputs, batches_of
+from pixelwright.training.inputs import Batched, Inputs, Staged, batches_of, staged_ahead
 from pixelwright.training.loggers import JsonLines, Logger, Progress, Run, say
 from pixelwright.training.objectives import FlowMatching, Losses, Objective
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, peak_note, update
@@ -206,20 +208,29 @@ class Trainer:
             getattr(each, method)(*arguments)
 
     def _inputs(self) -> Iterator[Inputs]:
-        """The inputs of the steps to come; with an accelerator they are made one step ahead, in a thread."""
+        """The inputs of the steps to come."""
         start = self.step + self.rollbacks.shift
         batches = iter(self.data(start))
-        inputs = (self.prepare(batch, number) for number, batch in enumerate(batches, start=start))
-        return inputs if self.device.type == "cpu" else prefetch(inputs)
+        if self.device.type == "cpu":
+            return map(self.prepare, batches, count(start))
+        return map(self._draw, staged_ahead(map(self._stage, batches), self.device), count(start))
 
     def prepare(self, batch: Batch, number: int) -> Inputs:
         """This process's part of a batch on its device: times, noise and dropped conditions are drawn here.
         The batch of step k, counted from 0, has the number k, and a higher one after a rollback."""
-        images, config, first = batch.images, self.config, self.layout.rank * len(batch.images)
+        return self._draw(self._stage(batch).map(lambda x: x.to(self.device)), number)
+
+    def _stage(self, batch: Batch) -> Staged:
         condition: Any = batch.labels if self.text is None else self.text.encode(batch.captions)
-        classes = self.model.config.num_classes
+        return Staged(batch.images, batch.flipped, condition)
+
+    def _draw(self, staged: Staged, number: int) -> Inputs:
+        """All that is done on the device: see `prepare`."""
+        images, config, first = as_floats(staged.images, staged.flipped), self.config, self.layout.rank
+        condition: Any = staged.condition
+        classes, first = self.model.config.num_classes, first * len(images)
         t, noise, condition = flow.draw(config.flow, images, condition, classes, config.seed, number, first)
-        return Inputs(*(x.to(self.device, non_blocking=True) for x in (images, t, noise, condition)))
+        return Inputs(images, t, noise, condition)
 
     def train_step(self, inputs: Inputs) -> None:
         """One optimiser step on a batch. Without effect on the weights if loss or gradient is not finite, or
