@@ -44,8 +44,9 @@ def load_dinov2(name: str, setting: str, extra: str) -> Any:
 
 def normalised(images: Tensor) -> Tensor:
     """[B,3,H,W] in [0,1] -> with the mean and spread of ImageNet taken out."""
-    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
-    return (images - mean) / std
+    # Number by number: a table made here would be copied to the device, and waited for, at each call.
+    planes = [(plane - mean) / std for plane, mean, std in zip(images.unbind(1), MEAN, STD, strict=True)]
+    return torch.stack(planes, dim=1)
 
 
 def weights_digest(model: Any, digest: Any) -> str:

@@ -103,6 +103,23 @@ class Health:
             self.measured[1, column] = parallel.norm(change) / parallel.norm(old)
 
 
+class Later:
+    """A number of the device, on its way to the CPU. By the time it is read it should be there."""
+
+    def __init__(self, number: Tensor) -> None:
+        cuda = number.device.type == "cuda"
+        self._copied = torch.cuda.Event() if cuda else None
+        self._number = number.to("cpu", non_blocking=cuda, copy=True)
+        if self._copied is not None:
+            self._copied.record()
+
+    def value(self) -> int:
+        """The number as it was."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return int(self._number)
+
+
 class Detector:
     """Notices spikes: a gradient norm or a loss far above those of the steps before, by the robust z-score
 
@@ -120,20 +137,28 @@ class Detector:
         self.window = torch.full((2, config.window), math.inf, device=device)
         # Since the last reading: number of spikes; step, gradient norm, loss and z of the highest.
         self.spikes = torch.zeros(5, device=device)
-        # Number of the latest steps that were all spikes or not finite.
-        self.in_a_row = torch.zeros(1, device=device)
+        # Number of the latest steps that were all spikes or not finite: now, and when it was last looked up.
+        self.in_a_row, self.looked = torch.zeros(1, device=device), torch.zeros(1, device=device)
+        self._looked: tuple[int, Later | None] = 0, None  # at which step
 
     def tensors(self) -> dict[str, Tensor]:
         """What belongs into a checkpoint, by reference."""
-        return {"window": self.window, "spikes": self.spikes, "in_a_row": self.in_a_row}
+        return {name: getattr(self, name) for name in ("window", "spikes", "in_a_row", "looked")}
 
-    def persisting(self, step: int) -> int:
-        """How many spikes in a row there are, after `step`, if they persist and the run is to roll back;
-        else 0. The device is waited for, at every step that is a multiple of `patience` alone."""
-        config = self.config
-        if config.on_spike != "rollback" or step % config.patience:
-            return 0
-        return count if (count := int(self.in_a_row)) >= config.patience else 0
+    def persisting(self, step: int) -> int | None:
+        """The step before the spikes, if the run is to roll back after `step`; else None.
+
+        At every multiple of `patience` the number of spikes in a row is looked up, and acted on when the next
+        comes: by then it is here, and the device is not waited for.
+        """
+        patience = self.config.patience
+        if self.config.on_spike != "rollback" or step % patience:
+            return None
+        begun, later = self._looked
+        count = later.value() if later is not None and begun == step - patience else int(self.looked)
+        self.looked.copy_(self.in_a_row)
+        self._looked = step, Later(self.looked)
+        return step - patience - count if count >= patience else None
 
     def check(
         self, step: int, norm: Tensor, loss: Tensor, clip: float | None
@@ -148,7 +173,7 @@ class Detector:
             return finite, clip
         usual, z = self._score(torch.stack((norm, loss)), finite)
         spike = z > self.config.threshold
-        self._remember(spike, torch.stack((norm.new_tensor(step), norm, loss, z)))
+        self._remember(spike, torch.stack((torch.full_like(norm, step), norm, loss, z)))
         good = finite & ~spike
         self.in_a_row.copy_(torch.where(good, 0, self.in_a_row + 1))
         if self.config.on_spike in ("skip", "rollback"):

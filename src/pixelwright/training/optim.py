@@ -102,9 +102,24 @@ def update(optimizer: torch.optim.Optimizer, lr: float, taken: Tensor) -> None:
         # The fused kernel reads this flag where the weights are, so that an accelerator is never waited for.
         optimizer.found_inf = 1 - taken.float()  # type: ignore[attr-defined]
         optimizer.step()
-    elif taken:
-        optimizer.step()
+    else:
+        _step_where(optimizer, taken)
     optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def _step_where(optimizer: torch.optim.Optimizer, taken: Tensor) -> None:
+    """A step of an optimiser without such a flag: parameter by parameter, with all put back as it was where
+    `taken` is false. No accelerator is waited for, and little is copied at a time."""
+    groups = optimizer.param_groups
+    for each, p in [(group, p) for group in groups for p in group["params"]]:
+        kept = [p.detach(), *(x for key, x in optimizer.state[p].items() if key not in _UNREAD)]
+        before = [x.clone() for x in kept]
+        optimizer.param_groups = [{**each, "params": [p]}]
+        optimizer.step()
+        for x, old in zip(kept, before, strict=True):
+            x.copy_(torch.where(taken, x, old))
+    optimizer.param_groups = groups
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

@@ -9,6 +9,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,8 @@ class Trainer:
                 while self.step < config.steps:
                     self.train_step(next(inputs))
                     self._each_logger("advance", self.step)
-                    if (spikes := self.detector.persisting(self.step)) and self._roll_back(spikes):
+                    before = self.detector.persisting(self.step)
+                    if before is not None and self._roll_back(before):
                         inputs = self._inputs()
                         continue
                     if self._due(config.log_every):
@@ -270,7 +272,7 @@ class Trainer:
         size = len(inputs.images) // self.config.accumulate
         for number, part in enumerate(zip(*(x.split(size) for x in inputs), strict=True), start=1):
             with self.layout.summing(self.forward, last=number == self.config.accumulate):
-                with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
                     found = self.forward(*part, self.step)
                 (found.total.sum() / len(inputs.images)).backward()
             losses.append(found.loss.detach())
@@ -282,11 +284,11 @@ class Trainer:
         return torch.cat(losses), dict(zip(logs, means.unbind(), strict=True))
 
     # ------------------------------------------------------------ at intervals
-    def _roll_back(self, spikes: int) -> bool:
-        """Go back to a checkpoint before the last `spikes` steps; False if there is none. See `rollback`."""
+    def _roll_back(self, before: int) -> bool:
+        """Go back to a checkpoint of step `before` or earlier; False if there is none. See `rollback`."""
         self.saver.wait()
         last, earlier = self.step, self.rollbacks.rows.clone()
-        start = self.layout.first(lambda: go_back(self.config, self.rollbacks.count, last, last - spikes))
+        start = self.layout.first(lambda: go_back(self.config, self.rollbacks.count, last, before))
         if start is None:
             self._say("spikes persist, and no checkpoint to go back to is there yet")
             return False
