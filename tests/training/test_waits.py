@@ -88,11 +88,11 @@ def steps(trainer: Trainer, count: int = 6) -> None:
     batches = iter(trainer.data(0))
     trainer.detector._looked = 0, Later(trainer.detector.looked)  # type: ignore[assignment]
     for number in range(count):
-        staged = trainer._stage(next(batches)).map(lambda x: x.to(META))
+        staged = trainer.prepare.stage(next(batches)).map(lambda x: x.to(META))
         with ExitStack() as modes:
             for mode in (OneDevice(), NoConstants()) if number else ():
                 modes.enter_context(mode)
-            trainer.train_step(trainer._draw(staged, number))
+            trainer.train_step(trainer.prepare.draw(staged, number))
             trainer.detector.persisting(trainer.step)
     assert trainer.step == count
 

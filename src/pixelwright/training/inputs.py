@@ -8,15 +8,18 @@ is done there by the thread of the training step. So the CPU only hands memory o
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import starmap
+from itertools import count, starmap
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from pixelwright.data import Batch, Batches, DataConfig, Source
+from pixelwright.data.loader import as_floats
+from pixelwright.diffusion import flow
 from pixelwright.distributed.parallel import Layout
 from pixelwright.models.conditions import Condition, TextCondition
+from pixelwright.text import FeatureCache
 from pixelwright.training.config import LoopConfig
 
 AHEAD = 2  # batches that are on the device before they are used
@@ -55,6 +58,35 @@ def batches_of(
     return lambda start: Batches(source, settings, *run, start, layout.rank, layout.world, captions, pinned)
 
 
+class Preparation:
+    """From this process's part of a batch to the inputs of a step; called with a batch and its number."""
+
+    def __init__(
+        self, config: LoopConfig, num_classes: int, text: FeatureCache | None, layout: Layout
+    ) -> None:
+        self.config, self.num_classes, self.text, self.layout = config, num_classes, text, layout
+
+    def __call__(self, batch: Batch, number: int) -> Inputs:
+        return self.draw(self.stage(batch).map(lambda x: x.to(self.layout.device)), number)
+
+    def ahead(self, batches: Iterator[Batch], start: int) -> Iterator[Inputs]:
+        """The inputs of batches numbered from `start`, which are copied to the device beforehand."""
+        return map(self.draw, staged_ahead(map(self.stage, batches), self.layout.device), count(start))
+
+    def stage(self, batch: Batch) -> Staged:
+        """What is to be copied; captions are encoded."""
+        condition: Any = batch.labels if self.text is None else self.text.encode(batch.captions)
+        return Staged(batch.images, batch.flipped, condition)
+
+    def draw(self, staged: Staged, number: int) -> Inputs:
+        """All that is done on the device: floats, and what is drawn for this batch."""
+        condition: Any = staged.condition
+        images, config = as_floats(staged.images, staged.flipped), self.config
+        first, classes = self.layout.rank * len(images), self.num_classes
+        t, noise, condition = flow.draw(config.flow, images, condition, classes, config.seed, number, first)
+        return Inputs(images, t, noise, condition)
+
+
 def staged_ahead(items: Iterator[Staged], device: torch.device, cuda: Any = torch.cuda) -> Iterator[Staged]:
     """The same on a device other than the CPU, their copies begun `AHEAD` items before in another thread.
 
@@ -83,11 +115,11 @@ def staged_ahead(items: Iterator[Staged], device: torch.device, cuda: Any = torc
     return starmap(arrive, ahead(map(begin, items)))
 
 
-def ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
-    """The same items, made in a thread, `count` before they are taken."""
+def ahead(items: Iterator[T], number: int = AHEAD) -> Iterator[T]:
+    """The same items, made in a thread, `number` before they are taken."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="inputs")
     try:
-        pending = deque(pool.submit(next, items) for _ in range(count))
+        pending = deque(pool.submit(next, items) for _ in range(number))
         while True:
             pending.append(pool.submit(next, items))
             yield pending.popleft().result()

@@ -19,10 +19,8 @@ from torch import Tensor, nn
 
 from pixelwright.acceleration.convolutions import use_products
 from pixelwright.config import to_dict
-from pixelwright.data import Batch, DataConfig, Source
-from pixelwright.data.loader import as_floats
+from pixelwright.data import DataConfig, Source
 from pixelwright.device import resolve_precision
-from pixelwright.diffusion import flow
 from pixelwright.diffusion.solvers import Step
 from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.distributed import parallel
@@ -40,7 +38,7 @@ from pixelwright.training.config_file import save_config
 from pixelwright.training.control import Clock, Interrupted, Meter, StopRequested, stop_signals
 from pixelwright.training.ema import EMA
 from pixelwright.training.health import Detector, Health, by_time, describe_spike
-from pixelwright.training.inputs import Batched, Inputs, Staged, batches_of, staged_ahead
+from pixelwright.training.inputs import Batched, Inputs, Preparation, batches_of
 from pixelwright.training.loggers import JsonLines, Logger, Progress, Run, say
 from pixelwright.training.objectives import FlowMatching, Losses, Objective
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, peak_note, update
@@ -101,6 +99,7 @@ class Trainer:
             settings = DataConfig() if size is None else DataConfig(size=size[0])
             data = batches_of(data, settings, config, self.layout, text is not None)
         self.data, self.text, self.callbacks = data, text, callbacks
+        self.prepare = Preparation(config, model.config.num_classes, text, self.layout)
         self.model = model.train()
         self.losses = Losses(model, objectives or [FlowMatching()])
         use_products(model)
@@ -111,8 +110,10 @@ class Trainer:
         self.optimizer = build_optimizer(self.losses.named(), config.optim)
         self.ema = EMA(model, config.ema_decay, config.ema_more, warm_up=not pretrained)
         self.meter = Meter(self.device, self.losses.logged)
-        self.health = Health(config.health, model, self.layout)
-        self.detector = Detector(config.health, self.device)
+        self.health, self.detector = (
+            Health(config.health, model, self.layout),
+            Detector(config.health, self.device),
+        )
         self.rollbacks = Rollbacks(config.health)
         self.loggers = ((JsonLines(), Progress()) if loggers is None else loggers) if self.layout.main else ()
         self.step, self.clock, self._printed = 0, Clock(), set[str]()
@@ -210,29 +211,13 @@ class Trainer:
             getattr(each, method)(*arguments)
 
     def _inputs(self) -> Iterator[Inputs]:
-        """The inputs of the steps to come."""
+        """The inputs of the steps to come. The batch of step k, counted from 0, has the number k, and a
+        higher one after a rollback."""
         start = self.step + self.rollbacks.shift
         batches = iter(self.data(start))
         if self.device.type == "cpu":
             return map(self.prepare, batches, count(start))
-        return map(self._draw, staged_ahead(map(self._stage, batches), self.device), count(start))
-
-    def prepare(self, batch: Batch, number: int) -> Inputs:
-        """This process's part of a batch on its device: times, noise and dropped conditions are drawn here.
-        The batch of step k, counted from 0, has the number k, and a higher one after a rollback."""
-        return self._draw(self._stage(batch).map(lambda x: x.to(self.device)), number)
-
-    def _stage(self, batch: Batch) -> Staged:
-        condition: Any = batch.labels if self.text is None else self.text.encode(batch.captions)
-        return Staged(batch.images, batch.flipped, condition)
-
-    def _draw(self, staged: Staged, number: int) -> Inputs:
-        """All that is done on the device: see `prepare`."""
-        images, config, first = as_floats(staged.images, staged.flipped), self.config, self.layout.rank
-        condition: Any = staged.condition
-        classes, first = self.model.config.num_classes, first * len(images)
-        t, noise, condition = flow.draw(config.flow, images, condition, classes, config.seed, number, first)
-        return Inputs(images, t, noise, condition)
+        return self.prepare.ahead(batches, start)
 
     def train_step(self, inputs: Inputs) -> None:
         """One optimiser step on a batch. Without effect on the weights if loss or gradient is not finite, or
