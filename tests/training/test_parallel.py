@@ -53,11 +53,7 @@ MODELS = {
 
 # So low a threshold finds spikes in any run.
 ROLLBACK: dict[str, Any] = {
-<<<<<<< HEAD
-    "health": HealthConfig(0, "rollback", window=10, threshold=0.4, patience=2, max_rollbacks=16),
-=======
     "health": HealthConfig(0, "rollback", window=10, threshold=0.3, patience=2, max_rollbacks=16),
->>>>>>> 7883ec0 (No training step waits for the device: CAME, REPA, spikes and rollbacks decide there)
     "steps": 24,
     "sample_every": 0,
 }
