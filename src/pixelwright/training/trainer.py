@@ -110,11 +110,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.losses.named(), config.optim)
         self.ema = EMA(model, config.ema_decay, config.ema_more, warm_up=not pretrained)
         self.meter = Meter(self.device, self.losses.logged)
-        self.health, self.detector = (
-            Health(config.health, model, self.layout),
-            Detector(config.health, self.device),
-        )
-        self.rollbacks = Rollbacks(config.health)
+        self.health = Health(config.health, model, self.layout)
+        self.detector, self.rollbacks = Detector(config.health, self.device), Rollbacks(config.health)
         self.loggers = ((JsonLines(), Progress()) if loggers is None else loggers) if self.layout.main else ()
         self.step, self.clock, self._printed = 0, Clock(), set[str]()
         self._stop_asked, self._saved = False, -1
