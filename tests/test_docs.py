@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 EXTENDING = ROOT / "docs" / "extending.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -161,10 +162,12 @@ def commands(page: Path) -> list[str]:
     """The `pixelwright` commands in the code blocks of a page, continued lines joined; what stands before the
     program, such as torchrun's own options, is left out."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    fenced = "\n".join(block for kind, block in BLOCK.findall(text) if kind in ("bash", "sh", "console"))
+    fenced = "\n".join(FENCE.findall(text))
     indented = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
     lines = [line.split("  #")[0].strip() for line in f"{fenced}\n{indented}".splitlines()]
-    found = [re.search(r"(?:^|\s(?:-- |--no-python ))pixelwright (.*)", line) for line in lines]
+    found = [
+        re.search(r"(?:^|^(?:[A-Z_]+=\S+ )+|\s(?:-- |--no-python ))pixelwright (.*)", line) for line in lines
+    ]
     return sorted({match[1] for match in found if match is not None})
 
 
