@@ -84,6 +84,21 @@ def test_joined_tars_of_any_padding(tmp_path: Path, gap: int, end: int) -> None:
     assert levels(opened(tmp_path / "a.tar")) == [0, 1, 2]
 
 
+def test_samples_without_an_image_are_named(tmp_path: Path, caplog: Log) -> None:
+    members = {"0.png": png(), "1.json": b"{}", "1.txt": b"x", "2.heic": b"x", "2.txt": b"y"}
+    assert len(opened(make(tmp_path / "a.tar", members))) == 1
+    assert 'left out 1 samples without an image, such as "1"' in caplog.text
+
+
+def test_a_tar_without_its_last_padding(tmp_path: Path) -> None:
+    data = make(tmp_path / "a.tar", {"0.png": png(1), "1.png": png(2)}).read_bytes().rstrip(b"\0")
+    (tmp_path / "b.tar").write_bytes(data)
+    assert levels(opened(tmp_path / "b.tar")) == [1, 2]
+    (tmp_path / "c.tar").write_bytes(data[:-1])
+    with pytest.raises(UserError, match="unexpected end of data"):
+        opened(tmp_path / "c.tar")
+
+
 def test_names_that_come_again_are_told(tmp_path: Path, caplog: Log) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for level in (1, 2):  # as `tar -r` and `tar -A` leave them
@@ -255,6 +270,7 @@ def test_encrypted_members_are_named(tmp_path: Path, caplog: Log, name: str) -> 
 SPLIT_FOLDERS = [
     ("training_set", "test_set"), ("seg_train", "seg_test"), ("trainA", "testA"), ("train_img", "val_images"),
     ("images/train", "images/val"), ("Train", "Validation"), ("dev", "eval"), ("train", "valid_data"),
+    ("train", "unlabeled"), ("trainval", "extra"), ("train2017", "minival2017"),
 ]  # fmt: skip
 
 
@@ -331,12 +347,13 @@ def test_class_names_are_in_one_form_and_order(tmp_path: Path, form: str) -> Non
 
 
 # --- text ---
-@pytest.mark.parametrize("form", FORMS[:2])
-@pytest.mark.parametrize("beside", ["a.txt", "a.jpg.txt", "a.caption", "a.TXT"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("beside", ["a.txt", "a.jpg.txt", "a.caption", "a.TXT", "a.text"])
 def test_captions_beside_an_image(tmp_path: Path, form: str, beside: str, caplog: Log) -> None:
     members = {"a.jpg": png(), beside: b"a dog", "README.txt": b"x"}
     assert captions(opened(make(tmp_path / form, members))) == [("a dog",)]
-    assert 'left out 1 texts beside no image of their name, such as "README.txt"' in caplog.text
+    named = 'left out 1 texts beside no image of their name, such as "README.txt"'
+    assert form == "set.tar" or named in caplog.text
 
 
 @pytest.mark.parametrize("form", FORMS)

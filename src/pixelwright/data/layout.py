@@ -23,9 +23,10 @@ FOREIGN = frozenset(f"{_RAW} {_OTHER}".split())  # suffixes of pictures that are
 TEXTS = ("caption", "text", "txt")  # suffixes of captions; a later one goes before an earlier one
 SYSTEM = frozenset(("__macosx", "@eadir", "$recycle.bin", "#recycle", "recycler", "@recycle", "#snapshot"))
 SYSTEM |= {"@recently-snapshot", "system volume information", "lost+found"}
-_SPLIT_OF = dict.fromkeys(("train", "training", "trainset"), "train")
-_SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev", "valset"), "validation")
-_SPLIT_OF |= dict.fromkeys(("test", "testing", "testset", "eval", "evaluation"), "test")
+_SPLIT_OF = dict.fromkeys(("train", "training", "trainset", "trainval"), "train")
+_SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev", "valset", "minival"), "validation")
+_SPLIT_OF |= dict.fromkeys(("test", "testing", "testset", "eval", "evaluation", "holdout"), "test")
+_SPLIT_OF |= dict.fromkeys(("unlabeled", "unlabelled"), "unlabelled") | {"extra": "extra"}
 _FILLERS = frozenset(("set", "split", "data", "dataset", "image", "images", "img", "imgs", "shard", "shards"))
 
 

@@ -8,6 +8,7 @@ a label or a caption, the folders in the names are classes, as in a zip.
 
 import json
 import logging
+import os
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -18,13 +19,13 @@ import numpy as np
 
 from pixelwright.data import layout
 from pixelwright.data.captions import Captions, from_meta, from_text, halves
-from pixelwright.data.layout import SUFFIXES, TEXTS, is_hidden, shown, suffix, tidy
+from pixelwright.data.layout import FOREIGN, SUFFIXES, TEXTS, is_hidden, shown, suffix, tidy
 from pixelwright.data.sources import StoredImages, identity, open_each
 from pixelwright.data.transforms import UnreadableImage
 from pixelwright.errors import UserError
 from pixelwright.files import LIMIT, cache_folder, digest, parse_json, write_text
 
-INDEX_VERSION = 4
+INDEX_VERSION = 5
 BLOCK = 512  # bytes; a tar is made of such blocks
 TEXT_LIMIT = 1 << 24  # bytes of a .json, .txt or .cls
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
@@ -165,6 +166,11 @@ def _make_index(shard: Path) -> Index:
         broken = sum(
             _add(index, parts, file, f'sample "{shown(key)}" of "{shard}"', key) for key, parts in samples
         )
+    pictures = SUFFIXES | FOREIGN
+    if bare := [
+        key for key, parts in samples if pictures.isdisjoint(end.rpartition(".")[2] for end in parts)
+    ]:
+        index.notes.append(f'left out {len(bare)} samples without an image, such as "{shown(bare[0])}"')
     if broken:
         index.notes.append(f"{broken} texts with halves of characters, which are replaced")
     if again:
@@ -208,8 +214,15 @@ def _members(file: BinaryIO, notes: list[str]) -> Iterator[tuple[str, tarfile.Ta
     start: int | None = 0
     while start is not None:
         file.seek(start)
+        every: list[tarfile.TarInfo] = []
         with tarfile.open(fileobj=file, mode="r:") as archive:
-            every = list(archive)
+            try:
+                for member in archive:
+                    every.append(member)
+            except tarfile.ReadError:  # which may be for want of no more than the padding of the last member
+                size = os.fstat(file.fileno()).st_size
+                if not every or every[-1].offset_data + every[-1].size > size:
+                    raise
         end, found = start, {tidy(member.name): member for member in every}
         for member in every:
             if member.issparse():
@@ -258,7 +271,9 @@ def _split(name: str) -> tuple[str, str]:
     """ "a/000.seg.png" -> ("a/000", "seg.png"), the rule of WebDataset."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
+    image, _, last = extension.lower().rpartition(".")
+    beside = image in SUFFIXES and last in (*TEXTS, "json", "cls")  # "0.png.txt" is beside "0.png"
+    return folder + slash + stem, last if beside else extension.lower()
 
 
 def _add(index: Index, parts: Parts, file: BinaryIO, place: str, key: str) -> int:
