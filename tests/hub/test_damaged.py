@@ -278,7 +278,7 @@ CASES: dict[str, tuple[Callable[[Path], str], str]] = {
         tensors(lambda t: t.update({"patch_blocks.0.attn.q_norm.weight": torch.zeros(7)})),
         "does not divide",
     ),
-    "half one variant": (tensors(half_postmod), "mixes variants: pixel block 0 is pre-modulation, 1 post"),
+    "half one variant": (tensors(half_postmod), f'"{MODULATION}.weight" is ['),
     "NaN": (tensors(set_value(QKV, float("nan"))), "holds NaN weights"),
     "infinity": (state(set_value(f"ema_denoiser.{QKV}", float("inf"))), "holds infinite weights"),
     "two networks": (tensors(lambda t: t.update(weights("dip"))), "both PixelDiT and DiP"),

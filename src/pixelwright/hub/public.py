@@ -232,34 +232,17 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
 
 
 def _infer_pit(weights: Mapping[str, Tensor], patch_size: int) -> Any:
+    """Its first block tells the variant: 6 modulation values per channel and pixel, or 4 (post-modulation)."""
     pixel_size, _ = _shape(weights, "pixel_embedder.proj.weight", 2)
     attention_size, _ = _shape(weights, "pixel_blocks.0.compress_to_attn.weight", 2)
-    depth, unit = _count(weights, "pixel_blocks"), patch_size**2 * pixel_size
-    chunks = [_chunks(weights, i, unit) for i in range(depth)]
-    if len(set(chunks)) > 1:
-        odd = chunks.index(10 - chunks[0])
-        key = f"pixel_blocks.{odd}.adaLN_modulation.0.weight"
-        shape = list(weights[key].shape)
-        raise UserError(
-            f"the checkpoint mixes variants: pixel block 0 is {_VARIANTS[chunks[0]]}, "
-            f'{odd} {_VARIANTS[chunks[odd]]} ("{key}" is {shape}, expected {[chunks[0] * unit, *shape[1:]]})'
-        )
-    sizes = {"depth": depth, "pixel_size": pixel_size, "attention_size": attention_size}
-    num_heads = _heads(weights, "pixel_blocks.0.attn.q_norm.weight", attention_size)
-    return PiTConfig(num_heads=num_heads, post_modulation=chunks[0] == 4, **sizes)
-
-
-_VARIANTS = {6: "pre-modulation", 4: "post-modulation"}
-
-
-def _chunks(weights: Mapping[str, Tensor], block: int, unit: int) -> int:
-    """How many modulation values a pixel block has per channel of a pixel: 6 or, post-modulation, 4."""
-    rows, _ = _shape(weights, key := f"pixel_blocks.{block}.adaLN_modulation.0.weight", 2)
-    chunks, rest = divmod(rows, unit)
-    if rest or chunks not in _VARIANTS:
+    rows, _ = _shape(weights, key := "pixel_blocks.0.adaLN_modulation.0.weight", 2)
+    unit = patch_size**2 * pixel_size
+    if rows not in (4 * unit, 6 * unit):
         fits = f"{6 * unit} (pre-modulation) or {4 * unit} (post-modulation)"
         raise UserError(f'"{key}" has {rows} rows; {fits} are expected')
-    return chunks
+    num_heads = _heads(weights, "pixel_blocks.0.attn.q_norm.weight", attention_size)
+    depth, post = _count(weights, "pixel_blocks"), rows == 4 * unit
+    return PiTConfig(depth, pixel_size, attention_size, num_heads, post_modulation=post)
 
 
 def _infer_unet(weights: Mapping[str, Tensor]) -> Any:
