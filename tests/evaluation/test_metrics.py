@@ -361,6 +361,20 @@ def test_the_nearest_of_many_equal_rows() -> None:
     assert torch.equal(squares, true.sort(1).values[:, :4]) and torch.equal(squares, chosen)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_one_row_far_away_changes_nothing_else(scale: float) -> None:
+    """Its norm widens the bound for all: a single row has to be looked at again."""
+    rows = drawn(200, "a", width=32) * scale
+    far = torch.cat((rows, rows[:1] * 3000))
+    alone, found = (neighbours.neighbourhood(real, rows.flip(0)[:150] * 1.01) for real in (rows, far))
+    assert found.recalled[:-1].tolist() == alone.recalled.tolist()
+    true = (far[:, None].double() - far.double()).square().sum(2).sort(1).values[:, 1:5]
+    points = neighbours.Points(far, far.double().mean(0))
+    torch.testing.assert_close(neighbours.nearest(points, 4)[0], true, rtol=1e-9, atol=0.0)
+    with pytest.raises(UserError, match="beyond float32"):
+        neighbours.neighbourhood(rows / scale * 1e19, rows)
+
+
 def test_float16_distances_are_those_of_adm() -> None:
     """By numpy's float16, for features as large as Inception's."""
     reference, samples = drawn(90, "a").abs() * 3, drawn(70, "b").abs() * 3

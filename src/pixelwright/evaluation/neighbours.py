@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelwright.errors import UserError
 from pixelwright.evaluation.metrics import BLOCK, Estimate, blocks, enough, same_width
 
 NEIGHBOURS = 3  # k of precision and recall, in ADM's protocol
@@ -38,7 +39,8 @@ class Points:
     """Rows [N,D] made ready for products."""
 
     def __init__(self, rows: Tensor, centre: Tensor) -> None:
-        """`centre` [D] float64 is the origin: distances keep more digits near it."""
+        """`centre` [D] float64 is the origin: distances keep more digits near it. Raises UserError: rows too
+        long or too short for squares in float32."""
         self.rows, self.error = rows, float32_error(rows.shape[1])
         self.norms = torch.empty(len(rows), dtype=torch.float64)
         self.right = np.empty((len(rows), rows.shape[1] + 2), np.float32)  # [b, 1, less than |b|²]
@@ -46,13 +48,18 @@ class Points:
             wide = rows[at].double() - centre
             self.norms[at] = wide.square().sum(1)
             self.right[at, :-2] = wide.numpy()
+        length = math.sqrt(float(self.norms.max()))
+        if length and not 1e-14 < length < 1e18:
+            raise UserError(
+                f"features {length:.0e} long are beyond float32: scale them to lengths of about 1"
+            )
         self.right[:, -2] = 1
         self.right[:, -1] = self.norms.numpy() * (1 - self.error)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def left(self, at: slice | Tensor) -> np.ndarray:
+    def left(self, at: slice | np.ndarray) -> np.ndarray:
         """[-2a, less than |a|², 1] for some rows; its products with `right` are the lower bounds."""
         found = self.right[at] * np.float32(-2)
         found[:, -2], found[:, -1] = self.right[at, -1], 1
@@ -99,7 +106,7 @@ def nearest(a: Points, count: int, b: Points | None = None) -> tuple[Tensor, Ten
     # What was not kept is further away than the last bound. Where this does not settle it, look at every row
     # whose bound is below the distance found.
     for part in (squares[:, count - 1] > best.amax(1).clamp(min=0)).nonzero().flatten().split(BLOCK):
-        bounds = torch.from_numpy(a.left(part) @ other.right.T)
+        bounds = torch.from_numpy(a.left(part.numpy()) @ other.right.T)
         if b is None:
             bounds[torch.arange(len(part)), part] = torch.inf
         i, j = (bounds <= squares[part, count - 1, None]).nonzero(as_tuple=True)
