@@ -232,7 +232,7 @@ def infer_config(weights: Mapping[str, Tensor]) -> DenoiserConfig:
 
 
 def _infer_pit(weights: Mapping[str, Tensor], patch_size: int) -> Any:
-    """Its first block tells the variant: 6 modulation values per channel and pixel, or 4 (post-modulation)."""
+    """Its first block tells the variant: 6 modulation values per pixel channel, or 4 (post-modulation)."""
     pixel_size, _ = _shape(weights, "pixel_embedder.proj.weight", 2)
     attention_size, _ = _shape(weights, "pixel_blocks.0.compress_to_attn.weight", 2)
     rows, _ = _shape(weights, key := "pixel_blocks.0.adaLN_modulation.0.weight", 2)
