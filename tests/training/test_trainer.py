@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -334,3 +335,19 @@ def test_a_model_draws_as_its_run_did(tiny: Tiny, capsys: pytest.CaptureFixture[
     assert len(steps) == 3
     assert cli.main(["sample", str(folder), "--labels", "0", "--out", str(folder / "drawn")]) == 0
     assert "euler, 3 steps, guidance 1.5 everywhere, time shift 2" in capsys.readouterr().out
+
+
+def test_a_run_tells_what_it_is_and_what_to_type_next(tiny: Tiny, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = train(tiny(steps=2))
+    said = capfd.readouterr().err
+    model = pw.load(folder)
+    million = sum(p.numel() for p in model.parameters()) / 1e6
+    assert f"model   {model.config.name}, {million:.1f} M parameters, on cpu, fp32" in said
+    assert f"run     {folder}: steps 0 to 2, " in said and "images  " in said
+    command = next(line for line in said.splitlines() if line.startswith("draw more: "))
+    words = command.removeprefix("draw more: pixelwright ").replace(
+        "--out drawn", f"--out {folder / 'drawn'}"
+    )
+    assert cli.main(shlex.split(words)) == 0
+    train(tiny(steps=3))
+    assert "steps 2 to 3" in capfd.readouterr().err

@@ -19,7 +19,7 @@ from pixelwright.models.conditions import Condition
 from pixelwright.models.config import SamplerPreset, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.text import FeatureCache, note_of, open_encoder
-from pixelwright.training.callbacks import Callback, Report, SampleGrid
+from pixelwright.training.callbacks import Banner, Callback, Report, SampleGrid
 from pixelwright.training.config import TrainConfig
 from pixelwright.training.inputs import batches_of
 from pixelwright.training.loggers import LOGGERS, JsonLines, Logger
@@ -119,7 +119,7 @@ def _callbacks(
         from pixelwright.training.evaluation import Evaluation  # late: few runs need all this
 
         found.append(Evaluation(config.evaluation, config, config.model.preset, layout))
-    return [*found, Report(config.sample_every)]
+    return [Banner(source, config.data.path), *found, Report(config.sample_every)]
 
 
 def sample_condition(

@@ -4,10 +4,14 @@ Callbacks run after the checkpoint of their step. What they raise is logged with
 goes on, so whatever a callback does in several processes, all must come to the same end of it.
 """
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
+from pixelwright.data import Source
 from pixelwright.diffusion.sample import sample
 from pixelwright.images import load_png, save_grid
 from pixelwright.models.conditions import Condition
@@ -40,6 +44,42 @@ class Callback:
 
     def on_end(self, trainer: "Trainer") -> None:
         """After the last step."""
+
+
+class Banner(Callback):
+    """What is trained on what, before the first step; what came out and what to type next, after the last."""
+
+    every = 0
+
+    def __init__(self, source: Source, place: str) -> None:
+        """`place`: what the source was opened from."""
+        self.source, self.place = source, place
+
+    def on_start(self, trainer: "Trainer") -> None:
+        if not trainer.layout.main:
+            return
+        source, config, model = self.source, trainer.config, trainer.model
+        names = source.class_names or ()
+        classes = f" of {source.num_classes} classes" if model.config.num_classes else ""
+        classes += f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else ""
+        side = "x".join(map(str, model.config.image_size or ()))
+        count = sum(p.numel() for p in model.parameters())
+        many = f", {trainer.layout.world} processes" if trainer.layout.world > 1 else ""
+        precision = "fp32" if trainer.autocast is None else str(trainer.autocast).removeprefix("torch.")
+        say(f"images  {len(source):,}{classes} from {self.place}, at {side}")
+        machine = f"{trainer.device}{many}, {precision}"
+        steps = f"steps {trainer.step:,} to {config.steps:,}, {config.batch_size} images each"
+        say(f"model   {model.config.name}, {count / 1e6:.1f} M parameters, on {machine}")
+        say(f"run     {trainer.folder}: {steps}")
+        if config.compile:
+            say("compiling: the first step takes about a minute, once")
+
+    def on_end(self, trainer: "Trainer") -> None:
+        if trainer.layout.main:
+            time, folder = tqdm.format_interval(trainer.clock.wall()), trainer.folder
+            what = '--prompt "..."' if trainer.model.config.takes_text else "--labels all"
+            say(f"{trainer.step:,} steps in {time}; samples, loss.png and report.html are in {folder}")
+            say(f"draw more: pixelwright sample {shlex.quote(str(folder))} {what} --out drawn")
 
 
 class SampleGrid(Callback):

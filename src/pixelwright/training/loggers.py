@@ -23,7 +23,8 @@ from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.registry import Registry
 
-SECONDS = 10.0  # between two progress lines where there is no terminal
+LONG = 2 * 86400.0  # seconds of training that nobody expects
+SECONDS = 30.0  # between two progress lines where there is no terminal
 SMOOTHING = 0.8  # of the loss curve and the progress bar, per log line, which is a mean already
 LOG = "log.jsonl"
 
@@ -134,7 +135,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 # ---------------------------------------------------------------- the progress bar
 @dataclass(frozen=True)
 class ProgressConfig(Config):
-    """A bar on a terminal; elsewhere a line every ten seconds."""
+    """A bar on a terminal; elsewhere a line every 30 seconds. A run of more than two days is told once."""
 
 
 @register_logger("progress", ProgressConfig)
@@ -143,6 +144,7 @@ class Progress(Logger):
 
     def __init__(self, config: ProgressConfig | None = None) -> None:
         self._losses: list[float] = []
+        self._forecast = False
 
     def open(self, run: Run) -> None:
         self._run, self._begun, self._last = run, time.perf_counter(), -SECONDS
@@ -161,11 +163,16 @@ class Progress(Logger):
         self._losses = [*self._losses[-200:], *([values["loss"]] if "loss" in values else [])]
         loss = smooth(self._losses)[-1] if self._losses else math.nan
         rate = f"{values['images_per_second']:.0f} images/s"
-        now, steps = time.perf_counter(), self._run.steps
+        now, steps, done = time.perf_counter(), self._run.steps, step - self._run.step
+        left = (now - self._begun) / max(1, done) * (steps - step)
+        if not self._forecast and done >= 10:  # the first steps compile and fill caches
+            self._forecast = True
+            if left > LONG:
+                say(f"at {rate} the rest of this run takes {left / 86400:.0f} days on this machine")
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {rate}", refresh=False)
-        elif now - self._last >= SECONDS or step >= steps:
-            left = (now - self._begun) / max(1, step - self._run.step) * (steps - step)
+            return
+        if now - self._last >= SECONDS or step >= steps:
             say(f"step {step}/{steps}  loss {loss:.4f}  {rate}  {tqdm.format_interval(left)} left")
             self._last = now
 
