@@ -144,6 +144,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
             "objectives": (RepaConfig(teacher=str(dino), depth=1, until=2),),
             "steps": 4,
         }
+        init: dict[str, Any] = {"init": str(folder / "alone" / "model"), "steps": 1}
+        initial["init-"] = digest_of(build_trainer(make(folder, "init-alone", **init)))
         trainer = build_trainer(make(folder, "repa-alone", **repa))
         initial["repa-"] = digest_of(trainer)
         trainer.run()
@@ -182,6 +184,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
         "text-fsdp": (make(folder, "text-fsdp", "text", parallel=FSDP, **text), None),
         "bf16-ddp": (make(folder, "bf16-ddp", "text", parallel=DDP, **half), None),
         "bf16-fsdp": (make(folder, "bf16-fsdp", "text", parallel=FSDP, **half), None),
+        "init-fsdp": (make(folder, "init-fsdp", parallel=FSDP, **init), None),
         "stopped": (make(folder, "stopped", steps=5000, sample_every=0, log_every=50), None),
         "failing": (make(folder, "failing"), None),
     }
@@ -291,8 +294,8 @@ def test_resumed_by_another_number_of_processes(pair: Pair, no_extras: None) -> 
     nearly_same_state(state_of(pair.folder, "alone"), state_of(pair.folder, "fsdp-from-alone"))
 
 
-@pytest.mark.parametrize("name", ["fsdp", "repa-fsdp", "text-fsdp"])
-def test_one_process_draws_the_weights_that_are_sharded(pair: Pair, name: str) -> None:
+@pytest.mark.parametrize("name", ["fsdp", "repa-fsdp", "text-fsdp", "init-fsdp"])
+def test_one_process_draws_or_reads_the_weights_that_are_sharded(pair: Pair, name: str) -> None:
     first, second = report(pair, name)
     assert (first["drawn"], second["drawn"]) == (True, False)
     assert first["initial"] == second["initial"] == pair.initial[name.removesuffix("fsdp")]

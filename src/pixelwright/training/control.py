@@ -108,7 +108,7 @@ def stop_signals(ask: Callable[[], None]) -> Iterator[None]:
     def first(number: int, frame: FrameType | None) -> None:
         for each, handler in at_once.items():
             signal.signal(each, handler)
-        os.write(2, b"\nstopping after this step and saving; once more to stop at once\n")
+        os.write(2, b"\nstopping and saving; once more to stop at once\n")
         ask()
 
     for number in at_once:
