@@ -2,11 +2,12 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pixelwright.files import replacing
@@ -35,25 +36,33 @@ def load_png(path: str | os.PathLike[str]) -> Tensor:
 
 
 def save_grid(
-    images: Tensor, path: str | os.PathLike[str], columns: int | None = None, scale: int = 1, gap: int = 2
+    images: Tensor,
+    path: str | os.PathLike[str],
+    columns: int | None = None,
+    scale: int = 1,
+    titles: Sequence[str] | None = None,
+    gap: int = 2,
 ) -> None:
     """Write uint8 [N,H,W,3] images as one PNG, row by row.
 
     Args:
         columns: images in a row; by default a grid about as wide as high.
         scale: whole-number enlargement without smoothing (small images are hard to see).
+        titles: one heading per column.
         gap: white pixels between images.
     """
     count, height, width = images.shape[:3]
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    h, w = height * scale + gap, width * scale + gap
-    sheet = Image.new("RGB", (columns * w + gap, rows * h + gap), "white")
+    h, w, top = height * scale + gap, width * scale + gap, 16 if titles else 0
+    sheet = Image.new("RGB", (columns * w + gap, rows * h + gap + top), "white")
     for i, image in enumerate(images):
         tile = Image.fromarray(image.numpy()).resize(
             (width * scale, height * scale), Image.Resampling.NEAREST
         )
-        sheet.paste(tile, (gap + i % columns * w, gap + i // columns * h))
+        sheet.paste(tile, (gap + i % columns * w, top + gap + i // columns * h))
+    for column, title in enumerate(titles or ()):
+        ImageDraw.Draw(sheet).text((gap + column * w, 2), title, fill="black")
     _write(sheet, Path(path))
 
 
