@@ -1,11 +1,11 @@
-"""What the CPU does for a training step of 32 images on a GPU, before and after input moved to the device.
+"""What the CPU does for a training step of 32 images on a GPU, before and after.
 
     python benchmarks/host.py
 
 Needs no GPU. Forward and backward pass are left out altogether (`Idle`): they are the device's. What else the
-device does is done on the CPU with next to no data, so that a call costs what it costs to launch a kernel: the
+device does is done on the CPU with next to no data, so that a call costs what launching a kernel does: the
 model has as many weights as the one it stands for, of four numbers each, and what was put together for the
-device is cut to 8x8 pixels and two tokens where its copy would end. All else is the trainer's own at full size:
+device is cut to 8x8 pixels and two tokens where its copy would end. All else is the trainer's own, full size:
 what workers hand over, putting the batch together, drawing, the search for spikes, clipping, AdamW, averages.
 
 The time is that of the processor in all threads of the training process; workers, and what the driver copies,
