@@ -134,6 +134,12 @@ def test_compiled_blocks_equal_eager_ones(config: DenoiserConfig, precision: str
     compiled, eager = (accelerate(model, precision, compile=on) for on in (True, False))
     allowed = 1e-5 if precision == "fp32" else 2e-2
     assert difference(compiled(*inputs(config)).float(), eager(*inputs(config)).float()) < allowed
+    for p in model.parameters():
+        p.mul_(0.9)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled.load(model)
+        again = compiled(*inputs(config)).float()
+    assert difference(again, accelerate(model, precision)(*inputs(config)).float()) < allowed
 
 
 VNNI = pytest.mark.skipif(

@@ -83,7 +83,7 @@ def run(options: Namespace) -> None:
 
 # ---------------------------------------------------------------- images that exist
 def _evaluate_images(options: Namespace) -> None:
-    for name in (*DEFAULTS, *sampler.FIELDS, "sampler", "reuse"):
+    for name in (*DEFAULTS, *sampler.FIELDS, "sampler", "reuse", "compile", "attention"):
         if options[name]:
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option} is for a model, and {options.subject} is none: leave it out")
@@ -141,8 +141,8 @@ def _evaluate_model(options: Namespace) -> None:
     labels = labels_for(settings["labels"], generation.num_samples, *classes, generation.seed)
     name = settings["name"] or name_of(options.subject)
     measured = (options.reference, options.features, Settings(adm_float16=options.adm_float16))
-    form = settings["images"]
-    with opened(options.subject, name, labels, options.device, *measured, form=form) as evaluation:
+    how = settings["images"], options.compile, options.attention or "auto"
+    with opened(options.subject, name, labels, options.device, *measured, *how) as evaluation:
         layout = evaluation.layout
         if not axes:
             if layout.main:

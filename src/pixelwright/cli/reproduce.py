@@ -6,7 +6,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from pixelwright.cli.parsing import Parser, add_device
+from pixelwright.cli import sampler
+from pixelwright.cli.parsing import Parser
 from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.diffusion.labels import balanced_labels
@@ -43,7 +44,7 @@ def parser() -> Parser:
     add("--features", type=str | None, help="KIND:PLACE (default: the Inception network in the folder)")
     add("--seed", type=NonNegativeInt, default=0, help="of the noise; the published runs name none")
     add("--batch-size", type=PositiveInt, default=64, help="images drawn together")
-    add_device(add)
+    sampler.add_machine(add)
     return parser
 
 
@@ -56,7 +57,8 @@ def run(options: Namespace) -> int:
     labels = balanced_labels(target.num_samples, load_config(files["weights"]).num_classes)
     out = folder / options.target
     measured = (files["reference"], files["features"])
-    with opened(files["weights"], options.target, labels, options.device, *measured) as evaluation:
+    how = {"compile": options.compile, "attention": options.attention}
+    with opened(files["weights"], options.target, labels, options.device, *measured, **how) as evaluation:
         report = evaluation.run(generation, out)
     if report is None:
         return 0
@@ -74,4 +76,5 @@ def plan(target: Target, weights: str, options: Namespace) -> Generation:
     settings |= {"model": load_config(weights).name, "weights": "", "labels": "balanced"}
     settings |= {"num_samples": target.num_samples, "size": (target.size, target.size)}
     settings |= {"seed": options.seed, "batch_size": options.batch_size}
-    return Generation(precision=name_precision("auto", resolve_device(options.device)), **settings)
+    precision = name_precision(options.precision, resolve_device(options.device))
+    return Generation(precision=precision, **settings)

@@ -14,7 +14,7 @@ from pixelwright.cli import sampler
 from pixelwright.cli.labels import parse_labels
 from pixelwright.cli.parsing import MODEL, Parser, image_size
 from pixelwright.config import NonNegativeInt
-from pixelwright.device import check_compiler, keep_memory, name_precision, resolve_device
+from pixelwright.device import keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.solvers import Step
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
@@ -60,8 +60,6 @@ def parser() -> Parser:
     add("--start-index", type=NonNegativeInt, default=0, help="index of the first image")
     help_text = "folder or hub name of the text encoder (default: the one the model names)"
     add("--text-encoder", type=str | None, metavar="PATH", help=help_text)
-    help_text = "compile the network: needs a C++ compiler, and a minute the first time"
-    add("--compile", action="store_true", help=help_text)
     return parser
 
 
@@ -73,15 +71,14 @@ def run(options: Namespace) -> None:
     if out.is_dir() and any(out.iterdir()) and not options.overwrite:
         raise UserError(f"--out {out} holds files already; give another folder, or --overwrite")
     keep_memory()
-    if options.compile:
-        check_compiler()
     device = resolve_device(options.device)
     name_precision(options.precision, device)
     config = load_config(options.model)  # so that a wrong label is found before the weights are read
     chosen = sampler.choose(options, config)
     condition = _condition(options, config, device)
     print(chosen.text)
-    model = accelerate(pw.load(options.model).to(device), options.precision, options.compile, chosen.reuse)
+    how = options.precision, options.compile, chosen.reuse, None, options.attention
+    model = accelerate(pw.load(options.model).to(device), *how)
     starts = range(0, len(condition), options.batch_size)
     shown: list[Tensor] = []
     with tqdm(total=len(starts) * chosen.sampler.steps, unit="step", disable=None, delay=0.5) as bar:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse import Namespace
 
 from pixelwright.cli.fields import settings
-from pixelwright.cli.parsing import Parser, add_device, add_imports
+from pixelwright.cli.parsing import Add, Parser, add_device, add_imports
 from pixelwright.config import PositiveInt, convert
 from pixelwright.diffusion.solvers import check_solver
 from pixelwright.hub.presets import SAMPLER_PRESETS, sampler_preset
@@ -29,7 +29,7 @@ class Chosen(NamedTuple):
 
 def add_arguments(parser: Parser, batch_size: int, for_images_too: bool = False) -> None:
     """The options; a command that takes images in place of a model must know what was given: then the
-    default of `--batch-size` and `--precision` is None."""
+    default of these is None."""
     text = "Settings that are not given are those of the model's own preset, where it has one."
     add = parser.section("sampler", text)
     help_text = f"settings to start from: {', '.join(SAMPLER_PRESETS)} (default: the model's own preset)"
@@ -39,22 +39,26 @@ def add_arguments(parser: Parser, batch_size: int, for_images_too: bool = False)
         more = pair if name == "guidance_interval" else {"type": hint}
         add(f"--{name.replace('_', '-')}", default=None, help=help_text, **more)
     add = parser.section("machine", advanced=True)
-    add_device(add)
-    add(
-        "--batch-size",
-        type=PositiveInt | None,
-        default=None if for_images_too else batch_size,
-        help=f"images drawn together (default: {batch_size})",
-    )
-    add(
-        "--precision",
-        type=Literal["auto", "bf16", "fp32", "int8"] | None,
-        default=None if for_images_too else "auto",
-        help="auto: bf16 where the device computes in it; int8: approximate, for CPUs (default: auto)",
-    )
+    default = None if for_images_too else batch_size
+    help_text = f"images drawn together (default: {batch_size})"
+    add("--batch-size", type=PositiveInt | None, default=default, help=help_text)
+    add_machine(add, for_images_too)
     help_text = "approximate: the backbone runs in one of N evaluations only (default: 1, exact)"
     add("--reuse", type=PositiveInt | None, metavar="N", help=help_text)
     add_imports(add)
+
+
+def add_machine(add: Add, for_images_too: bool = False) -> None:
+    """What images are drawn on, and how fast."""
+    add_device(add)
+    auto = None if for_images_too else "auto"
+    help_text = "auto: bf16 where the device computes in it; fp32: in full, without TF32; int8: approximate, "
+    help_text += "for CPUs (default: auto)"
+    add("--precision", type=Literal["auto", "bf16", "fp32", "int8"] | None, default=auto, help=help_text)
+    help_text = "kernel of attention; math where the others give NaN (default: auto)"
+    add("--attention", type=Literal["auto", "sdpa", "flash", "math"] | None, default=auto, help=help_text)
+    help_text = "compile the network: needs a C++ compiler, and a minute the first time"
+    add("--compile", action="store_true", help=help_text)
 
 
 def choose(options: Namespace, config: DenoiserConfig) -> Chosen:

@@ -1,13 +1,13 @@
 """From noise to images: what a model is conditioned on, the noise of each image, and `sample`."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pixelwright.device import resolve_precision
+from pixelwright.acceleration import drawing
 from pixelwright.diffusion.guidance import Branch, Guidance, IntervalCFG
 from pixelwright.diffusion.labels import as_labels
 from pixelwright.diffusion.solvers import StepCallback, Velocity, check_solver, solve, timesteps
@@ -120,7 +120,9 @@ def sample(
     start_index: int | Sequence[int] = 0,
     callback: StepCallback | None = None,
     batch_size: int | None = None,
-    precision: str = "fp32",
+    precision: str = "auto",
+    compile: bool = False,
+    attention: str = "auto",
 ) -> Tensor:
     """Draw images with a model.
 
@@ -136,14 +138,12 @@ def sample(
             the batch it is drawn in. Instead of a start, the index of every image may be given.
         callback: called with a `Step` at every step of every batch.
         batch_size: images at a time; all at once by default.
-        precision: fp32, bf16 (autocast), or auto: bf16 where the device has it. An accelerated model keeps
-            its own.
+        precision, compile, attention: see `acceleration.drawing`; an accelerated model has its own.
 
-    Returns:
-        uint8 [B,H,W,3] on the CPU.
+    Returns: uint8 [B,H,W,3] on the CPU.
 
     Raises:
-        UserError: impossible labels, size, steps, solver, guidance, batch size or precision.
+        UserError: impossible labels, size, steps, solver, guidance, batch size, precision or attention.
         NotFinite: images with NaN or infinite pixels, named by index.
     """
     sampler = sampler or model.config.sampler or SamplerSettings()
@@ -156,15 +156,14 @@ def sample(
     indices = _indices(start_index, len(condition))
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    device, autocast = model.device, resolve_precision(precision, model.device)
-    images = []
-    with _evaluating(model):
+    device, images = model.device, []
+    with _evaluating(model), drawing(model, precision, compile, attention) as network:
         for start in range(0, len(condition), batch_size or len(condition)):
             part = condition[start : start + (batch_size or len(condition))].to(device)
             noise = noise_of(indices[start : start + len(part)], (height, width), seed, device)
-            velocity = model_velocity(model, part, sampler, guidance)
-            with torch.autocast(device.type, autocast) if autocast else nullcontext():
-                x = solve(velocity, noise, times, sampler.solver, callback)
+            x = solve(
+                model_velocity(network, part, sampler, guidance), noise, times, sampler.solver, callback
+            )
             _check_finite(x, indices[start : start + len(part)])
             images.append(to_uint8(x).cpu())
     return torch.cat(images)
@@ -178,5 +177,6 @@ def _check_finite(x: Tensor, indices: Sequence[int]) -> None:
         more = f" and {len(named) - 5} more" if len(named) > 5 else ""
         raise NotFinite(
             f"the model draws NaN or infinite pixels (image {', '.join(named[:5])}{more}): its weights are "
-            "damaged, or too large for the precision; try precision fp32"
+            "damaged or too large for the precision, or the attention kernel is: try precision fp32, or "
+            "attention math"
         )

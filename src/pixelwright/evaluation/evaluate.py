@@ -74,11 +74,14 @@ class Evaluation:
     scorer: Scorer | None
     form: str = "npz"  # a key of `FORMS`
     weights: str = ""  # what the settings of the images say of the weights: their checksum
+    compile: bool = False
+    attention: str = "auto"  # both as in `accelerate`
 
     def run(self, generation: Generation, folder: Path, name: str | None = None) -> Report | None:
         """Generate or go on, measure and report in `folder`; the report, in the main process."""
         generation = replace(generation, weights=self.weights or generation.weights)
-        out = generate(self.model, generation, self.labels, folder / FORMS[self.form], self.layout)
+        place, how = folder / FORMS[self.form], (self.compile, self.attention)
+        out = generate(self.model, generation, self.labels, place, self.layout, *how)
         if not self.layout.main:
             return None
         assert self.scorer is not None
@@ -139,6 +142,8 @@ def opened(
     features: str | None,
     settings: Settings = DEFAULT,
     form: str = "npz",
+    compile: bool = False,
+    attention: str = "auto",
 ) -> Iterator[Evaluation]:
     """The model of `source` with what it is measured with, in every process. Reference and features are read
     by the main process, which alone needs them; a UserError of one process is raised in all."""
@@ -148,4 +153,4 @@ def opened(
         weights = layout.first(lambda: checksum(source))
         scorer = scorers[0] if scorers else None
         model = load(source).to(layout.device)
-        yield Evaluation(name, model, labels, layout, scorer, form, weights)
+        yield Evaluation(name, model, labels, layout, scorer, form, weights, compile, attention)

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from pixelwright.acceleration import accelerate
+from pixelwright.acceleration import prepare
 from pixelwright.acceleration.reuse import check_reuse
 from pixelwright.data.sources import LABEL_FILE
 from pixelwright.diffusion.sample import Denoiser, sample
@@ -89,15 +89,29 @@ def checksum(source: str | os.PathLike[str]) -> str:
 
 # ---------------------------------------------------------------- drawing
 def draw(
-    model: Denoiser, generation: Generation, labels: Tensor, batch: int, callback: StepCallback | None = None
+    model: Denoiser,
+    generation: Generation,
+    labels: Tensor,
+    batch: int,
+    callback: StepCallback | None = None,
+    attention: str = "auto",
 ) -> Tensor:
     """The images of one batch, uint8 [b,H,W,3]. `labels` [num_samples] are those of all images."""
     start, stop = (indices := generation.indices(batch)).start, indices.stop
     how: dict[str, Any] = {"size": generation.size, "seed": generation.seed, "callback": callback}
+    how |= {"precision": generation.precision, "attention": attention}
     return sample(model, labels[start:stop], generation, start_index=start, **how)
 
 
-def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: Path, layout: Layout) -> Path:
+def generate(
+    model: PixelDenoiser,
+    generation: Generation,
+    labels: Tensor,
+    out: Path,
+    layout: Layout,
+    compile: bool = False,
+    attention: str = "auto",
+) -> Path:
     """Write the images of `labels` int64 [num_samples] to `out`, the settings to `out` + ".json"; `out` is a
     folder of PNG files, a .zip of them, or an .npz as ADM's: uint8 [N,H,W,3] `arr_0`, labels `arr_1`.
 
@@ -108,7 +122,7 @@ def generate(model: PixelDenoiser, generation: Generation, labels: Tensor, out: 
     work, made_by = Work(out, generation.num_samples, generation.size), settings_of(generation, labels)
     if layout.first(lambda: _claim(work, made_by)):
         return out
-    fast = accelerate(model, generation.precision, reuse=generation.reuse)
+    fast = prepare(model, generation.precision, compile, attention, generation.reuse)
     progress = _Progress(work.folder, layout.rank)
     done = layout.first(progress.gather)
     left = [k for k in range(generation.batches) if k not in done]

@@ -11,7 +11,8 @@ Importing this module needs the extra: `pip install "pixelwright[diffusers]"`.
 import inspect
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pixelwright.acceleration import drawing
 from pixelwright.diffusion.guidance import Branch, IntervalCFG
 from pixelwright.diffusion.sample import as_condition
 from pixelwright.errors import UserError, nearest
@@ -233,39 +235,39 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         prompt: Sequence[str] | str | None = None,
         negative_prompt: Sequence[str] | str | None = None,
         num_images_per_prompt: int = 1,
+        precision: str = "auto",
+        compile: bool = False,
+        attention: str = "auto",
     ) -> Any:
-        """Draw images of labels or prompts.
+        """Draw images of labels or prompts. Raises UserError for settings that cannot be.
 
         Args:
             class_labels: class indices, or names where the model has them; or captions, as features or texts.
             prompt, negative_prompt: for models of captions, whose encoder is read, used and freed: what to
                 draw, and what guidance leads away from, one for all or one each.
             height, width: multiples of the patch size; by default those of `latents` or the model.
-            num_inference_steps: steps of the scheduler on `pixelwright.diffusion.solvers.timesteps`.
             guidance_scale, guidance_interval: classifier-free guidance; where in t it acts (None: always).
             generator: of the noise; one per image makes an image independent of its batch.
-            latents: the noise to start from, [B,3,H,W]; there is no latent space, the state is pixels.
+            latents: the noise to start from, [B,3,H,W] in pixels.
             output_type: "pil", "np" ([B,H,W,3] in [0,1]), "pt" ([B,3,H,W] in [0,1]) or "latent" (the state).
-            return_dict: return an `ImagePipelineOutput` (`.images`) rather than a tuple of one.
-            callback_on_step_end: called as (pipeline, index, timestep = 1000·σ, {"latents": state}) after an
-                evaluation; it may return {"latents": …}, and set `pipeline.guidance_scale` or `._interrupt`.
+            callback_on_step_end: called as (pipeline, index, 1000·σ, {"latents": state}) after an evaluation;
+                it may return {"latents": …}, and set `pipeline.guidance_scale` or `._interrupt`.
             num_images_per_prompt: images of each label or prompt, one after the other.
-
-        Raises: UserError for impossible labels, size, steps, guidance, noise, output type or scheduler.
+            precision, compile, attention: as in `pixelwright.sample`.
         """
         _check_names(output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
-        branches = self._branches(class_labels, prompt, negative_prompt, num_images_per_prompt, device)
-        shape = self._shape(len(branches[0].condition), height, width, latents)
+        conditions = self._conditions(class_labels, prompt, negative_prompt, num_images_per_prompt, device)
+        shape = self._shape(len(conditions[0]), height, width, latents)
         times = lay_grid(self.scheduler, num_inference_steps, device)
         x = self._noise(shape, generator, device) if latents is None else latents.to(device, torch.float32)
-        stochastic = "generator" in inspect.signature(self.scheduler.step).parameters
-        extra = {"generator": generator} if stochastic else {}
         self._interrupt, self._num_timesteps, self._guidance_scale = False, len(times), guidance_scale
-        with self.progress_bar(total=num_inference_steps) as bar:
+        extra, speed = self._extra(generator), (precision, compile, attention, device)
+        bar = self.progress_bar(total=num_inference_steps)
+        with self._drawing(conditions, *speed) as branches, bar:
             for i, (t, timestep) in enumerate(zip(times, self.scheduler.timesteps, strict=True)):
-                velocity = IntervalCFG(self._guidance_scale, guidance_interval)(*branches)
-                x = self.scheduler.step(-velocity(x, t), timestep, x, return_dict=False, **extra)[0]
+                v = IntervalCFG(self._guidance_scale, guidance_interval)(*branches)(x, t)
+                x = self.scheduler.step(-v, timestep, x, return_dict=False, **extra)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
                     x = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", x)
@@ -274,13 +276,31 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
                 if self._interrupt:
                     break
         self.maybe_free_model_hooks()
-        output = ImagePipelineOutput(images=_convert(x, output_type))
-        return output if return_dict else (output.images,)
+        images = _convert(x, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _branches(
+    def _extra(self, generator: Any) -> dict[str, Any]:
+        """What a scheduler that draws noise itself is given."""
+        stochastic = "generator" in inspect.signature(self.scheduler.step).parameters
+        return {"generator": generator} if stochastic else {}
+
+    @contextmanager
+    def _drawing(self, conditions: tuple[Condition, Condition], *speed: Any) -> Iterator[list[Branch]]:
+        """The network with each condition, see `acceleration.drawing`."""
+        denoiser = self.transformer.denoiser
+        with drawing(denoiser, *speed) as fast:
+            network = self._network if fast is denoiser else fast
+            yield [Branch(network, condition) for condition in conditions]
+
+    def _network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The model with its hooks, such as those of offloading."""
+        velocity: Tensor = self.transformer(x, t, condition, return_dict=False)[0]
+        return velocity
+
+    def _conditions(
         self, class_labels: Any, prompt: Any, negative_prompt: Any, each: int, device: torch.device
-    ) -> tuple[Branch, Branch]:
-        """The network with what is to be drawn, `each` times, and with what guidance leads away from."""
+    ) -> tuple[Condition, Condition]:
+        """What is to be drawn, `each` times, and what guidance leads away from."""
         denoiser = self.transformer.denoiser
         config: DenoiserConfig = denoiser.config
         if (prompt is None) == (class_labels is None):
@@ -308,12 +328,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
             if len(negatives) > 1:
                 null = encode_for(config, negatives, "", device).to(device)
         rows = torch.arange(len(condition), device=device).repeat_interleave(each)
-
-        def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-            velocity: Tensor = self.transformer(x, t, condition, return_dict=False)[0]
-            return velocity
-
-        return Branch(network, condition[rows]), Branch(network, null[rows])
+        return condition[rows], null[rows]
 
     def _shape(
         self, count: int, height: int | None, width: int | None, latents: Tensor | None

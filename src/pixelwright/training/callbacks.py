@@ -118,6 +118,7 @@ class SampleGrid(Callback):
             callback=trainer.stop_if_asked,
             batch_size=run.batch_size,
             precision=run.precision,
+            attention=run.attention,
         )
         path = folder / "samples" / f"step-{step:07d}.png"
         save_grid(images, path, columns=self.columns, scale=max(1, GRID_PIXELS // images.shape[1]))

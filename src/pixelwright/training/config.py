@@ -273,7 +273,10 @@ class LoopConfig(Config, where=""):
     seed: NonNegativeInt = 0
     """Seed of the initial weights, the order of the images, noise, times and dropped labels."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the products; auto is bf16 where the device has instructions for it, such as on CUDA."""
+    """Precision of the products; auto is bf16 where the device has instructions for it, such as on CUDA, and
+    TF32 there for what stays in float32; fp32 is full float32."""
+    attention: Literal["auto", "sdpa", "flash", "math"] = "auto"
+    """Kernel of attention; math is the slowest and the safest, for devices where the others give NaN."""
     ema_decay: Decay = 0.9999
     """Decay of the averaged weights; at step n it is min(ema_decay, (1 + n) / (10 + n)). 0: no averaging."""
     ema_more: tuple[float | str, ...] = ()

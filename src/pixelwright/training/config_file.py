@@ -57,7 +57,18 @@ def read_settings(path: Path) -> LoopConfig:
 # ---------------------------------------------------------------- what a resumed run may change
 # Where the run lives, how long, on what, and what it reports: beyond rounding they do not change what is
 # computed.
-FREE = {"run", "imports", "steps", "accumulate", "device", "compile", "max_skipped", "evaluation", "loggers"}
+FREE = {
+    "run",
+    "imports",
+    "steps",
+    "accumulate",
+    "device",
+    "compile",
+    "attention",
+    "max_skipped",
+    "evaluation",
+    "loggers",
+}
 FREE |= {"log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "sample", "parallel"}
 FREE |= {"data.workers", "data.cache", "data.stall_seconds", "text.cache"}
 FREE |= {"health.measure_every", "health.max_rollbacks"}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pixelwright.acceleration import AcceleratedDenoiser, accelerate
 from pixelwright.device import name_precision
 from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.diffusion.solvers import StepCallback
@@ -41,10 +42,16 @@ class Evaluation(Callback):
         check_comparable(self._extractor, self._reference)
         self._batch_size = max(1, min(config.batch_size, settings.sample.count // layout.world))
         self._precision, self._name = name_precision(config.precision, layout.device), name
+        self._compile, self._attention = config.compile, config.attention
+        self._fast: AcceleratedDenoiser | None = None  # compiled once, with the weights of each time
 
     def on_step(self, trainer: Trainer) -> None:
         model = trainer.averaged(everywhere=True)
         assert model is not None
+        if self._compile and self._fast is None:
+            self._fast = accelerate(model, self._precision, compile=True, attention=self._attention)
+        elif self._fast is not None:
+            self._fast.load(model)
         # One of many processes must not leave the others waiting: alone it may stop, or fail, on the way.
         callback = trainer.stop_if_asked if self._layout.world == 1 else None
         own: Collected | Exception
@@ -71,7 +78,8 @@ class Evaluation(Callback):
         labels = balanced_labels(generation.num_samples, model.config.num_classes)
         for k in range(self._layout.rank, generation.batches, self._layout.world):
             numbers = torch.tensor(generation.indices(k))
-            yield ImageBatch(draw(model, generation, labels, k, callback), numbers, labels[numbers])
+            drawn = draw(self._fast or model, generation, labels, k, callback, self._attention)
+            yield ImageBatch(drawn, numbers, labels[numbers])
 
     def _gather(self, own: Collected) -> list[Collected]:
         """Those of all processes, in the main one."""

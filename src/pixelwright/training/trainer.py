@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelwright.acceleration.convolutions import use_products
+from pixelwright.acceleration.kernels import kernels
 from pixelwright.config import to_dict
 from pixelwright.data import DataConfig, Source
 from pixelwright.device import resolve_precision
@@ -219,7 +220,8 @@ class Trainer:
     def train_step(self, inputs: Inputs) -> None:
         """One optimiser step on a batch. Without effect on the weights if loss or gradient is not finite, or
         a spike that is to be skipped."""
-        with self.health.activations(self.step + 1):
+        computing = kernels(self.device, self.config.precision, self.config.attention)
+        with computing, self.health.activations(self.step + 1):
             losses, logs = self.gradients(inputs)
             self.saver.hold()  # nothing of the state has changed until here
         totals = self.layout.mean(by_time(losses, inputs.t))  # the processes have equal numbers of samples
@@ -328,7 +330,7 @@ class Trainer:
         """A plain model that holds these very tensors."""
         model = skeleton(self.model.config)
         model.load_state_dict(weights, assign=True)
-        return model.requires_grad_(False).eval()
+        return model.eval()  # with gradients: autocast keeps casts of such weights alone
 
     def _stop_if_needed(self) -> None:
         """Save and leave if any process was asked to stop, or if a checkpoint failed. Many processes ask each
