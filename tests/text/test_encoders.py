@@ -19,7 +19,7 @@ from pixelwright.errors import UserError
 from pixelwright.models.config import TextNote
 from pixelwright.models.presets import preset
 from pixelwright.text import FeatureCache, TextConfig, TextEncoder, encode_for, open_encoder
-from pixelwright.text.config import read_prefix, read_prompts
+from pixelwright.text.config import read_prompts
 from pixelwright.text.encoders import Features, Gemma, MiniLM
 from tests.encoders import WORDS, tiny_bert, tiny_gemma
 
@@ -84,21 +84,36 @@ def test_the_part_that_is_no_padding_is_the_same_with_padding_and_without(
 ) -> None:
     long = Gemma(str(gemma), 10, padded=True, prefix=prefix)
     short = Gemma(str(gemma), 10, prefix=prefix)
-    (ids, kept, used), (fewer, same, as_many) = long.tokens(text), short.tokens(text)
-    assert (len(kept), used, ids[: len(fewer)]) == (10, as_many, fewer)
-    assert kept[:used] == same == [0, *range(len(fewer) - as_many + 1, len(fewer))]
+    padded, plain = long.tokens(text), short.tokens(text)
+    assert (padded.used, padded.skipped, padded.ids[: len(plain.ids)]) == (
+        plain.used,
+        plain.skipped,
+        plain.ids,
+    )
+    kept = padded.kept(torch.arange(len(padded.ids))).tolist()
+    assert len(kept) == 10 and kept[: plain.used] == plain.kept(torch.arange(len(plain.ids))).tolist()
+    assert kept[: plain.used] == [0, *range(len(plain.ids) - plain.used + 1, len(plain.ids))]
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(sentences, min_size=1, max_size=4))
-def test_features_depend_on_their_caption_alone(bert: Path, texts: list[str]) -> None:
-    encoder = MiniLM(str(bert), 8)
+@given(st.lists(sentences, min_size=1, max_size=20), st.sampled_from(["bert", "gemma", "padded"]))
+def test_features_do_not_depend_on_the_neighbours(
+    bert: Path, gemma: Path, texts: list[str], kind: str
+) -> None:
+    """Beyond rounding; and in the cache, as exact resuming needs it, not at all."""
+    encoder = MiniLM(str(bert), 8) if kind == "bert" else Gemma(str(gemma), 20, kind == "padded", PREFIX)
     together = encoder.encode(texts)
+    cached, same = FeatureCache(encoder), encoder.features(texts, same=True)
     for i, text in enumerate(texts):
         alone = encoder.encode([text])
         length = alone.features.shape[1]
-        assert torch.equal(together.features[i, :length], alone.features[0])
+        eps = torch.finfo(alone.features.dtype).eps * alone.features.abs().max()
+        assert (together.features[i, :length] - alone.features[0]).abs().max() <= 4 * eps
+        assert torch.equal(together.mask[i, :length], alone.mask[0])
         assert not together.features[i, length:].any() and not together.mask[i, length:].any()
+        assert torch.equal(same[i].values, encoder.features([text], same=True)[0].values)
+        for _ in range(2):
+            assert torch.equal(cached.features([text, "a star"])[0].values, same[i].values)
 
 
 @pytest.mark.parametrize("kind", ["gemma", "minilm"])
@@ -132,37 +147,38 @@ def test_the_encoder_is_freed_and_read_again(gemma: Path) -> None:
     assert torch.equal(encoder.encode(["a star"]).features, before)
 
 
+def test_weights_may_be_in_another_dtype_and_stay_on_the_cpu(gemma: Path) -> None:
+    exact, half = (Gemma(str(gemma), 8, precision=name) for name in ("fp32", "bf16"))
+    assert torch.equal(
+        half.encode(["a red star"]).features, Gemma(str(gemma), 8).encode(["a red star"]).features
+    )
+    difference = (exact.encode(["a red star"]).features - half.encode(["a red star"]).features).abs().max()
+    assert 0 < difference < 0.1
+
+
+def test_an_encoder_may_stay_on_the_cpu_between_its_uses(
+    gemma: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[str] = []
+    for offload, expected in ((False, ["cpu:0", "cpu:0"]), (True, ["cpu:0", "cpu", "cpu:0", "cpu"])):
+        config = TextConfig("gemma", path=str(gemma), offload=offload)
+        encoder = open_encoder(config, device="cpu:0")  # stands for another device
+        encoder.features(["a star"])
+        moves.clear()
+        own = encoder._model.to
+        monkeypatch.setattr(
+            encoder._model, "to", lambda device, own=own: moves.append(str(device)) or own(device)
+        )
+        encoder.encode(["a red star"])
+        assert moves == expected
+
+
 # ---------------------------------------------------------------- the prefix
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"text_encoder": {"chi_prompt": ["one", "two "]}}',
-        "model:\n- x: 1\n- prompt_prefix: |-\n    one\n    two \n",
-    ],
-)
-def test_a_prefix_is_found_in_a_configuration_file(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "config"
-    file.write_text(text)
-    assert TextConfig("gemma", prefix_file=str(file)).whole_prefix == "one\ntwo "
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [("a: 1", "holds 0 texts"), ("a: {prefix: x}\nprefix: y", "holds 2"), ("{", "cannot be read")],
-)
-def test_a_file_without_one_prefix_is_told(text: str, told: str, tmp_path: Path) -> None:
-    file = tmp_path / "config"
-    file.write_text(text)
-    with pytest.raises(UserError, match=told):
-        read_prefix(file)
-
-
 @pytest.mark.parametrize(
     ("values", "told"),
     [
         ({"encoder": "gema"}, 'did you mean "gemma"'),
         ({"encoder": "minilm", "prefix": "x"}, "minilm has no use for"),
-        ({"encoder": "gemma", "prefix": "x", "prefix_file": "y"}, "leave one out"),
     ],
 )
 def test_settings_that_do_not_go_together(values: dict[str, str], told: str) -> None:
@@ -219,13 +235,14 @@ def test_the_cache_gives_what_the_encoder_gives_and_asks_it_once(
     gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["a star", "a red star", ""]
-    expected = Gemma(str(gemma), 8, padded=True).encode(texts)
+    plain = Gemma(str(gemma), 8, padded=True)
+    expected = plain.join(plain.features(texts, same=True), plain.features([""], same=True)[0])
     asked: list[str] = []
     own = Gemma.features
 
-    def count(self: Gemma, caption: str):  # type: ignore[no-untyped-def]
-        asked.append(caption)
-        return own(self, caption)
+    def count(self: Gemma, captions: list[str], same: bool):  # type: ignore[no-untyped-def]
+        asked.extend(captions)
+        return own(self, captions, same)
 
     monkeypatch.setattr(Gemma, "features", count)
     for number in range(3):
@@ -245,10 +262,12 @@ def test_another_way_of_encoding_is_another_entry(gemma: Path, tmp_path: Path) -
         Gemma(str(gemma), 9),
         Gemma(str(gemma), 8, padded=True),
         Gemma(str(other), 8),
+        Gemma(str(gemma), 8, precision="fp32"),
     ]
     for encoder in ways:
         cache = FeatureCache(encoder, tmp_path / "cache")
-        assert torch.equal(cache.encode(["a star"]).features, encoder.encode(["a star"]).features)
+        (expected,) = encoder.features(["a star"], same=True)
+        assert torch.equal(cache.encode(["a star"]).features[0], expected.values)
         cache.flush()
     assert len(list((tmp_path / "cache").iterdir())) == len(ways)
 
@@ -320,9 +339,9 @@ def test_threads_share_a_cache_and_lose_nothing(
     monkeypatch.setattr("pixelwright.text.cache.FILE_SIZE", 20_000)  # many files
     cache = FeatureCache(Gemma(str(gemma), 8), tmp_path)
     values = torch.ones(3, 24, dtype=torch.bfloat16)
-    monkeypatch.setattr(cache.encoder, "features", lambda caption: Features(values, 3))
+    monkeypatch.setattr(cache.encoder, "features", lambda texts, same: [Features(values, 3)] * len(texts))
     texts = [f"caption {i}" for i in range(3000)]
-    in_threads(4, lambda n: [cache.features(text) for text in texts[n::4]] and cache.flush())
+    in_threads(4, lambda n: [cache.features(texts[i : i + 5]) for i in range(n, 3000, 4)] and cache.flush())
     kept = FeatureCache(Gemma(str(gemma), 8), tmp_path)
     assert sum(kept._read(text) is None for text in texts) == 0
 
@@ -331,7 +350,7 @@ def test_threads_share_an_encoder_and_read_its_weights_once(
     bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [" ".join(WORDS[i % 5 : i % 5 + 1 + i % 3]) for i in range(20)]
-    expected = {text: MiniLM(str(bert), 8).features(text).values for text in texts}
+    expected = {text: MiniLM(str(bert), 8).features([text])[0].values for text in texts}
     encoder, own, read = MiniLM(str(bert), 8), MiniLM._load, []
 
     def load(self: MiniLM) -> object:
@@ -343,7 +362,7 @@ def test_threads_share_an_encoder_and_read_its_weights_once(
 
     def work(_: int) -> None:
         for text in texts:
-            assert torch.equal(encoder.features(text).values, expected[text])
+            assert torch.equal(encoder.features([text])[0].values, expected[text])
 
     in_threads(4, work)
     assert len(read) == 1

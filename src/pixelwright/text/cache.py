@@ -2,9 +2,9 @@
 
     CACHE/<digest>/<random name>.safetensors
 
-One folder for each way of encoding (files of the encoder, prefix, length, padding); in it, files that are
-whole or not there and never change. A process writes what it encoded as further files, so that any number of
-processes and machines may share a cache without locks; at worst they encode a caption twice, to the same.
+One folder for each way of encoding (files of the encoder, its dtype, prefix, length, padding); in it, files
+that are whole or not there and never change. A process writes what it encoded as further files, so that any
+number of processes and machines may share a cache without locks; at worst they encode a caption twice.
 """
 
 import threading
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from pixelwright.text.encoders import Features, TextEncoder
 
 IN_MEMORY = 1 << 29  # bytes of features that a process keeps
 FILE_SIZE = 1 << 26  # bytes of new features after which a file is written
+NUMERICS = "16 captions a pass"  # how the bits of features come about; files of another way are not read
 
 
 class FeatureCache:
@@ -40,8 +42,8 @@ class FeatureCache:
         self._places: dict[str, tuple[str, Any]] = {}  # digest of a caption -> name in a file, file
         self._seen: set[Path] = set()
         if folder is not None:
-            way = digest(encoder.checksum(), encoder.prefix, encoder.length, encoder.padded, encoder.dtype)
-            self.folder = Path(folder).expanduser() / way
+            way = (encoder.checksum(), encoder.prefix, encoder.length, encoder.padded, encoder.dtype)
+            self.folder = Path(folder).expanduser() / digest(*way, encoder.weights, NUMERICS)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -50,28 +52,37 @@ class FeatureCache:
             self._look()
 
     def encode(self, captions: Sequence[str]) -> TextCondition:
-        """As `TextEncoder.encode`."""
-        return self.encoder.join([self.features(text) for text in captions], self.features(""))
+        """As `TextEncoder.encode`. The features of a caption are a function of the caption alone."""
+        *rows, null = self.features([*captions, ""])
+        return self.encoder.join(rows, null)
 
-    def features(self, caption: str) -> Features:
-        """As `TextEncoder.features`, from memory or the disk where it is there."""
+    def features(self, captions: Sequence[str]) -> list[Features]:
+        """As `TextEncoder.features`: from memory or the disk, on the CPU, or else encoded, on the device."""
         with self._lock:
-            if caption in self._held:
-                self._held.move_to_end(caption)
-                return self._held[caption]
-            found = self._read(caption)
-            if found is None:
-                found = self.encoder.features(caption)
-                if self.folder is not None:
-                    self._new[f"{digest(caption)}-{found.used}"] = found.values
-                    self._new_bytes += found.values.nbytes
-                    if self._new_bytes >= FILE_SIZE:
-                        self.flush()
-            self._held[caption] = found
-            self._held_bytes += found.values.nbytes
-            while self._held_bytes > IN_MEMORY and len(self._held) > 1:
-                self._held_bytes -= self._held.popitem(last=False)[1].values.nbytes
-            return found
+            found: dict[str, Any] = {text: self._held.get(text) or self._read(text) for text in captions}
+            missing = [text for text, features in found.items() if features is None]
+            new = self.encoder.features(missing, same=True)
+            if new:
+                copies = torch.cat([each.values for each in new]).to("cpu")  # in one
+                parts = copies.split([len(each.values) for each in new])
+                found |= {k: Features(v, n.used) for k, v, n in zip(missing, parts, new, strict=True)}
+            self._keep(found, missing)
+            found |= zip(missing, new, strict=True)
+            return [found[text] for text in captions]
+
+    def _keep(self, found: dict[str, Any], missing: Sequence[str]) -> None:
+        """Hold features in memory, the newest last; those that were missing will be written."""
+        for text, features in found.items():
+            self._held_bytes += 0 if text in self._held else features.values.nbytes
+            self._held[text] = features
+            self._held.move_to_end(text)
+        while self._held_bytes > IN_MEMORY and len(self._held) > 1:
+            self._held_bytes -= self._held.popitem(last=False)[1].values.nbytes
+        for text in missing if self.folder is not None else ():
+            self._new[f"{digest(text)}-{found[text].used}"] = found[text].values
+            self._new_bytes += found[text].values.nbytes
+            if self._new_bytes >= FILE_SIZE:
+                self.flush()
 
     def flush(self) -> None:
         """Write what is new as a file of its own, and see what other processes have written. Raises

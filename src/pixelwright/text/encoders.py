@@ -1,7 +1,7 @@
 """Frozen text encoders: the last hidden state of a transformers model, token by token.
 
-A caption is encoded by itself, so that its features are a function of the caption alone: not of the batch, of
-the process, or of whether they come from the disk.
+Captions are encoded `ROWS` together. Of a caption's features its neighbours change the rounding alone, and
+with `same` not even that.
 """
 
 import hashlib
@@ -25,6 +25,8 @@ from pixelwright.text.config import TextConfig
 
 Device = torch.device | str
 MOST_SHOWN = 80  # characters of a text in a warning
+WEIGHTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ROWS = 16  # captions that pass through an encoder together
 READ = ("*.json", "*.safetensors", "*.model", "*.txt")  # what an encoder is made of
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,24 @@ logger = logging.getLogger(__name__)
 class Features(NamedTuple):
     """One caption."""
 
-    values: Tensor  # [L, C] on the CPU
+    values: Tensor  # [L, C]
     used: int  # rows that stand for tokens; the others, at the end, stand for padding
+
+
+class Tokens(NamedTuple):
+    """A caption as numbers."""
+
+    ids: list[int]  # with the padding that is attended to
+    used: int  # of those that are kept, how many are no padding
+    skipped: int = 0  # after the first, those of the prefix, whose features are not kept
+
+    def kept(self, states: Tensor) -> Tensor:
+        """Of hidden states [T, C] those that are kept."""
+        states = states[: len(self.ids)]
+        return torch.cat((states[:1], states[1 + self.skipped :])) if self.skipped else states
+
+
+EMPTY = Tokens([], 1)
 
 
 class TextEncoder(ABC):
@@ -46,6 +64,8 @@ class TextEncoder(ABC):
         padded: fill up to `length` with padding, for models that attend to it.
         prefix: text before every caption but the empty one.
         device: where captions are encoded.
+        precision: of the weights: bf16, fp32, or auto for those of the published ones.
+        offload: keep the weights on the CPU, and on the device while captions are encoded only.
 
     Raises UserError: transformers is not installed, or the encoder cannot be had.
     """
@@ -55,9 +75,17 @@ class TextEncoder(ABC):
     model_class: ClassVar[tuple[str, torch.dtype]]  # of transformers, and its weights' dtype
 
     def __init__(
-        self, path: str, length: int, padded: bool = False, prefix: str = "", device: Device = "cpu"
+        self,
+        path: str,
+        length: int,
+        padded: bool = False,
+        prefix: str = "",
+        device: Device = "cpu",
+        precision: str = "auto",
+        offload: bool = False,
     ) -> None:
         self.path, self.prefix, self.padded, self.device = path, prefix, padded, torch.device(device)
+        self.weights, self.offload = WEIGHTS.get(precision, self.model_class[1]), offload
         self.folder = _folder(path)
         try:
             from transformers import AutoConfig, AutoTokenizer
@@ -90,27 +118,53 @@ class TextEncoder(ABC):
     def encode(self, captions: Sequence[str], negative: str = "") -> TextCondition:
         """The features of captions [B, L, C] on the encoder's device, with those of `negative` as null. L is
         that of the longest caption, or `length` where the encoder pads. Raises UserError: no captions."""
-        return self.join([self.features(text) for text in captions], self.features(negative))
+        return self.join(self.features(captions), self.features([negative])[0])
 
     def join(self, captions: Sequence[Features], null: Features) -> TextCondition:
         """Captions that were encoded before as one condition."""
         if not captions:
             raise UserError("no captions are given; give at least one")
-        condition = _stack(captions)
-        return TextCondition(condition.features, condition.mask, _stack([null])).to(self.device)
+        condition = _stack(captions, self.device)
+        return TextCondition(condition.features, condition.mask, _stack([null], self.device))
 
     @torch.no_grad()
-    def features(self, caption: str) -> Features:
-        """The features of one caption, a function of the caption alone."""
+    def features(self, captions: Sequence[str], same: bool = False) -> list[Features]:
+        """The features of captions, on the encoder's device.
+
+        With `same` those of a caption are the same bits whatever it is encoded with: it is padded to a length
+        of its own, and further rows make all passes of that length equal in shape.
+        """
         with self._lock:
-            ids, kept, count = self.tokens(caption)
-            if self._model is None:
-                self._model = self._load().to(self.device).requires_grad_(False).eval()
-            given = torch.tensor([ids], device=self.device)  # [1, T]
-            mask = torch.zeros_like(given)
-            mask[:, : len(ids) - (len(kept) - count)] = 1
-            output = self._model(input_ids=given, attention_mask=mask).last_hidden_state  # [1, T, C]
-            return Features(output[0, kept].to("cpu", self.dtype), count)
+            rows = [self.tokens(caption) for caption in captions]
+            lengths = [len(row.ids) for row in rows]
+            if same:
+                lengths = [max(n, min(self.length, max(16, 1 << (n - 1).bit_length()))) for n in lengths]
+            else:
+                lengths = [max(lengths, default=0)] * len(rows)
+            found: dict[int, Features] = {}
+            for length in set(lengths):
+                numbers = [i for i, own in enumerate(lengths) if own == length]
+                for start in range(0, len(numbers), ROWS - same):
+                    part = numbers[start : start + ROWS - same]
+                    # transformers computes otherwise where no row is padded: with `same` one always is.
+                    more = [EMPTY] * (ROWS - len(part) if same else 0)
+                    states = self._states([*(rows[i] for i in part), *more], length)
+                    for i, state in zip(part, states, strict=False):
+                        found[i] = Features(rows[i].kept(state), rows[i].used)
+            if self.offload and self._model is not None:
+                self._model.to("cpu")
+            return [found[i] for i in range(len(rows))]
+
+    def _states(self, rows: Sequence["Tokens"], length: int) -> Tensor:
+        """The last hidden states of rows padded to `length`, [B, T, C]."""
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[*row.ids, *[pad] * (length - len(row.ids))] for row in rows])  # [B, T]
+        mask = torch.arange(length) < torch.tensor([[row.skipped + row.used] for row in rows])
+        if self._model is None:
+            self._model = self._load().requires_grad_(False).eval()
+        self._model.to(self.device)
+        given = {"input_ids": move(ids, self.device), "attention_mask": move(mask.long(), self.device)}
+        return self._model(**given).last_hidden_state.to(self.dtype)
 
     def free(self) -> None:
         """Give the memory of the weights back; they are read again when a caption comes."""
@@ -120,17 +174,15 @@ class TextEncoder(ABC):
             torch.cuda.empty_cache()
 
     @abstractmethod
-    def tokens(self, caption: str) -> tuple[list[int], list[int], int]:
-        """Tokens of a caption with its padding, those whose features are kept, and how many of these are
-        no padding."""
+    def tokens(self, caption: str) -> "Tokens":
+        """What of a caption is encoded."""
 
     def _load(self) -> Any:
         """The model, on the CPU."""
         import transformers
 
-        kind, dtype = self.model_class
         try:
-            return getattr(transformers, kind).from_pretrained(self.folder, dtype=dtype)
+            return getattr(transformers, self.model_class[0]).from_pretrained(self.folder, dtype=self.weights)
         except (OSError, ValueError) as error:
             raise UserError(f"the text encoder in {self.folder} cannot be read ({_reason(error)})") from None
 
@@ -152,7 +204,7 @@ class MiniLM(TextEncoder):
     dtype = torch.float16
     model_class = ("BertModel", torch.float32)
 
-    def tokens(self, caption: str) -> tuple[list[int], list[int], int]:
+    def tokens(self, caption: str) -> Tokens:
         """[CLS] caption [SEP], then padding."""
         how = {"return_offsets_mapping": True, "verbose": False}
         found = self.tokenizer(caption, truncation=True, max_length=self.length, **how)
@@ -161,7 +213,7 @@ class MiniLM(TextEncoder):
             self._warn(caption, caption[:end])
         count = len(ids)
         ids += [self.tokenizer.pad_token_id] * ((self.length - count) if self.padded else 0)
-        return ids, list(range(len(ids))), count
+        return Tokens(ids, count)
 
 
 class Gemma(TextEncoder):
@@ -175,7 +227,7 @@ class Gemma(TextEncoder):
     dtype = torch.bfloat16
     model_class = ("Gemma2Model", torch.bfloat16)
 
-    def tokens(self, caption: str) -> tuple[list[int], list[int], int]:
+    def tokens(self, caption: str) -> Tokens:
         """[BOS] (prefix) caption, then padding."""
         prefix = self.prefix if caption else ""
         extra = len(self.tokenizer(prefix)["input_ids"]) - 2 if prefix else 0
@@ -187,8 +239,8 @@ class Gemma(TextEncoder):
             ids = ids[:limit]
         padding = limit - len(ids) if self.padded else 0
         ids += [self.tokenizer.pad_token_id] * padding
-        kept = [0, *range(1 + extra, len(ids))]  # of `limit` tokens: the first, and the last `length` - 1
-        return ids, kept, len(kept) - padding
+        # Of `limit` tokens the first is kept, and the last `length` - 1.
+        return Tokens(ids, len(ids) - extra - padding, extra)
 
 
 KINDS: dict[str, type[TextEncoder]] = {kind.name: kind for kind in (Gemma, MiniLM)}
@@ -212,14 +264,13 @@ def open_encoder(
         if spec is None or spec.origin is None:
             raise UserError('the text encoder minilm needs its package: pip install "pixelwright[text]"')
         path = str(Path(spec.origin).parent / "model")
-    prefix = config.whole_prefix if isinstance(config, TextConfig) else config.prefix
     backbone = model.backbone if model is not None else None
     length, padded = 300, kind is Gemma
     if isinstance(backbone, MMDiTConfig):
         length, padded = backbone.text_length, not backbone.mask_padding
-    encoder = kind(path, length, padded, prefix, device)
     if not isinstance(config, TextNote):
-        return encoder
+        return kind(path, length, padded, config.prefix, device, config.precision, config.offload)
+    encoder = kind(path, length, padded, config.prefix, device)
     if isinstance(backbone, MMDiTConfig) and backbone.text_size != encoder.width:
         text = f"the text encoder {config.encoder} ({encoder.path}) gives {encoder.width} channels, but"
         raise UserError(f"{text} the model needs {backbone.text_size}: name the encoder it was trained with")
@@ -253,12 +304,24 @@ def encode_for(
     return condition
 
 
-def _stack(captions: Sequence[Features]) -> TextCondition:
-    """Captions of several lengths, padded with zeros to the longest."""
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a device; from the CPU to CUDA through pinned memory, for which nothing waits."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _stack(captions: Sequence[Features], device: torch.device) -> TextCondition:
+    """Captions of several lengths on a device, padded with zeros to the longest; those that are on the CPU
+    come in one copy."""
     length = max(len(caption.values) for caption in captions)
     rows = [F.pad(caption.values, (0, 0, 0, length - len(caption.values))) for caption in captions]
-    counts = torch.tensor([caption.used for caption in captions])
-    return TextCondition(torch.stack(rows), torch.arange(length) < counts[:, None])  # [B, L, C], [B, L]
+    far = [i for i, row in enumerate(rows) if row.device != device]
+    if far:
+        for i, row in zip(far, move(torch.stack([rows[i] for i in far]), device), strict=True):
+            rows[i] = row
+    mask = torch.arange(length) < torch.tensor([[caption.used] for caption in captions])
+    return TextCondition(torch.stack(rows), move(mask, device))  # [B, L, C], [B, L]
 
 
 def _folder(path: str) -> Path:

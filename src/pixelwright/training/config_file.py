@@ -70,7 +70,7 @@ FREE = {
     "loggers",
 }
 FREE |= {"log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "sample", "parallel"}
-FREE |= {"data.workers", "data.cache", "data.stall_seconds", "text.cache"}
+FREE |= {"data.workers", "data.cache", "data.stall_seconds", "text.cache", "text.offload"}
 FREE |= {"health.measure_every", "health.max_rollbacks"}
 
 
