@@ -6,7 +6,7 @@ from typing import Literal
 
 from pixelwright.config import Config
 from pixelwright.errors import UserError
-from pixelwright.files import read_lines, read_text
+from pixelwright.files import read_lines
 from pixelwright.models.config import LONGEST_PREFIX
 
 Kind = Literal["gemma", "minilm"]

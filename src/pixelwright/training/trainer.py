@@ -220,8 +220,8 @@ class Trainer:
     def train_step(self, inputs: Inputs) -> None:
         """One optimiser step on a batch. Without effect on the weights if loss or gradient is not finite, or
         a spike that is to be skipped."""
-        computing = kernels(self.device, self.config.precision, self.config.attention)
-        with computing, self.health.activations(self.step + 1):
+        how = self.config.precision, self.config.attention
+        with kernels(self.device, *how), self.health.activations(self.step + 1):
             losses, logs = self.gradients(inputs)
             self.saver.hold()  # nothing of the state has changed until here
         totals = self.layout.mean(by_time(losses, inputs.t))  # the processes have equal numbers of samples
@@ -235,8 +235,7 @@ class Trainer:
             update(self.optimizer, self._learning_rate(self.step), taken)
         self.step += 1
         self.ema.update(self.step)  # after a skipped step: towards the weights that stayed
-        finite = torch.isfinite(loss + norm)
-        self.meter.add(loss, norm, finite, logs)
+        self.meter.add(loss, norm, finite := torch.isfinite(loss + norm), logs)
         self.health.add(totals, finite)
 
     def _learning_rate(self, step: int) -> float:
