@@ -36,11 +36,11 @@ from pixelwright.training import (
     OptimConfig,
     SampleConfig,
     TrainConfig,
-    Trainer,
     load_config,
     save_config,
     train,
 )
+from pixelwright.training.inputs import Preparation
 from pixelwright.training.loggers import read_log
 
 MEASURED = ("loss", "grad_norm", "lr", "skipped")  # of a log line: all but times
@@ -78,17 +78,17 @@ def config(run: Path, steps: int) -> TrainConfig:
 def work(settings: TrainConfig) -> None:
     """Train, writing down what each step is given."""
     torch.set_num_threads(1)
-    rank, prepare = os.environ.get("RANK", "0"), Trainer.prepare
+    rank, prepare = os.environ.get("RANK", "0"), Preparation.__call__
     os.dup2(os.open(beside(settings, "out"), os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
     beside(settings, f"pid{rank}").write_text(str(os.getpid()))
     seen = beside(settings, "seen").open("a")
 
-    def noting(self: Trainer, batch: Any, step: int) -> Any:
+    def noting(self: Preparation, batch: Any, step: int) -> Any:
         seen.write(f"\n{json.dumps([step, rank, batch.indices.tolist()])}\n")
         seen.flush()
         return prepare(self, batch, step)
 
-    Trainer.prepare = noting  # type: ignore[method-assign]
+    Preparation.__call__ = noting  # type: ignore[method-assign]
     train(settings)
 
 

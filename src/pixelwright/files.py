@@ -31,7 +31,7 @@ SAFETENSORS_DTYPES = {
 }
 """The dtypes weights are kept in, and what a safetensors header calls them."""
 _INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"}
-_NAMES = {**SAFETENSORS_DTYPES, **_INTEGERS, torch.bool: "BOOL"}
+DTYPE_NAMES = {**SAFETENSORS_DTYPES, **_INTEGERS, torch.bool: "BOOL"}
 LIMIT = 1 << 30  # bytes of a text, JSON or picture that is read at once
 DENSE = 1 << 24, 100  # a larger member of a zip that is packed to less than 1/100 is a bomb, not data
 ABANDONED = 86_400  # seconds after which an unfinished file is taken for that of a killed process
@@ -251,7 +251,7 @@ def write_safetensors(
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, spec in ((name, specs[name]) for name in names):
-        kind, span = _NAMES[spec.dtype], [offset, offset + spec.numel() * spec.element_size()]
+        kind, span = DTYPE_NAMES[spec.dtype], [offset, offset + spec.numel() * spec.element_size()]
         header[name] = {"dtype": kind, "shape": list(spec.shape), "data_offsets": span}
         offset = span[1]
     text = json.dumps(header, separators=(",", ":")).encode()

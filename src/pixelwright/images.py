@@ -2,12 +2,13 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from pixelwright.files import replacing
@@ -24,9 +25,13 @@ def from_uint8(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def save_png(image: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write one uint8 [H,W,3] image; the file appears only when it is whole."""
-    _write(Image.fromarray(image.numpy()), Path(path))
+def save_png(image: Tensor, path: str | os.PathLike[str], notes: Mapping[str, str] | None = None) -> None:
+    """Write one uint8 [H,W,3] image; the file appears only when it is whole. `notes` become text chunks."""
+    chunks = PngInfo()
+    for key, text in (notes or {}).items():
+        chunks.add_itxt(key, text)
+    with replacing(Path(path)) as part:
+        Image.fromarray(image.numpy()).save(part, format="PNG", pnginfo=chunks)
 
 
 def load_png(path: str | os.PathLike[str]) -> Tensor:
@@ -41,6 +46,7 @@ def save_grid(
     columns: int | None = None,
     scale: int = 1,
     titles: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
     gap: int = 2,
 ) -> None:
     """Write uint8 [N,H,W,3] images as one PNG, row by row.
@@ -49,23 +55,41 @@ def save_grid(
         columns: images in a row; by default a grid about as wide as high.
         scale: whole-number enlargement without smoothing (small images are hard to see).
         titles: one heading per column.
+        captions: a text under each image, cut to its width.
         gap: white pixels between images.
     """
     count, height, width = images.shape[:3]
     columns = columns or math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    h, w, top = height * scale + gap, width * scale + gap, 16 if titles else 0
+    rows, top, foot = math.ceil(count / columns), 16 if titles else 0, 12 if captions else 0
+    h, w = height * scale + gap + foot, width * scale + gap
     sheet = Image.new("RGB", (columns * w + gap, rows * h + gap + top), "white")
+    draw = ImageDraw.Draw(sheet)
     for i, image in enumerate(images):
         tile = Image.fromarray(image.numpy()).resize(
             (width * scale, height * scale), Image.Resampling.NEAREST
         )
-        sheet.paste(tile, (gap + i % columns * w, top + gap + i // columns * h))
+        x, y = gap + i % columns * w, top + gap + i // columns * h
+        sheet.paste(tile, (x, y))
+        if captions:
+            draw.text((x, y + height * scale), _fitted(draw, captions[i], width * scale), fill="black")
     for column, title in enumerate(titles or ()):
-        ImageDraw.Draw(sheet).text((gap + column * w, 2), title, fill="black")
-    _write(sheet, Path(path))
+        draw.text((gap + column * w, 2), title, fill="black")
+    with replacing(Path(path)) as part:
+        sheet.save(part, format="PNG")
 
 
-def _write(image: Image.Image, path: Path) -> None:
-    with replacing(path) as part:
-        image.save(part, format="PNG")
+def columns_of(count: int, around: int) -> int | None:
+    """Columns of a grid in which `around` labels come in turn: a multiple of them, so that a column holds one
+    label alone, and at most 1.5 times as high as wide; None where there are too many or too few."""
+    if not 0 < around <= min(count, 16):
+        return None
+    fitting = (columns for columns in range(around, 17, around) if -(-count // columns) <= 1.5 * columns)
+    return next(fitting, None)
+
+
+def _fitted(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """As much of a text as fits; the built-in font has Latin letters alone."""
+    text = text.encode("latin-1", "replace").decode("latin-1")
+    while text and draw.textlength(text) > width:
+        text = text[:-1]
+    return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -189,7 +190,8 @@ def test_sample_writes_what_the_library_draws(model: Path, tmp_path: Path) -> No
     assert sample(model, tmp_path / "out", *options, "--size", "8", "16", "--solver", "heun") == 0
     expected = pw.sample(pw.load(model), [1, 0, 1], SamplerSettings("heun", 2, 2.0), size=(8, 16), seed=3)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["000000.png", "000001.png", "000002.png", "grid.png"]
+    drawn_of = ["000000-blue-circle.png", "000001-red-circle.png", "000002-blue-circle.png"]
+    assert names == [*drawn_of, "grid.png", "samples.jsonl"]
     drawn = np.stack([read(tmp_path / "out" / name) for name in names[:3]])
     assert np.abs(drawn.astype(int) - expected.numpy()).max() <= 1
 
@@ -197,22 +199,54 @@ def test_sample_writes_what_the_library_draws(model: Path, tmp_path: Path) -> No
 def test_a_set_can_be_drawn_in_pieces(model: Path, tmp_path: Path) -> None:
     assert sample(model, tmp_path / "whole", "--labels", "0-3") == 0
     assert sample(model, tmp_path / "piece", "--labels", "2-3", "--start-index", "2") == 0
-    for name in ("000002.png", "000003.png"):
-        whole, piece = read(tmp_path / "whole" / name), read(tmp_path / "piece" / name)
-        assert np.abs(whole.astype(int) - piece).max() <= 1
-    assert not (tmp_path / "piece" / "000000.png").exists()
+    pieces = sorted((tmp_path / "piece").glob("0*.png"))
+    assert [path.name[:6] for path in pieces] == ["000002", "000003"]
+    for path in pieces:
+        assert np.abs(read(tmp_path / "whole" / path.name).astype(int) - read(path)).max() <= 1
+
+
+def test_what_a_picture_was_drawn_from_is_told_beside_and_in_it(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert sample(model, out, "--labels", "blue circle*2, 0", "--seed", "4") == 0
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [line["drawn"] for line in lines] == ["blue circle", "blue circle", "red circle"]
+    for line in lines:
+        with Image.open(out / line["file"]) as image:
+            notes = image.text
+        assert (notes["drawn"], notes["seed"], notes["index"]) == (line["drawn"], "4", line["index"])
+    assert sample(model, out, "--labels", "0", "--start-index", "3", "--overwrite") == 0
+    again = (out / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in again] == ["0", "1", "2", "3"]
+
+
+def test_a_number_of_images_goes_round_the_labels(model: Path, tmp_path: Path) -> None:
+    assert sample(model, tmp_path / "two", "--labels", "0", "1", "--num-images", "5") == 0
+    labels = [
+        json.loads(line)["drawn"] for line in (tmp_path / "two" / "samples.jsonl").read_text().splitlines()
+    ]
+    assert labels == ["red circle", "blue circle", "red circle", "blue circle", "red circle"]
+    assert sample(model, tmp_path / "all", "--num-images", "3") == 0
+    lines = (tmp_path / "all" / "samples.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["drawn"] for line in lines}) == 3
+
+
+def test_words_without_quotes_are_no_prompts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = pw.create("pixeldit-t2i-ti", depth=1, text_size=16, text_length=5, image_size=(32, 32))
+    pw.save(folder, tmp_path / "m")
+    assert sample(tmp_path / "m", tmp_path / "out", "--prompt", "a", "red", "fox") == 2
+    assert 'did you mean one prompt, --prompt "a red fox"?' in capsys.readouterr().err
 
 
 def test_a_full_folder_is_left_alone_unless_told_otherwise(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "000000.png").write_text("precious")
+    (tmp_path / "000000-red-circle.png").write_text("precious")
     (tmp_path / "other.txt").write_text("precious")
     assert sample(model, tmp_path, "--labels", "0") == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert (tmp_path / "000000.png").read_text() == "precious"
+    assert (tmp_path / "000000-red-circle.png").read_text() == "precious"
     assert sample(model, tmp_path, "--labels", "0", "--overwrite") == 0
-    assert read(tmp_path / "000000.png").shape == (8, 8, 3)
+    assert read(tmp_path / "000000-red-circle.png").shape == (8, 8, 3)
     assert (tmp_path / "other.txt").read_text() == "precious"
 
 
@@ -239,7 +273,7 @@ def test_train_then_sample_the_run(tmp_path: Path) -> None:
     assert train(run) == 0
     assert (run / "model" / "model.safetensors").exists() and (run / "log.jsonl").exists()
     assert sample(run, tmp_path / "out", "--labels", "red circle") == 0
-    assert read(tmp_path / "out" / "000000.png").shape == (8, 8, 3)
+    assert read(tmp_path / "out" / "000000-red-circle.png").shape == (8, 8, 3)
 
 
 def test_settings_come_from_the_file_and_flags_go_before_it(tmp_path: Path) -> None:

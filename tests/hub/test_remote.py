@@ -138,7 +138,7 @@ def test_every_command_takes_an_address(
     assert provenance is not None and provenance.files == ("hf://owner/name",)
     options = ["--labels", "0", "--size", "8", "--steps", "1", "--out", str(tmp_path / "out")]
     assert main(["sample", address, *options]) == 0
-    assert (tmp_path / "out" / "000000.png").exists()
+    assert list((tmp_path / "out").glob("000000-*.png"))
 
 
 def test_weights_of_the_owner_nvidia_carry_the_notice(online: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def parse_labels(
 
     Args:
         words: each a class name, or one or several of the following with commas between: a number, a range
-            `0-9` (both ends included), a class name, `all`.
+            `0-9` (both ends included), a class name, `all`; each may be followed by `*N` for N times.
         num_classes: labels run from 0 to num_classes - 1.
         class_names: one name per class, where the model has them; see `Classes`.
 
@@ -32,10 +32,16 @@ def parse_labels(
     for word in words:
         # A name may hold a comma ("tench, Tinca tinca"), so the whole word is tried as a name first.
         for piece in [word] if classes.named(word) else word.split(","):
-            labels += _labels(piece.strip(), classes)
+            labels += _repeated(piece.strip(), classes)
     if not labels:
         raise UserError("no label is given; try --labels 0-9 or --labels all")
     return labels
+
+
+def _repeated(word: str, classes: Classes) -> list[int]:
+    """The classes of `cat*3`, or of a word without a count."""
+    many = None if classes.named(word) else re.fullmatch(r"(.+?)\s*\*\s*([1-9][0-9]{0,6})", word)
+    return [*_labels(word, classes)] if many is None else [*_labels(many[1], classes)] * int(many[2])
 
 
 def _labels(word: str, classes: Classes) -> Sequence[int]:

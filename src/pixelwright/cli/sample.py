@@ -1,6 +1,8 @@
 """`pixelwright sample`: draw images from a trained model."""
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 
 import torch
@@ -11,12 +13,13 @@ from tqdm import tqdm
 import pixelwright as pw
 from pixelwright.acceleration import accelerate
 from pixelwright.cli import sampler
-from pixelwright.cli.labels import parse_labels
+from pixelwright.cli.labels import labels_for, parse_labels
 from pixelwright.cli.parsing import MODEL, Parser, image_size
-from pixelwright.config import NonNegativeInt
+from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.device import keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.solvers import Step
 from pixelwright.errors import UserError
+from pixelwright.files import write_text
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import save_grid, save_png
 from pixelwright.models.conditions import Condition
@@ -26,12 +29,14 @@ from pixelwright.text.config import read_prompts
 
 GRID = 100  # most images in grid.png
 
-DESCRIPTION = f"""Draw images from a trained model: PNG files by index, and grid.png of the first {GRID}.
+DESCRIPTION = f"""Draw images from a trained model: PNG files by index and class or prompt, samples.jsonl with
+what each was drawn from, and grid.png of the first {GRID}.
 
 Give --labels to a model of classes, --prompt or --prompts to one of captions. Image i depends on the seed and
 on i alone. The sampler settings that are used are printed. --help=advanced shows all options."""
 
-EXAMPLES = """  pixelwright sample runs/first --labels 0-9 --out samples
+EXAMPLES = """  pixelwright sample runs/first --num-images 64 --out samples
+  pixelwright sample runs/first --labels "dog*8, cat*4" --out pets
   pixelwright sample runs/first --labels "golden retriever" 7,7,7 --out dogs --guidance-scale 2.5 --seed 3
   pixelwright sample models/dip-xl-16 --labels all --out all --steps 100 --solver euler \\
       --guidance-scale 2.9 --guidance-interval 0.11 0.97 --batch-size 32
@@ -47,11 +52,13 @@ def parser() -> Parser:
     add("--out", type=str, required=True, metavar="DIR", help="folder for the images")
     add("--overwrite", action="store_true", help="write into a folder that holds files")
     add = parser.section("what to draw")
-    help_text = 'numbers, ranges (0-9), "all" or class names; one image per label'
+    help_text = 'numbers, ranges (0-9), class names, "all", each perhaps with *N; one image per label'
     add("--labels", nargs="+", type=str, default=[], metavar="LABEL", help=help_text)
     add("--prompt", nargs="+", type=str, default=[], metavar="TEXT", help="one image per prompt")
     add("--prompts", type=str | None, metavar="FILE", help="a text file with one prompt a line")
     add("--negative", type=str | None, metavar="TEXT", help="prompt that guidance leads away from")
+    help_text = "how many images: labels or prompts in turn (without --labels: all classes, evenly)"
+    add("--num-images", type=PositiveInt | None, metavar="N", help=help_text)
     help_text = "N, ROWS COLUMNS or WIDTHxHEIGHT (default: the model's own)"
     add("--size", type=str, nargs="+", metavar="N", help=help_text)
     add("--seed", type=int, default=0, help="seed of the noise")
@@ -75,12 +82,13 @@ def run(options: Namespace) -> None:
     name_precision(options.precision, device)
     config = load_config(options.model)  # so that a wrong label is found before the weights are read
     chosen = sampler.choose(options, config)
-    condition = _condition(options, config, device)
+    condition, words = _condition(options, config, device)
     print(chosen.text)
     how = options.precision, options.compile, chosen.reuse, None, options.attention
     model = accelerate(pw.load(options.model).to(device), *how)
     starts = range(0, len(condition), options.batch_size)
     shown: list[Tensor] = []
+    lines: list[str] = []
     with tqdm(total=len(starts) * chosen.sampler.steps, unit="step", disable=None, delay=0.5) as bar:
 
         def advance(_: Step) -> None:
@@ -97,15 +105,40 @@ def run(options: Namespace) -> None:
                 callback=advance,
             )
             for index, image in enumerate(images, options.start_index + start):
-                save_png(image, out / f"{index:06d}.png")
+                word = words[index - options.start_index]
+                name = f"{index:06d}-{_slug(word)}.png"
+                what = {"model": options.model, "drawn": word, "seed": str(options.seed), "index": str(index)}
+                save_png(image, out / name, what | {"sampler": chosen.text})
+                lines.append(json.dumps({"file": name, **what, **chosen.as_dict()}, ensure_ascii=False))
             shown += list(images[: max(0, GRID - start)])
-    save_grid(torch.stack(shown), out / "grid.png", scale=max(1, 64 // shown[0].shape[0]))
+    _note(out / "samples.jsonl", lines)
+    scale = max(1, 64 // shown[0].shape[0])
+    save_grid(torch.stack(shown), out / "grid.png", scale=scale, captions=words[: len(shown)])
     print(f"{len(condition)} images are in {out}; {out / 'grid.png'} shows {len(shown)} of them together")
 
 
-def _condition(options: Namespace, config: DenoiserConfig, device: torch.device) -> Condition:
-    """The labels, or the features of the prompts, of which the encoder's memory is free again."""
-    prompts = list(options.prompt)
+def _note(path: Path, lines: list[str]) -> None:
+    """Add lines to a list of samples, in place of those about the same files."""
+    files = {line.split(",")[0] for line in lines}
+    before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in before if line.split(",")[0] not in files]
+    write_text(path, "\n".join([*kept, *lines]) + "\n")
+
+
+def _slug(word: str) -> str:
+    """A class name or prompt as part of a file name."""
+    return re.sub(r"[^\w]+", "-", word)[:40].strip("-").lower() or "image"
+
+
+def _condition(
+    options: Namespace, config: DenoiserConfig, device: torch.device
+) -> tuple[Condition, list[str]]:
+    """The labels, or the features of the prompts, of which the encoder's memory is free again; and for each
+    image the class or prompt as a text."""
+    prompts, count = list(options.prompt), options.num_images
+    if len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
+        whole = " ".join(prompts)
+        raise UserError(f'--prompt got {len(prompts)} words; did you mean one prompt, --prompt "{whole}"?')
     if options.prompts is not None:
         prompts += read_prompts(Path(options.prompts), "--prompts")
     if not config.takes_text:
@@ -113,10 +146,17 @@ def _condition(options: Namespace, config: DenoiserConfig, device: torch.device)
             if options[name]:
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(f"{option} is given, but {config.name} draws from classes; give --labels")
-        return torch.tensor(parse_labels(options.labels, config.num_classes, config.class_names))
+        classes = (config.num_classes, config.class_names)
+        if count is not None:
+            labels = labels_for(options.labels or ["balanced"], count, *classes, options.seed).tolist()
+        else:
+            labels = parse_labels(options.labels, *classes)
+        names = config.class_names or [f"class {label}" for label in range(config.num_classes)]
+        return torch.tensor(labels), [names[label] for label in labels]
     if options.labels or not prompts:
         raise UserError(f"{config.name} draws from captions; give --prompt or --prompts instead of --labels")
+    prompts = [prompts[i % len(prompts)] for i in range(count or len(prompts))]
     if options.text_encoder is not None:
         note = config.text or TextNote("gemma")
         config = dataclasses.replace(config, text=dataclasses.replace(note, path=options.text_encoder))
-    return encode_for(config, prompts, options.negative or "", device).to("cpu")
+    return encode_for(config, prompts, options.negative or "", device).to("cpu"), prompts

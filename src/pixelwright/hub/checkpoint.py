@@ -177,6 +177,8 @@ def open_checkpoint(
 
 def _open_published(file: WeightFile, address: str, weights: Which | None, sampler: str | None) -> Checkpoint:
     """A file whose config is read from its tensors' names and shapes."""
+    if any(name.startswith("backbone.blocks.") for name in file.specs):
+        raise UserError(f"{file.path} holds weights of a model folder, whose {CONFIG} is missing beside it")
     try:
         network = network_tensors(file.specs, weights)
         found = {name: file.specs[theirs] for name, theirs in network.names.items()}

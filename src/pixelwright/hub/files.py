@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.files import SAFETENSORS_DTYPES, read_json
+from pixelwright.files import DTYPE_NAMES, read_json
 from pixelwright.models.folder import CONFIG, WEIGHTS, listing, shorten
 
 INDEX_SUFFIX = ".index.json"
@@ -29,7 +29,7 @@ SUFFIXES = (*ONE_FILE, f".safetensors{INDEX_SUFFIX}", f".bin{INDEX_SUFFIX}")  # 
 LARGEST_HEADER = 16 << 20
 # Known by name, so that they can be refused by name.
 EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-_DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | EIGHT_BITS
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()} | EIGHT_BITS
 # What training tools leave beside the weights.
 _STATE_OF_TRAINING = re.compile(
     r"(optimizer|scheduler|sampler|scaler|rng_state|random_states|training_args|dl_state_dict|metadata)(_\d+)?"

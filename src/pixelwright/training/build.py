@@ -15,6 +15,7 @@ from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import checkpoint_folders
 from pixelwright.files import write_text
+from pixelwright.images import columns_of
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import SamplerPreset, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
@@ -111,8 +112,7 @@ def _callbacks(
     config: TrainConfig, classes: int, source: Source, text: FeatureCache | None, layout: parallel.Layout
 ) -> list[Callback]:
     around = classes or len(config.sample.read_prompts())
-    # A row holds the labels or prompts before the first comes again.
-    columns = around if config.sample.count >= around and 0 < around <= 16 else None
+    columns = columns_of(config.sample.count, around)
     condition = partial(sample_condition, config, classes, source, text)
     found: list[Callback] = [SampleGrid(condition, config.sample, config.sample_every, columns=columns)]
     if config.evaluation is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
 from tqdm import tqdm
 
 from pixelwright.data import Source
@@ -121,7 +122,12 @@ class SampleGrid(Callback):
             attention=run.attention,
         )
         path = folder / "samples" / f"step-{step:07d}.png"
-        save_grid(images, path, columns=self.columns, scale=max(1, GRID_PIXELS // images.shape[1]))
+        names, labels = model.config.class_names, self._condition
+        captions = (
+            [names[label] for label in labels.tolist()] if names and isinstance(labels, Tensor) else None
+        )
+        scale = max(1, GRID_PIXELS // images.shape[1])
+        save_grid(images, path, columns=self.columns, scale=scale, captions=captions)
         return path
 
 
