@@ -276,6 +276,16 @@ def test_train_then_sample_the_run(tmp_path: Path) -> None:
     assert read(tmp_path / "out" / "000000-red-circle.png").shape == (8, 8, 3)
 
 
+def test_a_run_goes_on_with_its_own_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert train(run, "--optim.lr", "0.005") == 0
+    assert main(["train", "--run", str(run), "--steps", "3"]) == 0
+    assert f"with the settings of {run / 'config.yaml'}" in capsys.readouterr().err
+    stored = (run / "config.yaml").read_text()
+    assert "lr: 0.005" in stored and "steps: 3" in stored
+    assert json.loads((run / "log.jsonl").read_text().splitlines()[-1])["step"] == 3
+
+
 def test_settings_come_from_the_file_and_flags_go_before_it(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("optim:\n  lr: 1e-3\n  warmup: 7\nseed: 5\n")

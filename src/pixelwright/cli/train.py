@@ -2,6 +2,8 @@
 
 import argparse
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,7 +23,8 @@ continues the run, with the same result as one without a stop. --help=advanced s
 
 EXAMPLES = """  pixelwright train --config configs/cifar10-dip-ti.yaml
   pixelwright train --config configs/cifar10-dip-ti.yaml --run runs/mine --optim.lr 2e-4 --data.path my.zip
-  pixelwright train --run runs/shapes --model.preset dip-ti-4 --data.path shapes --steps 2000"""
+  pixelwright train --run runs/shapes --model.preset dip-ti-4 --data.path shapes --steps 2000
+  pixelwright train --run runs/shapes --steps 3000      # goes on with the settings of that folder"""
 
 USAGE = "pixelwright train [--config FILE ...] [--SETTING VALUE ...]"
 BASIC = """
@@ -67,8 +70,13 @@ def _about(group: str) -> str:
 
 
 def config_of(options: Namespace) -> TrainConfig:
-    """The settings of a run among the parsed options and in the files they name."""
-    return load_config(*options.config, changes=nested(options.as_dict(), TrainConfig), imports=True)
+    """The settings of a run among the parsed options and in the files they name; without such files, those of
+    the run folder, where it is there."""
+    files, own = options.config, Path(options.get("run") or "") / "config.yaml"
+    if not files and options.get("run") and own.is_file():
+        files = [own]
+        print(f"with the settings of {own}", file=sys.stderr)
+    return load_config(*files, changes=nested(options.as_dict(), TrainConfig), imports=True)
 
 
 def run(options: Namespace) -> int:
