@@ -1,59 +1,83 @@
-"""Speed of both XL models on one GPU, in one call of at most nine minutes, as JSON and Markdown.
+"""What a GPU has to show, in one call: tests, speed of the XL models, kernels, and a training on CIFAR-10.
 
-    python benchmarks/gpu.py --out gpu                  # gpu.json and gpu.md, in bf16 at 256²
-    python benchmarks/gpu.py --out gpu --parts latency  # whether compiling and graphs pay
-    python benchmarks/gpu.py --out dry --dry-run        # the same code with tiny models, on any machine;
-                                                        # on a CPU without compiling
+    export PYTHONPATH=src                                        # or pixelwright installed
+    python benchmarks/gpu.py --out gpu --minutes 9 --cifar10 cifar10/train.zip
+    python benchmarks/gpu.py --out gpu --parts models,kernels    # these alone, and all the time for them
+    python benchmarks/gpu.py --out dry --dry-run                 # toy sizes, on any machine: seconds
+    python benchmarks/gpu.py --out gpu --join models             # afterwards: model folders from the weights
 
-Parts, for DiP-XL/16 and PixelDiT-XL/16, each beside the eager baseline (baseline.py):
+Parts, the most wanted first; of several, each runs in a process of its own and has its share of the time:
 
-- latency: one image, 100 steps, guidance in its interval as published; eager, compiled per block, and
-  with CUDA graphs (`WAYS`). The model is prepared and recorded before the clock starts;
-- training: whole steps (forward, backward, clipping, AdamW, EMA) at batch 64 and at the largest power of two
-  that `pixelwright info` expects to fit, compiled per block; the baseline at batch 32. MFU is three forward
-  passes of the model's arithmetic over the time, against the fastest bf16 matrix product of the same run;
-- throughput: the same sampling at growing batches.
+- tests: the tests that need CUDA; 2 minutes at most;
+- models: DiP-XL/16 and PixelDiT-XL/16 at 256² beside the plain eager baseline (baseline.py); 4 minutes. One
+  image of 100 steps with the published guidance; training steps with their data. MFU is three forward passes
+  of the model's arithmetic over the time, against the fastest bf16 matrix product of the same run; idle is
+  the share of a step in which no kernel runs (kernels by the profiler, steps timed without it);
+- kernels: attention by sdpa, flash and math, and RMSNorm plain, ours and compiled; 1 minute;
+- cifar10: PixelDiT and DiP at S/4 on CIFAR-10 with the settings of configs/cifar10-*-ti.yaml at batch 256, as
+  many steps as fit into what is left; a sample sheet each, and the FID where --features and --reference are
+  given (see docs/evaluation.md).
 
-Medians. Files are written after every row; rows for which there is no time are named as such.
+OUT/gpu.json and OUT/gpu.md are written anew after every row. A row or part that fails is there with its
+traceback, and the next goes on. A part that does not end is ended 45 seconds after its time.
+
+Nothing is installed: benchmarks/gpu-requirements.txt lists what is needed beside torch. To a machine without
+a network travel: this repository; a folder of wheels of that list, installed before by
+`pip install --no-index --find-links WHEELS -r benchmarks/gpu-requirements.txt`; CIFAR-10 as a zip (49 MB, a
+folder a class); the folder of features with its reference. Back come gpu.json, gpu.md, cifar10-MODEL.png and
+the averaged weights in bf16. The whole S/4 has 62 and 67 MiB of them: so the models have --depth 5 of its 12
+blocks by default, 27 and 31 MiB, each in files below 16 MiB; --depth 12 is the whole S/4, five files each.
 """
-
-from __future__ import annotations
 
 import argparse
 import gc
 import json
 import os
+import re
+import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from machine import Machine, measure_machine
+from baseline import BaselineDenoiser, BaselineTraining
+from baseline import RMSNorm as PlainRMSNorm
+from gpu_cifar10 import join, train
+from host import Pictures
+from machine import Machine, machine_name, measure_machine
 from timing import interleave, spread, waiting
 from torch import Tensor
-from work import BASELINE, OURS, Side, Work, build, random_weights
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from work import BASELINE, OURS, Work, build, inputs_of, random_weights
 
 import pixelwright as pw
-from pixelwright.acceleration import accelerate
+from pixelwright.acceleration import accelerate, kernels
+from pixelwright.data import Batches, DataConfig
 from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.html import markdown_table
-from pixelwright.training.summary import describe
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.layers import RMSNorm, attend
+from pixelwright.training import LoopConfig, OptimConfig, Trainer
 
-PARTS = ("latency", "training", "throughput")
-EAGER, COMPILED, GRAPHS = "eager", "compiled", "compiled, graphs"
-WAYS = {EAGER: {}, COMPILED: {"compile": True, "graphs": False}, GRAPHS: {"compile": True, "graphs": True}}
-"""How our model is sampled: the settings of `accelerate`."""
-GOALS = {
-    ("latency", "dip-xl-16"): "below 0.35 s",
-    ("latency", "pixeldit-xl-16"): "below 0.6 s",
-    ("training", "dip-xl-16"): "above 50 % of the ceiling",
-    ("training", "pixeldit-xl-16"): "above 50 % of the ceiling",
+ROOT = Path(__file__).parents[1]
+TESTS = ("tests/test_cuda.py", "tests/test_rng.py", "tests/acceleration/test_graphs.py")
+SHARES = {"tests": 2.0, "models": 4.0, "kernels": 1.0}  # minutes; cifar10 has what is left
+GRACE = 45.0  # seconds over its time after which a part is ended
+WAYS = {
+    "eager": {},
+    "compiled": {"compile": True, "graphs": False},
+    "compiled, graphs": {"compile": True, "graphs": True},
 }
+"""How our model is sampled: settings of `accelerate`."""
 
 
 class Plan(NamedTuple):
@@ -62,171 +86,401 @@ class Plan(NamedTuple):
     models: tuple[str, ...]
     size: int
     steps: int
+    batches: tuple[int, int]  # of training: ours, and a larger one
     plain_batch: int
-    batches: tuple[int, ...]  # of training, smallest to largest
-    drawn: tuple[int, ...]  # images at a time, for throughput
+    workers: int
     repeats: int
     seconds: float  # for the runs of a row, after its first
-    largest_matrix: int
+    matrix: int  # side of the largest matrix
+    attention: Mapping[str, tuple[int, int, int, int]]  # [B, L, heads, d]
+    trained: Mapping[str, str]  # preset -> file of settings
+    batch: int  # of the training on CIFAR-10
+    measured: int  # samples for FID
 
 
-REAL = Plan(("dip-xl-16", "pixeldit-xl-16"), 256, 100, 32, (64, 128, 256, 512), (16, 64, 128), 10, 6.0, 8192)
-DRY = Plan(("dip-n-8", "pixeldit-n-8"), 32, 3, 2, (2, 4), (2,), 1, 0.1, 64)
+SETTINGS = ("configs/cifar10-pixeldit-ti.yaml", "configs/cifar10-dip-ti.yaml")
+SHAPES = {
+    "XL/16, one image with guidance": (2, 256, 16, 72),
+    "XL/16, 64 images": (64, 256, 16, 72),
+    "T2I at 1024²": (2, 4096, 24, 64),
+}
+REAL = Plan(
+    models=("dip-xl-16", "pixeldit-xl-16"), size=256, steps=100, batches=(64, 128), plain_batch=32, workers=8,
+    repeats=10, seconds=5.0, matrix=8192, attention=SHAPES, batch=256, measured=10_000,
+    trained=dict(zip(("pixeldit-s-4", "dip-s-4"), SETTINGS, strict=True)),
+)  # fmt: skip
+DRY = Plan(
+    models=("dip-n-8", "pixeldit-n-8"), size=32, steps=3, batches=(2, 4), plain_batch=2, workers=0,
+    repeats=1, seconds=0.1, matrix=64, attention={"toy": (1, 16, 2, 8)}, batch=4, measured=16,
+    trained=dict(zip(("pixeldit-n-4", "dip-n-4"), SETTINGS, strict=True)),
+)  # fmt: skip
+GOALS = {
+    ("latency", "dip-xl-16"): "below 0.35 s",
+    ("latency", "pixeldit-xl-16"): "below 0.6 s",
+    "training": "MFU above 50 %, idle below 3 %",
+}  # on an H100
+
+Found = tuple[str, dict[str, Any]]
+"""What a row says, and its figures."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One side of a work."""
+# --- running and writing ------------------------------------------------------------------------------------
+@dataclass
+class Job:
+    """One part that is running."""
 
     part: str
-    work: Work
-    side: str
-    way: str
-    """A key of `WAYS`; in training, `EAGER` or `COMPILED`."""
-    note: str = ""
-    """Why there are no figures."""
-    seconds: float | None = None
-    images_per_second: float | None = None
-    share_of_ceiling: float | None = None
-    peak_gib: float | None = None
-    phases: dict[str, float] | None = None
+    options: argparse.Namespace
+    plan: Plan
+    device: torch.device
+    rows: list[dict[str, Any]]
+    begun: float
 
     @property
-    def done(self) -> bool:
-        return self.seconds is not None
+    def left(self) -> float:
+        """Seconds."""
+        return 60 * self.options.minutes - (time.monotonic() - self.begun)
 
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.device.type == "cuda" else "fp32"
 
-def rows(plan: Plan, parts: list[str], device: str, memory: float) -> Iterator[Row]:
-    """What is to be measured, the most wanted first."""
-    precision = "fp32" if device == "cpu" else "bf16"  # a dry run needs no autocast
-    for part in parts:
-        for model in plan.models:
-            draw = Work("sampling", model, 1, plan.size, precision, device, steps=plan.steps)
-            train = Work("training", model, plan.plain_batch, plan.size, precision, device)
-            if part == "latency":
-                yield Row(part, draw, BASELINE, EAGER)
-                yield from [Row(part, draw, OURS, way) for way in WAYS]
-            elif part == "training":
-                yield Row(part, train, BASELINE, EAGER)
-                for batch in batches(plan, train, memory):
-                    yield Row(part, replace(train, batch_size=batch, compile=True), OURS, COMPILED)
-            else:
-                yield Row(part, replace(draw, batch_size=plan.drawn[0]), BASELINE, EAGER)
-                yield from [Row(part, replace(draw, batch_size=n), OURS, GRAPHS) for n in plan.drawn]
+    @cached_property
+    def machine(self) -> Machine:
+        return measure_machine(self.device, self.plan.matrix)
 
-
-def batches(plan: Plan, work: Work, memory: float) -> list[int]:
-    """The smallest batch, and the largest that should fit into nine tenths of the memory."""
-    size = (work.size, work.size)
-    one, two = (describe(work.config(), size, n, autocast=work.autocast).training_bytes for n in (8, 16))
-    each = (two - one) / 8
-    fitting = [n for n in plan.batches if one + (n - 8) * each < 0.9 * memory]
-    return sorted({plan.batches[0], (fitting or plan.batches)[-1 if fitting else 0]})
-
-
-Known = dict[str, Mapping[str, Tensor]]
-"""The weights of the model that is sampled, by its name: making them takes longer than a run."""
-
-
-def ready(row: Row, known: Known) -> Side:
-    """The side of a row, with weights that are known."""
-    work = row.work
-    prepare = partial(accelerate, precision=work.precision, **WAYS[row.way])
-    if work.kind == "training":
-        known.clear()
-    elif work.model not in known:
-        known.clear()
-        known[work.model] = {k: w.to(work.device) for k, w in random_weights(work).items()}
-    return build(work, row.side, weights=known.get(work.model), prepare=prepare)
-
-
-def measure(machine: Machine, plan: Plan, row: Row, known: Known) -> Row:
-    """The row with its figures, or with the reason why there are none: no memory, no GPU."""
-    work = row.work
-    device = torch.device(work.device)
-    wait = waiting(device)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        side = ready(row, known)
-        for _ in range(2):
-            side.warm()
-        times = interleave({"": side.run}, plan.repeats, plan.seconds, wait)[""]
-        phases = side.phases() if side.phases else None
-    except torch.OutOfMemoryError:
-        return replace(row, note="does not fit")
-    except UserError as error:
-        return replace(row, note=str(error))
-    finally:
+    def row(self, what: str, measure: Callable[[], Found], goal: str = "") -> None:
+        """Measure, and write what is found, or why there is nothing."""
+        row: dict[str, Any] = {"what": what, "goal": goal, "figures": {}}
+        try:
+            row["result"], row["figures"] = measure() if self.left > 0 else ("no time left", {})
+        except torch.OutOfMemoryError:
+            row["result"] = "does not fit into memory"
+        except UserError as error:
+            row["result"] = f"cannot be: {error}"
+        except Exception as error:
+            row["result"] = (
+                f"FAILED: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
+            row["traceback"] = traceback.format_exc()
+        self.rows.append(row)
+        print(f"{self.part}: {what}: {row['result']}", flush=True)
+        self.write()
         torch.compiler.reset()
         gc.collect()
-    seconds = spread(times).median
-    ceiling = machine.ceiling(work.precision)
-    return replace(
-        row,
-        seconds=seconds,
-        images_per_second=work.batch_size / seconds,
-        share_of_ceiling=work.flops / seconds / ceiling,
-        peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
-        phases=phases,
-    )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def write(self, error: str = "") -> None:
+        """Replace what OUT has of this part."""
+        seconds = round(time.monotonic() - self.begun, 1)
+        machine = f"{machine_name(self.device)}, torch {torch.__version__}, pixelwright {pw.__version__}"
+        more = {"ceilings": asdict(self.machine)} if "machine" in vars(self) else {}
+        found = {"machine": machine, "dry_run": self.options.dry_run, "seconds": seconds, **more}
+        record(self.options.out, self.part, found | {"rows": self.rows, "error": error})
+
+    def seconds(self, function: Callable[[], object], calls: int = 1) -> float:
+        """The median time of a call; `calls` of them are timed at once."""
+
+        def run() -> None:
+            for _ in range(calls):
+                function()
+
+        function()
+        times = interleave({"": run}, self.plan.repeats, self.plan.seconds, waiting(self.device))[""]
+        return spread(times).median / calls
 
 
-def write(out: Path, machine: Machine, results: list[Row], dry: bool) -> None:
-    """Replace OUT.json and OUT.md."""
-    data = {"pixelwright": pw.__version__, "dry_run": dry, **asdict(machine), "rows": [*map(asdict, results)]}
-    write_text(out.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
-    header = ["part", "model", "batch", "side", "seconds", "images/s", "of the ceiling", "peak, GiB", "goal"]
-    text = (
-        f"{'A dry run with tiny models: its figures mean nothing. ' if dry else ''}{machine}. "
-        f"pixelwright {pw.__version__}.\n\n{markdown_table(header, map(_cells, results))}"
-    )
-    write_text(out.with_suffix(".md"), text)
+def record(out: Path, part: str, found: Mapping[str, Any]) -> None:
+    """Put what a part found into OUT/gpu.json, and all of that as a table into OUT/gpu.md."""
+    path = out / "gpu.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known = {name: found if name == part else known[name] for name in PARTS if name in (part, *known)}
+    write_text(path, json.dumps(known, indent=1) + "\n")
+    cells, notes = [], []
+    for name, each in known.items():
+        cells += [[name, row["what"], row["result"], row["goal"]] for row in each["rows"]]
+        dry = "a dry run, whose figures mean nothing; " if each["dry_run"] else ""
+        notes.append(f"- {name}: {dry}{each['machine']}; {each['seconds']:.0f} s")
+        if each["error"]:
+            cells.append([name, "", f"FAILED: {each['error'].splitlines()[-1]}", ""])
+    table = markdown_table(["part", "what", "result", "goal on an H100"], cells)
+    write_text(out / "gpu.md", "\n".join([table, *notes]) + "\n")
 
 
-def _cells(row: Row) -> list[Any]:
-    work = row.work
-    side = f"{row.side}, {row.way}"
-    goal = GOALS.get((row.part, work.model), "") if row.side == OURS else ""
-    cells: list[Any] = [row.part, work.model, work.batch_size, side]
-    if not row.done:
-        return [*cells, row.note, "", "", "", goal]
-    share = f"{row.share_of_ceiling:.0%}"
-    peak = "" if row.peak_gib is None else f"{row.peak_gib:.1f}"
-    return [*cells, f"{row.seconds:.3g}", f"{row.images_per_second:.3g}", share, peak, goal]
+def run_part(options: argparse.Namespace, part: str) -> int:
+    """Run one part here; 1 if anything in it failed."""
+    plan, device = DRY if options.dry_run else REAL, torch.device("cuda" if has_cuda() else "cpu")
+    job, error = Job(part, options, plan, device, [], time.monotonic()), ""
+    # A CPU takes minutes to compile even toy models, which shows nothing.
+    with torch.compiler.set_stance("default" if device.type == "cuda" else "force_eager"):
+        try:
+            PARTS[part](job)
+        except Exception:
+            error = traceback.format_exc()
+            print(error, flush=True)
+    job.write(error)
+    return int(bool(error) or any("traceback" in row for row in job.rows))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure until all is done or the time is over."""
+def run_apart(arguments: list[str], options: argparse.Namespace) -> int:
+    """Run each part in a process of its own, so that none can take the others with it."""
+    begun, failed = time.monotonic(), 0
+    for part in options.parts:
+        left = options.minutes - (time.monotonic() - begun) / 60
+        minutes = max(0.0, min(left, SHARES.get(part, left)))
+        nothing = {"machine": "unknown", "dry_run": options.dry_run, "seconds": 60 * minutes, "rows": []}
+        record(options.out, part, nothing | {"error": "has not ended"})
+        command = [sys.executable, __file__, *arguments, "--parts", part, "--minutes", f"{minutes:.3f}"]
+        process = subprocess.Popen(command, start_new_session=True)
+        try:
+            code = process.wait(60 * minutes + GRACE)
+            error = f"the process of this part ended with code {code}" if code not in (0, 1) else ""
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its loaders too
+            code, error = 1, f"ended from outside, {GRACE:.0f} s over its time"
+        if error:
+            known = json.loads((options.out / "gpu.json").read_text())
+            record(options.out, part, known[part] | {"error": error})
+        failed += code != 0
+    return int(failed > 0)
+
+
+# --- 1. tests -----------------------------------------------------------------------------------------------
+def tests(job: Job) -> None:
+    """The tests that need CUDA, and those around them."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rfs",
+        "-m",
+        "slow or not slow",
+        "-p",
+        "hypothesispytest",
+    ]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    files = TESTS[:1] if job.options.dry_run else TESTS
+
+    def run() -> Found:
+        how: dict[str, Any] = {"cwd": ROOT, "env": environment, "timeout": max(1.0, job.left)}
+        run = subprocess.run(
+            [*command, "-m", "slow or not slow", *files], capture_output=True, text=True, **how
+        )
+        lines = (run.stdout.strip() or run.stderr).splitlines()
+        if run.returncode:
+            raise RuntimeError("\n".join([lines[-1], *lines[-200:]]))
+        return lines[-1].strip("= "), {"lines": lines[-20:]}
+
+    job.row("pytest " + " ".join(files), run, "all pass")
+
+
+# --- 2. models ----------------------------------------------------------------------------------------------
+def models(job: Job) -> None:
+    """The rows with goals first, for both models; then what tells where the time goes."""
+    plan = job.plan
+    for name in plan.models:
+        draw = Work("sampling", name, 1, plan.size, job.precision, job.device.type, steps=plan.steps)  # type: ignore[arg-type]
+        best = list(WAYS)[-1] if job.device.type == "cuda" else "eager"  # graphs need CUDA
+        latency(job, draw, OURS, best)
+        latency(job, draw, BASELINE, "eager")
+        training(job, replace(draw, kind="training", batch_size=plan.batches[0]), OURS)
+        training(job, replace(draw, kind="training", batch_size=plan.plain_batch), BASELINE)
+    for name in plan.models:
+        draw = Work("sampling", name, 1, plan.size, job.precision, job.device.type, steps=plan.steps)  # type: ignore[arg-type]
+        training(job, replace(draw, kind="training", batch_size=plan.batches[1]), OURS)
+        for way in ("compiled", "eager"):
+            latency(job, draw, OURS, way)
+
+
+def latency(job: Job, work: Work, side: str, way: str) -> None:
+    """One image from noise to pixels; compiled and recorded before the clock starts."""
+
+    def measure() -> Found:
+        with torch.device(job.device):
+            weights = random_weights(work)
+        ready = build(work, side, None, weights, partial(accelerate, precision=work.precision, **WAYS[way]))
+        ready.warm()
+        seconds = job.seconds(ready.run)
+        share = work.flops / seconds / job.machine.ceiling(work.precision)
+        return f"{seconds:.3g} s", {"seconds": seconds, "share_of_ceiling": share, **memory(job)}
+
+    goal = GOALS.get(("latency", work.model), "") if side == OURS else ""
+    job.row(f"{work.model}, one image, {work.steps} steps, {side}, {way}", measure, goal)
+
+
+def training(job: Job, work: Work, side: str) -> None:
+    """Whole training steps, with all that their data need."""
+
+    def measure() -> Found:
+        with tempfile.TemporaryDirectory() as folder:
+            step = (our_steps if side == OURS else plain_steps)(job, work, folder)
+            step()
+            seconds = job.seconds(step)
+            mfu = work.flops / seconds / job.machine.ceiling(work.precision)
+            figures = {"seconds": seconds, "images_per_second": work.batch_size / seconds, "mfu": mfu}
+            text = f"{seconds:.3g} s a step, {figures['images_per_second']:.4g} images/s, MFU {mfu:.0%}"
+            if job.device.type == "cuda":
+                figures["kernels"] = busy = kernel_seconds(step, 3)
+                text += f", idle {max(0.0, 1 - busy / seconds):.1%}" if busy else ", idle unknown"
+        return text, figures | memory(job)
+
+    way = "compiled" if side == OURS else "eager"
+    goal = GOALS["training"] if side == OURS else ""
+    job.row(f"{work.model}, training, batch {work.batch_size}, {side}, {way}", measure, goal)
+
+
+def our_steps(job: Job, work: Work, folder: str) -> Callable[[], object]:
+    """The trainer's steps, from images in memory through workers and copies to new weights."""
+    settings = DataConfig(size=work.size, flip=True, workers=job.plan.workers, cache="none")
+    pinned = job.device.type == "cuda"
+    source = Pictures(work.size)
+
+    def data(start: int) -> Batches:
+        return Batches(source, settings, work.batch_size, 0, start, pinned=pinned)
+
+    with torch.device(job.device):
+        model = PixelDenoiser(replace(work.config(), image_size=(work.size, work.size)))
+    how: dict[str, Any] = {"precision": work.precision, "device": work.device, "compile": True}
+    config = LoopConfig(run=folder, batch_size=work.batch_size, optim=OptimConfig(lr=1e-4), **how)
+    trainer = Trainer(model, data, config, loggers=())
+    inputs = trainer._inputs()
+    return lambda: trainer.train_step(next(inputs))
+
+
+def plain_steps(job: Job, work: Work, folder: str) -> Callable[[], object]:
+    """The baseline's steps, on a batch that is on the device already."""
+    with torch.device(job.device):
+        model = BaselineDenoiser(work.config())
+    plain, inputs = BaselineTraining(model, autocast=work.autocast), inputs_of(work, job.device)
+    return lambda: plain.step(*inputs)
+
+
+def memory(job: Job) -> dict[str, float]:
+    return {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if job.device.type == "cuda" else {}
+
+
+def kernel_seconds(step: Callable[[], object], count: int) -> float:
+    """Seconds of a step in which at least one kernel runs; copies from and to the CPU are none. 0 where the
+    profiler sees nothing."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(count):
+            step()
+        torch.cuda.synchronize()
+    events = [
+        e for e in found.events() or () if e.device_type == DeviceType.CUDA and not e.is_user_annotation
+    ]
+    spans = [(e.time_range.start, e.time_range.end) for e in events if not re.search("HtoD|DtoH", e.name)]
+    return covered(spans) / 1e6 / count
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """The length of the union of spans (start, end)."""
+    total, last = 0.0, -float("inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, last))
+        last = max(last, end)
+    return total
+
+
+# --- 3. kernels ---------------------------------------------------------------------------------------------
+def attention_and_norms(job: Job) -> None:
+    """Kernels of attention at the shapes of the models, and norms at that of a training step."""
+    dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
+    for shape_name, shape in job.plan.attention.items():
+        for kernel in ("sdpa", "flash", "math"):
+            job.row(f"attention {kernel}, {shape_name}", partial(attention, job, kernel, shape, dtype))
+    batch, length, heads, size = list(job.plan.attention.values())[min(1, len(job.plan.attention) - 1)]
+    x = torch.randn(batch * length, heads * size, device=job.device, dtype=dtype)
+    ours, plain = RMSNorm(heads * size).to(job.device), PlainRMSNorm(heads * size).to(job.device)
+    for name, norm in {"plain": plain, "ours": ours, "ours, compiled": torch.compile(ours)}.items():
+        job.row(f"RMSNorm {name}, {list(x.shape)}", partial(rms_norm, job, norm, x))
+
+
+def attention(job: Job, kernel: str, shape: tuple[int, ...], dtype: torch.dtype) -> Found:
+    """Forward, and forward with backward."""
+    q, k, v, gradient = torch.randn(4, *shape, device=job.device, dtype=dtype)
+    parts = [x.requires_grad_() for x in (q, k, v)]
+
+    def both() -> object:
+        return torch.autograd.grad(attend(*parts), parts, gradient.flatten(2))
+
+    with kernels(job.device, job.precision, kernel):
+        with torch.no_grad():
+            forward = job.seconds(lambda: attend(q, k, v), 10)
+        whole = job.seconds(both, 10)
+    text = f"{1000 * forward:.3g} ms, with backward {1000 * whole:.3g} ms"
+    return text, {"forward": forward, "with_backward": whole}
+
+
+@torch.no_grad()
+def rms_norm(job: Job, norm: Callable[[Tensor], Tensor], x: Tensor) -> Found:
+    seconds = job.seconds(lambda: norm(x), 10)
+    rate = 2 * x.nbytes / seconds
+    text = f"{1000 * seconds:.3g} ms, {rate / job.machine.copy:.0%} of the speed of a copy"
+    return text, {"seconds": seconds, "bytes_per_second": rate}
+
+
+# --- 4. CIFAR-10 --------------------------------------------------------------------------------------------
+def cifar10(job: Job) -> None:
+    """Train each model in its share of what is left."""
+    options, plan = job.options, job.plan
+    if not (options.cifar10 or options.dry_run):
+        raise UserError("part cifar10 needs --cifar10 FILE.zip, or a folder with a sub-folder for each class")
+    for number, (name, settings) in enumerate(plan.trained.items()):
+        seconds = job.left / (len(plan.trained) - number)
+        job.row(f"{name}, CIFAR-10", partial(train, job, name, ROOT / settings, seconds))
+
+
+# --- command line -------------------------------------------------------------------------------------------
+PARTS: dict[str, Callable[[Job], None]] = {
+    "tests": tests,
+    "models": models,
+    "kernels": attention_and_norms,
+    "cifar10": cifar10,
+}
+
+
+def has_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="OUT.json and OUT.md are written")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=8.0, help="no row begins after this time")
-    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--out", type=Path, required=True, help="folder that all is written to")
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all parts (default: %(default)s)")
+    parser.add_argument("--cifar10", type=Path, help="zip or folder of CIFAR-10's training images")
+    parser.add_argument("--depth", type=int, default=5, help="blocks of the trained models (12: whole S/4)")
+    parser.add_argument("--features", help="folder of an in-domain classifier, for FID")
+    parser.add_argument("--reference", help="statistics made with it, by pixelwright reference")
+    parser.add_argument("--dry-run", action="store_true", help="toy sizes, on any machine")
+    parser.add_argument("--join", type=Path, metavar="FOLDER", help="make model folders of OUT's weights")
     options = parser.parse_args(arguments)
-    begun = time.monotonic()
-    cuda = torch.cuda.is_available()
-    if not cuda and not options.dry_run:
-        raise SystemExit("no CUDA device here: --dry-run tries the script with tiny models")
-    device, plan = "cuda" if cuda else "cpu", DRY if options.dry_run else REAL
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    machine = measure_machine(torch.device(device), plan.largest_matrix)
-    memory = torch.cuda.mem_get_info()[1] if cuda else 2**30
-    results: list[Row] = []
-    known: Known = {}
-    # A CPU takes minutes to compile even tiny models, which shows nothing.
-    with torch.compiler.set_stance("default" if cuda else "force_eager"):
-        for row in rows(plan, options.parts, device, memory):
-            late = time.monotonic() - begun > 60 * options.minutes
-            row = replace(row, note="no time left") if late else measure(machine, plan, row, known)
-            results.append(row)
-            print(" | ".join(map(str, _cells(row))), flush=True)
-            write(options.out, machine, results, options.dry_run)
-    return 0
+    options.parts = options.parts.split(",")
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"--parts names {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if bool(options.features) != bool(options.reference):
+        parser.error("give --features and --reference together, or neither")
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is asked for; 1 if anything failed."""
+    options = parse(arguments)
+    if options.join:
+        print(*join(options.out, options.join), sep="\n")
+        return 0
+    if not has_cuda() and not options.dry_run:
+        raise SystemExit("no CUDA device here: --dry-run tries the script with toy sizes")
+    options.out.mkdir(parents=True, exist_ok=True)
+    return run_part(options, options.parts[0]) if len(options.parts) == 1 else run_apart(arguments, options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

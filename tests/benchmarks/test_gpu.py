@@ -1,109 +1,177 @@
-"""The dry run of `benchmarks/gpu.py`: what it plans, writes and leaves out."""
+"""The dry run of `benchmarks/gpu.py`: every part at toy sizes, what it writes, and failures."""
 
-from __future__ import annotations
-
-import importlib.util
 import json
-import sys
+import tomllib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import gpu
+import gpu_cifar10
 import pytest
 import torch
 
-from pixelwright.acceleration import AcceleratedDenoiser, accelerate
-from pixelwright.models.denoiser import PixelDenoiser
+import pixelwright as pw
+from pixelwright.errors import UserError
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_gpu", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "benchmark_gpu", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return module
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler, which does nothing
 
 
-def test_the_real_plan_measures_both_models_beside_the_baseline(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(autouse=True)
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "has_cuda", lambda: False)
+    monkeypatch.setattr(gpu, "DRY", gpu.DRY._replace(models=("pixeldit-n-8",)))
+
+
+def dry(out: Path, part: str, *more: str) -> tuple[int, dict[str, Any]]:
+    """The exit code, and what was written of the part."""
+    code = gpu.main(["--out", str(out), "--dry-run", "--parts", part, *more])
+    return code, json.loads((out / "gpu.json").read_text())[part]
+
+
+def test_models_are_measured_beside_the_baseline_the_goals_first(tmp_path: Path) -> None:
+    code, found = dry(tmp_path, "models")
+    assert code == 0 and found["dry_run"] and not found["error"] and found["ceilings"]["matmul"]["fp32"] > 0
+    sides = [row["what"].removeprefix("pixeldit-n-8, ") for row in found["rows"]]
+    assert sides == [
+        "one image, 3 steps, ours, eager",
+        "one image, 3 steps, baseline, eager",
+        "training, batch 2, ours, compiled",
+        "training, batch 2, baseline, eager",
+        "training, batch 4, ours, compiled",
+        "one image, 3 steps, ours, compiled",
+        "one image, 3 steps, ours, eager",
+    ]
+    for row in found["rows"]:
+        assert row["figures"]["seconds"] > 0
+    step = found["rows"][2]["figures"]
+    work = gpu.Work("training", "pixeldit-n-8", 2, 32, "fp32")
+    expected = work.flops / step["seconds"] / max(found["ceilings"]["matmul"].values())
+    assert step["mfu"] == pytest.approx(expected)
+
+
+def test_the_real_plan_is_that_of_the_goals() -> None:
+    plan = gpu.REAL
+    assert (plan.models, plan.size, plan.steps) == (("dip-xl-16", "pixeldit-xl-16"), 256, 100)
+    assert {key[1] for key in gpu.GOALS if isinstance(key, tuple)} == set(plan.models)
+    assert list(plan.trained) == ["pixeldit-s-4", "dip-s-4"]
+    assert all((ROOT / path).is_file() for path in (*plan.trained.values(), *gpu.TESTS))
+    assert list(gpu.PARTS) == ["tests", "models", "kernels", "cifar10"]
+
+
+def test_kernels(tmp_path: Path) -> None:
+    code, found = dry(tmp_path, "kernels")
+    assert code == 0 and [row["what"].split(",")[0] for row in found["rows"]] == [
+        "attention sdpa",
+        "attention flash",
+        "attention math",
+        "RMSNorm plain",
+        "RMSNorm ours",
+        "RMSNorm ours",
+    ]
+    assert all(row["figures"] for row in found["rows"])
+
+
+def test_a_training_leaves_weights_below_the_limit_and_a_sheet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "batches", lambda *_: [64, 512])
-    planned = list(gpu.rows(gpu.REAL, list(gpu.PARTS), "cpu", 80e9))
-    assert list(dict.fromkeys(row.part for row in planned)) == list(gpu.PARTS)
-    for part in gpu.PARTS:
-        for model in ("dip-xl-16", "pixeldit-xl-16"):
-            sides = [(row.side, row.way) for row in planned if (row.part, row.work.model) == (part, model)]
-            assert {side for side, _ in sides} == {"ours", "baseline"}
-            if part == "latency":
-                assert sides == [("baseline", "eager"), *(("ours", way) for way in gpu.WAYS)]
-    draws = {(work.model, work.steps) for work in (row.work for row in planned if row.part != "training")}
-    assert draws == {("dip-xl-16", 100), ("pixeldit-xl-16", 100)}
+    monkeypatch.setattr(gpu, "DRY", gpu.DRY._replace(trained={"dip-n-4": gpu.SETTINGS[1]}))
+    monkeypatch.setattr(gpu_cifar10, "FILE_LIMIT", 2**19)
+    measured = []
+    monkeypatch.setattr(gpu_cifar10, "fid", lambda job, model, *_: measured.append(model) or 12.5)
+    code, found = dry(tmp_path, "cifar10", "--features", "features", "--reference", "reference.npz")
+    (row,) = found["rows"]
+    assert code == 0 and "3 of 3 steps of 4" in row["result"] and "in-domain FID 12.5 of 16" in row["result"]
+    assert row["figures"]["loss"] > 0
+    assert (tmp_path / "cifar10-dip-n-4.png").stat().st_size > 0
+    files = [tmp_path / name for name in row["figures"]["files"]]
+    assert len(files) > 1 and all(file.stat().st_size < 2**19 + 2**14 for file in files)
+    assert gpu.main(["--out", str(tmp_path), "--join", str(tmp_path / "models")]) == 0
+    joined = pw.load(tmp_path / "models" / "cifar10-dip-n-4")
+    assert joined.config == measured[0].config
+    for key, value in measured[0].state_dict().items():
+        assert torch.equal(joined.state_dict()[key], value.to(torch.bfloat16))
 
 
-def test_the_largest_batch_is_one_that_fits(gpu: ModuleType) -> None:
-    work = next(gpu.rows(gpu.DRY, ["training"], "cpu", 1e9)).work
-    plan = gpu.DRY._replace(batches=(8, 64, 4096))
-
-    def needed(batch: int) -> int:
-        return gpu.describe(work.config(), (32, 32), batch).training_bytes
-
-    assert gpu.batches(plan, work, needed(64) / 0.9 * 1.05) == [8, 64]
-    assert gpu.batches(plan, work, needed(64) / 0.9 * 0.95) == [8]
-    assert gpu.batches(plan, work, 1.0) == [8]
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler, which is called and does nothing
-def test_a_dry_run_writes_every_row_and_a_table(
-    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_parts_run_apart_and_go_on_after_one_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ways, given = [], []
-
-    def build(work: Any, side: str, weights: Any, prepare: Any) -> Any:
-        given.append(weights)
-        return gpu_build(work, side, weights=weights, prepare=prepare)
-
-    def fast(model: PixelDenoiser, precision: str, **way: bool) -> AcceleratedDenoiser:
-        ways.append(way)
-        return accelerate(model, precision)  # graphs need CUDA
-
-    gpu_build = gpu.build
-    monkeypatch.setattr(gpu, "build", build)
-    monkeypatch.setattr(gpu, "accelerate", fast)
-    monkeypatch.setattr(gpu, "DRY", gpu.DRY._replace(models=("dip-n-8",), batches=(2,)))
-    assert gpu.main(["--out", str(tmp_path / "dry"), "--dry-run", "--parts", "latency", "training"]) == 0
-    data = json.loads((tmp_path / "dry.json").read_text())
-    assert data["dry_run"] and len(data["rows"]) == 6
-    assert ways == list(gpu.WAYS.values())
-    assert len({id(weights) for weights in given[:4]}) == 1  # one set of weights for all that is sampled
-    assert given[4:] == [None, None]
-    for row in data["rows"]:
-        expected = row["work"]["batch_size"] / row["seconds"]
-        assert row["images_per_second"] == pytest.approx(expected)
-        assert (row["phases"] is None) == (row["part"] != "training")
-    table = (tmp_path / "dry.md").read_text()
-    assert table.startswith("A dry run") and table.count("\n| latency | dip-n-8 | 1 |") == 4
+    """A part whose process dies, then one that works (here: the tests, which are skipped)."""
+    monkeypatch.setattr(gpu, "PARTS", dict(reversed(gpu.PARTS.items())))
+    died = tmp_path / "script.py"
+    died.write_text(
+        f"import os, sys; sys.path[:0] = [{str(ROOT / 'benchmarks')!r}]; import gpu\n"
+        "if sys.argv[-3] == 'kernels': os._exit(7)\n"
+        "gpu.has_cuda = lambda: False\nsys.exit(gpu.main(sys.argv[1:]))\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(died))
+    assert gpu.main(["--out", str(tmp_path / "out"), "--dry-run", "--parts", "kernels,tests"]) == 1
+    found = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert found["kernels"]["error"] == "the process of this part ended with code 7"
+    assert not found["tests"]["error"] and "skipped" in found["tests"]["rows"][0]["result"]
+    table = (tmp_path / "out" / "gpu.md").read_text()
+    assert "ended with code 7" in table and "skipped" in table
+    assert "skipped" in capfd.readouterr().out
 
 
-def test_what_a_machine_has_not_is_said_in_the_row(gpu: ModuleType) -> None:
-    machine = gpu.measure_machine(torch.device("cpu"), 64)
-    last = [row for row in gpu.rows(gpu.DRY, ["latency"], "cpu", 1e9) if row.way == gpu.GRAPHS][-1]
-    found = gpu.measure(machine, gpu.DRY, last, {})
-    assert "graphs is true on cpu" in found.note and not found.done
+def test_a_row_that_fails_is_there_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(gpu, "attention", fails)
+    code, found = dry(tmp_path, "kernels")
+    assert code == 1 and found["rows"][0]["result"] == "FAILED: ValueError: no such kernel"
+    assert "in fails" in found["rows"][0]["traceback"] and found["rows"][-1]["figures"]
 
 
-def test_without_time_rows_are_named_and_not_measured(gpu: ModuleType, tmp_path: Path) -> None:
-    out = tmp_path / "dry"
-    assert gpu.main(["--out", str(out), "--dry-run", "--minutes", "0", "--parts", "latency"]) == 0
-    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
-    assert {row["note"] for row in rows} == {"no time left"} and {row["seconds"] for row in rows} == {None}
+def test_a_part_that_fails_is_there_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Any) -> None:
+        raise ValueError("nothing there")
+
+    monkeypatch.setitem(gpu.PARTS, "kernels", fails)
+    code, found = dry(tmp_path, "kernels")
+    assert code == 1 and found["error"].endswith("ValueError: nothing there\n")
+    assert "FAILED: ValueError: nothing there" in (tmp_path / "gpu.md").read_text()
 
 
-def test_without_a_gpu_it_says_so(gpu: ModuleType, tmp_path: Path) -> None:
+def test_without_time_rows_are_named_and_not_measured(tmp_path: Path) -> None:
+    _, found = dry(tmp_path, "models", "--minutes", "0")
+    assert {row["result"] for row in found["rows"]} == {"no time left"} and len(found["rows"]) == 7
+
+
+def test_what_is_measured_twice_is_there_once(tmp_path: Path) -> None:
+    dry(tmp_path, "models", "--minutes", "0")
+    dry(tmp_path, "kernels", "--minutes", "0")
+    dry(tmp_path, "models", "--minutes", "0")
+    assert (tmp_path / "gpu.md").read_text().count("| models |") == 7
+
+
+def test_the_union_of_kernels_counts_overlaps_once() -> None:
+    assert gpu.covered([(4.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.0)]) == 5.0
+    assert gpu.covered([]) == 0.0
+
+
+def test_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="no CUDA device here"):
-        gpu.main(["--out", str(tmp_path / "gpu")])
+        gpu.main(["--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        gpu.main(["--out", str(tmp_path), "--parts", "speed"])
+    assert "names speed; there are tests, models" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu.main(["--out", str(tmp_path), "--features", "x"])
+    job = gpu.Job("cifar10", gpu.parse(["--out", "x"]), gpu.REAL, torch.device("cpu"), [], 0.0)
+    with pytest.raises(UserError, match="needs --cifar10"):
+        gpu.cifar10(job)
+
+
+def test_the_list_of_packages_has_all_that_the_package_needs_beside_torch() -> None:
+
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    listed = (ROOT / "benchmarks" / "gpu-requirements.txt").read_text().splitlines()
+    assert {each for each in needed if not each.startswith("torch")} <= set(listed)
