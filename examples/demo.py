@@ -82,12 +82,21 @@ def train_both() -> None:
             raise SystemExit(process.returncode)
 
 
+shown = [0.0]  # when a line of progress was printed
+
+
 def show_progress(bars: dict[str, tqdm]) -> None:
+    done: dict[str, int] = {}
     for name, bar in bars.items():
         line = last_line(name)
         bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
         bar.update(int(line["step"]) - bar.n)
         bar.refresh()
+        if bar.disable:  # no terminal: a line every half a minute
+            done[name] = int(line["step"])
+    if done and time.monotonic() - shown[-1] >= 30:
+        shown.append(time.monotonic())
+        print(", ".join(f"{MODELS[name]} at step {step}" for name, step in done.items()), flush=True)
 
 
 def panel(images: torch.Tensor, columns: int) -> torch.Tensor:
@@ -128,6 +137,10 @@ def compare(path: Path) -> None:
 
 def main() -> int:
     began = time.monotonic()
+    print(
+        "training a tiny DiP and a tiny PixelDiT side by side: some minutes on two cores; Ctrl-C saves",
+        flush=True,
+    )
     try:
         train_both()
     except KeyboardInterrupt:
@@ -138,7 +151,8 @@ def main() -> int:
     print(
         f"\n{(time.monotonic() - began) / 60:.1f} minutes. Real images, DiP and PixelDiT side by side: {path}"
     )
-    print(f'More: pixelwright sample {RUNS}/pixeldit/model --labels "blue star" --out samples')
+    command = os.path.relpath(Path(sys.executable).parent / "pixelwright")
+    print(f'More: {command} sample {RUNS}/pixeldit --labels "blue star*8" --out samples')
     return 0
 
 
