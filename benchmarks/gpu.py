@@ -33,51 +33,32 @@ import argparse
 import gc
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from baseline import BaselineDenoiser, BaselineTraining
-from baseline import RMSNorm as PlainRMSNorm
 from gpu_cifar10 import join, train
-from host import Pictures
+from gpu_speed import attention_and_norms, models
 from machine import Machine, machine_name, measure_machine
 from timing import interleave, spread, waiting
-from torch import Tensor
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
-from work import BASELINE, OURS, Work, build, inputs_of, random_weights
 
 import pixelwright as pw
-from pixelwright.acceleration import accelerate, kernels
-from pixelwright.data import Batches, DataConfig
 from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.html import markdown_table
-from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.layers import RMSNorm, attend
-from pixelwright.training import LoopConfig, OptimConfig, Trainer
 
 ROOT = Path(__file__).parents[1]
 TESTS = ("tests/test_cuda.py", "tests/test_rng.py", "tests/acceleration/test_graphs.py")
 SHARES = {"tests": 2.0, "models": 4.0, "kernels": 1.0}  # minutes; cifar10 has what is left
 GRACE = 45.0  # seconds over its time after which a part is ended
-WAYS = {
-    "eager": {},
-    "compiled": {"compile": True, "graphs": False},
-    "compiled, graphs": {"compile": True, "graphs": True},
-}
-"""How our model is sampled: settings of `accelerate`."""
 
 
 class Plan(NamedTuple):
@@ -114,12 +95,6 @@ DRY = Plan(
     repeats=1, seconds=0.1, matrix=64, attention={"toy": (1, 16, 2, 8)}, batch=4, measured=16,
     trained=dict(zip(("pixeldit-n-4", "dip-n-4"), SETTINGS, strict=True)),
 )  # fmt: skip
-GOALS = {
-    ("latency", "dip-xl-16"): "below 0.35 s",
-    ("latency", "pixeldit-xl-16"): "below 0.6 s",
-    "training": "MFU above 50 %, idle below 3 %",
-}  # on an H100
-
 Found = tuple[str, dict[str, Any]]
 """What a row says, and its figures."""
 
@@ -275,153 +250,6 @@ def tests(job: Job) -> None:
         return lines[-1].strip("= "), {"lines": lines[-20:]}
 
     job.row("pytest " + " ".join(files), run, "all pass")
-
-
-# --- 2. models ----------------------------------------------------------------------------------------------
-def models(job: Job) -> None:
-    """The rows with goals first, for both models; then what tells where the time goes."""
-    plan = job.plan
-    for name in plan.models:
-        draw = Work("sampling", name, 1, plan.size, job.precision, job.device.type, steps=plan.steps)  # type: ignore[arg-type]
-        best = list(WAYS)[-1] if job.device.type == "cuda" else "eager"  # graphs need CUDA
-        latency(job, draw, OURS, best)
-        latency(job, draw, BASELINE, "eager")
-        training(job, replace(draw, kind="training", batch_size=plan.batches[0]), OURS)
-        training(job, replace(draw, kind="training", batch_size=plan.plain_batch), BASELINE)
-    for name in plan.models:
-        draw = Work("sampling", name, 1, plan.size, job.precision, job.device.type, steps=plan.steps)  # type: ignore[arg-type]
-        training(job, replace(draw, kind="training", batch_size=plan.batches[1]), OURS)
-        for way in ("compiled", "eager"):
-            latency(job, draw, OURS, way)
-
-
-def latency(job: Job, work: Work, side: str, way: str) -> None:
-    """One image from noise to pixels; compiled and recorded before the clock starts."""
-
-    def measure() -> Found:
-        with torch.device(job.device):
-            weights = random_weights(work)
-        ready = build(work, side, None, weights, partial(accelerate, precision=work.precision, **WAYS[way]))
-        ready.warm()
-        seconds = job.seconds(ready.run)
-        share = work.flops / seconds / job.machine.ceiling(work.precision)
-        return f"{seconds:.3g} s", {"seconds": seconds, "share_of_ceiling": share, **memory(job)}
-
-    goal = GOALS.get(("latency", work.model), "") if side == OURS else ""
-    job.row(f"{work.model}, one image, {work.steps} steps, {side}, {way}", measure, goal)
-
-
-def training(job: Job, work: Work, side: str) -> None:
-    """Whole training steps, with all that their data need."""
-
-    def measure() -> Found:
-        with tempfile.TemporaryDirectory() as folder:
-            step = (our_steps if side == OURS else plain_steps)(job, work, folder)
-            step()
-            seconds = job.seconds(step)
-            mfu = work.flops / seconds / job.machine.ceiling(work.precision)
-            figures = {"seconds": seconds, "images_per_second": work.batch_size / seconds, "mfu": mfu}
-            text = f"{seconds:.3g} s a step, {figures['images_per_second']:.4g} images/s, MFU {mfu:.0%}"
-            if job.device.type == "cuda":
-                figures["kernels"] = busy = kernel_seconds(step, 3)
-                text += f", idle {max(0.0, 1 - busy / seconds):.1%}" if busy else ", idle unknown"
-        return text, figures | memory(job)
-
-    way = "compiled" if side == OURS else "eager"
-    goal = GOALS["training"] if side == OURS else ""
-    job.row(f"{work.model}, training, batch {work.batch_size}, {side}, {way}", measure, goal)
-
-
-def our_steps(job: Job, work: Work, folder: str) -> Callable[[], object]:
-    """The trainer's steps, from images in memory through workers and copies to new weights."""
-    settings = DataConfig(size=work.size, flip=True, workers=job.plan.workers, cache="none")
-    pinned = job.device.type == "cuda"
-    source = Pictures(work.size)
-
-    def data(start: int) -> Batches:
-        return Batches(source, settings, work.batch_size, 0, start, pinned=pinned)
-
-    with torch.device(job.device):
-        model = PixelDenoiser(replace(work.config(), image_size=(work.size, work.size)))
-    how: dict[str, Any] = {"precision": work.precision, "device": work.device, "compile": True}
-    config = LoopConfig(run=folder, batch_size=work.batch_size, optim=OptimConfig(lr=1e-4), **how)
-    trainer = Trainer(model, data, config, loggers=())
-    inputs = trainer._inputs()
-    return lambda: trainer.train_step(next(inputs))
-
-
-def plain_steps(job: Job, work: Work, folder: str) -> Callable[[], object]:
-    """The baseline's steps, on a batch that is on the device already."""
-    with torch.device(job.device):
-        model = BaselineDenoiser(work.config())
-    plain, inputs = BaselineTraining(model, autocast=work.autocast), inputs_of(work, job.device)
-    return lambda: plain.step(*inputs)
-
-
-def memory(job: Job) -> dict[str, float]:
-    return {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if job.device.type == "cuda" else {}
-
-
-def kernel_seconds(step: Callable[[], object], count: int) -> float:
-    """Seconds of a step in which at least one kernel runs; copies from and to the CPU are none. 0 where the
-    profiler sees nothing."""
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
-        for _ in range(count):
-            step()
-        torch.cuda.synchronize()
-    events = [
-        e for e in found.events() or () if e.device_type == DeviceType.CUDA and not e.is_user_annotation
-    ]
-    spans = [(e.time_range.start, e.time_range.end) for e in events if not re.search("HtoD|DtoH", e.name)]
-    return covered(spans) / 1e6 / count
-
-
-def covered(spans: list[tuple[float, float]]) -> float:
-    """The length of the union of spans (start, end)."""
-    total, last = 0.0, -float("inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, last))
-        last = max(last, end)
-    return total
-
-
-# --- 3. kernels ---------------------------------------------------------------------------------------------
-def attention_and_norms(job: Job) -> None:
-    """Kernels of attention at the shapes of the models, and norms at that of a training step."""
-    dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
-    for shape_name, shape in job.plan.attention.items():
-        for kernel in ("sdpa", "flash", "math"):
-            job.row(f"attention {kernel}, {shape_name}", partial(attention, job, kernel, shape, dtype))
-    batch, length, heads, size = list(job.plan.attention.values())[min(1, len(job.plan.attention) - 1)]
-    x = torch.randn(batch * length, heads * size, device=job.device, dtype=dtype)
-    ours, plain = RMSNorm(heads * size).to(job.device), PlainRMSNorm(heads * size).to(job.device)
-    for name, norm in {"plain": plain, "ours": ours, "ours, compiled": torch.compile(ours)}.items():
-        job.row(f"RMSNorm {name}, {list(x.shape)}", partial(rms_norm, job, norm, x))
-
-
-def attention(job: Job, kernel: str, shape: tuple[int, ...], dtype: torch.dtype) -> Found:
-    """Forward, and forward with backward."""
-    q, k, v, gradient = torch.randn(4, *shape, device=job.device, dtype=dtype)
-    parts = [x.requires_grad_() for x in (q, k, v)]
-
-    def both() -> object:
-        return torch.autograd.grad(attend(*parts), parts, gradient.flatten(2))
-
-    with kernels(job.device, job.precision, kernel):
-        with torch.no_grad():
-            forward = job.seconds(lambda: attend(q, k, v), 10)
-        whole = job.seconds(both, 10)
-    text = f"{1000 * forward:.3g} ms, with backward {1000 * whole:.3g} ms"
-    return text, {"forward": forward, "with_backward": whole}
-
-
-@torch.no_grad()
-def rms_norm(job: Job, norm: Callable[[Tensor], Tensor], x: Tensor) -> Found:
-    seconds = job.seconds(lambda: norm(x), 10)
-    rate = 2 * x.nbytes / seconds
-    text = f"{1000 * seconds:.3g} ms, {rate / job.machine.copy:.0%} of the speed of a copy"
-    return text, {"seconds": seconds, "bytes_per_second": rate}
 
 
 # --- 4. CIFAR-10 --------------------------------------------------------------------------------------------

@@ -7,11 +7,17 @@ from typing import Any
 
 import gpu
 import gpu_cifar10
+import gpu_speed
 import pytest
 import torch
 
 import pixelwright as pw
 from pixelwright.errors import UserError
+from pixelwright.evaluation.features import open_extractor
+from pixelwright.evaluation.features.classifier import Classifier, ClassifierConfig, save_classifier
+from pixelwright.evaluation.images import open_images
+from pixelwright.evaluation.references import build_reference
+from pixelwright.images import save_png
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler, which does nothing
@@ -27,6 +33,12 @@ def dry(out: Path, part: str, *more: str) -> tuple[int, dict[str, Any]]:
     """The exit code, and what was written of the part."""
     code = gpu.main(["--out", str(out), "--dry-run", "--parts", part, *more])
     return code, json.loads((out / "gpu.json").read_text())[part]
+
+
+def save_shapes(folder: Path) -> None:
+    """Random images."""
+    for i, image in enumerate(torch.randint(0, 256, (20, 8, 8, 3), dtype=torch.uint8)):
+        save_png(image, folder / "ab"[i % 2] / f"{i}.png")
 
 
 def test_models_are_measured_beside_the_baseline_the_goals_first(tmp_path: Path) -> None:
@@ -45,7 +57,7 @@ def test_models_are_measured_beside_the_baseline_the_goals_first(tmp_path: Path)
     for row in found["rows"]:
         assert row["figures"]["seconds"] > 0
     step = found["rows"][2]["figures"]
-    work = gpu.Work("training", "pixeldit-n-8", 2, 32, "fp32")
+    work = gpu_speed.Work("training", "pixeldit-n-8", 2, 32, "fp32")
     expected = work.flops / step["seconds"] / max(found["ceilings"]["matmul"].values())
     assert step["mfu"] == pytest.approx(expected)
 
@@ -53,7 +65,7 @@ def test_models_are_measured_beside_the_baseline_the_goals_first(tmp_path: Path)
 def test_the_real_plan_is_that_of_the_goals() -> None:
     plan = gpu.REAL
     assert (plan.models, plan.size, plan.steps) == (("dip-xl-16", "pixeldit-xl-16"), 256, 100)
-    assert {key[1] for key in gpu.GOALS if isinstance(key, tuple)} == set(plan.models)
+    assert {key[1] for key in gpu_speed.GOALS if isinstance(key, tuple)} == set(plan.models)
     assert list(plan.trained) == ["pixeldit-s-4", "dip-s-4"]
     assert all((ROOT / path).is_file() for path in (*plan.trained.values(), *gpu.TESTS))
     assert list(gpu.PARTS) == ["tests", "models", "kernels", "cifar10"]
@@ -77,19 +89,26 @@ def test_a_training_leaves_weights_below_the_limit_and_a_sheet(
 ) -> None:
     monkeypatch.setattr(gpu, "DRY", gpu.DRY._replace(trained={"dip-n-4": gpu.SETTINGS[1]}))
     monkeypatch.setattr(gpu_cifar10, "FILE_LIMIT", 2**19)
-    measured = []
-    monkeypatch.setattr(gpu_cifar10, "fid", lambda job, model, *_: measured.append(model) or 12.5)
-    code, found = dry(tmp_path, "cifar10", "--features", "features", "--reference", "reference.npz")
+    config = ClassifierConfig(num_classes=3, size=8, widths=(4, 6, 8))
+    save_classifier(config, Classifier(config), tmp_path / "features")
+    features = str(tmp_path / "features")
+    save_shapes(tmp_path / "images")
+    images = open_images(str(tmp_path / "images"))
+    build_reference(images, open_extractor(features), tmp_path / "reference.npz")
+    averaged, write = [], gpu_cifar10.write_weights
+    monkeypatch.setattr(gpu_cifar10, "write_weights", lambda *a: averaged.append(a[0]) or write(*a))
+    more = ("--features", features, "--reference", str(tmp_path / "reference.npz"))
+    code, found = dry(tmp_path, "cifar10", *more)
     (row,) = found["rows"]
-    assert code == 0 and "3 of 3 steps of 4" in row["result"] and "in-domain FID 12.5 of 16" in row["result"]
-    assert row["figures"]["loss"] > 0
+    assert code == 0 and "3 of 3 steps of 4" in row["result"] and "of 16 samples" in row["result"]
+    assert row["figures"]["loss"] > 0 and row["figures"]["fid"] > 0
     assert (tmp_path / "cifar10-dip-n-4.png").stat().st_size > 0
     files = [tmp_path / name for name in row["figures"]["files"]]
     assert len(files) > 1 and all(file.stat().st_size < 2**19 + 2**14 for file in files)
     assert gpu.main(["--out", str(tmp_path), "--join", str(tmp_path / "models")]) == 0
     joined = pw.load(tmp_path / "models" / "cifar10-dip-n-4")
-    assert joined.config == measured[0].config
-    for key, value in measured[0].state_dict().items():
+    assert joined.config == averaged[0].config
+    for key, value in averaged[0].state_dict().items():
         assert torch.equal(joined.state_dict()[key], value.to(torch.bfloat16))
 
 
@@ -120,7 +139,7 @@ def test_a_row_that_fails_is_there_with_its_traceback(
     def fails(*_: Any) -> Any:
         raise ValueError("no such kernel")
 
-    monkeypatch.setattr(gpu, "attention", fails)
+    monkeypatch.setattr(gpu_speed, "attention", fails)
     code, found = dry(tmp_path, "kernels")
     assert code == 1 and found["rows"][0]["result"] == "FAILED: ValueError: no such kernel"
     assert "in fails" in found["rows"][0]["traceback"] and found["rows"][-1]["figures"]
@@ -151,8 +170,8 @@ def test_what_is_measured_twice_is_there_once(tmp_path: Path) -> None:
 
 
 def test_the_union_of_kernels_counts_overlaps_once() -> None:
-    assert gpu.covered([(4.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.0)]) == 5.0
-    assert gpu.covered([]) == 0.0
+    assert gpu_speed.covered([(4.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.0)]) == 5.0
+    assert gpu_speed.covered([]) == 0.0
 
 
 def test_mistakes(
