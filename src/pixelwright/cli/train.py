@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def config_of(options: Namespace) -> TrainConfig:
     files, own = options.config, Path(options.get("run") or "") / "config.yaml"
     if not files and options.get("run") and own.is_file():
         files = [own]
-        print(f"with the settings of {own}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of the processes under torchrun, one
+            print(f"with the settings of {own}", file=sys.stderr)
     return load_config(*files, changes=nested(options.as_dict(), TrainConfig), imports=True)
 
 
