@@ -1,7 +1,7 @@
 """Mistakes a user can mend, told in one line."""
 
 from collections.abc import Iterable
-from difflib import SequenceMatcher
+from difflib import SequenceMatcher, get_close_matches
 
 CLOSE = 0.5  # likeness from which a choice may have been meant
 MOST_CHOICES = 60  # an error message lists no more choices than these
@@ -22,11 +22,12 @@ class NotFinite(UserError):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The end of an error message about an unknown `name`: the closest choices, or all of few."""
-    known = sorted(choices)
-    likeness = {choice: SequenceMatcher(None, choice, name).ratio() for choice in known}
-    close = [c for c in sorted(known, key=lambda c: -likeness[c]) if likeness[c] >= CLOSE]
-    if close:
-        alike = [c for c in close[:3] if likeness[c] >= likeness[close[0]] - 0.1]
-        near = [c for c in close if c.startswith(name)] or alike
-        return ", did you mean " + " or ".join(f'"{c}"' for c in near) + "?"
+    known, name = sorted(choices), str(name)
+    if close := get_close_matches(name, known, n=MOST_CHOICES, cutoff=CLOSE):
+        likeness = [SequenceMatcher(None, choice, name).ratio() for choice in close]
+        alike = [
+            choice for choice, ratio in zip(close[:3], likeness, strict=False) if ratio >= likeness[0] - 0.1
+        ]
+        near = [choice for choice in close if choice.startswith(name)] or alike
+        return ", did you mean " + " or ".join(f'"{choice}"' for choice in near) + "?"
     return f" (one of: {', '.join(known)})" if 0 < len(known) <= MOST_CHOICES else ""

@@ -7,8 +7,8 @@ number of processes or the interruptions, and resuming needs no saved generator 
 Noise comes from Philox4x32-10 (Salmon et al., SC 2011), a function of a key, here a digest of the stream, and
 a counter, here (block, index): of any number of images at once, on the device that needs it. Words become
 normal numbers by Box and Muller in float32, with polynomials for logarithm, sine and cosine, as those of
-libraries differ in the last digits. All that is done are shifts, sums, products, quotients and roots, which
-IEEE 754 rounds alike everywhere: CPU and GPU draw the same numbers.
+libraries differ in the last digits. What is left are shifts, sums, products, quotients and roots: numpy and
+torch differ by 4e-7 at most, since torch's roots on CPUs are not rounded exactly. A GPU has not been tried.
 """
 
 import hashlib

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from pixelwright.data import Batches, DataConfig, open_source
 from pixelwright.data.captions import Captions, from_meta
@@ -19,16 +18,7 @@ from pixelwright.data.prepare import Job, prepare
 from pixelwright.data.sources import Source
 from pixelwright.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIXELWRIGHT_CACHE", str(tmp_path / "cache"))
-
-
-def png(value: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (value, value, value)).save(buffer, "PNG")
-    return buffer.getvalue()
+from .conftest import png
 
 
 def tar(path: Path, **members: bytes | str) -> Path:

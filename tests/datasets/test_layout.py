@@ -16,22 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pixelwright.data import Batches, DataConfig, Source, ZipSource, open_source
 from pixelwright.data.layout import tidy, wrapper
 from pixelwright.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIXELWRIGHT_CACHE", str(tmp_path / "cache"))
-
-
-def png(level: int = 7) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (level, level, level)).save(buffer, "PNG")
-    return buffer.getvalue()
+from .conftest import make_tar, png
 
 
 def make(path: Path, members: Mapping[str, bytes]) -> Path:
@@ -41,12 +31,7 @@ def make(path: Path, members: Mapping[str, bytes]) -> Path:
             for name, data in members.items():
                 archive.writestr(name, data)
     elif path.suffix == ".tar":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path, "w") as shard:
-            for name, data in members.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                shard.addfile(member, io.BytesIO(data))
+        make_tar(path, members)
     else:
         for name, data in members.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -27,11 +27,6 @@ from tests.datasets.test_layout import FORMS, PETS, captions, labels, levels, ma
 Log = pytest.LogCaptureFixture
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIXELWRIGHT_CACHE", str(tmp_path / "cache"))
-
-
 # --- tars ---
 def test_what_a_shard_leaves_out_is_told_at_every_start(tmp_path: Path, caplog: Log) -> None:
     shard = make(tmp_path / "a.tar", {"0.png": png(), "1.heic": b"x", "2.JXL": b"x"})

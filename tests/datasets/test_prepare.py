@@ -29,11 +29,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIXELWRIGHT_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Twenty pictures of different shapes in classes ant and bee; two of them are damaged."""

@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import logging
 import pickle
-import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pixelwright.data import Batches, DataConfig, FolderSource, open_source
 from pixelwright.data.open import expand_braces
 from pixelwright.data.shards import Index, ShardSource, read_index
 from pixelwright.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PIXELWRIGHT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def picture(value: int, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (value, value, value)).save(buffer, kind, quality=95)
-    return buffer.getvalue()
-
-
-def make_tar(path: Path, members: Mapping[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
+from .conftest import make_tar, png
 
 
 def numbered(path: Path, first: int, count: int) -> Path:
     """Sample i has grey level i and the label i % 3."""
     members = {}
     for i in range(first, first + count):
-        members |= {f"{i:04}.png": picture(i), f"{i:04}.cls": str(i % 3).encode()}
+        members |= {f"{i:04}.png": png(i), f"{i:04}.cls": str(i % 3).encode()}
     return make_tar(path, members)
 
 
@@ -63,12 +39,12 @@ def opened(path: object) -> ShardSource:
 
 def test_members_of_a_sample(tmp_path: Path) -> None:
     members = {
-        "d/a.jpg": picture(10, "JPEG"),
+        "d/a.jpg": png(10, "JPEG"),
         "d/a.cls": b"1\n",
         "d/a.txt": "ein Bär \n".encode(),
         "d/a.json": json.dumps({"label": 0, "class": "bear"}).encode(),
         "d/b.x.webp": b"of another kind by its extension",
-        "d/b.WEBP": picture(20, "WEBP"),
+        "d/b.WEBP": png(20, "WEBP"),
         "d/b.json": json.dumps({"label": 0, "class": "ant"}).encode(),
         "d/.hidden.png": b"x",
         "d/c.txt": b"no image, no sample",
@@ -83,7 +59,7 @@ def test_members_of_a_sample(tmp_path: Path) -> None:
 
 
 def test_without_labels_there_is_one_class(tmp_path: Path) -> None:
-    source = opened(make_tar(tmp_path / "s.tar", {"a.png": picture(1), "a.json": b'{"group": "x"}'}))
+    source = opened(make_tar(tmp_path / "s.tar", {"a.png": png(1), "a.json": b'{"group": "x"}'}))
     assert source.num_classes == 1 and source[0].label == 0 and source.class_names is None
 
 
@@ -177,7 +153,7 @@ def test_damaged_shard_is_named_and_left_out(
 
 
 def test_bad_image_in_a_shard_costs_one_image(tmp_path: Path) -> None:
-    shard = make_tar(tmp_path / "s.tar", {"a.png": picture(3)[:40], "b.png": picture(4), "c.png": b""})
+    shard = make_tar(tmp_path / "s.tar", {"a.png": png(3)[:40], "b.png": png(4), "c.png": b""})
     config = DataConfig(path=str(shard), size=4)
     feed = Batches(open_source(config), config, 2, seed=0)
     batch = next(iter(feed))
@@ -197,12 +173,12 @@ def test_shard_that_shrinks_while_it_is_used(tmp_path: Path) -> None:
 
 
 BAD = {
-    "two images": ({"a.png": picture(1), "a.jpg": picture(1, "JPEG")}, r"2 images \(png, jpg\)"),
-    "label a word": ({"a.png": picture(1), "a.cls": b"cat"}, "'cat'"),
-    "label negative": ({"a.png": picture(1), "a.cls": b"-1"}, "'-1'"),
-    "label a fraction": ({"a.png": picture(1), "a.json": b'{"label": 1.5}'}, "1.5"),
-    "json malformed": ({"a.png": picture(1), "a.json": b"{"}, "malformed"),
-    "some labels": ({"a.png": picture(1), "b.png": picture(1), "b.cls": b"0"}, 's.tar/a" .* has no label'),
+    "two images": ({"a.png": png(1), "a.jpg": png(1, "JPEG")}, r"2 images \(png, jpg\)"),
+    "label a word": ({"a.png": png(1), "a.cls": b"cat"}, "'cat'"),
+    "label negative": ({"a.png": png(1), "a.cls": b"-1"}, "'-1'"),
+    "label a fraction": ({"a.png": png(1), "a.json": b'{"label": 1.5}'}, "1.5"),
+    "json malformed": ({"a.png": png(1), "a.json": b"{"}, "malformed"),
+    "some labels": ({"a.png": png(1), "b.png": png(1), "b.cls": b"0"}, 's.tar/a" .* has no label'),
     "no images": ({"a.txt": b"x"}, "holds no images"),
     "empty": ({}, "holds no images"),
 }
@@ -219,7 +195,7 @@ def test_shards_that_cannot_be_used(tmp_path: Path, name: str) -> None:
 def test_shards_of_two_sets(tmp_path: Path) -> None:
     for name in ("ant", "bee"):
         meta = json.dumps({"label": 0, "class": name}).encode()
-        make_tar(tmp_path / f"{name}.tar", {"a.png": picture(1), "a.json": meta})
+        make_tar(tmp_path / f"{name}.tar", {"a.png": png(1), "a.json": meta})
     with pytest.raises(UserError, match='class 0 is "ant" in earlier shards and "bee"'):
         opened(tmp_path / "*.tar")
 
@@ -264,7 +240,7 @@ def test_ambiguous_and_unusable_paths(
         numbered(tmp_path / name, 0, 2)
     for name in ("a.zip", "b.zip", "a.tar.gz", "mixed/x.png", "nested/cat/x.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(picture(1))
+        (tmp_path / name).write_bytes(png(1))
     with pytest.raises(UserError, match=said) as caught:
         opened(path)
     assert "\n" not in str(caught.value)
@@ -273,5 +249,5 @@ def test_ambiguous_and_unusable_paths(
 
 def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
     (tmp_path / "[new] {1..2}").mkdir()
-    (tmp_path / "[new] {1..2}" / "a.png").write_bytes(picture(1))
+    (tmp_path / "[new] {1..2}" / "a.png").write_bytes(png(1))
     assert isinstance(open_source(DataConfig(path=str(tmp_path / "[new] {1..2}"))), FolderSource)

@@ -138,7 +138,8 @@ def _condition(
     prompts, count = list(options.prompt), options.num_images
     if len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
         whole = " ".join(prompts)
-        raise UserError(f'--prompt got {len(prompts)} words; did you mean one prompt, --prompt "{whole}"?')
+        several = "prompts of one word each go into a file, --prompts FILE"
+        raise UserError(f'did you mean one prompt, --prompt "{whole}"? ({several})')
     if options.prompts is not None:
         prompts += read_prompts(Path(options.prompts), "--prompts")
     if not config.takes_text:

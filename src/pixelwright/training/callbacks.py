@@ -124,7 +124,9 @@ class SampleGrid(Callback):
         path = folder / "samples" / f"step-{step:07d}.png"
         names, labels = model.config.class_names, self._condition
         captions = (
-            [names[label] for label in labels.tolist()] if names and isinstance(labels, Tensor) else None
+            [(*names, "no class")[label] for label in labels.tolist()]
+            if names and isinstance(labels, Tensor)
+            else None
         )
         scale = max(1, GRID_PIXELS // images.shape[1])
         save_grid(images, path, columns=self.columns, scale=scale, captions=captions)
