@@ -19,7 +19,8 @@ from pixelwright.errors import UserError
 from pixelwright.training import Interrupted, OptimConfig, TrainConfig, Trainer, build_trainer, train
 from pixelwright.training.config import HealthConfig
 from pixelwright.training.inputs import Inputs
-from tests.datasets.test_shards import damaged, make_tar, numbered, picture
+from tests.datasets.conftest import make_tar, png
+from tests.datasets.test_shards import damaged, numbered
 
 from .conftest import Tiny, log_of, same_state
 
@@ -255,7 +256,7 @@ def test_a_damaged_shard_and_a_damaged_image_are_left_out(
     shards, whole = tmp_path / "shards", tmp_path / "whole"
     for folder in (shards, whole):
         numbered(folder / "1.tar", 10, 10)
-        make_tar(folder / "2.tar", {"0020.png": picture(20)[:40], "0020.cls": b"0"})
+        make_tar(folder / "2.tar", {"0020.png": png(20)[:40], "0020.cls": b"0"})
     bad = numbered(shards / "0.tar", 0, 10)
     bad.write_bytes(damaged(bad.read_bytes(), "cut short"))
     config, other = (
