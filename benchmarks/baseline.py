@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
-from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
+from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.detailers.pit import PiTConfig
+from pixelwright.models.detailers.unet import UNetConfig
 
 
 # --- layers ------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from pixelwright.errors import UserError
 from pixelwright.images import to_uint8
 from pixelwright.models.config import DenoiserConfig, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.detailers import UNetConfig
+from pixelwright.models.detailers.unet import UNetConfig
 from pixelwright.models.presets import preset
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer
 from pixelwright.training.inputs import Inputs

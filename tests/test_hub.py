@@ -9,7 +9,9 @@ import pixelwright as pw
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
+from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.detailers.pit import PiTConfig
+from pixelwright.models.detailers.unet import UNetConfig
 from tests.recordings import NETWORKS, weights
 
 MODULATION = "pixel_blocks.1.adaLN_modulation.0.weight"

@@ -20,8 +20,11 @@ from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import DenoiserConfig, Placement
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
-from pixelwright.models.detailers.unet import UNetUp
+from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.detailers.nerf import NerfConfig
+from pixelwright.models.detailers.pit import PiTConfig
+from pixelwright.models.detailers.pixel_mlp import PixelMLPConfig
+from pixelwright.models.detailers.unet import UNetConfig, UNetUp
 from pixelwright.models.layers import SHORT, attend, attention_at_once
 from pixelwright.models.mmdit import MMDiTConfig
 from tests.recordings import difference
@@ -35,9 +38,11 @@ DETAILERS = [
     PiTConfig(1, 8, 16, 2, True),
     LinearConfig(),
 ]
+RELATIVES = [NerfConfig(2, 8), PixelMLPConfig(2, 8)]
 CONFIGS = [
     *(DenoiserConfig(CLASSES, detailer, placement=p) for detailer in DETAILERS for p in get_args(Placement)),
-    *(DenoiserConfig(TEXT, detailer) for detailer in DETAILERS[1:3]),
+    *(DenoiserConfig(CLASSES, detailer) for detailer in RELATIVES),
+    *(DenoiserConfig(TEXT, detailer) for detailer in (*RELATIVES, *DETAILERS[1:3])),
 ]
 
 

@@ -16,7 +16,8 @@ from pixelwright.diffusion.solvers import Step
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import TextCondition
 from pixelwright.models.config import DenoiserConfig, SamplerSettings
-from pixelwright.models.detailers import PiTConfig, UNetConfig
+from pixelwright.models.detailers.pit import PiTConfig
+from pixelwright.models.detailers.unet import UNetConfig
 from tests.acceleration.test_accelerate import CLASSES, TEXT, inputs, network
 
 PIT = PiTConfig(1, 8, 16, 2)

@@ -12,7 +12,7 @@ from pixelwright.diffusion.sample import model_velocity
 from pixelwright.diffusion.solvers import solve, timesteps
 from pixelwright.models.config import SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.detailers import PiTConfig
+from pixelwright.models.detailers.pit import PiTConfig
 from pixelwright.models.presets import preset
 
 NAMES = ["dip-ti-4", "dip-ti-8", "pixeldit-ti-4", "pixeldit-ti-8-postmod", "dit-ti-4"]

@@ -23,7 +23,8 @@ from pixelwright.models.backbones import GlobalState, PatchDiTConfig
 from pixelwright.models.conditions import TextCondition
 from pixelwright.models.config import DenoiserConfig, Placement, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.detailers import LinearConfig, UNetConfig
+from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.detailers.unet import UNetConfig
 from pixelwright.models.mmdit import MMDiTConfig
 from tests.recordings import recording
 

@@ -15,11 +15,23 @@ import pixelwright as pw
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig, Placement
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
+from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.detailers.nerf import NerfConfig
+from pixelwright.models.detailers.pit import PiTConfig
+from pixelwright.models.detailers.pixel_mlp import PixelMLPConfig
+from pixelwright.models.detailers.unet import UNetConfig
 from pixelwright.models.layers import patchify, rope_2d, rotate, unpatchify
 
 BACKBONE = PatchDiTConfig(hidden_size=16, depth=2, num_heads=2, patch_size=4, num_classes=3)
-DETAILERS = [UNetConfig((8, 12)), PiTConfig(1, 8, 16, 2), PiTConfig(1, 8, 16, 2, True), LinearConfig()]
+DETAILERS = [
+    UNetConfig((8, 12)),
+    PiTConfig(1, 8, 16, 2),
+    PiTConfig(1, 8, 16, 2, True),
+    LinearConfig(),
+    NerfConfig(2, 6),
+    NerfConfig(1, 6, mlp_ratio=1, positions="rotary", unit_w2=False, final_norm=False),
+    PixelMLPConfig(2, 6),
+]
 
 
 def randomised(config: DenoiserConfig) -> PixelDenoiser:

@@ -17,12 +17,13 @@ from pixelwright.errors import UserError
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.detailers import UNet
-from pixelwright.models.detailers.pit import PixelMLP
+from pixelwright.models.detailers.unet import UNet
 from pixelwright.models.folder import skeleton
 
 SHAPES = 64
 """For which a block is compiled in one process."""
+SHORTEST = 128
+"""Rows for which 8 bits pay."""
 FASTER: dict[type[nn.Module], Callable[[Any, torch.dtype], nn.Module]] = {nn.Linear: product, UNet: FastUNet}
 """How a part is made from the one that it equals."""
 
@@ -218,8 +219,8 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 def _replace(module: nn.Module, dtype: torch.dtype) -> None:
     """Put faster parts in the places of those they equal."""
     for name, child in module.named_children():
-        if dtype == torch.int8 and isinstance(child, PixelMLP):
-            continue  # its rows are too short for 8 bits to pay
+        if dtype == torch.int8 and isinstance(child, nn.Linear) and child.in_features < SHORTEST:
+            continue  # as in the layers of single pixels
         if type(child) in FASTER:
             setattr(module, name, FASTER[type(child)](child, dtype))
         else:

@@ -7,7 +7,7 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import DenoiserConfig
-from pixelwright.models.detailers import LinearConfig
+from pixelwright.models.detailers.linear import LinearConfig
 
 
 def check_reuse(reuse: int, config: DenoiserConfig | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.config import DenoiserConfig, SamplerPreset, TextNote
-from pixelwright.models.detailers import PiTConfig
+from pixelwright.models.detailers.pit import PiTConfig
 from pixelwright.models.presets import PRESETS
 
 NVIDIA = "NVIDIA's PixelDiT weights are for non-commercial use only (their licence is beside the files)"

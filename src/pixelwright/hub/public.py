@@ -18,7 +18,8 @@ from pixelwright.hub.presets import preset_of
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.detailers import PiTConfig, UNetConfig
+from pixelwright.models.detailers.pit import PiTConfig
+from pixelwright.models.detailers.unet import UNetConfig
 from pixelwright.models.folder import check_weights, skeleton, with_weights
 from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.models.prediction import Prediction

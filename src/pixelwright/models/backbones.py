@@ -2,48 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelwright.config import Config, PositiveInt
 from pixelwright.errors import UserError
-from pixelwright.models.checks import check_heads
 from pixelwright.models.conditions import Condition
 from pixelwright.models.layers import (
-    Attention,
     ClassEmbedder,
+    DiTBlock,
+    GlobalState,
     Grid,
-    RMSNorm,
-    Rope,
-    SwiGLU,
     TimeEmbedder,
-    modulate,
+    check_heads,
     patchify,
     rope_2d,
+    xavier_,
     zero_,
 )
 from pixelwright.registry import Registry
-
-
-class GlobalState(NamedTuple):
-    """What the global stage knows of an image; all that a detailer is given besides the noisy pixels."""
-
-    tokens: Tensor
-    """s_n, the tokens after n blocks, [B, L, D]."""
-    time: Tensor
-    """t_emb, [B, 1, D]."""
-    condition: Tensor
-    """c = SiLU(t_emb + y_emb), or SiLU(t_emb) where the condition is text, [B, 1, D]."""
-    grid: Grid
-    """(rows, columns) of patches, rows · columns = L."""
-
-    @property
-    def s_cond(self) -> Tensor:
-        """SiLU(s_N + t_emb), [B, L, D]: the token each patch hands to its detailer in both papers."""
-        return F.silu(self.tokens + self.time)
-
 
 AfterBlock = Callable[[int, GlobalState], GlobalState]
 """Called after each block with its number, counted from 1, and the state; returns the state to go on with."""
@@ -65,24 +44,6 @@ BACKBONES: Registry[Any] = Registry("backbone")
 def register_backbone(name: str, config: type) -> Callable[[type], type]:
     """A decorator for a backbone: built as `(config)`, called as `PatchDiT.forward`; see `registry`."""
     return BACKBONES.register(name, config)
-
-
-class DiTBlock(nn.Module):
-    """Pre-norm transformer block with adaLN-Zero: Linear(D -> 6D) of the condition."""
-
-    def __init__(self, size: int, num_heads: int) -> None:
-        super().__init__()
-        self.norm1 = RMSNorm(size)
-        self.attn = Attention(size, num_heads)
-        self.norm2 = RMSNorm(size)
-        self.mlp = SwiGLU(size)
-        self.adaLN = nn.Linear(size, 6 * size)
-
-    def forward(self, x: Tensor, condition: Tensor, rope: Rope) -> Tensor:
-        """x [B, L, D], condition [B, 1, D] -> [B, L, D]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN(condition).chunk(6, -1)
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rope)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 @dataclass(frozen=True)
@@ -155,8 +116,7 @@ def grid_of(x: Tensor, patch_size: int) -> Grid:
 
 def init_embedders(patches: nn.Linear, time: TimeEmbedder) -> None:
     """How every backbone of the two papers starts its embedding of patches and times."""
-    nn.init.xavier_uniform_(patches.weight)
-    nn.init.zeros_(patches.bias)
+    xavier_(patches)
     for weight in (time.mlp[0].weight, time.mlp[2].weight):
         assert isinstance(weight, Tensor)
         nn.init.normal_(weight, std=0.02)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from pixelwright.errors import UserError
-from pixelwright.models.backbones import BACKBONES, GlobalState
+from pixelwright.models.backbones import BACKBONES
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import DenoiserConfig
-from pixelwright.models.detailers import DETAILERS, LinearConfig
-from pixelwright.models.layers import patchify
+from pixelwright.models.detailers import DETAILERS
+from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.layers import GlobalState, patchify
 from pixelwright.models.prediction import to_velocity
 
 

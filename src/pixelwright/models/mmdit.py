@@ -12,16 +12,17 @@ from torch.nn import functional as F
 
 from pixelwright.config import Config, PositiveInt
 from pixelwright.errors import UserError
-from pixelwright.models.backbones import AfterBlock, GlobalState, grid_of, init_embedders, register_backbone
-from pixelwright.models.checks import check_heads
+from pixelwright.models.backbones import AfterBlock, grid_of, init_embedders, register_backbone
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.layers import (
     Attention,
+    GlobalState,
     RMSNorm,
     Rope,
     SwiGLU,
     TimeEmbedder,
     attend,
+    check_heads,
     modulate,
     patchify,
     rope_1d,

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
-from pixelwright.models.detailers import LinearConfig, PiTConfig, UNetConfig
+from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.detailers.pit import PiTConfig
+from pixelwright.models.detailers.unet import UNetConfig
 from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.models.prediction import Prediction
 

@@ -1,17 +1,14 @@
-"""Local stage: from the noisy pixels of a patch and the patch's token to that patch's prediction."""
+"""Local stage: from the noisy pixels of a patch and the patch's token to that patch's prediction.
+
+Every file of this folder is imported, and registers its detailer.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from pixelwright.models.detailers.base import DETAILERS, register_detailer
-from pixelwright.models.detailers.linear import Linear, LinearConfig
-from pixelwright.models.detailers.pit import PiT, PiTConfig
-from pixelwright.models.detailers.unet import UNet, UNetConfig
 
-__all__ = [
-    "DETAILERS",
-    "Linear",
-    "LinearConfig",
-    "PiT",
-    "PiTConfig",
-    "UNet",
-    "UNetConfig",
-    "register_detailer",
-]
+__all__ = ["DETAILERS", "register_detailer"]
+
+for _file in iter_modules(__path__):
+    import_module(f"{__name__}.{_file.name}")

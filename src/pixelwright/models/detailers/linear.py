@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pixelwright.config import Config
-from pixelwright.models.backbones import GlobalState
 from pixelwright.models.detailers.base import register_detailer
-from pixelwright.models.layers import RMSNorm, modulate, unpatchify, zero_
+from pixelwright.models.layers import GlobalState, RMSNorm, modulate, unpatchify, zero_
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,25 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pixelwright.config import Config, PositiveInt
 from pixelwright.errors import UserError
-from pixelwright.models.backbones import GlobalState
-from pixelwright.models.checks import check_heads
 from pixelwright.models.detailers.base import register_detailer
-from pixelwright.models.layers import Attention, RMSNorm, Rope, modulate, patchify, rope_2d, unpatchify, zero_
+from pixelwright.models.layers import (
+    MLP,
+    Attention,
+    GlobalState,
+    RMSNorm,
+    Rope,
+    check_heads,
+    from_pixels,
+    modulate,
+    positions_2d,
+    rope_2d,
+    to_pixels,
+    zero_,
+)
 
 
 @dataclass(frozen=True)
@@ -33,36 +42,6 @@ class PiTConfig(Config):
             )
 
 
-def pixel_positions(height: int, width: int, size: int, device: torch.device) -> Tensor:
-    """2-D sin-cos positions of every pixel of the whole image, [D_pix, H, W] float32.
-
-    Channels: sines of x, cosines of x, sines of y, cosines of y; frequencies 1/10000^(k / (D_pix/4)).
-    """
-    wide = torch.float32 if device.type == "mps" else torch.float64  # far pixels need the digits
-    index = torch.arange(max(height, width, size), device=device, dtype=wide)
-    frequency = 10000.0 ** -(index[: size // 4] / (size // 4))
-    x = (frequency[:, None] * index[:width])[:, None].expand(-1, height, -1)  # [D_pix/4, H, W]
-    y = (frequency[:, None] * index[:height])[:, :, None].expand(-1, -1, width)
-    return torch.cat((x.sin(), x.cos(), y.sin(), y.cos())).float()
-
-
-def to_pixels(x: Tensor, patch_size: int) -> Tensor:
-    """[B,C,H,W] -> [B, L, P², C]: every patch a sequence of pixels."""
-    return patchify(x, patch_size).unflatten(-1, (x.shape[1], -1)).transpose(-1, -2)
-
-
-class PixelMLP(nn.Module):
-    """D_pix -> 4·D_pix -> D_pix with GELU."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(size, 4 * size)
-        self.fc2 = nn.Linear(4 * size, size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class PiTBlock(nn.Module):
     """Pixel-wise adaLN and pixel token compaction, pre-modulation. x [B, L, P², D_pix] -> the same."""
 
@@ -76,7 +55,7 @@ class PiTBlock(nn.Module):
         self.attn = Attention(config.attention_size, config.num_heads)
         self.expand = nn.Linear(config.attention_size, pixels * size)
         self.norm2 = RMSNorm(size)
-        self.mlp = PixelMLP(size)
+        self.mlp = MLP(size)
         self.adaLN = nn.Linear(hidden_size, pixels * self.chunks * size)
 
     def modulation(self, s_cond: Tensor, pixels: int) -> tuple[Tensor, ...]:
@@ -127,10 +106,9 @@ class PiT(nn.Module):
     def forward(self, x: Tensor, state: GlobalState) -> Tensor:
         height, width = x.shape[-2:]
         h = self.pixel_embedder(to_pixels(x, self.patch_size))  # [B, L, P², D_pix]
-        positions = pixel_positions(height, width, h.shape[-1], x.device)
+        positions = positions_2d(height, width, h.shape[-1], x.device)
         h = h + to_pixels(positions[None], self.patch_size).to(h.dtype)
         s_cond, rope = state.s_cond, rope_2d(state.grid, self.head_size, x.device)
         for block in self.blocks:
             h = block(h, s_cond, rope)
-        prediction = self.out(self.norm(h))  # [B, L, P², 3]
-        return unpatchify(prediction.transpose(-1, -2).flatten(2), state.grid, self.patch_size)
+        return from_pixels(self.out(self.norm(h)), state.grid, self.patch_size)

@@ -8,9 +8,8 @@ from torch.nn import functional as F
 
 from pixelwright.config import Config, PositiveInt
 from pixelwright.errors import UserError
-from pixelwright.models.backbones import GlobalState
 from pixelwright.models.detailers.base import register_detailer
-from pixelwright.models.layers import patchify, unpatchify
+from pixelwright.models.layers import GlobalState, patchify, unpatchify
 
 
 @dataclass(frozen=True)
