@@ -1,5 +1,6 @@
 """Several averages: their formulas, their names, exact resume, export."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import pixelwright as pw
+from pixelwright.cli.evaluate import name_of
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
+from pixelwright.evaluation.generate import checksum
+from pixelwright.hub.checkpoint import is_model
+from pixelwright.images import load_png
 from pixelwright.training import build_trainer, train
 from pixelwright.training.ema import EMA, WIDEST, power_exponent, read_rule
 
@@ -83,10 +89,56 @@ def test_convert_writes_the_average_that_is_named(
     state = build_trainer(config).state()
     for name, group in (("0.9", "ema"), ("0.5", "ema-0.5"), ("power-0.1", "ema-power-0.1")):
         out = tmp_path / f"out-{name}"
-        assert main(["convert", str(run), str(out), "--ema", name]) == 0
+        assert main(["convert", str(run), str(out), "--weights", name]) == 0
         same_state({"w": load_file(out / "model.safetensors")}, {"w": state[group]})
-    assert main(["convert", str(run), str(tmp_path / "no"), "--ema", "power-0.2"]) == 2
-    assert 'keeps no average "power-0.2", did you mean "power-0.1"' in capsys.readouterr().err
-    assert main(["convert", str(tmp_path), str(tmp_path / "no"), "--ema", "0.5"]) == 2
+    assert main(["convert", str(run), str(tmp_path / "no"), "--weights", "power-0.2"]) == 2
+    assert 'keeps no weights "power-0.2", did you mean "power-0.1"' in capsys.readouterr().err
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    assert main(["convert", str(tmp_path / "empty"), str(tmp_path / "no"), "--weights", "0.5"]) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_any_weights_of_any_checkpoint_are_loaded(tiny: Tiny, tmp_path: Path) -> None:
+    run = train(tiny(ema_more=MORE, steps=10, keep=2))
+    early, late = run / "checkpoints" / "step-0000005", run / "checkpoints" / "step-0000010"
+    model = pw.load(run).state_dict()
+    for source in (run, late):
+        same_state({"w": pw.load(source, "ema").state_dict()}, {"w": model})
+    same_state({"w": pw.load(late).state_dict()}, {"w": model})
+    state = build_trainer(tiny(ema_more=MORE, steps=10)).state()
+    same_state({"w": pw.load(run, "raw").state_dict()}, {"w": state["model"]})
+    raw, average = (pw.load(early, name).state_dict() for name in ("raw", None))
+    assert any(not torch.equal(raw[name], average[name]) for name in raw)
+    early.rename(tmp_path / "alone")
+    with pytest.raises(UserError, match="is a checkpoint without its run"):
+        pw.load(tmp_path / "alone")
+    with pytest.raises(UserError, match="one set of weights"):
+        pw.load(run / "model", "raw")
+
+
+def test_sample_draws_from_a_step_and_from_raw_weights(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tiny(steps=10, keep=2))
+    drawn = {}
+    for name, more in (("early", ["--step", "5"]), ("late", []), ("raw", ["--weights", "raw"])):
+        out = tmp_path / name
+        assert main(["sample", str(run), *more, "--labels", "0", "--out", str(out)]) == 0
+        (line,) = (json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines())
+        drawn[name] = load_png(out / line["file"])
+        assert line.get("weights") == ("raw" if name == "raw" else None)
+        assert line["model"] == str(run / "checkpoints" / "step-0000005" if name == "early" else run)
+    assert not torch.equal(drawn["early"], drawn["late"]) and not torch.equal(drawn["raw"], drawn["late"])
+    assert main(["sample", str(run), "--step", "7", "--labels", "0", "--out", str(tmp_path / "no")]) == 2
+    assert "those of" in (told := capsys.readouterr().err) and "are of step 5, 10" in told
+
+
+def test_a_report_calls_a_checkpoint_by_run_and_step(tiny: Tiny) -> None:
+    run = train(tiny(steps=5))
+    assert name_of(str(run)) == name_of(str(run / "model")) == "run"
+    assert name_of(str(run), "raw") == "run raw"
+    assert name_of(str(run / "checkpoints" / "step-0000005"), "raw") == "run raw step-0000005"
+    assert is_model(str(run / "checkpoints" / "step-0000005"))
+    digests = {checksum(run, weights) for weights in ("raw", "ema")}
+    assert len(digests) == 2

@@ -1,28 +1,26 @@
 """`pixelwright convert`: weights from one layout to another."""
 
-import tempfile
 from typing import Literal
 
 from jsonargparse import Namespace
 
-from pixelwright.cli.parsing import Parser, add_imports
+from pixelwright.cli.parsing import WEIGHTS, Parser, add_imports
 from pixelwright.hub.convert import convert
 from pixelwright.hub.presets import SAMPLER_PRESETS
-from pixelwright.models.folder import save
-from pixelwright.training.averages import load_average
 
 DESCRIPTION = f"""Read a model in any layout and write it as a folder, or in the published layout.
 
-Sources: a model folder, a run, a published checkpoint (.ckpt, .pth), a safetensors file (plain or with the
-prefixes of repacks), the index of a sharded one, or hf://OWNER/NAME[/FILE]. The architecture is found out
-from names and shapes; nothing in a file is executed, and the model is never held in memory as a whole.
+Sources: a model folder, a run or one of its checkpoints, a published checkpoint (.ckpt, .pth), a
+safetensors file (plain or with the prefixes of repacks), the index of a sharded one, or
+hf://OWNER/NAME[/FILE]. The architecture is found out from names and shapes; nothing in a file is executed,
+and the model is never held in memory as a whole.
 
 sampler presets: {", ".join(SAMPLER_PRESETS)}"""
 
 EXAMPLES = """  pixelwright convert imagenet256_pixeldit_xl_epoch320.ckpt models/pixeldit-xl --dtype bf16
   pixelwright convert models/pixeldit-xl back.ckpt --to public
   pixelwright convert a.ckpt models/mean --average b.ckpt c.ckpt
-  pixelwright convert runs/mine models/mine --ema power-0.05"""
+  pixelwright convert runs/mine models/mine --weights power-0.05"""
 
 
 def parser() -> Parser:
@@ -31,10 +29,7 @@ def parser() -> Parser:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="the model to read")
     add("out", metavar="OUT", help="folder to make, or with --to public a .ckpt or .safetensors file")
-    help_text = "one of a Lightning file's sets (default: EMA where it is there)"
-    add("--weights", type=Literal["ema", "raw"] | None, help=help_text)
-    help_text = "of a run: another of its averages than the main one, such as 0.999 or power-0.05"
-    add("--ema", type=str | None, metavar="NAME", help=help_text)
+    add("--weights", type=str | None, metavar="NAME", help=WEIGHTS)
     help_text = "a folder, or a file with the published key names"
     add("--to", type=Literal["folder", "public"], default="folder", help=help_text)
     help_text = "convert the weights (default: as they are)"
@@ -48,14 +43,9 @@ def parser() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    """Convert the source, or the average of a run that was asked for, and say what was read and written."""
+    """Convert the source, and say what was read and written."""
     settings = {name: options[name] for name in ("weights", "to", "dtype", "average", "sampler")}
-    if options.ema is None:
-        config = convert(options.source, options.out, **settings)
-    else:
-        with tempfile.TemporaryDirectory(prefix="average-") as folder:
-            save(load_average(options.source, options.ema), folder)
-            config = convert(folder, options.out, **settings)
+    config = convert(options.source, options.out, **settings)
     provenance, preset = config.provenance, config.sampler
     print(f"{options.out}: {config.name}" + (f", read from {provenance.read}" if provenance else ""))
     print(f"sampler preset: {preset.name} ({preset.origin})" if preset else "sampler preset: none is known")

@@ -21,6 +21,7 @@ from pixelwright.evaluation.measure import Report, Settings
 from pixelwright.evaluation.report import HTML, JSON, as_json, metric_rows, summary, warnings, write_report
 from pixelwright.files import write_text
 from pixelwright.hub.checkpoint import is_model, load_config
+from pixelwright.hub.runs import is_checkpoint
 from pixelwright.models.config import DenoiserConfig
 
 DESCRIPTION = """Measure a model, or images that exist, against a reference: FID, sFID, Inception Score,
@@ -83,8 +84,8 @@ def run(options: Namespace) -> None:
 
 # ---------------------------------------------------------------- images that exist
 def _evaluate_images(options: Namespace) -> None:
-    for name in (*DEFAULTS, *sampler.FIELDS, "sampler", "reuse", "compile", "attention"):
-        if options[name]:
+    for name in (*DEFAULTS, *sampler.FIELDS, "sampler", "reuse", "compile", "attention", "step", "weights"):
+        if options[name] not in (None, False, []):
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option} is for a model, and {options.subject} is none: leave it out")
     if options.size is not None and len(options.size) != 1:
@@ -134,15 +135,16 @@ def _evaluate_model(options: Namespace) -> None:
     axes = [sweep.parse_axis(text) for text in settings["sweep"]]
     if settings["keep_images"] and not axes:
         raise UserError("--keep-images is for a --sweep; the images of one evaluation are kept anyway")
-    config = load_config(options.subject)
+    source = sampler.source_of(options.subject, options.step)
+    config = load_config(source)
     generation = plan(config, options, settings)
     points = sweep.plan(generation, axes)
     classes = (config.num_classes, config.class_names)
     labels = labels_for(settings["labels"], generation.num_samples, *classes, generation.seed)
-    name = settings["name"] or name_of(options.subject)
+    name = settings["name"] or name_of(source, options.weights)
     measured = (options.reference, options.features, Settings(adm_float16=options.adm_float16))
-    how = settings["images"], options.compile, options.attention or "auto"
-    with opened(options.subject, name, labels, options.device, *measured, *how) as evaluation:
+    how = settings["images"], options.compile, options.attention or "auto", options.weights
+    with opened(source, name, labels, options.device, *measured, *how) as evaluation:
         layout = evaluation.layout
         if not axes:
             if layout.main:
@@ -176,10 +178,15 @@ def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -
     return Generation(model=config.name, weights="", size=size, labels=labels, precision=precision, **more)
 
 
-def name_of(subject: str) -> str:
-    """What a report calls a model: the run, the folder or the file."""
-    path = Path(subject)
-    return path.resolve().parent.name if path.name == "model" else path.stem or subject
+def name_of(source: str, weights: str | None = None) -> str:
+    """What a report calls a model: the run, the folder or the file; of a checkpoint the run and the step."""
+    path = Path(source)
+    words = [path.stem or source] if weights is None else [path.stem or source, weights]
+    if path.name == "model":
+        words[0] = path.resolve().parent.name
+    elif is_checkpoint(path):
+        words = [path.resolve().parent.parent.name, *words[1:], words[0]]
+    return " ".join(words)
 
 
 def _line(report: Report) -> str:

@@ -32,7 +32,9 @@ ALIASES = {
     "--output-dir": ("--run", "--out"),
 }
 """What others call an option: the first of these that a command has."""
-MODEL = "a model folder, a run, a published file or hf://OWNER/NAME"  # help of an argument that names a model
+MODEL = "a model folder, a run, a checkpoint of one, a published file or hf://OWNER/NAME"
+WEIGHTS = "ema or raw; of a run also another average, such as power-0.05 (default: EMA where it is there)"
+"""Help of an argument that names a model, and of an option that names its weights."""
 
 
 class Command(NamedTuple):

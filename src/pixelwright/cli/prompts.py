@@ -73,17 +73,23 @@ def _draw(options: Namespace, images: Sequence[common.PromptImage]) -> str:
     """Draw what is missing; the title of the report."""
     device = resolve_device(options.device)
     precision = name_precision(options.precision, device)
-    config = load_config(options.model)
+    source = sampler.source_of(options.model, options.step)
+    config = load_config(source)
     if not config.takes_text:
         raise UserError(f"{config.name} draws from classes; give a model of captions")
     chosen = sampler.choose(options, config)
     size = image_size(options.size) or config.image_size
-    settings = {"weights": checksum(options.model), "size": size, "seed": options.seed, **chosen.as_dict()}
+    settings = {
+        "weights": checksum(source, options.weights),
+        "size": size,
+        "seed": options.seed,
+        **chosen.as_dict(),
+    }
     common.record_settings(Path(options.out), {**settings, "precision": precision})
     print(chosen.text)
     if todo := common.missing(images):
         how = options.compile, chosen.reuse, None, options.attention
-        model = accelerate(pw.load(options.model).to(device), precision, *how)
+        model = accelerate(pw.load(source, options.weights).to(device), precision, *how)
         prompts = [image.prompt for image in todo]
         draw = common.draw_with(model, prompts, options.seed, size=size, sampler=chosen.sampler)
         with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", disable=None) as bar:

@@ -37,6 +37,7 @@ on i alone. The sampler settings that are used are printed. --help=advanced show
 
 EXAMPLES = """  pixelwright sample runs/first --num-images 64 --out samples
   pixelwright sample runs/first --labels "dog*8, cat*4" --out pets
+  pixelwright sample runs/first --step 1500 --weights raw --labels all --out early
   pixelwright sample runs/first --labels "golden retriever" 7,7,7 --out dogs --guidance-scale 2.5 --seed 3
   pixelwright sample models/dip-xl-16 --labels all --out all --steps 100 --solver euler \\
       --guidance-scale 2.9 --guidance-interval 0.11 0.97 --batch-size 32
@@ -80,12 +81,14 @@ def run(options: Namespace) -> None:
     keep_memory()
     device = resolve_device(options.device)
     name_precision(options.precision, device)
-    config = load_config(options.model)  # so that a wrong label is found before the weights are read
+    source = sampler.source_of(options.model, options.step)
+    config = load_config(source)  # so that a wrong label is found before the weights are read
     chosen = sampler.choose(options, config)
     condition, words = _condition(options, config, device)
     print(chosen.text)
     how = options.precision, options.compile, chosen.reuse, None, options.attention
-    model = accelerate(pw.load(options.model).to(device), *how)
+    model = accelerate(pw.load(source, options.weights).to(device), *how)
+    weights = {} if options.weights is None else {"weights": options.weights}
     starts = range(0, len(condition), options.batch_size)
     shown: list[Tensor] = []
     lines: list[str] = []
@@ -107,7 +110,13 @@ def run(options: Namespace) -> None:
             for index, image in enumerate(images, options.start_index + start):
                 word = words[index - options.start_index]
                 name = f"{index:06d}-{_slug(word)}.png"
-                what = {"model": options.model, "drawn": word, "seed": str(options.seed), "index": str(index)}
+                what = {
+                    "model": source,
+                    **weights,
+                    "drawn": word,
+                    "seed": str(options.seed),
+                    "index": str(index),
+                }
                 save_png(image, out / name, what | {"sampler": chosen.text})
                 lines.append(json.dumps({"file": name, **what, **chosen.as_dict()}, ensure_ascii=False))
             shown += list(images[: max(0, GRID - start)])

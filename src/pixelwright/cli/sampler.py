@@ -1,15 +1,19 @@
 """Options of every command that draws images: the settings of the sampler, and what it runs on."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jsonargparse import Namespace
 
 from pixelwright.cli.fields import settings
-from pixelwright.cli.parsing import Add, Parser, add_device, add_imports
-from pixelwright.config import PositiveInt, convert
+from pixelwright.cli.parsing import WEIGHTS, Add, Parser, add_device, add_imports
+from pixelwright.config import NonNegativeInt, PositiveInt, convert
 from pixelwright.diffusion.solvers import check_solver
+from pixelwright.distributed.checkpoint import checkpoint_folders, folder_of, step_of
+from pixelwright.errors import UserError
 from pixelwright.hub.presets import SAMPLER_PRESETS, sampler_preset
+from pixelwright.hub.runs import is_checkpoint
 from pixelwright.models.config import DenoiserConfig, SamplerSettings
 
 FIELDS = {setting.key: setting for setting in settings(SamplerSettings)}
@@ -31,6 +35,9 @@ def add_arguments(parser: Parser, batch_size: int, for_images_too: bool = False)
     """The options; a command that takes images in place of a model must know what was given: then the
     default of these is None."""
     text = "Settings that are not given are those of the model's own preset, where it has one."
+    add = parser.section("which weights")
+    add("--step", type=NonNegativeInt | None, metavar="N", help="of a run: the checkpoint of step N")
+    add("--weights", type=str | None, metavar="NAME", help=WEIGHTS)
     add = parser.section("sampler", text)
     help_text = f"settings to start from: {', '.join(SAMPLER_PRESETS)} (default: the model's own preset)"
     add("--sampler", type=str | None, metavar="PRESET|none", help=help_text)
@@ -59,6 +66,18 @@ def add_machine(add: Add, for_images_too: bool = False) -> None:
     add("--attention", type=Literal["auto", "sdpa", "flash", "math"] | None, default=auto, help=help_text)
     help_text = "compile the network: needs a C++ compiler, and a minute the first time"
     add("--compile", action="store_true", help=help_text)
+
+
+def source_of(model: str, step: int | None) -> str:
+    """The model, or where `--step` is given the folder of its checkpoint. Raises UserError: it is not there,
+    naming those that are."""
+    if step is None:
+        return model
+    folder = folder_of(Path(model), step)
+    if not is_checkpoint(folder):
+        steps = ", ".join(str(step_of(each)) for each in checkpoint_folders(Path(model))) or "none"
+        raise UserError(f"--step {step}: {folder} is no checkpoint; those of {model} are of step {steps}")
+    return str(folder)
 
 
 def choose(options: Namespace, config: DenoiserConfig) -> Chosen:

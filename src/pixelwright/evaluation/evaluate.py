@@ -144,13 +144,15 @@ def opened(
     form: str = "npz",
     compile: bool = False,
     attention: str = "auto",
+    weights: str | None = None,
 ) -> Iterator[Evaluation]:
     """The model of `source` with what it is measured with, in every process. Reference and features are read
-    by the main process, which alone needs them; a UserError of one process is raised in all."""
+    by the main process, which alone needs them; a UserError of one process is raised in all. `weights`: as in
+    `pixelwright.load`."""
     with together(lambda: connect(device, ParallelConfig(timeout=TIMEOUT))) as layout:
         scorers: list[Scorer] = []
         layout.first(lambda: scorers.append(Scorer.open(reference, features, layout.device, settings)))
-        weights = layout.first(lambda: checksum(source))
+        digest = layout.first(lambda: checksum(source, weights))
         scorer = scorers[0] if scorers else None
-        model = load(source).to(layout.device)
-        yield Evaluation(name, model, labels, layout, scorer, form, weights, compile, attention)
+        model = load(source, weights).to(layout.device)
+        yield Evaluation(name, model, labels, layout, scorer, form, digest, compile, attention)

@@ -82,9 +82,10 @@ class Generation(SamplerSettings):
         return range(batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_samples))
 
 
-def checksum(source: str | os.PathLike[str]) -> str:
-    """SHA-256 of the weights of anything that `pixelwright.load` reads."""
-    return ",".join(sha256(file) for file in open_checkpoint(source).files)
+def checksum(source: str | os.PathLike[str], weights: str | None = None) -> str:
+    """SHA-256 of the weights of anything that `pixelwright.load` reads; `weights` are those of that name."""
+    found = ",".join(sha256(file) for file in open_checkpoint(source, weights).files)
+    return found if weights is None else f"{found} ({weights})"
 
 
 # ---------------------------------------------------------------- drawing

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pixelwright.errors import UserError
 from pixelwright.files import read_json
+from pixelwright.hub import runs
 from pixelwright.hub.files import (
     EIGHT_BITS,
     FOLDERS,
@@ -25,7 +27,7 @@ from pixelwright.hub.files import (
     weight_names,
 )
 from pixelwright.hub.pickles import open_pickle
-from pixelwright.hub.prefixes import Which, network_tensors
+from pixelwright.hub.prefixes import network_tensors
 from pixelwright.hub.presets import licence_of, with_notes
 from pixelwright.hub.public import joined, recognise, whole
 from pixelwright.hub.remote import SCHEME, fetch
@@ -68,13 +70,16 @@ class Checkpoint:
 
 def locate(source: str | os.PathLike[str]) -> Path:
     """The file of weights of a model, which may not be there: fetched where `source` is an address; of a run
-    the averaged ones. Raises UserError: nothing that holds one, or the hub does not give it."""
+    or one of its checkpoints, that of its `model/`. Raises UserError: nothing that holds one, or the hub does
+    not give it."""
     path = fetch(str(source)) if is_address(str(source)) else Path(source)
     if not path.exists():
         such = f"a model folder, a run, a file of weights or {SCHEME}OWNER/NAME"
         raise UserError(f"{path} does not exist; give {such}")
     if path.is_file():
         return path
+    if runs.is_checkpoint(path):
+        return runs.model_of(path) / WEIGHTS
     own = next((each for each in (path, path / "model") if is_model_folder(each)), None)
     return own / WEIGHTS if own is not None else path / only_weights(_names(path), str(path))
 
@@ -141,20 +146,23 @@ def open_file(path: Path) -> WeightFile:
 
 
 def open_checkpoint(
-    source: str | os.PathLike[str], weights: Which | None = None, sampler: str | None = None
+    source: str | os.PathLike[str], weights: str | None = None, sampler: str | None = None
 ) -> Checkpoint:
     """Open a model without reading its weights.
 
     Args:
-        source: a model folder, a run folder, a published file (.ckpt, .pth, .safetensors, the index of a
-            sharded one), a folder of a diffusers pipeline or of accelerate, hf://OWNER/NAME[/FILE], or a
-            file's address (https://, s3://, …).
-        weights: "ema" or "raw" to insist on one of a file's sets; by default EMA where it is there.
+        source: a model folder, a run folder, one of its checkpoints, a published file (.ckpt, .pth,
+            .safetensors, the index of a sharded one), a folder of a diffusers pipeline or of accelerate,
+            hf://OWNER/NAME[/FILE], or a file's address (https://, s3://, …).
+        weights: "ema" or "raw" to insist on one of a file's sets; by default EMA where it is there. Of a run
+            (its newest checkpoint) or a checkpoint also another average by its name, such as "power-0.05".
         sampler: a key of `SAMPLER_PRESETS` or "none", in place of what is known of the file.
 
     Raises:
         UserError: nothing that can be read as a model, or not the weights that are asked for.
     """
+    if not is_address(str(source)) and (kept := runs.find(Path(source), weights)) is not None:
+        return _open_kept(kept, sampler)
     path = locate(source)
     config = known_config(path)
     file = open_file(path)
@@ -175,7 +183,15 @@ def open_checkpoint(
     return Checkpoint(config, str(path), file.files, network.description, specs, read)
 
 
-def _open_published(file: WeightFile, address: str, weights: Which | None, sampler: str | None) -> Checkpoint:
+def _open_kept(kept: runs.Kept, sampler: str | None) -> Checkpoint:
+    """Weights in a checkpoint of a run, which are read together when the first of them is."""
+    config = kept.config if sampler is None else with_notes(kept.config, "", sampler)
+    specs, files = skeleton(config).state_dict(), tuple(sorted(kept.folder.glob("*.safetensors")))
+    weights = cache(lambda: runs.read(kept.folder, config, kept.group).state_dict())
+    return Checkpoint(config, str(kept.folder), files, kept.text, specs, lambda name: weights()[name])
+
+
+def _open_published(file: WeightFile, address: str, weights: str | None, sampler: str | None) -> Checkpoint:
     """A file whose config is read from its tensors' names and shapes."""
     if any(name.startswith("backbone.blocks.") for name in file.specs):
         raise UserError(f"{file.path} holds weights of a model folder, whose {CONFIG} is missing beside it")
@@ -219,15 +235,14 @@ def load_config(source: str | os.PathLike[str]) -> DenoiserConfig:
     return checkpoint.config
 
 
-def load(source: str | os.PathLike[str], weights: Which | None = None) -> PixelDenoiser:
+def load(source: str | os.PathLike[str], weights: str | None = None) -> PixelDenoiser:
     """Read a model; weights keep the dtype they were saved in, on the CPU, in eval mode.
 
     `model.config.sampler` holds the sampler settings of a published result where they are known;
     `pixelwright.sample` does not use them by itself. A licence notice of the source goes to stderr, once.
 
     Args:
-        source: as for `open_checkpoint`.
-        weights: "ema" or "raw" to insist on one of a file's sets; by default EMA where it is there.
+        source, weights: as for `open_checkpoint`.
 
     Raises:
         UserError: anything missing, unknown, mis-shaped, unsafe or cut short, naming file and key.

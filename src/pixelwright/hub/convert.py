@@ -23,7 +23,7 @@ from pixelwright.hub.checkpoint import (
 )
 from pixelwright.hub.former import is_former, open_former
 from pixelwright.hub.pickles import part_start
-from pixelwright.hub.prefixes import SETS, Which
+from pixelwright.hub.prefixes import SETS
 from pixelwright.hub.public import parted, public_names
 from pixelwright.models.config import DenoiserConfig, Provenance
 from pixelwright.models.folder import check_finite, write_weights
@@ -38,7 +38,7 @@ def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    weights: Which | None = None,
+    weights: str | None = None,
     to: Layout = "folder",
     dtype: str | None = None,
     average: Sequence[str | os.PathLike[str]] = (),
@@ -50,6 +50,7 @@ def convert(
         source: what `load` reads, or a model folder of the first layout.
         out: the folder to make or, with to="public", the .ckpt or .safetensors file; not there yet.
         weights: "ema" or "raw" to insist on one of a Lightning file's sets; by default EMA where it is there.
+            Of a run or a checkpoint also another average by its name, such as "power-0.05".
         to: "folder" for config.json and model.safetensors; "public" for the published key names, with the
             prefix "ema_denoiser." (or "denoiser." for raw weights) in a .ckpt, without one in a .safetensors.
         dtype: "bf16", "fp16" or "fp32"; by default weights keep theirs.
@@ -94,7 +95,7 @@ def convert(
     return config
 
 
-def _open(source: str | os.PathLike[str], weights: Which | None, sampler: str | None) -> Checkpoint:
+def _open(source: str | os.PathLike[str], weights: str | None, sampler: str | None) -> Checkpoint:
     """Anything that `load` reads, and a model folder of the first layout."""
     if weights is None and not is_address(str(source)) and is_former(folder := locate(source).parent):
         return open_former(folder, sampler)

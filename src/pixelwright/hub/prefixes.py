@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pixelwright.errors import UserError
+from pixelwright.errors import UserError, nearest
 from pixelwright.models.folder import shorten
 
 Which = Literal["ema", "raw"]
-SETS: dict[Which, str] = {"ema": "ema_denoiser.", "raw": "denoiser."}
+SETS: dict[str, str] = {"ema": "ema_denoiser.", "raw": "denoiser."}
 """The prefixes of the two sets of weights in a published Lightning file."""
 
 # Words before a network's names, in any order and nesting: of Lightning modules, torch.compile, data-parallel
@@ -58,9 +58,11 @@ def split(name: str) -> tuple[str, str]:
     return name.removesuffix(bare), _INNER.sub("", bare)
 
 
-def network_tensors(names: Iterable[str], which: Which | None = None) -> NetworkTensors:
+def network_tensors(names: Iterable[str], which: str | None = None) -> NetworkTensors:
     """The network's tensors among the names of a file; its EMA where it has one and none is asked for. Raises
     UserError: tensors that belong to no known part of a published file, or a set that is not there."""
+    if which is not None and which not in SETS:
+        raise UserError(f'weights "{which}" are those of a run{nearest(which, SETS)}')
     sets: dict[str, dict[str, str]] = {}
     for name in names:
         prefix, bare = split(name)

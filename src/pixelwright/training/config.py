@@ -281,7 +281,7 @@ class LoopConfig(Config, where=""):
     """Decay of the averaged weights; at step n it is min(ema_decay, (1 + n) / (10 + n)). 0: no averaging."""
     ema_more: tuple[float | str, ...] = ()
     """Further averages kept beside it: decays such as 0.999, or power-WIDTH, the power-function average of
-    EDM2 with that relative width, as power-0.05; `pixelwright convert RUN OUT --ema NAME` takes one."""
+    EDM2 with that relative width, as power-0.05; `--weights NAME` of `sample` takes one."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps ..."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -28,11 +28,11 @@ from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import Saver, State
 from pixelwright.errors import UserError
 from pixelwright.files import make_folder, remove_abandoned, write_text
+from pixelwright.hub import runs
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import save as save_model
 from pixelwright.models.folder import skeleton
 from pixelwright.text import FeatureCache
-from pixelwright.training.averages import group, read_average
 from pixelwright.training.callbacks import Callback
 from pixelwright.training.config import LoopConfig
 from pixelwright.training.config_file import save_config
@@ -128,7 +128,7 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.weights,
-            **{group(name): weights for name, weights in self.ema.others.items()},
+            **{runs.group(name): weights for name, weights in self.ema.others.items()},
             "optimizer": optimizer_state(self.optimizer, self.losses.named()),
             "meter": self.meter.tensors(),
             "health": {**self.health.tensors(), **self.detector.tensors()},
@@ -323,7 +323,7 @@ class Trainer:
 
     def _export(self, part: Path) -> None:
         """Write `model/` from the averaged weights in a checkpoint's folder."""
-        save_model(read_average(part, self.model.config, "ema"), self.folder / "model")
+        save_model(runs.read(part, self.model.config, "ema"), self.folder / "model")
 
     def _plain(self, weights: dict[str, Tensor]) -> PixelDenoiser:
         """A plain model that holds these very tensors."""
