@@ -34,7 +34,7 @@ from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.presets import preset as preset_of
 from pixelwright.rng import generator
 from pixelwright.training import LoopConfig, Trainer
-from pixelwright.training.inputs import Inputs, Staged
+from pixelwright.training.inputs import Inputs
 
 IMAGES, TOKENS, WIDTH = 32, 300, 2304  # captions as long and features as wide as those of Gemma-2-2b
 
@@ -100,22 +100,25 @@ def old_inputs(trainer: Trainer, batches: Iterator[Batch]) -> Iterator[Inputs]:
             noises.append(torch.randn(x.shape[1:], generator=g))
         condition: Any = batch.labels if trainer.text is None else trainer.text.encode(batch.captions)
         condition = drop(condition, ~torch.stack(keeps), classes)
-        made = (x, torch.sigmoid(torch.stack(times)), torch.stack(noises), condition)
-        yield Inputs(*(small(each) for each in made))
+        times, noise = torch.sigmoid(torch.stack(times)), torch.stack(noises)
+        yield Inputs(
+            small(x),
+            times,
+            small(noise),
+            condition.map(small) if isinstance(condition, TextCondition) else condition,
+        )
 
 
-def small(x: Any) -> Any:
+def small(x: Tensor) -> Tensor:
     """What is left of a tensor on the device: 8x8 pixels of images, two tokens of captions."""
-    if isinstance(x, TextCondition):
-        return x.map(lambda each: each[:, :2])
-    return x[..., :8, :8].contiguous() if x.ndim == 4 else x
+    return x[..., :8, :8].contiguous() if x.ndim == 4 else x[:, :2] if x.ndim > 1 else x
 
 
 def new_inputs(trainer: Trainer, batches: Iterator[Batch]) -> Iterator[Inputs]:
     """The way of now; the draws are those of the device."""
     for number, batch in enumerate(batches):
-        staged = trainer.prepare.stage(batch)
-        yield trainer.prepare.draw(Staged(*map(small, staged)), number)
+        staged = trainer.prepare.stage(batch, number)
+        yield trainer.prepare.draw(staged.map(small), number)
 
 
 def milliseconds(trainer: Idle, inputs: Iterator[Inputs], steps: int) -> float:

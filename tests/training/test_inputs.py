@@ -100,7 +100,7 @@ def test_copies_go_from_pinned_memory_over_a_stream_of_their_own(cuda: Cuda, tex
 def test_other_devices_take_plain_copies() -> None:
     found = staged_ahead(map(staged, range(9)), torch.device("meta"))
     for _ in range(3):
-        assert {x.device.type for x in next(found)} == {"meta"}  # type: ignore[union-attr]
+        assert {x.device.type for x in next(found)[:3]} == {"meta"}  # type: ignore[union-attr]
 
 
 def test_batches_are_made_ahead_in_another_thread() -> None:

@@ -479,7 +479,7 @@ def test_recomputing_keeps_less_and_changes_no_bit(tmp_path: Path, model: str) -
 
         inputs = trainer.prepare(batch, 0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            trainer.forward(*inputs, 0)
+            trainer.forward(*inputs[:4], 0)
         kept.append(sum(inside))
         trainer.gradients(inputs)
         gradients.append({"": {name: p.grad for name, p in trainer.model.named_parameters()}})

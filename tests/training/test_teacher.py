@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import pixelwright as pw
 from pixelwright.cli.main import main
 from pixelwright.data import DataConfig
+from pixelwright.data.loader import as_floats
 from pixelwright.errors import UserError
 from pixelwright.models.vision import positions
 from pixelwright.training import build_trainer, load_config, train
@@ -80,18 +81,20 @@ def test_the_table_is_sampled_with_the_offset_of_its_authors() -> None:
 
 
 def test_cache_gives_what_the_teacher_gives(dino: Path, tmp_path: Path) -> None:
-    teacher = Teacher(str(dino))
-    x, calls = images(5), []
+    teacher, cpu = Teacher(str(dino)), torch.device("cpu")
+    x, calls = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8), []
+    flipped = torch.tensor([True, False, True, False, False])
     hook = teacher.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
-    first = Cache(teacher, tmp_path)(x[:3])
-    second = Cache(teacher, tmp_path)(x)
+    first = Cache(teacher, tmp_path)(x[:3], flipped[:3], cpu)
+    second = Cache(teacher, tmp_path)(x, flipped, cpu)
+    Cache(teacher, tmp_path)(x[:1], ~flipped[:1], cpu)
     hook.remove()
-    assert calls == [3, 2]
+    assert calls == [3, 2, 1]
     assert torch.equal(second[:3], first)
-    torch.testing.assert_close(second, teacher(x), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(second, teacher(as_floats(x, flipped)), rtol=1e-3, atol=1e-4)
     damaged = next(tmp_path.rglob("*.safetensors"))
     damaged.write_bytes(b"nothing")
-    assert torch.equal(Cache(teacher, tmp_path)(x), second)
+    assert torch.equal(Cache(teacher, tmp_path)(x, flipped, cpu), second)
 
 
 def test_continued_run_ends_alike_with_and_without_cache(tiny: Tiny, dino: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def steps(trainer: Trainer, count: int = 6) -> None:
     batches = iter(trainer.data(0))
     trainer.detector._looked = 0, Later(trainer.detector.looked)  # type: ignore[assignment]
     for number in range(count):
-        staged = trainer.prepare.stage(next(batches)).map(lambda x: x.to(META))
+        staged = trainer.prepare.stage(next(batches), number).map(lambda x: x.to(META))
         with ExitStack() as modes:
             for mode in (OneDevice(), NoConstants()) if number else ():
                 modes.enter_context(mode)
@@ -107,10 +107,15 @@ def test_no_step_waits(tiny: Tiny, name: str) -> None:
     steps(meta_trainer(tiny, **CASES[name]))
 
 
-def test_no_step_waits_with_repa(tiny: Tiny, dino: Path) -> None:
-    repa = RepaConfig(teacher=str(dino), depth=1)
+@pytest.mark.parametrize("kept", [False, True])
+def test_no_step_waits_with_repa(tiny: Tiny, dino: Path, tmp_path: Path, kept: bool) -> None:
+    repa = RepaConfig(teacher=str(dino), depth=1, cache=str(tmp_path / "kept") if kept else None)
     data = DataConfig(path="shapes", size=16, shapes_count=24, flip=True)
-    steps(meta_trainer(tiny, data=data, objectives=(repa,), accumulate=2, health=ROLLBACK))
+    settings: Any = {"data": data, "objectives": (repa,), "accumulate": 2, "health": ROLLBACK}
+    filling = build_trainer(tiny(**settings))  # `meta` holds no tokens that could be written
+    for number, batch in zip(range(6), filling.data(0)):  # noqa: B905
+        assert set(filling.prepare.stage(batch, number).targets) == ({"repa"} if kept else set())
+    steps(meta_trainer(tiny, **settings))
 
 
 class Captions:

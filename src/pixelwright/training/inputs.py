@@ -6,7 +6,7 @@ is done there by the thread of the training step. So the CPU only hands memory o
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, starmap
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +21,7 @@ from pixelwright.distributed.parallel import Layout
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.text import FeatureCache
 from pixelwright.training.config import LoopConfig
+from pixelwright.training.objectives import Objective
 
 AHEAD = 2  # batches that are on the device before they are used
 T = TypeVar("T")
@@ -33,12 +34,14 @@ class Staged(NamedTuple):
     images: Tensor  # [b,3,H,W] uint8
     flipped: Tensor  # [b] bool
     condition: Condition  # labels [b], or captions of b images
+    targets: Mapping[str, Tensor] = {}  # [b, ...] by objective, see `Objective.targets`
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Staged":
         """With every tensor as `function` makes it."""
         condition = self.condition
         changed = condition.map(function) if isinstance(condition, TextCondition) else function(condition)
-        return Staged(function(self.images), function(self.flipped), changed)
+        targets = {name: function(x) for name, x in self.targets.items()}
+        return Staged(function(self.images), function(self.flipped), changed, targets)
 
 
 class Inputs(NamedTuple):
@@ -48,6 +51,14 @@ class Inputs(NamedTuple):
     t: Tensor  # [b]
     noise: Tensor  # [b,3,H,W]
     condition: Condition  # labels [b] or captions of b images, some of them null
+    targets: Mapping[str, Tensor] = {}  # [b, ...] by objective
+
+    def split(self, size: int) -> Iterator["Inputs"]:
+        """Micro-batches of `size` images."""
+        for start in range(0, len(self.images), size):
+            part = slice(start, start + size)
+            targets = {name: x[part] for name, x in self.targets.items()}
+            yield Inputs(self.images[part], self.t[part], self.noise[part], self.condition[part], targets)
 
 
 def batches_of(
@@ -62,21 +73,31 @@ class Preparation:
     """From this process's part of a batch to the inputs of a step; called with a batch and its number."""
 
     def __init__(
-        self, config: LoopConfig, num_classes: int, text: FeatureCache | None, layout: Layout
+        self,
+        config: LoopConfig,
+        num_classes: int,
+        text: FeatureCache | None,
+        layout: Layout,
+        objectives: Sequence[Objective] = (),
     ) -> None:
         self.config, self.num_classes, self.text, self.layout = config, num_classes, text, layout
+        self.objectives = objectives
 
     def __call__(self, batch: Batch, number: int) -> Inputs:
-        return self.draw(self.stage(batch).map(lambda x: x.to(self.layout.device)), number)
+        return self.draw(self.stage(batch, number).map(lambda x: x.to(self.layout.device)), number)
 
     def ahead(self, batches: Iterator[Batch], start: int) -> Iterator[Inputs]:
         """The inputs of batches numbered from `start`, which are copied to the device beforehand."""
-        return map(self.draw, staged_ahead(map(self.stage, batches), self.layout.device), count(start))
+        staged = map(self.stage, batches, count(start))
+        return map(self.draw, staged_ahead(staged, self.layout.device), count(start))
 
-    def stage(self, batch: Batch) -> Staged:
-        """What is to be copied; captions are encoded."""
+    def stage(self, batch: Batch, number: int) -> Staged:
+        """What is to be copied; captions are encoded, and objectives add what they know beforehand."""
         condition: Any = batch.labels if self.text is None else self.text.encode(batch.captions)
-        return Staged(batch.images, batch.flipped, condition)
+        images, flipped, device = batch.images, batch.flipped, self.layout.device
+        known = [each.targets(images, flipped, number, device) for each in self.objectives]
+        targets = {name: value for each in known for name, value in each.items()}
+        return Staged(images, flipped, condition, targets)
 
     def draw(self, staged: Staged, number: int) -> Inputs:
         """All that is done on the device: floats, and what is drawn for this batch."""
@@ -84,7 +105,7 @@ class Preparation:
         images, config = as_floats(staged.images, staged.flipped), self.config
         first, classes = self.layout.rank * len(images), self.num_classes
         t, noise, condition = flow.draw(config.flow, images, condition, classes, config.seed, number, first)
-        return Inputs(images, t, noise, condition)
+        return Inputs(images, t, noise, condition, staged.targets)
 
 
 def staged_ahead(items: Iterator[Staged], device: torch.device, cuda: Any = torch.cuda) -> Iterator[Staged]:

@@ -100,9 +100,9 @@ class Trainer:
             settings = DataConfig() if size is None else DataConfig(size=size[0])
             data = batches_of(data, settings, config, self.layout, text is not None)
         self.data, self.text, self.callbacks = data, text, callbacks
-        self.prepare = Preparation(config, model.config.num_classes, text, self.layout)
         self.model = model.train()
-        self.losses = Losses(model, objectives or [FlowMatching()])
+        self.losses = Losses(model, objectives := objectives or [FlowMatching()])
+        self.prepare = Preparation(config, model.config.num_classes, text, self.layout, objectives)
         use_products(model)
         for unit in model.units():
             parallel.prepare(unit, config.parallel.checkpointing, config.compile)
@@ -253,10 +253,10 @@ class Trainer:
         """
         losses, logs = [], defaultdict(list)
         size = len(inputs.images) // self.config.accumulate
-        for number, part in enumerate(zip(*(x.split(size) for x in inputs), strict=True), start=1):
+        for number, part in enumerate(inputs.split(size), start=1):
             with self.layout.summing(self.forward, last=number == self.config.accumulate):
                 with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
-                    found = self.forward(*part, self.step)
+                    found = self.forward(*part[:4], self.step, part.targets)
                 (found.total.sum() / len(inputs.images)).backward()
             losses.append(found.loss.detach())
             for name, values in found.logs.items():

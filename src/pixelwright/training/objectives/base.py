@@ -19,7 +19,7 @@ evaluations. To add one, write its config and its class in a file of your own:
 and list it: `objectives: [{type: l1, weight: 0.2}]`, or `Trainer(..., objectives=[FlowMatching(), L1(...)])`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -48,6 +48,7 @@ class Forward(NamedTuple):
     velocity: Tensor  # the prediction at x_t [b,3,H,W]
     tokens: dict[int, Tensor]  # [b, L, D] after each block that an objective asks for, counted from 1
     step: int  # of the run, counted from 0
+    targets: Mapping[str, Tensor] = {}  # [b, ...], what `Objective.targets` gave
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,17 @@ class Objective(nn.Module):
     def forward(self, model: PixelDenoiser, batch: Forward) -> tuple[Tensor, Logs]:
         """(loss [b], logs). Logs may be left out in some steps, by all processes alike."""
         raise NotImplementedError
+
+    def targets(
+        self, images: Tensor, flipped: Tensor, number: int, device: torch.device
+    ) -> Mapping[str, Tensor]:
+        """What is known of a batch before its step: tensors [b, ...] by name, on the CPU or `device`.
+
+        Called in the thread that prepares batches, so that what it waits for (a disk, a CPU) costs no step;
+        `batch.targets` holds the result. Images [b,3,H,W] uint8 and flipped [b] are on the CPU; `number` is
+        that of the batch in the run.
+        """
+        return {}
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective")
@@ -103,11 +115,19 @@ class Losses(nn.Module):
             raise UserError(f"an objective asks for block {self.taps[-1]}: the model has {count}")
         self.logged = [name for objective in objectives for name in objective.logged]
 
-    def forward(self, x: Tensor, t: Tensor, noise: Tensor, condition: Condition, step: int) -> Found:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        condition: Condition,
+        step: int,
+        targets: Mapping[str, Tensor] | None = None,
+    ) -> Found:
         """The losses of b images, each [b]."""
         x_t = flow.interpolate(x, noise, t)
         velocity, tokens = self.model(x_t, t, condition, tuple(self.taps))
-        batch = Forward(x, t, noise, condition, x_t, velocity, tokens, step)
+        batch = Forward(x, t, noise, condition, x_t, velocity, tokens, step, targets or {})
         objectives = cast("list[Objective]", self.objectives)
         found: list[tuple[Tensor, Logs]] = [objective(self.model, batch) for objective in objectives]
         weighted = [objective.weight * loss for objective, (loss, _) in zip(objectives, found, strict=True)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, device, nn
 
 from pixelwright.config import PositiveFloat, PositiveInt, Text
 from pixelwright.errors import UserError
@@ -116,19 +116,30 @@ class Repa(Objective):
         super().__init__()
         self.config, self.weight, self.taps = config, config.weight, (config.depth,)
         self.patch_size = model.config.patch_size
+        self.cache: Cache | None = None
         if teacher is None:
-            teacher = Teacher(config.teacher)
-            teacher = teacher if config.cache is None else Cache(teacher, config.cache)
+            teacher = own = Teacher(config.teacher)
+            self.cache = None if config.cache is None else Cache(own, config.cache)
         self.projector = Projector(model.config.backbone.hidden_size, teacher.size, config.projector_size)
         # In a function, so that it is no sub-module: it is neither trained nor sharded nor saved.
         self.teach: Callable[[Tensor], Tensor] = lambda images: teacher(images)
 
+    def targets(self, images: Tensor, flipped: Tensor, number: int, device: device) -> dict[str, Tensor]:
+        """The teacher's tokens, where they are kept on the disk."""
+        if self.cache is None or self._ended(number):
+            return {}
+        return {"repa": self.cache(images, flipped, device)}
+
+    def _ended(self, step: int) -> bool:
+        return self.config.until is not None and step >= self.config.until
+
     def forward(self, model: PixelDenoiser, batch: Forward) -> tuple[Tensor, Logs]:
         projected = self.projector(batch.tokens[self.config.depth])
-        if self.config.until is not None and batch.step >= self.config.until:
+        if self._ended(batch.step):
             # The projector stays in the graph, which DDP wants to be the same at each step.
             return 0 * projected.flatten(1).sum(1), {}
         rows, columns = batch.x.shape[-2:]
         grid = (rows // self.patch_size, columns // self.patch_size)
-        loss = alignment_loss(projected, self.teach(batch.x), grid, teacher_grid((rows, columns)))
+        teacher = batch.targets["repa"] if "repa" in batch.targets else self.teach(batch.x)
+        loss = alignment_loss(projected, teacher, grid, teacher_grid((rows, columns)))
         return loss, {"repa_loss": loss}

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelwright.data.loader import as_floats
 from pixelwright.errors import UserError
 from pixelwright.files import raw_bytes
 from pixelwright.models.vision import load_dinov2, normalised, weights_digest
@@ -71,19 +72,22 @@ class Cache:
         except OSError as error:
             raise UserError(f"repa.cache {folder} cannot be made ({error}); name another folder") from None
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """The same as the teacher gives."""
-        files = [self._file(image) for image in images.cpu()]
+    def __call__(self, images: Tensor, flipped: Tensor, device: torch.device) -> Tensor:
+        """The teacher's tokens of images [b,3,H,W] uint8, mirrored where flipped [b], on the CPU; those that
+        are missing are computed on `device`."""
+        files = [self._file(*pair) for pair in zip(images, flipped, strict=True)]
         known = [_read(file) for file in files]
         missing = [i for i, tokens in enumerate(known) if tokens is None]
         if missing:
-            for i, tokens in zip(missing, self.teacher(images[missing]).cpu(), strict=True):
+            floats = as_floats(images[missing].to(device), flipped[missing].to(device))
+            for i, tokens in zip(missing, self.teacher(floats).cpu(), strict=True):
                 _write(files[i], tokens)
                 known[i] = tokens
-        return torch.stack([tokens for tokens in known if tokens is not None]).to(images.device)
+        return torch.stack([tokens for tokens in known if tokens is not None])
 
-    def _file(self, image: Tensor) -> Path:
-        name = hashlib.blake2b(raw_bytes(image), digest_size=16).hexdigest()
+    def _file(self, image: Tensor, flipped: Tensor) -> Path:
+        kind = b"flipped" if flipped else b""
+        name = hashlib.blake2b(raw_bytes(image), digest_size=16, person=kind).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
 
