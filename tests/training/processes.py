@@ -33,7 +33,7 @@ TIMEOUT = 60.0
 def digests(inputs: Inputs) -> list[str]:
     """For each sample the hash of its image, time, noise and label."""
     inputs = inputs._replace(condition=getattr(inputs.condition, "features", inputs.condition))
-    rows = zip(*(x.flatten(1) if x.ndim > 1 else x[:, None] for x in inputs), strict=True)
+    rows = zip(*(x.flatten(1) if x.ndim > 1 else x[:, None] for x in inputs[:4]), strict=True)
     return [hashlib.blake2b(b"".join(x.numpy().tobytes() for x in row)).hexdigest() for row in rows]
 
 
