@@ -95,7 +95,7 @@ def test_settings_that_do_nothing_are_told(changes: dict[str, Any], told: str) -
 
 
 @pytest.mark.parametrize("place", ["options", "file"])
-@pytest.mark.parametrize("name", ["adamw", "came"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "came"])
 def test_the_command_takes_the_defaults_of_the_chosen_optimiser(
     tmp_path: Path, name: Any, place: str
 ) -> None:
@@ -132,7 +132,9 @@ def test_came_is_the_packages_own(shape: tuple[int, ...]) -> None:
     assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("config", [CAME, OptimConfig(lr=1e-3)], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config", [CAME, OptimConfig(name="muon", lr=1e-3), OptimConfig(lr=1e-3)], ids=lambda config: config.name
+)
 def test_continued_run_ends_alike(tiny: Tiny, config: OptimConfig) -> None:
     train(tiny("whole", optim=config))
     train(tiny("parts", optim=config, steps=10))

@@ -139,6 +139,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
         alone.run()
         for model in ("dip", "pixeldit"):
             train(make(folder, f"{model}-alone", model, steps=3))
+            muon = {"steps": 4, "optim": OptimConfig("muon", lr=1e-3, weight_decay=0.1, eps=1e-4)}
+            train(make(folder, f"muon-{model}-alone", model, **muon))
         repa: dict[str, Any] = {
             "data": DataConfig(path="shapes", size=16, shapes_count=24),
             "objectives": (RepaConfig(teacher=str(dino), depth=1, until=2),),
@@ -177,6 +179,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
             ),
             None,
         ),
+        **{
+            f"muon-{model}-{layout.mode}": (
+                make(folder, f"muon-{model}-{layout.mode}", model, parallel=layout, **muon),
+                None,
+            )
+            for model in ("dip", "pixeldit")
+            for layout in (DDP, FSDP)
+        },
         "repa-ddp": (make(folder, "repa-ddp", parallel=DDP, **repa), None),
         "repa-fsdp": (make(folder, "repa-fsdp", parallel=FSDP, **repa), None),
         "rollback": (make(folder, "rollback", parallel=FSDP, **ROLLBACK), None),
@@ -316,6 +326,13 @@ def test_the_detailers_are_sharded_and_recomputed(pair: Pair, model: str) -> Non
     first, second = report(pair, model)
     assert first["held"] + second["held"] == first["weights"]
     same_losses(pair.folder / f"{model}-alone", pair.folder / model)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("model", ["dip", "pixeldit"])
+def test_each_process_makes_its_share_of_muons_matrices(pair: Pair, model: str, mode: str) -> None:
+    report(pair, f"muon-{model}-{mode}")
+    same_losses(pair.folder / f"muon-{model}-alone", pair.folder / f"muon-{model}-{mode}")
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])

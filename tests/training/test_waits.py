@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulate": {"accumulate": 2},
     "averages": {"ema_more": (0.99, "power-0.1")},
     "came": {"optim": OptimConfig(name="came", weight_decay=0.1)},
+    "muon": {"model": MODELS["dip"], "optim": OptimConfig(name="muon", weight_decay=0.1)},
     "clip": {"health": HealthConfig(2, "clip")},
     "skip": {"health": HealthConfig(0, "skip")},
     "rollback": {"health": ROLLBACK},

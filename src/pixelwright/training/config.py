@@ -94,15 +94,20 @@ class OptimGroup(Config, where="optim.groups"):
 class OptimConfig(Config, where="optim"):
     """The optimiser, and its learning rate: a linear rise, then a schedule."""
 
-    name: Literal["adamw", "came"] = "adamw"
-    """adamw, or came, whose state is far smaller (extra pixelwright[came]; not with parallel.mode fsdp)."""
+    name: Literal["adamw", "muon", "came"] = "adamw"
+    """adamw; muon, which makes the singular values of the updates of hidden matrices and convolutions equal
+    and leaves the other weights to adamw; or came, whose state is far smaller (extra pixelwright[came]; not
+    with parallel.mode fsdp)."""
     lr: PositiveFloat = 1e-4
     """Learning rate after the warm-up."""
     betas: tuple[Decay, ...] | None = None
-    """Decay of the running mean and of the running square of the gradients, each in [0, 1), and for came of
-    the instability; None: 0.9, 0.999 (came: and 0.9999)."""
+    """Decay of the running mean and of the running square of the gradients, each in [0, 1), for muon also of
+    the running mean of its matrices, for came of the instability; None: 0.9, 0.999 (came: and 0.9999) or, for
+    muon, 0.9, 0.95, 0.95."""
     eps: PositiveFloat | None = None
-    """adamw only: added to the root of the running square; None: 1e-8."""
+    """adamw and muon: added to the root of the running square; None: 1e-8."""
+    update_rms: PositiveFloat | None = None
+    """muon only: root mean square of a matrix's update at a learning rate of 1; None: 0.2, as adamw's."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
     warmup: StepsOrShare = 0
@@ -132,8 +137,13 @@ class OptimConfig(Config, where="optim"):
             raise UserError(f"optim.betas is {list(given)}: {such}")
         if self.name == "came" and self.eps is not None:
             raise UserError(f"optim.eps is {self.eps!r}, which came has no use for: leave it out")
-        if self.name == "adamw" and self.eps is None:
+        if self.name != "came" and self.eps is None:
             object.__setattr__(self, "eps", 1e-8)
+        if self.name == "muon" and self.update_rms is None:
+            object.__setattr__(self, "update_rms", 0.2)
+        if self.name != "muon" and self.update_rms is not None:
+            of = f"optim.update_rms is {self.update_rms!r}, which {self.name} has no use for"
+            raise UserError(f"{of}: leave it out, or give --optim.name muon")
         self._check_schedule()
 
     def _check_schedule(self) -> None:
@@ -153,7 +163,11 @@ class OptimConfig(Config, where="optim"):
 
 
 MOST_ROLLBACKS = 16  # a checkpoint has room for so many
-_BETAS: dict[str, tuple[float, ...]] = {"adamw": (0.9, 0.999), "came": (0.9, 0.999, 0.9999)}
+_BETAS: dict[str, tuple[float, ...]] = {
+    "adamw": (0.9, 0.999),
+    "muon": (0.9, 0.95, 0.95),
+    "came": (0.9, 0.999, 0.9999),
+}
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,24 @@ from torch import Tensor, nn
 from pixelwright.config import steps_of
 from pixelwright.errors import UserError, nearest
 from pixelwright.training.config import OptimConfig
+from pixelwright.training.muon import Muon, is_hidden, parts_of
 
 # What CAME notes down but never reads: no part of its state.
 _UNREAD = ("step", "RMS")
 
 
-def build_optimizer(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig, compute: torch.dtype | None = None
+) -> torch.optim.Optimizer:
     """The optimiser of parameters by name, with its whole state from the start, so that a checkpoint always
-    holds the same tensors.
+    holds the same tensors. `compute` is the dtype of Muon's products, None: that of the weights.
 
     Raises UserError: a pattern of `optim.groups` that no name matches; CAME for sharded weights, or without
     the package it comes from.
     """
     groups = _grouped(named, config)
+    if config.name == "muon":
+        return _muon(groups, {p: name for name, p in named}, config, compute)
     return _adamw(groups, config) if config.name == "adamw" else _came(groups, config)
 
 
@@ -49,8 +54,34 @@ def _grouped(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -> 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
-    optimizer = torch.optim.AdamW(groups, fused=True, **settings)
-    for p in _parameters(groups):
+    return _with_state(torch.optim.AdamW(groups, fused=True, **settings), _parameters(groups))
+
+
+def _muon(
+    groups: list[dict[str, Any]],
+    names: dict[nn.Parameter, str],
+    config: OptimConfig,
+    compute: torch.dtype | None,
+) -> Muon:
+    """Each group in two: its hidden matrices, of one shape and use each, and the rest."""
+    assert config.betas is not None and config.update_rms is not None
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for number, group in enumerate(groups):
+        for p in group["params"]:
+            parts = parts_of(names[p]) if is_hidden(names[p], p) else None
+            more: dict[str, Any] = {"parts": parts, "momentum": config.betas[2], "params": []}
+            key = (number, parts, *p.shape) if parts else (number,)
+            found.setdefault(key, {**group, **more})["params"].append(p)
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas[:2], "eps": config.eps}
+    optimizer = Muon(list(found.values()), config.update_rms, compute, **settings)
+    for p in _parameters([group for group in found.values() if group["parts"]]):
+        optimizer.state[p] = {"momentum": torch.zeros_like(p, memory_format=torch.contiguous_format)}
+    _with_state(optimizer, _parameters([group for group in found.values() if not group["parts"]]))
+    return optimizer
+
+
+def _with_state(optimizer: torch.optim.AdamW, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    for p in parameters:
         optimizer.state[p] = {
             "step": torch.zeros((), device=p.device),
             "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),

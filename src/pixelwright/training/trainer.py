@@ -108,7 +108,7 @@ class Trainer:
             parallel.prepare(unit, config.parallel.checkpointing, config.compile)
         self.forward = self.layout.wrap(self.losses, model.units(), self.autocast)
         self.parameters = [p for _, p in self.losses.named()]
-        self.optimizer = build_optimizer(self.losses.named(), config.optim)
+        self.optimizer = build_optimizer(self.losses.named(), config.optim, self.autocast)
         self.ema = EMA(model, config.ema_decay, config.ema_more, warm_up=not pretrained)
         self.meter = Meter(self.device, self.losses.logged)
         self.health = Health(config.health, model, self.layout)

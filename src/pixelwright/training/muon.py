@@ -1,0 +1,100 @@
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum with its singular values made equal.
+
+    B ← μ·B + (1 − μ)·G,   U = orthogonal((1 − μ)·G + μ·B),   W ← W − lr·rms·√max(m, n)·U
+
+for the hidden matrices [m, n] of blocks and detailers, convolutions flattened to [out, in·k·k]. An orthogonal
+matrix has the RMS 1/√max(m, n), so every entry moves by lr·rms, as much as AdamW moves it (Moonlight,
+arXiv 2502.16982, section 2.2). All else (embeddings, adaLN, output layers, biases, norms) is left to AdamW.
+
+torch.optim.Muon takes one matrix at a time, no convolutions, no sharded weights, and leaves no step out.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixelwright.distributed.parallel import local
+from pixelwright.distributed.shares import by_shares
+
+STEPS = 5  # of Newton-Schulz
+A, B, C = 3.4445, -4.7750, 2.0315  # singular values from 0.002 on end between 0.7 and 1.2
+# Matrices that are stored as one: queries, keys and values; gate and value of SwiGLU.
+PARTS = {"qkv": 3, "w13": 2}
+# Parts of a name that make a weight one of AdamW.
+_NOT_HIDDEN = ("adaLN", "out", "norm", "positions")
+
+
+def is_hidden(name: str, p: nn.Parameter) -> bool:
+    """Whether a weight is a hidden matrix or convolution of a block or detailer, by its name in the model."""
+    path = name.split(".")
+    inside = "blocks" in path or "detailer" in path or "middle" in path
+    other = any(part in _NOT_HIDDEN or part.endswith("embedder") for part in path)
+    return p.ndim >= 2 and inside and not other
+
+
+def parts_of(name: str) -> int:
+    """How many matrices of equal size are stored, one above the other, as this weight."""
+    owner = name.split(".")[-2:-1]
+    return PARTS.get(owner[0], 1) if owner else 1
+
+
+def orthogonal(x: Tensor, compute: torch.dtype | None = None) -> Tensor:
+    """The nearest matrices with equal singular values, about 1: [k, m, n] -> [k, m, n], by `STEPS` steps of
+    Newton-Schulz X ← a·X + (b·XXᵀ + c·(XXᵀ)²)·X with products in `compute`, such as bf16."""
+    wide = x.mT if x.shape[-2] > x.shape[-1] else x
+    size = torch.linalg.matrix_norm(wide, keepdim=True)
+    y = (wide / (size + torch.finfo(torch.float32).tiny)).to(compute or x.dtype)
+    for _ in range(STEPS):
+        gram = y @ y.mT
+        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), y, beta=A)
+    y = y.to(x.dtype)
+    return y.mT if x.shape[-2] > x.shape[-1] else y
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the parameter groups in which `parts` is a number, fused AdamW for the others.
+
+    Weights of a group with `parts` have one shape. `found_inf`, 1 or 0, leaves a step out, as in AdamW.
+    """
+
+    found_inf: Tensor
+
+    def __init__(
+        self, groups: Sequence[dict[str, Any]], rms: float, compute: torch.dtype | None, **settings: Any
+    ) -> None:
+        super().__init__(groups, fused=True, **settings)
+        self.rms, self.compute = rms, compute
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step with the gradients there are; those of Muon's weights are used up."""
+        for group in self.param_groups:
+            if group["parts"]:
+                self._move([p for p in group["params"] if p.grad is not None], group)
+        return super().step(closure)
+
+    def _move(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return
+        taken, momentum = self.found_inf == 0, group["momentum"]
+        slots = [local(self.state[p]["momentum"]).flatten(1) for p in parameters]
+        mean = torch.stack(slots)  # [k, rows, columns]
+        # Where the step is left out the gradient, which may be no number, is as the mean, which then stays.
+        gradient = torch.where(taken, torch.stack([local(g).flatten(1) for g in gradients]), mean)
+        torch._foreach_copy_(slots, list(mean.lerp_(gradient, 1 - momentum).unbind()))
+
+        def update(x: Tensor) -> Tensor:
+            x = x.unflatten(1, (group["parts"], -1)).flatten(0, 1)
+            moved = orthogonal(x, self.compute) * (self.rms * max(x.shape[1:]) ** 0.5)
+            return moved.reshape(-1, group["parts"] * x.shape[1], x.shape[2])
+
+        updates = by_shares(update, gradient.lerp_(mean, momentum), parameters[0])
+        weights, lr = [local(p) for p in parameters], group["lr"] * taken
+        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+        steps = [u.view_as(w) for u, w in zip((lr * updates).unbind(), weights, strict=True)]
+        torch._foreach_sub_(weights, steps)
+        for p in parameters:
+            p.grad = None  # which AdamW passes over
