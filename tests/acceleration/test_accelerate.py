@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pixelwright as pw
-from pixelwright.acceleration import accelerate, parts
+from pixelwright.acceleration import accelerate, accelerated, parts
 from pixelwright.acceleration.convolutions import use_products
 from pixelwright.errors import UserError
 from pixelwright.models.backbones import PatchDiTConfig
@@ -21,7 +22,9 @@ from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import DenoiserConfig, Placement
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.detailers.mlp import MLPConfig
 from pixelwright.models.detailers.nerf import NerfConfig
+from pixelwright.models.detailers.patch_attention import PatchAttentionConfig
 from pixelwright.models.detailers.pit import PiTConfig
 from pixelwright.models.detailers.pixel_mlp import PixelMLPConfig
 from pixelwright.models.detailers.unet import UNetConfig, UNetUp
@@ -38,10 +41,20 @@ DETAILERS = [
     PiTConfig(1, 8, 16, 2, True),
     LinearConfig(),
 ]
-RELATIVES = [NerfConfig(2, 8), PixelMLPConfig(2, 8)]
+RELATIVES = [
+    NerfConfig(2, 8),
+    PixelMLPConfig(2, 8),
+    MLPConfig(12),
+    PatchAttentionConfig(1, 8, 2),
+    LinearConfig("layer"),
+    UNetConfig((8, 12, 16), whole_image=True),
+    PiTConfig(1, 8, 16, 2, modulation="patch", attention="none"),
+    PiTConfig(1, 8, 16, 2, attention="pixels"),
+]
 CONFIGS = [
     *(DenoiserConfig(CLASSES, detailer, placement=p) for detailer in DETAILERS for p in get_args(Placement)),
     *(DenoiserConfig(CLASSES, detailer) for detailer in RELATIVES),
+    DenoiserConfig(dataclasses.replace(CLASSES, vanilla=True), LinearConfig("layer")),
     *(DenoiserConfig(TEXT, detailer) for detailer in (*RELATIVES, *DETAILERS[1:3])),
 ]
 
@@ -180,16 +193,18 @@ def test_a_product_of_8_bits_is_the_sum_of_its_levels() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
-def test_products_of_8_bits_are_compiled_too() -> None:
+def test_products_of_8_bits_are_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerated, "SHORTEST", 16)
     model = network(DenoiserConfig(CLASSES, LinearConfig()))
     compiled, eager = (accelerate(model, "int8", compile=on) for on in (True, False))
     assert difference(compiled(*inputs(model.config)), eager(*inputs(model.config))) < 2e-2
 
 
 @VNNI
-@pytest.mark.parametrize("config", [CONFIGS[0], *CONFIGS[6:8], CONFIGS[-1]], ids=str)
+@pytest.mark.parametrize("config", [CONFIGS[0], *CONFIGS[6:8], *CONFIGS[15:24], CONFIGS[-1]], ids=str)
 @torch.no_grad()
-def test_int8_is_near_the_model(config: DenoiserConfig) -> None:
+def test_int8_is_near_the_model(config: DenoiserConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerated, "SHORTEST", 16)  # the layers of tokens here, which are narrow
     model = network(config)
     exact = model(*inputs(config))
     assert (accelerate(model, "int8")(*inputs(config)) - exact).norm() < 0.05 * exact.norm()

@@ -16,7 +16,9 @@ from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig, Placement
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.detailers.mlp import MLPConfig
 from pixelwright.models.detailers.nerf import NerfConfig
+from pixelwright.models.detailers.patch_attention import PatchAttentionConfig
 from pixelwright.models.detailers.pit import PiTConfig
 from pixelwright.models.detailers.pixel_mlp import PixelMLPConfig
 from pixelwright.models.detailers.unet import UNetConfig
@@ -31,6 +33,12 @@ DETAILERS = [
     NerfConfig(2, 6),
     NerfConfig(1, 6, mlp_ratio=1, positions="rotary", unit_w2=False, final_norm=False),
     PixelMLPConfig(2, 6),
+    MLPConfig(12),
+    PatchAttentionConfig(2, 8, 2),
+    LinearConfig("layer"),
+    UNetConfig((8, 16), whole_image=True),
+    PiTConfig(1, 8, 16, 2, modulation="patch", attention="none"),
+    PiTConfig(1, 8, 16, 2, post_modulation=True, attention="pixels"),
 ]
 
 

@@ -119,7 +119,7 @@ def product(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
 
 
 class FastConv3x3(nn.Module):
-    """A zero-padded 3×3 convolution of patches of side `size`, and SiLU. [N,C,h,w] in channels_last."""
+    """A zero-padded 3×3 convolution of side `size` (0: any), and SiLU. [N,C,h,w] in channels_last."""
 
     def __init__(self, conv: nn.Conv2d, size: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -140,9 +140,9 @@ class FastUNet(UNet):
 
     def __init__(self, unet: Any, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
-        self.patch_size = unet.patch_size
+        self.patch_size, self.whole_image = unet.patch_size, unet.whole_image
         self.at_once = AT_ONCE if unet.out.weight.device.type == "cpu" else None
-        sizes = [unet.patch_size >> level for level in range(len(unet.down))]
+        sizes = [0 if unet.whole_image else unet.patch_size >> level for level in range(len(unet.down))]
         self.down = nn.ModuleList(
             FastConv3x3(down.conv, size, dtype) for down, size in zip(unet.down, sizes, strict=True)
         )
@@ -154,18 +154,18 @@ class FastUNet(UNet):
         )
         self.out = Product(unet.out.weight.flatten(1), unet.out.bias, dtype)
 
-    def predict(self, h: Tensor, s_cond: Tensor) -> Tensor:
+    def predict(self, h: Tensor, tokens: Tensor) -> Tensor:
         """See `UNet.predict`; slice by slice."""
         size = self.at_once or len(h)
-        return torch.cat([self._slice(*x) for x in zip(h.split(size), s_cond.split(size), strict=True)])
+        return torch.cat([self._slice(*x) for x in zip(h.split(size), tokens.split(size), strict=True)])
 
-    def _slice(self, h: Tensor, s_cond: Tensor) -> Tensor:
+    def _slice(self, h: Tensor, tokens: Tensor) -> Tensor:
         skips = []
         for conv in self.down:
             skips.append(conv(h))
             h = F.max_pool2d(skips[-1], 2)
-        s_cond = s_cond[:, None, None].expand(-1, *h.shape[-2:], -1)
-        rows = self.bottleneck(torch.cat((pixel_rows(h), s_cond), dim=-1))  # [N, h, w, C]
+        tokens = pixel_rows(self.spread(tokens, h))
+        rows = self.bottleneck(torch.cat((pixel_rows(h), tokens), dim=-1))  # [N, h, w, C]
         for upsample, conv in zip(self.upsample, self.up, strict=True):
             rows = torch.cat((spread(upsample(rows)), pixel_rows(skips.pop())), dim=-1)
             rows = pixel_rows(conv(rows.permute(0, 3, 1, 2)))

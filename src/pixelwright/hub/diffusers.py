@@ -77,14 +77,14 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
     """
 
     # The embedders bring their input to the dtype of their weights, which must be one to compute in.
-    _no_split_modules = ["DiTBlock", "MMDiTBlock", "PiTBlock", "PostModPiTBlock"]  # noqa: RUF012
-    _repeated_blocks = _no_split_modules
     _skip_layerwise_casting_patterns = ["time_embedder", "text_embedder", "norm"]  # noqa: RUF012  # diffusers' name and type
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, *, architecture: dict[str, Any]) -> None:
         super().__init__()
         self.denoiser = PixelDenoiser(from_dict(architecture, "PixelDenoiserModel.architecture"))
+        blocks = (*self.denoiser.backbone.blocks, *getattr(self.denoiser.detailer, "blocks", ()))
+        self._no_split_modules = self._repeated_blocks = sorted({type(block).__name__ for block in blocks})
 
     @classmethod
     def from_denoiser(cls, model: PixelDenoiser) -> "PixelDenoiserModel":

@@ -18,6 +18,7 @@ from pixelwright.models.layers import (
     TimeEmbedder,
     check_heads,
     patchify,
+    positions_2d,
     rope_2d,
     xavier_,
     zero_,
@@ -55,6 +56,8 @@ class PatchDiTConfig(Config):
     num_heads: PositiveInt
     patch_size: PositiveInt
     num_classes: PositiveInt
+    vanilla: bool = False
+    """Blocks and absolute positions of the first DiT, from which PixelDiT's ablation starts."""
     takes_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -71,10 +74,13 @@ class PatchDiT(nn.Module):
         size = config.hidden_size
         self.head_size = size // config.num_heads
         self.patch_size = config.patch_size
+        self.vanilla = config.vanilla
         self.patch_embedder = nn.Linear(3 * config.patch_size**2, size)
         self.time_embedder = TimeEmbedder(size)
         self.class_embedder = ClassEmbedder(config.num_classes, size)
-        self.blocks = nn.ModuleList(DiTBlock(size, config.num_heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            DiTBlock(size, config.num_heads, config.vanilla) for _ in range(config.depth)
+        )
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -89,9 +95,13 @@ class PatchDiT(nn.Module):
         if not isinstance(labels, Tensor):
             raise UserError("this model draws from classes; give labels instead of captions")
         tokens = self.patch_embedder(patchify(x, self.patch_size))  # [B, L, D]
+        grid = grid_of(x, self.patch_size)
+        if self.vanilla:
+            positions = positions_2d(*grid, tokens.shape[-1], x.device)  # [D, rows, columns]
+            tokens = tokens + positions.flatten(1).T.to(tokens.dtype)
         time = self.time_embedder(t)[:, None]  # [B, 1, D]
         condition = F.silu(time + self.class_embedder(labels)[:, None])  # [B, 1, D]
-        return GlobalState(tokens, time, condition, grid_of(x, self.patch_size))
+        return GlobalState(tokens, time, condition, grid)
 
     def forward(
         self, x: Tensor, t: Tensor, labels: Condition, after_block: AfterBlock | None = None
@@ -102,7 +112,7 @@ class PatchDiT(nn.Module):
             UserError: captions instead of labels.
         """
         state = self.embed(x, t, labels)
-        rope = rope_2d(state.grid, self.head_size, x.device)
+        rope = None if self.vanilla else rope_2d(state.grid, self.head_size, x.device)
         for number, block in enumerate(self.blocks, start=1):
             state = state._replace(tokens=block(state.tokens, state.condition, rope))
             state = after_block(number, state) if after_block else state

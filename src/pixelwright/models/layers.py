@@ -171,22 +171,26 @@ def attention_at_once(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None 
 
 
 class Attention(nn.Module):
-    """Multi-head attention with RMSNorm on queries and keys and rotary positions. [B, L, D] -> [B, L, D]."""
+    """Multi-head attention with RMSNorm on queries and keys and rotary positions. [B, L, D] -> [B, L, D].
 
-    def __init__(self, size: int, num_heads: int) -> None:
+    `vanilla`: with neither these norms nor positions, but with a bias (DiT).
+    """
+
+    def __init__(self, size: int, num_heads: int, vanilla: bool = False) -> None:
         super().__init__()
         self.head_size = size // num_heads
-        self.qkv = nn.Linear(size, 3 * size, bias=False)
-        self.q_norm = RMSNorm(self.head_size)
-        self.k_norm = RMSNorm(self.head_size)
+        self.qkv = nn.Linear(size, 3 * size, bias=vanilla)
+        self.q_norm = nn.Identity() if vanilla else RMSNorm(self.head_size)
+        self.k_norm = nn.Identity() if vanilla else RMSNorm(self.head_size)
         self.proj = nn.Linear(size, size)
 
-    def heads(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries, rotated keys, and values: [B, L, D] -> three of [B, L, heads, d]."""
+    def heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, rotated if `rope` is given, values: [B, L, D] -> three of [B, L, heads, d]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_size)).unbind(2)
-        return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
+        q, k = self.q_norm(q), self.k_norm(k)
+        return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
 
-    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope | None) -> Tensor:
         return self.proj(attend(*self.heads(x, rope)))
 
 
@@ -217,17 +221,20 @@ class MLP(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Pre-norm transformer block with adaLN-Zero: Linear(D -> 6D) of the condition."""
+    """Pre-norm transformer block with adaLN-Zero: Linear(D -> 6D) of the condition.
 
-    def __init__(self, size: int, num_heads: int) -> None:
+    `vanilla`: as in DiT, with LayerNorm, plain attention and GELU for RMSNorm, rotary attention and SwiGLU.
+    """
+
+    def __init__(self, size: int, num_heads: int, vanilla: bool = False) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(size)
-        self.attn = Attention(size, num_heads)
-        self.norm2 = RMSNorm(size)
-        self.mlp = SwiGLU(size)
+        self.norm1 = LayerNorm(size) if vanilla else RMSNorm(size)
+        self.attn = Attention(size, num_heads, vanilla)
+        self.norm2 = LayerNorm(size) if vanilla else RMSNorm(size)
+        self.mlp = MLP(size) if vanilla else SwiGLU(size)
         self.adaLN = nn.Linear(size, 6 * size)
 
-    def forward(self, x: Tensor, condition: Tensor, rope: Rope) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, rope: Rope | None) -> Tensor:
         """x [B, L, D], condition [B, 1, D], or [B, L, D] for each token its own -> [B, L, D]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN(condition).chunk(6, -1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rope)

@@ -1,17 +1,21 @@
 """The DiT-only baseline of both papers: adaLN on the last tokens, then one linear layer to the patch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
 from pixelwright.config import Config
 from pixelwright.models.detailers.base import register_detailer
-from pixelwright.models.layers import GlobalState, RMSNorm, modulate, unpatchify, zero_
+from pixelwright.models.layers import GlobalState, LayerNorm, RMSNorm, modulate, unpatchify, zero_
 
 
 @dataclass(frozen=True)
 class LinearConfig(Config):
-    """The DiT-only baseline has no settings."""
+    """The DiT-only baseline."""
+
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm without weights as in DiT and in DeCo's baseline."""
 
 
 @register_detailer("linear", LinearConfig)
@@ -21,7 +25,7 @@ class Linear(nn.Module):
     def __init__(self, config: LinearConfig, hidden_size: int, patch_size: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.norm = RMSNorm(hidden_size)
+        self.norm = RMSNorm(hidden_size) if config.norm == "rms" else LayerNorm(hidden_size)
         self.adaLN = nn.Linear(hidden_size, 2 * hidden_size)
         self.out = nn.Linear(hidden_size, 3 * patch_size**2)
         self.init_weights()

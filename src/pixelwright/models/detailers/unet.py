@@ -17,6 +17,8 @@ class UNetConfig(Config):
     """DiP's Patch Detailer Head: one level of convolution and pooling per entry of `channels`."""
 
     channels: tuple[PositiveInt, ...]
+    whole_image: bool = False
+    """Whether the U-Net sees the image at once rather than each patch for itself (DiP's ablation)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +66,7 @@ class UNet(nn.Module):
         super().__init__()
         channels = config.channels
         self.patch_size = patch_size
+        self.whole_image = config.whole_image
         self.down = nn.ModuleList(map(UNetDown, (3, *channels[:-1]), channels))
         self.bottleneck: nn.Module = nn.Conv2d(channels[-1] + hidden_size, channels[-1], 1)
         # Mirror image of the way down; the last level keeps its width.
@@ -72,18 +75,27 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, state: GlobalState) -> Tensor:
         p = self.patch_size
+        if self.whole_image:
+            tokens = state.s_cond.transpose(1, 2).unflatten(-1, state.grid)  # [B, D, rows, columns]
+            return self.predict(x.contiguous(memory_format=torch.channels_last), tokens)
         h = patchify(x, p).reshape(-1, 3, p, p)  # [B·L, 3, P, P]
-        patches = self.predict(h.contiguous(memory_format=torch.channels_last), state.s_cond.flatten(0, 1))
+        tokens = state.s_cond.flatten(0, 1)[..., None, None]  # [B·L, D, 1, 1]
+        patches = self.predict(h.contiguous(memory_format=torch.channels_last), tokens)
         return unpatchify(patches.reshape(x.shape[0], -1, 3 * p * p), state.grid, p)  # [B,3,H,W]
 
-    def predict(self, h: Tensor, s_cond: Tensor) -> Tensor:
-        """Each patch for itself: h [N,3,P,P], s_cond [N, D] -> [N,3,P,P]."""
+    def predict(self, h: Tensor, tokens: Tensor) -> Tensor:
+        """N patches or images: h [N,3,H,W], one token per patch [N, D, rows, columns] -> [N,3,H,W]."""
         skips = []
         for down in self.down:
             h, skip = down(h)
             skips.append(skip)
-        s_cond = s_cond[:, :, None, None].expand(-1, -1, *h.shape[-2:])  # [N, D, 1, 1]; 2×2 where P = 32
-        h = F.silu(self.bottleneck(torch.cat((h, s_cond), dim=1)))
+        h = F.silu(self.bottleneck(torch.cat((h, self.spread(tokens, h)), dim=1)))
         for up in self.up:
             h = up(h, skips.pop())
         return self.out(h)
+
+    def spread(self, tokens: Tensor, h: Tensor) -> Tensor:
+        """Each token over the pixels of h [N, C, h, w] in its patch: one where P = 16, 2×2 where P = 32."""
+        if self.whole_image:
+            return F.interpolate(tokens, h.shape[-2:])
+        return tokens.expand(-1, -1, *h.shape[-2:])
