@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from pixelwright import UserError
 from pixelwright.diffusion import flow
 from pixelwright.diffusion.flow import FlowConfig
-from pixelwright.models.prediction import to_velocity
+from pixelwright.models.prediction import to_velocity, velocity_target
+from pixelwright.models.presets import preset
 
+MODEL = preset("dit-n-4", num_classes=10)
 TIMES = st.floats(0, 1)
 SHIFTS = st.floats(0.1, 10)
 
@@ -58,21 +60,21 @@ def test_the_loss_of_a_perfect_model_is_zero_and_of_none_the_targets_square() ->
 @given(st.integers(1, 7))
 def test_a_samples_draw_does_not_depend_on_its_batch(start: int) -> None:
     config, images, labels = FlowConfig(time_shift=3.0), torch.zeros(8, 3, 4, 4), torch.arange(8)
-    whole = flow.draw(config, images, labels, 10, seed=1, step=5)
-    part = flow.draw(config, images[start:], labels[start:], 10, seed=1, step=5, start=start)
+    whole = flow.draw(config, images, labels, MODEL, seed=1, step=5)
+    part = flow.draw(config, images[start:], labels[start:], MODEL, seed=1, step=5, start=start)
     assert all(torch.equal(a[start:], b) for a, b in zip(whole, part, strict=True))
 
 
 def test_times_are_logit_normal_and_a_tenth_of_the_labels_is_dropped() -> None:
     labels = torch.zeros(8000, dtype=torch.long)
-    t, noise, dropped = flow.draw(FlowConfig(), torch.zeros(8000, 1, 1, 1), labels, 10, seed=0, step=0)
+    t, noise, dropped = flow.draw(FlowConfig(), torch.zeros(8000, 1, 1, 1), labels, MODEL, seed=0, step=0)
     logit = torch.logit(t)
     assert abs(logit.mean()) < 0.05 and abs(logit.std() - 1) < 0.05
     assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
     assert set(dropped.tolist()) == {0, 10}
     assert abs((dropped == 10).float().mean() - 0.1) < 0.015
     shifted, _, _ = flow.draw(
-        FlowConfig(time_shift=3.0), torch.zeros(8000, 1, 1, 1), labels, 10, seed=0, step=0
+        FlowConfig(time_shift=3.0), torch.zeros(8000, 1, 1, 1), labels, MODEL, seed=0, step=0
     )
     torch.testing.assert_close(shifted, flow.shift_time(t, 3.0))
 
@@ -95,4 +97,5 @@ def test_a_perfect_network_has_no_loss_at_any_time(prediction: str) -> None:
     outputs = {"velocity": x - noise, "x": x, "noise": noise, "reverse-velocity": noise - x}
     x_t = flow.interpolate(x, noise, t)
     velocity = to_velocity(outputs[prediction], x_t, t, prediction)
-    assert flow.velocity_loss(velocity, x, noise, x_t, t, prediction).max() < 1e-9
+    target = velocity_target(x, noise, x_t, t, prediction)
+    assert flow.velocity_loss(velocity, target).max() < 1e-9

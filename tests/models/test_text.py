@@ -127,8 +127,9 @@ def test_training_draws_drop_captions_and_the_loss_takes_them() -> None:
     text = captions(64, 4)
     x = torch.zeros(64, 3, 8, 12)
     config = flow.FlowConfig(null_probability=0.5)
-    t, noise, condition = flow.draw(config, x, text, 0, seed=1, step=2)
-    labels = flow.draw(config, x, torch.zeros(64, dtype=torch.long), 1, seed=1, step=2)[2]
+    t, noise, condition = flow.draw(config, x, text, tiny().config, seed=1, step=2)
+    classes = preset("dip-n-4", num_classes=1)
+    labels = flow.draw(config, x, torch.zeros(64, dtype=torch.long), classes, seed=1, step=2)[2]
     assert condition.mask is not None
     assert torch.equal(~condition.mask.any(1), labels == 1) and 0 < labels.sum() < 64
     loss = flow.loss(tiny("dip-t2i-ti"), x[:4], t[:4], noise[:4], condition[:4])

@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from pixelwright.cli.fields import settings
 from pixelwright.cli.parsing import WEIGHTS, Add, Parser, add_device, add_imports
 from pixelwright.config import NonNegativeInt, PositiveInt, convert
+from pixelwright.diffusion.guidance import interval_words
 from pixelwright.diffusion.solvers import check_solver
 from pixelwright.distributed.checkpoint import checkpoint_folders, folder_of, step_of
 from pixelwright.errors import UserError
@@ -94,8 +95,7 @@ def choose(options: Namespace, config: DenoiserConfig) -> Chosen:
     check_solver(sampler.solver)
     source = "no preset" if preset is None else f"preset {preset.name}: {preset.origin}"
     source += f"; given: {', '.join(given)}" if given else ""
-    reuse, interval = options.reuse or 1, sampler.guidance_interval
-    where = "everywhere" if interval is None else f"where {interval[0]:g} < t < {interval[1]:g}"
+    reuse, where = options.reuse or 1, interval_words(sampler)
     text = (
         f"{sampler.solver}, {sampler.steps} steps, guidance {sampler.guidance_scale:g} {where}, time shift "
     )

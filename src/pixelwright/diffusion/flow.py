@@ -1,6 +1,5 @@
 """Flow matching (rectified flow), as both papers train it: t in [0,1], 0 = noise, 1 = data."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -10,7 +9,8 @@ from torch import Tensor
 from pixelwright import rng
 from pixelwright.config import Config, PositiveFloat, UnitInterval, real
 from pixelwright.models.conditions import C, Condition, drop
-from pixelwright.models.prediction import column, velocity_target
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.prediction import column
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def draw(
-    flow: FlowConfig, images: Tensor, labels: C, num_classes: int, seed: int, step: int, start: int = 0
+    flow: FlowConfig, images: Tensor, labels: C, model: DenoiserConfig, seed: int, step: int, start: int = 0
 ) -> tuple[Tensor, Tensor, C]:
-    """The random part of a training step: times [B], noise, and labels (or captions) with some made null.
+    """The random part of a training step for a model: times [B], noise of its `noise_scale`, and labels (or
+    captions) with some made null.
 
     Sample j has the numbers of (seed, step, start + j) alone, which are the same however the global batch is
     divided among processes and micro-batches. They are drawn on the device of the images.
@@ -48,22 +49,20 @@ def draw(
     places = torch.arange(start, start + len(images), device=images.device)
     normal, uniform, noise = rng.draw(places, images.shape[1:], seed, "flow", step)
     t = shift_time(torch.sigmoid(normal * flow.time_std + flow.time_mean), flow.time_shift)
-    return t, noise, drop(labels, uniform < flow.null_probability, num_classes)
+    labels = drop(labels, uniform < flow.null_probability, model.num_classes)
+    return t, model.noise_scale * noise, labels
 
 
-def velocity_loss(
-    velocity: Tensor, x: Tensor, noise: Tensor, x_t: Tensor, t: Tensor, prediction: str = "velocity"
-) -> Tensor:
-    """Flow-matching loss of each sample, mean over its pixels of (v̂ − v)²; float32 [B].
-
-    v = x − ε; for x- and noise-prediction the velocity that the perfect output means, see `velocity_target`.
-    """
-    target = velocity_target(x, noise, x_t, t, prediction)
+def velocity_loss(velocity: Tensor, target: Tensor) -> Tensor:
+    """Flow-matching loss of each sample, mean over its pixels of (v̂ − v)²; float32 [B]. See
+    `PixelDenoiser.velocity_target` for v."""
     return (velocity.float() - target.float()).square().mean(dim=(1, 2, 3))
 
 
-def loss(model: Callable[..., Any], x: Tensor, t: Tensor, noise: Tensor, labels: Condition) -> Tensor:
-    """Flow-matching loss of each sample [B]: the model is evaluated at x_t. See `velocity_loss`."""
+def loss(model: Any, x: Tensor, t: Tensor, noise: Tensor, labels: Condition) -> Tensor:
+    """Flow-matching loss of each sample [B]: the model is evaluated at x_t. See `velocity_loss`. What is no
+    `PixelDenoiser` predicts the velocity x − ε."""
     x_t = interpolate(x, noise, t)
-    prediction = getattr(getattr(model, "config", None), "prediction", "velocity")
-    return velocity_loss(model(x_t, t, labels), x, noise, x_t, t, prediction)
+    known = hasattr(model, "velocity_target")
+    target = model.velocity_target(x, noise, x_t, t) if known else x - noise
+    return velocity_loss(model(x_t, t, labels), target)

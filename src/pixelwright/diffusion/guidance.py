@@ -15,6 +15,7 @@ from torch import Tensor
 from pixelwright.diffusion.solvers import Velocity
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import Condition, join
+from pixelwright.models.config import GuidanceEnds, SamplerSettings
 
 Guidance = Callable[[Velocity, Velocity], Velocity]
 """(conditional, null) -> guided velocity."""
@@ -30,7 +31,8 @@ class Branch:
     """Labels [B] or captions of B images."""
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        times = torch.full((len(x),), float(t), dtype=torch.float32, device=x.device)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        times = torch.full((len(x),), float(t), dtype=dtype, device=x.device)
         return self.network(x, times, self.condition)
 
 
@@ -48,7 +50,8 @@ def both(conditional: Velocity, null: Velocity, x: Tensor, t: Tensor) -> tuple[T
 @dataclass(frozen=True)
 class IntervalCFG:
     """Classifier-free guidance in an interval, as published: v_null + scale·(v_cond − v_null) where
-    low < t < high (strictly; None: everywhere, t = 0 included), else v_cond alone.
+    low < t < high (strictly; None: everywhere, t = 0 included), else v_cond alone. With `ends` "zero" the
+    interval holds t = 0 where low is 0 (JiT, PixelDiT2), with "high" it holds high (DeCo, PixelGen).
 
     Outside the interval, and at scale 1, the null branch is not evaluated.
 
@@ -58,6 +61,7 @@ class IntervalCFG:
 
     scale: float
     interval: tuple[float, float] | None = None
+    ends: GuidanceEnds = "open"
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
@@ -69,15 +73,32 @@ class IntervalCFG:
                 f"guidance_interval is {self.interval}; give two times with 0 <= low <= high <= 1"
             )
 
+    def holds(self, t: float) -> bool:
+        """Whether there is guidance at this time."""
+        if self.interval is None:
+            return True
+        low, high = self.interval
+        after = low < t or (self.ends == "zero" and low == t == 0)
+        return after and (t < high or (self.ends == "high" and t == high))
+
     def __call__(self, conditional: Velocity, null: Velocity) -> Velocity:
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            inside = self.interval is None or self.interval[0] < float(t) < self.interval[1]
-            if self.scale == 1 or not inside:
+            if self.scale == 1 or not self.holds(float(t)):
                 return conditional(x, t)
             v_cond, v_null = both(conditional, null, x, t)
             return v_null + self.scale * (v_cond - v_null)
 
         return velocity
+
+
+def interval_words(sampler: SamplerSettings) -> str:
+    """Where in t there is guidance, in words."""
+    if sampler.guidance_interval is None:
+        return "everywhere"
+    low, high = sampler.guidance_interval
+    first = "<=" if sampler.guidance_ends == "zero" and low == 0 else "<"
+    last = "<=" if sampler.guidance_ends == "high" else "<"
+    return f"where {low:g} {first} t {last} {high:g}"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def model_velocity(
     `guidance` replaces the sampler's scale and interval.
     """
     null = null_like(condition, model.config.num_classes)
-    guidance = guidance or IntervalCFG(sampler.guidance_scale, sampler.guidance_interval)
+    scale = sampler.guidance_scale
+    guidance = guidance or IntervalCFG(scale, sampler.guidance_interval, sampler.guidance_ends)
     return guidance(Branch(model, condition), Branch(model, null))
 
 
@@ -150,7 +151,7 @@ def sample(
     check_solver(sampler.solver)
     times = timesteps(sampler.steps, sampler.time_shift, sampler.time_start)
     if isinstance(guidance, (int, float)):
-        guidance = IntervalCFG(guidance, sampler.guidance_interval)
+        guidance = IntervalCFG(guidance, sampler.guidance_interval, sampler.guidance_ends)
     condition = as_condition(labels, model)
     height, width = _size(size, model.config)
     indices = _indices(start_index, len(condition))
@@ -161,6 +162,7 @@ def sample(
         for start in range(0, len(condition), batch_size or len(condition)):
             part = condition[start : start + (batch_size or len(condition))].to(device)
             noise = noise_of(indices[start : start + len(part)], (height, width), seed, device)
+            noise = model.config.noise_scale * noise
             x = solve(
                 model_velocity(network, part, sampler, guidance), noise, times, sampler.solver, callback
             )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from pixelwright.diffusion.guidance import interval_words
 from pixelwright.files import write_text
 from pixelwright.models.config import DenoiserConfig, SamplerPreset
 
@@ -64,11 +65,8 @@ def write_card(
         image.save(folder / SAMPLES / f"{i:03d}.png")
         shown.append(f"![sample {i}]({SAMPLES}/{i:03d}.png)")
     sampler, source = config.sampler or SamplerPreset(), config.provenance
-    low, high = sampler.guidance_interval or (0, 1)
-    recipe = (
-        f"Solver {sampler.solver}, {sampler.steps} steps, guidance {sampler.guidance_scale:g} for t from "
-    )
-    recipe += f"{low:g} to {high:g}, time shift {sampler.time_shift:g} from t = {sampler.time_start:g}."
+    recipe = f"Solver {sampler.solver}, {sampler.steps} steps, guidance {sampler.guidance_scale:g} "
+    recipe += f"{interval_words(sampler)}, time shift {sampler.time_shift:g} from t = {sampler.time_start:g}."
     licence = source.licence if source is not None else None
     unknown = "No licence is recorded with the weights; say here under which terms they may be used."
     origin = "Trained with pixelwright."

@@ -29,7 +29,7 @@ from pixelwright.hub.card import CARD, write_card
 from pixelwright.hub.checkpoint import announce_licence
 from pixelwright.images import to_uint8
 from pixelwright.models.conditions import Condition, TextCondition, null_like
-from pixelwright.models.config import DenoiserConfig, from_dict, to_dict
+from pixelwright.models.config import DenoiserConfig, GuidanceEnds, from_dict, to_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import listing
 from pixelwright.text import encode_for
@@ -226,6 +226,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_ends: GuidanceEnds = "open",
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
@@ -247,6 +248,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
                 draw, and what guidance leads away from, one for all or one each.
             height, width: multiples of the patch size; by default those of `latents` or the model.
             guidance_scale, guidance_interval: classifier-free guidance; where in t it acts (None: always).
+            guidance_ends: see `IntervalCFG`.
             generator: of the noise; one per image makes an image independent of its batch.
             latents: the noise to start from, [B,3,H,W] in pixels.
             output_type: "pil", "np" ([B,H,W,3] in [0,1]), "pt" ([B,3,H,W] in [0,1]) or "latent" (the state).
@@ -266,7 +268,7 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         bar = self.progress_bar(total=num_inference_steps)
         with self._drawing(conditions, *speed) as branches, bar:
             for i, (t, timestep) in enumerate(zip(times, self.scheduler.timesteps, strict=True)):
-                v = IntervalCFG(self._guidance_scale, guidance_interval)(*branches)(x, t)
+                v = IntervalCFG(self._guidance_scale, guidance_interval, guidance_ends)(*branches)(x, t)
                 x = self.scheduler.step(-v, timestep, x, return_dict=False, **extra)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
@@ -348,7 +350,8 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _noise(self, shape: tuple[int, ...], generator: Any, device: torch.device) -> Tensor:
         if isinstance(generator, list) and (given := len(generator)) != shape[0]:
             raise UserError(f"{given} generators are given for {shape[0]} images; give one or one each")
-        return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        return noise * float(self.transformer.denoiser.config.noise_scale)
 
 
 def _upload(folder: Path, repository: str, *, private: bool | None = None, **settings: Any) -> Any:

@@ -33,17 +33,19 @@ class Published(NamedTuple):
 def _adm(name: str, fid: float, scale: float, high: float, shift: float = 1.0) -> SamplerPreset:
     """Their "FlowDPMSolver" is ab2-fixed."""
     origin = f"{_PIXELDIT}, FID {fid} on 50,000 images (ADM protocol)"
-    return SamplerPreset("ab2-fixed", 100, scale, (0.1, high), shift, 0.0, name, SEED_RULE, origin)
+    return SamplerPreset("ab2-fixed", 100, scale, (0.1, high), shift, 0.0, "open", name, SEED_RULE, origin)
 
 
 def _t2i(name: str, shift: float) -> SamplerPreset:
     """Their grid is σ from 0.999 to 0 before the shift, and the noise is taken as it is."""
     origin = f"{_PIXELDIT}: 25 to 50 steps, guidance 2.75 to 3.5, of which these are in between"
-    return SamplerPreset("dpmpp-2m", 30, 3.0, None, shift, 0.001, name, SEED_RULE, origin)
+    return SamplerPreset("dpmpp-2m", 30, 3.0, None, shift, 0.001, "open", name, SEED_RULE, origin)
 
 
 _DIP = "DiP (arXiv 2511.18822), sampling settings of its ImageNet results"
-_DIP_PRESET = SamplerPreset("euler", 100, 2.9, (0.11, 0.97), 1.0, 0.0, "dip-imagenet256", SEED_RULE, _DIP)
+_DIP_PRESET = SamplerPreset(
+    "euler", 100, 2.9, (0.11, 0.97), 1.0, 0.0, "open", "dip-imagenet256", SEED_RULE, _DIP
+)
 _XL = ("pixeldit-xl-16",)
 PUBLISHED = [
     Published(_adm("pixeldit-xl-epoch80", 2.36, 3.25, 1.0), "*imagenet256_pixeldit_xl_epoch80*", _XL, 256),

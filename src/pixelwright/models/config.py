@@ -19,9 +19,10 @@ from pixelwright.errors import UserError
 from pixelwright.models.backbones import BACKBONES
 from pixelwright.models.detailers import DETAILERS
 from pixelwright.models.mmdit import MMDiTConfig  # noqa: F401 (registers the backbone)
-from pixelwright.models.prediction import Prediction
+from pixelwright.models.prediction import T_EPS, Prediction
 
 Placement = Literal["post-hoc", "intermediate", "hybrid"]
+GuidanceEnds = Literal["open", "zero", "high"]
 LONGEST_PREFIX = 20_000
 
 
@@ -41,6 +42,8 @@ class SamplerSettings(Config, where="sampler"):
     """Shift of the timesteps; above 1 spends more steps near the noise."""
     time_start: Decay = 0.0
     """First timestep, before the shift, at which the noise is taken as it is; 0 is pure noise."""
+    guidance_ends: GuidanceEnds = "open"
+    """Ends that the interval holds: open, neither; zero, LO where it is 0 (JiT); high, HI (DeCo)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +106,8 @@ class DenoiserConfig(Config, where=""):
     """One denoiser = backbone × detailer, each the config of a registered part.
 
     `placement` is where the detailer sits (DiP section 3.4), `prediction` what the network's output means,
+    `t_eps` the least denominator where that is the clean image or the noise, `noise_scale` the standard
+    deviation of the noise at t = 0, in training and sampling alike (JiT: side/256),
     `image_size` (rows, columns) the resolution it was made for, used when none is asked for. `text` is
     the encoder of its captions, `sampler` the settings it is best sampled with, `provenance` where its
     weights come from. These three do not change the network.
@@ -113,6 +118,8 @@ class DenoiserConfig(Config, where=""):
     name: str = "custom"
     placement: Placement = "post-hoc"
     prediction: Prediction = "velocity"
+    t_eps: PositiveFloat = T_EPS
+    noise_scale: PositiveFloat = 1.0
     image_size: tuple[PositiveInt, PositiveInt] | None = None
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
     sampler: SamplerPreset | None = None
@@ -123,6 +130,11 @@ class DenoiserConfig(Config, where=""):
         super().__post_init__()
         if self.text is not None and not self.takes_text:
             raise UserError("DenoiserConfig.text is given, but the model draws from classes; leave it out")
+        if self.t_eps != T_EPS and self.prediction not in ("x", "noise"):
+            raise UserError(
+                f'DenoiserConfig.t_eps is {self.t_eps}, but the prediction "{self.prediction}" divides by no '
+                "time: leave it out"
+            )
         if hasattr(self.detailer, "check"):
             self.detailer.check(self.patch_size)
         if self.placement != "post-hoc" and self.backbone.depth < 2:

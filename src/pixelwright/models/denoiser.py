@@ -21,7 +21,7 @@ from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.detailers import DETAILERS
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.layers import GlobalState, patchify
-from pixelwright.models.prediction import to_velocity
+from pixelwright.models.prediction import to_velocity, velocity_target
 
 
 class PixelDenoiser(nn.Module):
@@ -97,7 +97,12 @@ class PixelDenoiser(nn.Module):
     def local_stage(self, x: Tensor, t: Tensor, state: GlobalState) -> Tensor:
         """The velocity [B,3,H,W] from the state after the last block."""
         output = self.detailer(self._pixels(x), state).to(x.dtype)
-        return to_velocity(output, x, t, self.config.prediction)
+        return to_velocity(output, x, t, self.config.prediction, self.config.t_eps)
+
+    def velocity_target(self, x: Tensor, noise: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The velocity [B,3,H,W] that training compares with, of images and noise [B,3,H,W] at x_t and t [B];
+        see `prediction.velocity_target`."""
+        return velocity_target(x, noise, x_t, t, self.config.prediction, self.config.t_eps)
 
     def units(self) -> list[nn.Module]:
         """What is compiled, recomputed and sharded as one: blocks, and detailers that have none."""

@@ -103,6 +103,18 @@ def rope_2d(grid: Grid, head_size: int, device: torch.device, spans: tuple[float
     return angle.flatten(1).cos(), angle.flatten(1).sin()
 
 
+def rope_index(grid: Grid, head_size: int, device: torch.device) -> Rope:
+    """2-D rotary embedding by whole rows and columns 0, 1, 2, …, two [L, d/2] tables (JiT).
+
+    The first half of a head's channels turns with the row, the second with the column; theta = 10000.
+    """
+    rows, columns = (torch.arange(n, device=device) for n in grid)
+    frequency = 10000.0 ** -(torch.arange(0, head_size, 4, device=device) / head_size)  # [d/4]
+    y, x = rows.repeat_interleave(grid[1]), columns.repeat(grid[0])  # [L]
+    angle = torch.cat((y[:, None] * frequency, x[:, None] * frequency), dim=-1)  # [L, d/2]
+    return angle.cos(), angle.sin()
+
+
 def rope_1d(length: int, head_size: int, device: torch.device) -> Rope:
     """Rotary embedding of tokens at positions 0, 1, 2, …, two [length, d/2] tables."""
     frequency = 10000.0 ** -(torch.arange(0, head_size, 2, device=device) / head_size)
@@ -151,12 +163,15 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √d) v of [B, L, heads, d] -> [B, L, heads·d]; a key is seen where `mask` is true."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """softmax(q kᵀ / √d) v of [B, L, heads, d] -> [B, L, heads·d]; a key is seen where `mask` is true. Of
+    the attention weights a share `dropout` is dropped."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, heads, L, d]
-    short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT
-    product = attention_at_once if short else F.scaled_dot_product_attention
-    return product(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT and not dropout
+    if short:
+        return attention_at_once(q, k, v, mask).transpose(1, 2).flatten(2)
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return attended.transpose(1, 2).flatten(2)
 
 
 def attention_at_once(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
@@ -173,13 +188,24 @@ def attention_at_once(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None 
 class Attention(nn.Module):
     """Multi-head attention with RMSNorm on queries and keys and rotary positions. [B, L, D] -> [B, L, D].
 
-    `vanilla`: with neither these norms nor positions, but with a bias (DiT).
+    `vanilla`: with neither these norms nor positions, but with a bias (DiT). Dropout of the attention weights
+    and of the output acts in training alone.
     """
 
-    def __init__(self, size: int, num_heads: int, vanilla: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        num_heads: int,
+        vanilla: bool = False,
+        bias: bool = False,
+        dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.head_size = size // num_heads
-        self.qkv = nn.Linear(size, 3 * size, bias=vanilla)
+        self.weight_dropout = nn.Dropout(weight_dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.qkv = nn.Linear(size, 3 * size, bias=bias or vanilla)
         self.q_norm = nn.Identity() if vanilla else RMSNorm(self.head_size)
         self.k_norm = nn.Identity() if vanilla else RMSNorm(self.head_size)
         self.proj = nn.Linear(size, size)
@@ -191,21 +217,28 @@ class Attention(nn.Module):
         return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
 
     def forward(self, x: Tensor, rope: Rope | None) -> Tensor:
-        return self.proj(attend(*self.heads(x, rope)))
+        weight_dropout = self.weight_dropout.p if self.training else 0.0
+        return self.dropout(self.proj(attend(*self.heads(x, rope), dropout=weight_dropout)))
 
 
 class SwiGLU(nn.Module):
-    """w2(SiLU(w1 x) · w3 x) without biases, hidden width int(2/3 · 4D); w1 and w3 are one matrix, w13."""
+    """w2(SiLU(w1 x) · w3 x), hidden width 2/3 · 4D rounded down unless given; w1 and w3 are one matrix, w13.
 
-    def __init__(self, size: int) -> None:
+    Dropout of the hidden channels acts in training alone.
+    """
+
+    def __init__(
+        self, size: int, hidden: int | None = None, bias: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        hidden = int(2 / 3 * 4 * size)
-        self.w13 = nn.Linear(size, 2 * hidden, bias=False)
-        self.w2 = nn.Linear(hidden, size, bias=False)
+        hidden = hidden or 8 * size // 3
+        self.w13 = nn.Linear(size, 2 * hidden, bias=bias)
+        self.w2 = nn.Linear(hidden, size, bias=bias)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.w13(x).chunk(2, -1)
-        return self.w2(F.silu(gate) * up)
+        return self.w2(self.dropout(F.silu(gate) * up))
 
 
 class MLP(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor
 from pixelwright.errors import UserError, nearest
 
 Prediction = Literal["velocity", "x", "noise", "reverse-velocity"]
-SMALLEST_DENOMINATOR = 0.05
+T_EPS = 0.05
 """x- and noise-prediction divide by 1−t or t; nearer to 0 the network's error would grow without bound."""
 
 
@@ -16,34 +16,32 @@ def column(t: Tensor) -> Tensor:
     return t[:, None, None, None]
 
 
-def to_velocity(output: Tensor, x_t: Tensor, t: Tensor, prediction: str) -> Tensor:
+def to_velocity(output: Tensor, x_t: Tensor, t: Tensor, prediction: str, t_eps: float = T_EPS) -> Tensor:
     """The velocity that a network's output means. output, x_t [B,3,H,W], t [B].
 
     `velocity`: v itself. `reverse-velocity`: −v = ε − x, as in the published text-to-image network.
-    `x`: v = (x̂ − x_t)/(1−t). `noise`: v = (x_t − ε̂)/t. Denominators stay above 0.05.
+    `x`: v = (x̂ − x_t)/(1−t). `noise`: v = (x_t − ε̂)/t. Denominators are `t_eps` at least.
     """
     match prediction:
         case "velocity":
             return output
         case "x":
-            return (output - x_t) / column((1 - t).clamp(min=SMALLEST_DENOMINATOR)).to(x_t.dtype)
+            return (output - x_t) / column((1 - t).clamp(min=t_eps)).to(x_t.dtype)
         case "reverse-velocity":
             return -output
         case "noise":
-            return (x_t - output) / column(t.clamp(min=SMALLEST_DENOMINATOR)).to(x_t.dtype)
+            return (x_t - output) / column(t.clamp(min=t_eps)).to(x_t.dtype)
     known = ("velocity", "x", "noise", "reverse-velocity")
     raise UserError(f'unknown prediction "{prediction}"{nearest(prediction, known)}')
 
 
-def velocity_target(x: Tensor, noise: Tensor, x_t: Tensor, t: Tensor, prediction: str) -> Tensor:
+def velocity_target(
+    x: Tensor, noise: Tensor, x_t: Tensor, t: Tensor, prediction: str, t_eps: float = T_EPS
+) -> Tensor:
     """The velocity that training compares with: x − ε, or what the perfect output of `prediction` means.
 
     Where the denominator of `to_velocity` is clamped, the target's is clamped alike (JiT's loss), so that the
     loss of a perfect network is zero at every t.
     """
-    match prediction:
-        case "x":
-            return to_velocity(x, x_t, t, "x")
-        case "noise":
-            return to_velocity(noise, x_t, t, "noise")
-    return x - noise
+    perfect = {"x": x, "noise": noise}.get(prediction)
+    return x - noise if perfect is None else to_velocity(perfect, x_t, t, prediction, t_eps)

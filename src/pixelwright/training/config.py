@@ -45,6 +45,10 @@ class ModelConfig(Config, where="model"):
     """Where the detailer stands: after the last block, between the blocks, or both."""
     prediction: Prediction | None = None
     """What the network predicts: velocity, the image or the noise."""
+    t_eps: PositiveFloat | None = None
+    """Least denominator of the velocity where the image or the noise is predicted."""
+    noise_scale: PositiveFloat | None = None
+    """Standard deviation of the noise, in training and sampling."""
     depth: PositiveInt | None = None
     """Number of transformer blocks of the global stage."""
     hidden_size: PositiveInt | None = None

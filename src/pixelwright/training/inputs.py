@@ -19,6 +19,7 @@ from pixelwright.data.loader import as_floats
 from pixelwright.diffusion import flow
 from pixelwright.distributed.parallel import Layout
 from pixelwright.models.conditions import Condition, TextCondition
+from pixelwright.models.config import DenoiserConfig
 from pixelwright.text import FeatureCache
 from pixelwright.training.config import LoopConfig
 from pixelwright.training.objectives import Objective
@@ -75,12 +76,12 @@ class Preparation:
     def __init__(
         self,
         config: LoopConfig,
-        num_classes: int,
+        model: DenoiserConfig,
         text: FeatureCache | None,
         layout: Layout,
         objectives: Sequence[Objective] = (),
     ) -> None:
-        self.config, self.num_classes, self.text, self.layout = config, num_classes, text, layout
+        self.config, self.model, self.text, self.layout = config, model, text, layout
         self.objectives = objectives
 
     def __call__(self, batch: Batch, number: int) -> Inputs:
@@ -103,8 +104,8 @@ class Preparation:
         """All that is done on the device: floats, and what is drawn for this batch."""
         condition: Any = staged.condition
         images, config = as_floats(staged.images, staged.flipped), self.config
-        first, classes = self.layout.rank * len(images), self.num_classes
-        t, noise, condition = flow.draw(config.flow, images, condition, classes, config.seed, number, first)
+        place = (config.seed, number, self.layout.rank * len(images))
+        t, noise, condition = flow.draw(config.flow, images, condition, self.model, *place)
         return Inputs(images, t, noise, condition, staged.targets)
 
 

@@ -102,7 +102,7 @@ class Trainer:
         self.data, self.text, self.callbacks = data, text, callbacks
         self.model = model.train()
         self.losses = Losses(model, objectives := objectives or [FlowMatching()])
-        self.prepare = Preparation(config, model.config.num_classes, text, self.layout, objectives)
+        self.prepare = Preparation(config, model.config, text, self.layout, objectives)
         use_products(model)
         for unit in model.units():
             parallel.prepare(unit, config.parallel.checkpointing, config.compile)

@@ -23,5 +23,5 @@ class FlowMatching(Objective):
         self.weight = (config or FlowMatchingConfig()).weight
 
     def forward(self, model: PixelDenoiser, batch: Forward) -> tuple[Tensor, Logs]:
-        path = (batch.x, batch.noise, batch.x_t, batch.t)
-        return flow.velocity_loss(batch.velocity, *path, model.config.prediction), {}
+        target = model.velocity_target(batch.x, batch.noise, batch.x_t, batch.t)
+        return flow.velocity_loss(batch.velocity, target), {}

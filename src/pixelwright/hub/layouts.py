@@ -1,0 +1,176 @@
+"""The key names of published checkpoints, family by family, and what names and shapes say of a network.
+
+A family is a `Layout` in `LAYOUTS`: the keys that tell its files from others, a table of names, and a
+function that reads the config from shapes. `public` does the rest.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from pixelwright.errors import UserError
+from pixelwright.hub.shapes import Specs, classes_of, count_of, embedder_of, heads_of, shape_of
+from pixelwright.models.backbones import PatchDiTConfig
+from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.detailers.pit import PiTConfig
+from pixelwright.models.detailers.unet import UNetConfig
+from pixelwright.models.mmdit import MMDiTConfig
+
+Table: TypeAlias = Sequence[tuple[str, str]]
+"""Beginnings of names, ours <-> theirs; the first entry that fits a name is used, `#` stands for a number.
+Our SwiGLU's w13 is their w1 and w3, unless an entry ends in "w13."."""
+Settings: TypeAlias = Mapping[str, Any]
+"""What a file does not tell, by the names of the fields of a backbone's config or a `DenoiserConfig`."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The published form of a family of networks."""
+
+    family: str
+    marks: tuple[str, ...]
+    """Keys that its files have, and with "!" before them have not, and no other family's files."""
+    fits: Callable[[DenoiserConfig], bool]
+    """Whether the networks of a config (post-hoc) have this form."""
+    table: Callable[[DenoiserConfig], Table]
+    infer: Callable[[Specs, Settings], DenoiserConfig]
+    """The config that names and shapes tell, without its name. Raises UserError."""
+    constants: Callable[[DenoiserConfig], dict[str, Tensor]] = lambda config: {}
+    """Tensors of a file that are not learned and not among our weights, such as a table of positions."""
+
+    def marked(self, names: Specs) -> bool:
+        """Whether a file has these keys."""
+        return all((mark.removeprefix("!") in names) != mark.startswith("!") for mark in self.marks)
+
+
+_EMBEDDERS = [
+    ("backbone.time_embedder.mlp.", "t_embedder.mlp."),
+    ("backbone.class_embedder.table.", "y_embedder.embedding_table."),
+]
+_COMMON = [("backbone.patch_embedder.", "s_embedder.proj."), *_EMBEDDERS]
+
+
+def _blocks(theirs: str, adaLN: int = 0) -> list[tuple[str, str]]:
+    """The global blocks, whose modulation is the layer `adaLN` of a Sequential."""
+    return [
+        ("backbone.blocks.#.adaLN.", f"{theirs}.#.adaLN_modulation.{adaLN}."),
+        ("backbone.blocks.#.", f"{theirs}.#."),
+    ]
+
+
+# ---------------------------------------------------------------- PixelDiT
+_PIT = [
+    ("detailer.pixel_embedder.", "pixel_embedder.proj."),
+    ("detailer.blocks.#.adaLN.", "pixel_blocks.#.adaLN_modulation.0."),
+    ("detailer.blocks.#.compress.", "pixel_blocks.#.compress_to_attn."),
+    ("detailer.blocks.#.expand.", "pixel_blocks.#.expand_from_attn."),
+    ("detailer.blocks.#.", "pixel_blocks.#."),
+    ("detailer.norm.", "final_layer.norm."),
+    ("detailer.out.", "final_layer.linear."),
+]
+_TEXT = [("backbone.text_embedder.positions", "y_pos_embedding"), ("backbone.text_embedder.", "y_embedder.")]
+for _ours, _letter, _short in (("image", "x", "img"), ("text", "y", "txt")):
+    _stream, _block = f"backbone.blocks.#.{_ours}.", "patch_blocks.#."
+    _TEXT += [
+        (f"{_stream}adaLN.", f"{_block}adaLN_modulation_{_short}.0."),
+        (f"{_stream}norm1.", f"{_block}norm_{_letter}1."),
+        (f"{_stream}norm2.", f"{_block}norm_{_letter}2."),
+        (f"{_stream}mlp.", f"{_block}mlp_{_letter}."),
+    ]
+    _TEXT += [
+        (f"{_stream}attn.{part}.", f"{_block}attn.{part}_{_letter}.")
+        for part in ("qkv", "q_norm", "k_norm", "proj")
+    ]
+
+
+def _fits_pixeldit(config: DenoiserConfig) -> bool:
+    backbone, detailer = config.backbone, config.detailer
+    if isinstance(backbone, MMDiTConfig):  # the published network attends to padding and has its own time
+        text = backbone.sigma_time and not backbone.mask_padding
+        return text and config.prediction == "reverse-velocity" and isinstance(detailer, PiTConfig)
+    return _plain(config) and isinstance(detailer, PiTConfig)
+
+
+def _plain(config: DenoiserConfig) -> bool:
+    """Whether the backbone is that of both papers."""
+    return isinstance(config.backbone, PatchDiTConfig) and config.prediction == "velocity"
+
+
+def _pixeldit(config: DenoiserConfig) -> Table:
+    return [*_COMMON, *(_TEXT if config.takes_text else []), *_PIT, *_blocks("patch_blocks")]
+
+
+def _infer_pixeldit(weights: Specs, settings: Settings) -> DenoiserConfig:
+    hidden_size, patch_size = embedder_of(weights)
+    depth = count_of(weights, "patch_blocks")
+    if "y_pos_embedding" not in weights:
+        num_heads = heads_of(weights, "patch_blocks.0.attn.q_norm.weight", hidden_size)
+        classes = PatchDiTConfig(hidden_size, depth, num_heads, patch_size, classes_of(weights))
+        return DenoiserConfig(classes, _infer_pit(weights, patch_size))
+    num_heads = heads_of(weights, "patch_blocks.0.attn.q_norm_x.weight", hidden_size)
+    text_size = shape_of(weights, "y_embedder.proj.weight", 2)[1]
+    length = shape_of(weights, "y_pos_embedding", 3)[1]
+    backbone = MMDiTConfig(hidden_size, depth, num_heads, patch_size, text_size, length, False, True)
+    return DenoiserConfig(backbone, _infer_pit(weights, patch_size), prediction="reverse-velocity")
+
+
+def _infer_pit(weights: Specs, patch_size: int) -> PiTConfig:
+    """Its first block tells the variant: 6 modulation values per pixel channel, or 4 (post-modulation)."""
+    pixel_size, _ = shape_of(weights, "pixel_embedder.proj.weight", 2)
+    attention_size, _ = shape_of(weights, "pixel_blocks.0.compress_to_attn.weight", 2)
+    rows, _ = shape_of(weights, key := "pixel_blocks.0.adaLN_modulation.0.weight", 2)
+    unit = patch_size**2 * pixel_size
+    if rows not in (4 * unit, 6 * unit):
+        fits = f"{6 * unit} (pre-modulation) or {4 * unit} (post-modulation)"
+        raise UserError(f'"{key}" has {rows} rows; {fits} are expected')
+    num_heads = heads_of(weights, "pixel_blocks.0.attn.q_norm.weight", attention_size)
+    depth, post = count_of(weights, "pixel_blocks"), rows == 4 * unit
+    return PiTConfig(depth, pixel_size, attention_size, num_heads, post_modulation=post)
+
+
+# ---------------------------------------------------------------- DiP
+def _dip(config: DenoiserConfig) -> Table:
+    """DiP numbers the levels from 1 on the way down and back to 1 on the way up."""
+    levels = len(config.detailer.channels)
+    table = [*_COMMON, *_blocks("blocks")]
+    table += [
+        ("detailer.bottleneck.", "local_decoder.bottleneck.0."),
+        ("detailer.out.", "local_decoder.out_conv."),
+    ]
+    for i in range(levels):
+        table += [
+            (f"detailer.down.{i}.conv.", f"local_decoder.enc{i + 1}.0."),
+            (f"detailer.up.{i}.upsample.", f"local_decoder.up{levels - i}."),
+            (f"detailer.up.{i}.conv.", f"local_decoder.dec{levels - i}.0."),
+        ]
+    return table
+
+
+def _infer_dip(weights: Specs, settings: Settings) -> DenoiserConfig:
+    channels: list[int] = []
+    key = "local_decoder.enc1.0.weight"
+    while not channels or key in weights:  # the first one has to be there
+        channels.append(shape_of(weights, key, 4)[0])
+        key = f"local_decoder.enc{len(channels) + 1}.0.weight"
+    return DenoiserConfig(infer_patch_dit(weights, "blocks"), UNetConfig(tuple(channels)))
+
+
+def infer_patch_dit(weights: Specs, blocks: str, embedder: str = "s_embedder.proj.weight") -> PatchDiTConfig:
+    """The backbone of both papers and of PixNerd, DeCo and DDT, from its published names."""
+    hidden_size, patch_size = embedder_of(weights, embedder)
+    num_heads = heads_of(weights, f"{blocks}.0.attn.q_norm.weight", hidden_size)
+    return PatchDiTConfig(hidden_size, count_of(weights, blocks), num_heads, patch_size, classes_of(weights))
+
+
+LAYOUTS = (
+    Layout("PixelDiT", ("pixel_embedder.proj.weight",), _fits_pixeldit, _pixeldit, _infer_pixeldit),
+    Layout(
+        "DiP",
+        ("local_decoder.out_conv.weight",),
+        lambda config: _plain(config) and isinstance(config.detailer, UNetConfig),
+        _dip,
+        _infer_dip,
+    ),
+)
