@@ -247,10 +247,9 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
             prompt, negative_prompt: for models of captions, whose encoder is read, used and freed: what to
                 draw, and what guidance leads away from, one for all or one each.
             height, width: multiples of the patch size; by default those of `latents` or the model.
-            guidance_scale, guidance_interval: classifier-free guidance; where in t it acts (None: always).
-            guidance_ends: see `IntervalCFG`.
+            guidance_scale, guidance_interval, guidance_ends: see `diffusion.guidance.IntervalCFG`.
             generator: of the noise; one per image makes an image independent of its batch.
-            latents: the noise to start from, [B,3,H,W] in pixels.
+            latents: the start instead, [B,3,H,W] in pixels, of the model's `noise_scale`.
             output_type: "pil", "np" ([B,H,W,3] in [0,1]), "pt" ([B,3,H,W] in [0,1]) or "latent" (the state).
             callback_on_step_end: called as (pipeline, index, 1000·σ, {"latents": state}) after an evaluation;
                 it may return {"latents": …}, and set `pipeline.guidance_scale` or `._interrupt`.
@@ -264,22 +263,21 @@ class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
         times = lay_grid(self.scheduler, num_inference_steps, device)
         x = self._noise(shape, generator, device) if latents is None else latents.to(device, torch.float32)
         self._interrupt, self._num_timesteps, self._guidance_scale = False, len(times), guidance_scale
-        extra, speed = self._extra(generator), (precision, compile, attention, device)
-        bar = self.progress_bar(total=num_inference_steps)
-        with self._drawing(conditions, *speed) as branches, bar:
+        extra, bar = self._extra(generator), self.progress_bar(total=num_inference_steps)
+        with self._drawing(conditions, precision, compile, attention, device) as branches, bar:
             for i, (t, timestep) in enumerate(zip(times, self.scheduler.timesteps, strict=True)):
                 v = IntervalCFG(self._guidance_scale, guidance_interval, guidance_ends)(*branches)(x, t)
                 x = self.scheduler.step(-v, timestep, x, return_dict=False, **extra)[0]
+                tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
                 if callback_on_step_end is not None:
-                    tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
                     x = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", x)
                 if (i + 1) % self.scheduler.order == 0 or i + 1 == len(times):
                     bar.update()
                 if self._interrupt:
                     break
         self.maybe_free_model_hooks()
-        images = _convert(x, output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        result = ImagePipelineOutput(images=_convert(x, output_type))
+        return result if return_dict else (result.images,)
 
     def _extra(self, generator: Any) -> dict[str, Any]:
         """What a scheduler that draws noise itself is given."""
