@@ -4,9 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pixelwright import data, diffusion, evaluation, hub, models, text, training
+    from pixelwright import data, diffusion, editing, evaluation, hub, models, text, training
     from pixelwright.acceleration import AcceleratedDenoiser, accelerate
     from pixelwright.diffusion.sample import as_condition, sample
+    from pixelwright.editing import edit, interpolate, invert, restore
     from pixelwright.errors import UserError
     from pixelwright.hub.checkpoint import load
     from pixelwright.models.backbones import register_backbone
@@ -38,8 +39,12 @@ __all__ = [
     "create",
     "data",
     "diffusion",
+    "edit",
+    "editing",
     "evaluation",
     "hub",
+    "interpolate",
+    "invert",
     "load",
     "load_config",
     "models",
@@ -47,6 +52,7 @@ __all__ = [
     "register_detailer",
     "register_logger",
     "register_objective",
+    "restore",
     "sample",
     "save",
     "text",
@@ -55,7 +61,7 @@ __all__ = [
 ]
 
 # Where the public names live; imported when first used, so that `pixelwright --help` need not wait for torch.
-_PACKAGES = ("data", "diffusion", "evaluation", "hub", "models", "text", "training")
+_PACKAGES = ("data", "diffusion", "editing", "evaluation", "hub", "models", "text", "training")
 _HOMES = {
     "AcceleratedDenoiser": "acceleration",
     "Callback": "training.callbacks",
@@ -70,12 +76,16 @@ _HOMES = {
     "accelerate": "acceleration",
     "as_condition": "diffusion.sample",
     "create": "models.folder",
+    "edit": "editing",
+    "interpolate": "editing",
+    "invert": "editing",
     "load": "hub.checkpoint",
     "load_config": "training",
     "register_backbone": "models.backbones",
     "register_detailer": "models.detailers",
     "register_logger": "training.loggers",
     "register_objective": "training.objectives",
+    "restore": "editing",
     "sample": "diffusion.sample",
     "save": "models.folder",
     "train": "training",

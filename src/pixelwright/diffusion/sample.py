@@ -1,6 +1,6 @@
 """From noise to images: what a model is conditioned on, the noise of each image, and `sample`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -77,7 +77,9 @@ def as_condition(labels: Labels, model: Denoiser, negative: str | None = None) -
     return labels if isinstance(labels, TextCondition) else as_labels(labels, config)
 
 
-def _size(size: int | tuple[int, int] | None, config: DenoiserConfig) -> tuple[int, int]:
+def size_of(size: int | tuple[int, int] | None, config: DenoiserConfig) -> tuple[int, int]:
+    """(height, width) of the images of a model, by default its own. Raises UserError: none, or one that does
+    not divide into patches."""
     size = config.image_size if size is None else size
     if size is None:
         raise UserError("the model's config has no image_size; give size=(height, width)")
@@ -86,8 +88,8 @@ def _size(size: int | tuple[int, int] | None, config: DenoiserConfig) -> tuple[i
     return height, width
 
 
-def _indices(start: int | Sequence[int], count: int) -> Sequence[int]:
-    """The index of each of `count` images; see `sample`."""
+def as_indices(start: int | Sequence[int], count: int) -> Sequence[int]:
+    """The index of each of `count` images; see `sample`. Raises UserError: another number, or below 0."""
     indices = range(start, start + count) if isinstance(start, int) else start
     if len(indices) != count:
         raise UserError(f"start_index gives {len(indices)} indices for {count} images; give one each")
@@ -110,6 +112,41 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
+def in_batches(
+    model: Denoiser,
+    condition: Condition,
+    indices: Sequence[int],
+    draw: Callable[[Denoiser, Condition, slice], Tensor],
+    batch_size: int | None = None,
+    precision: str = "auto",
+    compile: bool = False,
+    attention: str = "auto",
+    *,
+    finish: Callable[[Tensor], Tensor] = to_uint8,
+) -> Tensor:
+    """What every way to draw images has in common: batches, eval mode, precision, a look at the result.
+
+    Args:
+        condition: of B images.
+        indices: their B indices, which name the images that are not finite.
+        draw: (network, condition [b] on its device, the slice of the B images) -> images [b,3,H,W] in [-1,1].
+        batch_size, precision, compile, attention: see `sample`.
+        finish: what is made of a batch of images on the device.
+
+    Returns: what `finish` makes of the B images, on the CPU.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+    images = []
+    with _evaluating(model), drawing(model, precision, compile, attention) as network:
+        for start in range(0, len(condition), batch_size or len(condition)):
+            rows = slice(start, min(start + (batch_size or len(condition)), len(condition)))
+            x = draw(network, condition[rows].to(model.device), rows)
+            _check_finite(x, indices[rows])
+            images.append(finish(x).cpu())
+    return torch.cat(images)
+
+
 def sample(
     model: Denoiser,
     labels: Labels,
@@ -120,6 +157,7 @@ def sample(
     seed: int = 0,
     start_index: int | Sequence[int] = 0,
     callback: StepCallback | None = None,
+    noise: Tensor | None = None,
     batch_size: int | None = None,
     precision: str = "auto",
     compile: bool = False,
@@ -138,6 +176,8 @@ def sample(
         seed, start_index: image i of the result is image start_index + i of that seed; it does not depend on
             the batch it is drawn in. Instead of a start, the index of every image may be given.
         callback: called with a `Step` at every step of every batch.
+        noise: what to start from, [B,3,H,W] of the model's `noise_scale`, such as `invert` gives, in place of
+            the noise of seed and index.
         batch_size: images at a time; all at once by default.
         precision, compile, attention: see `acceleration.drawing`; an accelerated model has its own.
 
@@ -153,22 +193,28 @@ def sample(
     if isinstance(guidance, (int, float)):
         guidance = IntervalCFG(guidance, sampler.guidance_interval, sampler.guidance_ends)
     condition = as_condition(labels, model)
-    height, width = _size(size, model.config)
-    indices = _indices(start_index, len(condition))
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    device, images = model.device, []
-    with _evaluating(model), drawing(model, precision, compile, attention) as network:
-        for start in range(0, len(condition), batch_size or len(condition)):
-            part = condition[start : start + (batch_size or len(condition))].to(device)
-            noise = noise_of(indices[start : start + len(part)], (height, width), seed, device)
-            noise = model.config.noise_scale * noise
-            x = solve(
-                model_velocity(network, part, sampler, guidance), noise, times, sampler.solver, callback
-            )
-            _check_finite(x, indices[start : start + len(part)])
-            images.append(to_uint8(x).cpu())
-    return torch.cat(images)
+    if noise is not None:
+        _check_noise(noise, len(condition), size, seed)
+        size = (noise.shape[2], noise.shape[3])
+    height, width = size_of(size, model.config)
+    indices = as_indices(start_index, len(condition))
+
+    def draw(network: Denoiser, part: Condition, rows: slice) -> Tensor:
+        if noise is None:
+            start = model.config.noise_scale * noise_of(indices[rows], (height, width), seed, model.device)
+        else:
+            start = noise[rows].to(model.device, torch.float32)
+        return solve(model_velocity(network, part, sampler, guidance), start, times, sampler.solver, callback)
+
+    return in_batches(model, condition, indices, draw, batch_size, precision, compile, attention)
+
+
+def _check_noise(noise: Tensor, count: int, size: object, seed: int) -> None:
+    if noise.ndim != 4 or noise.shape[:2] != (count, 3) or not noise.is_floating_point():
+        shape = list(noise.shape)
+        raise UserError(f"noise is {noise.dtype} {shape}; give floats [{count}, 3, H, W], one an image")
+    if size is not None or seed != 0:
+        raise UserError("noise is given together with a size or a seed; leave these out")
 
 
 def _check_finite(x: Tensor, indices: Sequence[int]) -> None:

@@ -134,6 +134,34 @@ def _log_snr(time: Tensor) -> float:
     return -math.inf if t <= 0 else math.inf if t >= 1 else math.log(t / (1 - t))
 
 
+def ancestral(
+    velocity: Velocity,
+    x: Tensor,
+    times: Tensor,
+    callback: StepCallback | None = None,
+    *,
+    eta: float,
+    fresh: Callable[[int], Tensor],
+) -> Tensor:
+    """Euler with a part `eta` of the noise drawn anew in each step, as DDNM draws (arXiv 2212.00490):
+    x = t'·x0 + (1−t')·(√(1−η²)·ε + η·ε'), where x0 = x + (1−t)·v and ε = x − t·v.
+
+    Above 0, results vary less than the data: the mean of x0 is noised in place of one x0.
+
+    Args:
+        eta: 0 (Euler) to 1 (all noise is new).
+        fresh: gives the new noise ε' of step i, like x.
+    """
+    for i, t, t_next in _steps(times):
+        v = velocity(x, t)
+        _report(callback, i, times, x, v)
+        denoised, noise = x + (1 - t) * v, x - t * v
+        if eta > 0 and t_next < 1:
+            noise = math.sqrt(1 - eta**2) * noise + eta * fresh(i)
+        x = t_next * denoised + (1 - t_next) * noise
+    return x
+
+
 SOLVERS: dict[str, Callable[..., Tensor]] = {
     "euler": euler,
     "heun": heun,
