@@ -39,7 +39,8 @@ def test_a_model_and_its_images_have_the_same_numbers(
     evaluate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate("model", "--seed", "3", "--guidance-scale", "2") == 0
-    assert evaluate("images", subject=tmp_path / "model" / "samples.npz") == 0
+    patches = ("--patch-size", "4")
+    assert evaluate("images", *patches, subject=tmp_path / "model" / "samples.npz") == 0
     assert "report.html" in capsys.readouterr().out
     of_model, of_images = read_report(tmp_path / "model"), read_report(tmp_path / "images")
     assert of_model.values == of_images.values and of_model.images.checksum == of_images.images.checksum

@@ -25,7 +25,7 @@ from pixelwright.evaluation.features import classifier, open_extractor
 from pixelwright.evaluation.features.classifier import Classifier, ClassifierConfig
 from pixelwright.evaluation.features.extractor import Activations, ExtractorInfo
 from pixelwright.evaluation.images import ArrayFile, ImageBatch, ImageSet, open_images, pixel_digest
-from pixelwright.evaluation.measure import collect, compare, measure
+from pixelwright.evaluation.measure import Settings, collect, compare, measure
 from pixelwright.evaluation.metrics import Moments
 from pixelwright.evaluation.references import build_reference, read_reference
 from pixelwright.rng import generator
@@ -341,6 +341,9 @@ def test_one_pass_gives_what_the_metrics_give(tmp_path: Path) -> None:
     assert again.metrics == found.metrics and again.images.checksum == found.images.checksum
     mean = np.mean([one["precision"] for one in found.per_class.values()])
     assert len(found.per_class) == 4 and mean == pytest.approx(found.metrics["precision"].value, abs=0.02)
+    assert "--patch-size" in found.left_out["patch_grid"]
+    with_seams = measure(batches(13), reference, Stripes(), Settings(patch_size=4)).metrics["patch_grid"]
+    assert with_seams == metrics.patch_grid(metrics.patch_steps(images, 4))
 
 
 def test_images_of_an_adm_reference_give_precision_and_recall(

@@ -474,3 +474,32 @@ def test_generator_of_kid_is_ours() -> None:
     own = torch.randperm(50, generator=generator(0, "kid", "samples", 0))[:20]
     expected = metrics.mmd(x[picks].double(), y[own].double())
     assert metrics.kid(x, y, subsets=1, size=20).value == pytest.approx(expected, rel=1e-12)
+
+
+# ---------------------------------------------------------------- seams of patches
+def noisy(count: int = 50, size: int = 16) -> torch.Tensor:
+    """Images [N,H,W,3] whose steps are alike everywhere."""
+    walk = torch.randn(count, size, size, 3, generator=torch.Generator().manual_seed(0)) * 5
+    return (walk + 128).round().to(torch.uint8)
+
+
+def test_images_without_seams_have_no_patch_grid() -> None:
+    found = metrics.patch_grid(metrics.patch_steps(noisy(), 4))
+    assert found.error is not None and abs(found.value) < 3 * found.error < 0.1
+
+
+def test_patches_of_their_own_brightness_have_one() -> None:
+    images = noisy()
+    shades = torch.randint(0, 60, (50, 4, 4, 1), generator=torch.Generator().manual_seed(1))
+    images = images + shades.repeat_interleave(4, 1).repeat_interleave(4, 2).to(torch.uint8)
+    assert metrics.patch_grid(metrics.patch_steps(images, 4)).value > 5
+    assert metrics.patch_grid(metrics.patch_steps(images[:, 1:, 1:], 4)).value < 0  # borders elsewhere
+
+
+def test_patch_steps_by_their_definition() -> None:
+    image = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+    image[:, :, 2:] = 10  # a step of 10 across the one upright border, in each row; none across the level one
+    steps = metrics.patch_steps(image, 2)
+    assert steps.tolist() == [[100 / 2, 0.0]]
+    with pytest.raises(UserError, match="patches of 4 have no seams inside images of 4x4"):
+        metrics.patch_steps(image, 4)

@@ -73,7 +73,7 @@ def test_a_run_ends_with_the_same_bits_with_and_without(tiny: Tiny, evaluated) -
     assert list(found) == [6, 12, 18, 20]
     for metrics in found.values():
         around = {"precision", "recall", "density", "coverage"}
-        assert {"fid", "sfid", "inception_score", *around, "kid"} == metrics.keys()
+        assert {"fid", "sfid", "inception_score", *around, "kid", "patch_grid"} == metrics.keys()
     assert len({metrics["fid"] for metrics in found.values()}) == 4
 
 
@@ -100,7 +100,7 @@ def test_the_metrics_are_those_of_the_exported_weights(evaluated, measured: dict
     )
     images = draw(model, plan, balanced_labels(COUNT, model.config.num_classes), 0)
     extractor = open_extractor(measured["features"])
-    collected = collect([ImageBatch(images, torch.arange(COUNT))], extractor)
+    collected = collect([ImageBatch(images, torch.arange(COUNT))], extractor, patch_size=4)
     expected = compare(collected, read_reference(measured["reference"]), extractor).metrics
     found = metrics_of(Path(config.run))[6]
     for name, estimate in expected.items():

@@ -9,7 +9,7 @@ from pixelwright.acceleration.reuse import check_reuse
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import labels_for
 from pixelwright.cli.parsing import MODEL, Parser, image_size
-from pixelwright.config import PositiveInt
+from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.errors import UserError
 from pixelwright.evaluation import sweep
@@ -60,6 +60,8 @@ def parser() -> Parser:
     add("--size", type=int, nargs="+", metavar="N", help=help_text)
     help_text = "precision and recall as ADM's evaluator has them, from float16 distances"
     add("--adm-float16", action="store_true", help=help_text)
+    help_text = "side of the patches whose seams are measured, in pixels (default: that of the model)"
+    add("--patch-size", type=NonNegativeInt, default=0, help=help_text)
     add = parser.section("of a model")
     add("--num-samples", type=PositiveInt | None, help="images to draw (default: 50000)")
     help_text = '"balanced" (default: each class in turn), "random", a file with one label a line, or labels'
@@ -82,6 +84,10 @@ def run(options: Namespace) -> None:
     evaluate(options)
 
 
+def _settings(options: Namespace) -> Settings:
+    return Settings(adm_float16=options.adm_float16, patch_size=options.patch_size)
+
+
 # ---------------------------------------------------------------- images that exist
 def _evaluate_images(options: Namespace) -> None:
     for name in (*DEFAULTS, *sampler.FIELDS, "sampler", "reuse", "compile", "attention", "step", "weights"):
@@ -90,7 +96,7 @@ def _evaluate_images(options: Namespace) -> None:
             raise UserError(f"{option} is for a model, and {options.subject} is none: leave it out")
     if options.size is not None and len(options.size) != 1:
         raise UserError(f"--size is {' '.join(map(str, options.size))}: give one number for images")
-    settings = Settings(adm_float16=options.adm_float16)
+    settings = _settings(options)
     scorer = Scorer.open(options.reference, options.features, resolve_device(options.device), settings)
     images = open_images(options.subject, options.size[0] if options.size else None)
     report = scorer.measure(Path(options.subject).name, images)
@@ -142,7 +148,7 @@ def _evaluate_model(options: Namespace) -> None:
     classes = (config.num_classes, config.class_names)
     labels = labels_for(settings["labels"], generation.num_samples, *classes, generation.seed)
     name = settings["name"] or name_of(source, options.weights)
-    measured = (options.reference, options.features, Settings(adm_float16=options.adm_float16))
+    measured = (options.reference, options.features, _settings(options))
     how = settings["images"], options.compile, options.attention or "auto", options.weights
     with opened(source, name, labels, options.device, *measured, *how) as evaluation:
         layout = evaluation.layout

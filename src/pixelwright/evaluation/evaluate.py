@@ -56,7 +56,8 @@ class Scorer:
     def measure(self, name: str, images: ImageSet, generation: Mapping[str, Any] | None = None) -> Report:
         """Measure images, with a progress bar. `generation` are the settings they were made with."""
         with progress_bar("measuring", len(images)) as bar:
-            collected = collect(images.batches(BATCH), self.extractor, bar.update, len(images))
+            size = self.settings.patch_size
+            collected = collect(images.batches(BATCH), self.extractor, bar.update, len(images), size)
         collected = collected._replace(class_names=images.class_names)
         found = compare(collected, self.reference, self.extractor, self.settings)
         shown = images.info(found.images.count, collected.checksum, collected.image_size)
@@ -84,10 +85,9 @@ class Evaluation:
         out = generate(self.model, generation, self.labels, place, self.layout, *how)
         if not self.layout.main:
             return None
-        assert self.scorer is not None
         images = open_images(str(out))
         images.class_names = self.model.config.class_names
-        report = self.scorer.measure(name or self.name, images, settings_of(generation, self.labels))
+        report = self._scorer().measure(name or self.name, images, settings_of(generation, self.labels))
         write_report(report, folder, images)
         return report
 
@@ -114,6 +114,13 @@ class Evaluation:
                     settings_file(images).unlink(missing_ok=True)
                     shutil.rmtree(images) if images.is_dir() else images.unlink(missing_ok=True)
         return reports
+
+    def _scorer(self) -> Scorer:
+        """With the patches of the model, unless others are asked for."""
+        assert self.scorer is not None
+        settings = self.scorer.settings
+        size = settings.patch_size or self.model.config.patch_size
+        return replace(self.scorer, settings=replace(settings, patch_size=size))
 
     def _finished(self, folder: Path, generation: Generation) -> bool:
         """Whether the report of a point is there, and of these very settings."""

@@ -27,6 +27,7 @@ from pixelwright.files import cache_folder, replacing
 
 METRICS = {"fid": "FID", "sfid": "sFID", "inception_score": "Inception Score"}
 METRICS |= {name: name for name in ("precision", "recall", "density", "coverage")} | {"kid": "KID"}
+METRICS["patch_grid"] = "patch grid"
 """Names of the metrics in files, in their order, and what people call them. "fid" is the Fréchet distance of
 the extractor's features, whatever that is called with it."""
 
@@ -53,6 +54,8 @@ class Settings(Config, where=""):
     """Images in each of them."""
     seed: NonNegativeInt = 0
     """Of these subsets."""
+    patch_size: NonNegativeInt = 0
+    """Side in pixels of the patches whose seams are measured; 0: that of the model, of given images none."""
 
 
 DEFAULT = Settings()
@@ -67,6 +70,7 @@ class Collected(NamedTuple):
     checksum: str  # of the pixels, in order; the same for the same images in any container
     image_size: tuple[int, int]
     class_names: tuple[str, ...] | None = None  # those that the labels number
+    steps: Tensor | None = None  # [N,2], of `metrics.patch_steps`
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ def measure(
     Raises UserError: features that the reference cannot be compared with, no image, or features that are NaN.
     """
     check_comparable(extractor, reference)
-    return compare(collect(batches, extractor, progress), reference, extractor, settings)
+    collected = collect(batches, extractor, progress, patch_size=settings.patch_size)
+    return compare(collected, reference, extractor, settings)
 
 
 def check_comparable(extractor: Extractor, reference: Reference) -> None:
@@ -139,13 +144,19 @@ def check_comparable(extractor: Extractor, reference: Reference) -> None:
 
 # ---------------------------------------------------------------- images to activations
 def collect(
-    batches: Iterable[ImageBatch], extractor: Extractor, progress: Progress | None = None, expected: int = 0
+    batches: Iterable[ImageBatch],
+    extractor: Extractor,
+    progress: Progress | None = None,
+    expected: int = 0,
+    patch_size: int = 0,
 ) -> Collected:
-    """The activations of all images, whose pixels are not kept; `expected` is their number, where known.
+    """The activations of all images, whose pixels are not kept; `expected` is their number, where known, and
+    `patch_size` the side of the patches whose seams are looked at, 0: of none.
     Raises UserError: no image, images of several sizes, or activations that are not finite."""
     checksum, columns = "", [_Table(expected) for _ in Activations._fields]
     labels: list[Tensor | None] = []
     numbers: list[Tensor] = []
+    steps: list[Tensor] = []
     shape: tuple[int, ...] = ()
     for batch in _in_batches(batches, BATCH):
         shape = tuple(batch.images.shape[1:3])
@@ -157,6 +168,8 @@ def collect(
                 column.add(part)
         labels.append(batch.labels)
         numbers.append(batch.numbers)
+        if 1 < patch_size < max(shape):
+            steps.append(metrics.patch_steps(batch.images, patch_size))
         if progress is not None:
             progress(len(batch.images))
     if not numbers:
@@ -166,7 +179,8 @@ def collect(
     known = [part for part in labels if part is not None]
     joined, classes = torch.cat(numbers), torch.cat(known) if len(known) == len(labels) else None
     activations = Activations(features, spatial, probabilities)
-    return Collected(activations, classes, joined, checksum, (shape[0], shape[1]))
+    seams = torch.cat(steps) if steps else None
+    return Collected(activations, classes, joined, checksum, (shape[0], shape[1]), steps=seams)
 
 
 class _Table:
@@ -228,6 +242,10 @@ def compare(
         found["inception_score"] = metrics.inception_score(probabilities, settings.split)
     else:
         left_out["inception_score"] = f"{extractor.info.kind} knows no classes"
+    if collected.steps is not None:
+        found["patch_grid"] = metrics.patch_grid(collected.steps)
+    else:
+        left_out["patch_grid"] = "it needs a patch size below that of the images (--patch-size)"
     per_class: dict[str, dict[str, float]] = {}
     memorised = None
     few = "the reference holds no features of images"

@@ -1,6 +1,6 @@
-"""FID and its kin, Inception Score and KID, as functions of features.
+"""FID and its kin, Inception Score and KID, as functions of features; seams of patches, of images.
 
-Nothing here knows of images, files or networks. Values are float64; where they are of matrix products, numpy
+Nothing here knows of files or networks. Values are float64; where they are of matrix products, numpy
 computes these, which halves the work of a matrix times its own transpose. Every value comes with its standard
 error: to first order a metric is a mean over the images of each image's influence on it (the delta method).
 """
@@ -291,6 +291,35 @@ def mmd(x: Tensor, y: Tensor) -> float:
         return float(values.sum() - values.trace()) / (count * (count - 1))
 
     return within(a) + within(b) - 2 * float(kernel(a @ b.T).mean())
+
+
+# ---------------------------------------------------------------- seams of patches
+def patch_steps(images: Tensor, patch_size: int) -> Tensor:
+    """Mean squared step from a pixel to the next, across borders of patches and inside them, of each of the
+    images uint8 [N,H,W,3]: [N,2] float64. Raises UserError: no border, or no inside."""
+    height, width = images.shape[1:3]
+    if not 1 < patch_size < max(height, width):
+        raise UserError(f"patches of {patch_size} have no seams inside images of {height}x{width}")
+    sums = torch.zeros(2, len(images), dtype=torch.float64)
+    counts = [0, 0]
+    for axis, length in ((1, height), (2, width)):
+        steps = images.movedim(axis, 1).float().diff(dim=1).square().mean((2, 3))  # [N, length - 1]
+        border = torch.arange(1, length) % patch_size == 0
+        for row, chosen in enumerate((border, ~border)):
+            sums[row] += steps[:, chosen].sum(1)
+            counts[row] += int(chosen.sum())
+    return (sums / torch.tensor(counts)[:, None]).T
+
+
+def patch_grid(steps: Tensor) -> Estimate:
+    """Seams: by how much larger, as a share, steps across the borders of patches are than those inside, from
+    `patch_steps` [N,2]. 0: none to be seen; below 0: borders are smoother than the rest."""
+    enough(steps, 1, "the grid of patches")
+    border, inside = steps.mean(0).tolist()
+    ratio = border / max(inside, EPSILON)
+    influence = (steps[:, 0] - ratio * steps[:, 1]) / max(inside, EPSILON)
+    error = float(influence.std() / math.sqrt(len(steps))) if len(steps) > 1 else None
+    return Estimate(ratio - 1, error)
 
 
 # ---------------------------------------------------------------- checks

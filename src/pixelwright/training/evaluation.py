@@ -56,7 +56,8 @@ class Evaluation(Callback):
         callback = trainer.stop_if_asked if self._layout.world == 1 else None
         own: Collected | Exception
         try:
-            own = collect(self._share(model, callback), self._extractor)
+            patches = model.config.patch_size
+            own = collect(self._share(model, callback), self._extractor, patch_size=patches)
         except Exception as error:
             own = error
         (failed,) = self._layout.highest(isinstance(own, Exception))
@@ -100,4 +101,5 @@ def _joined(parts: list[Collected]) -> Collected:
         return None if any(tensor is None for tensor in there) else torch.cat(there)[order]
 
     activations = Activations(*map(rows, zip(*(p.activations for p in parts), strict=True)))
-    return Collected(activations, rows(p.labels for p in parts), numbers[order], "", parts[0].image_size)
+    labels, steps = rows(p.labels for p in parts), rows(p.steps for p in parts)
+    return Collected(activations, labels, numbers[order], "", parts[0].image_size, steps=steps)

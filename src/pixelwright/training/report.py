@@ -33,6 +33,7 @@ METRICS = {
     "sfid": "sFID",
     "inception_score": "Inception Score",
     "kid": "KID",
+    "patch_grid": "patch grid (seams)",
 }
 LOGARITHMIC = {"loss", "grad_norm", "loss_by_time", "activation_rms", "update_ratio"}
 NOT_DRAWN = {"step", "seconds", "skipped", "loss", "event", "rollbacks", "evaluation"}
