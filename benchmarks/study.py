@@ -73,18 +73,16 @@ def held_out(config: TrainConfig, path: str | None, count: int) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def held_out_loss(model: pw.PixelDenoiser, images: Tensor, labels: Tensor, flow: Any) -> float:
-    """Mean of (v̂ − v)² with v = x − ε whatever the model predicts; times are the run's own, one of each
-    quantile, paired with images at random."""
-    generator = torch.Generator().manual_seed(0)
-    count = len(images)
-    noise = torch.randn(images.shape, generator=generator)
+def held_out_loss(model: pw.PixelDenoiser, images: Tensor, labels: Tensor) -> float:
+    """Mean of (v̂ − v)², v = x − ε, whatever the model predicts and whichever times it was trained on: one
+    time of each quantile of the sigmoid of N(0, 1), paired with images at random."""
+    generator, count = torch.Generator().manual_seed(0), len(images)
+    noise = torch.randn(images.shape, generator=generator) * model.config.noise_scale
     quantiles = (torch.randperm(count, generator=generator) + 0.5) / count
-    t = torch.sigmoid(math.sqrt(2) * torch.erfinv(2 * quantiles - 1) * flow.time_std + flow.time_mean)
+    times = torch.sigmoid(torch.special.ndtri(quantiles))
     total = 0.0
-    for x, e, s, y in zip(*(each.split(BATCH) for each in (images, noise, t, labels)), strict=True):
-        x_t = interpolate(x, e, s)
-        total += float(velocity_loss(model(x_t, s, y), x, e, x_t, s).sum())
+    for x, e, t, y in zip(*(each.split(BATCH) for each in (images, noise, times, labels)), strict=True):
+        total += float(velocity_loss(model(interpolate(x, e, t), t, y), x - e).sum())
     return total / count
 
 
@@ -122,7 +120,7 @@ def measured(
         model = pw.load(config.run if average else f"{config.run}/model", average)
         row: dict[str, Any] = {"name": name if average is None else f"{name}, {average}", "seed": config.seed}
         row |= {"images": config.steps * config.batch_size, "processor_seconds": round(seconds, 1)}
-        row["loss"] = held_out_loss(model, images, labels, config.flow)
+        row["loss"] = held_out_loss(model, images, labels)
         if options.reference is not None:
             scorer = Scorer.open(options.reference, options.features, "cpu")
             row["fid"] = measure(batches(model, options), scorer.reference, scorer.extractor).values["fid"]
