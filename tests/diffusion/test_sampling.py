@@ -16,6 +16,7 @@ import pixelwright as pw
 from pixelwright.acceleration import accelerate
 from pixelwright.acceleration.reuse import Reused
 from pixelwright.diffusion import sample as sampling
+from pixelwright.diffusion.flow import shift_time
 from pixelwright.diffusion.guidance import AutoGuidance, CFGPlusPlus, IntervalCFG
 from pixelwright.diffusion.solvers import SOLVERS, Step, Velocity, solve, timesteps
 from pixelwright.errors import NotFinite
@@ -26,28 +27,61 @@ from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.detailers.unet import UNetConfig
 from pixelwright.models.mmdit import MMDiTConfig
+from pixelwright.models.prediction import to_velocity
 from tests.recordings import recording
 
-PUBLIC_NAMES = {"euler": "euler", "heun_exact": "heun", "ab2": "ab2-fixed"}
-CASES = [case for case in recording("samplers")[1]["cases"] if case["sampler"] in PUBLIC_NAMES]
+# Recording -> the public name of a sampler -> solver, ends of the interval.
+PUBLIC_NAMES = {
+    "samplers": {"euler": ("euler", "open"), "heun_exact": ("heun", "open"), "ab2": ("ab2-fixed", "open")},
+    "pixnerd_samplers": {name: (name, "open") for name in ("euler", "ab2", "ab3", "ab4")},
+    "pixelgen_samplers": {
+        **{f"euler-{kind}": ("euler", "high") for kind in ("inclusive", "x")},
+        **{f"heun-{kind}": ("heun-inexact", "high") for kind in ("inclusive", "x")},
+        **{f"heun-exact-{kind}": ("heun", "high") for kind in ("inclusive", "x")},
+        "ab2-x": ("ab2", "open"),
+    },
+}
+CASES = [
+    pytest.param(name, case, id=f"{name}-{case['key']}")
+    for name, known in PUBLIC_NAMES.items()
+    for case in recording(name)[1]["cases"]
+    if case["sampler"] in known
+]
 
 
-def field(label: Tensor) -> Velocity:
-    tensors, _ = recording("samplers")
-    w, b = (tensors[f"net.{name}"][label].view(-1, 1, 1, 1) for name in "wb")
-    return lambda x, t: (w * x + b) * torch.cos(3 * t) - 0.5 * x * t
+def field(label: Tensor, name: str = "samplers", prediction: str = "velocity") -> Velocity:
+    """The analytic network of the recordings."""
+    tensors, _ = recording(name)
+    w, b = (tensors[f"net.{key}"][label].view(-1, 1, 1, 1) for key in "wb")
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        output = (w * x + b) * torch.cos(3 * t) - 0.5 * x * t
+        return to_velocity(output, x, t.expand(len(x)), prediction)
+
+    return velocity
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["key"])
-def test_trajectories_end_where_the_public_ones_do(case: dict) -> None:
-    tensors, _ = recording("samplers")
-    labels = tensors["labels"]
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_trajectories_go_where_the_public_ones_do(name: str, case: dict) -> None:
+    tensors, _ = recording(name)
+    labels, key = tensors["labels"], case["key"]
     null = torch.full_like(labels, len(tensors["net.w"]) - 1)
-    velocity = IntervalCFG(case["guidance"], tuple(case["interval"]))(field(labels), field(null))
-    grid = tensors[f"{case['key']}.timesteps"]
-    x = solve(velocity, tensors["noise"], grid, PUBLIC_NAMES[case["sampler"]])
-    assert (x - tensors[f"{case['key']}.x"]).abs().max() < 1e-10
-    assert (grid - timesteps(case["num_steps"], case["timeshift"])).abs().max() < 1e-6
+    network = (name, "x" if case["sampler"].endswith("-x") else "velocity")
+    solver, ends = PUBLIC_NAMES[name][case["sampler"]]
+    guidance = IntervalCFG(case["guidance"], tuple(case["interval"]), ends)  # type: ignore[arg-type]
+    velocity = guidance(field(labels, *network), field(null, *network))
+    given, own = (
+        tensors[f"{key}.timesteps"],
+        timesteps(case["num_steps"], case["timeshift"], last_step=case.get("last_step")),
+    )
+    for grid in (given,) if name == "samplers" else (given, own):
+        steps: list[Step] = []
+        x = solve(velocity, tensors["noise"], grid, solver, steps.append)
+        assert (x - tensors[f"{key}.x"]).abs().max() < 1e-10
+        if f"{key}.trajectory" in tensors:
+            passed = torch.stack([*(step.x for step in steps), x])
+            assert (passed - tensors[f"{key}.trajectory"]).abs().max() < 1e-10
+    assert (given - own).abs().max() < 1e-6  # those of "samplers" were made in float32
 
 
 def test_the_public_inexact_heun_is_ab2_on_a_uniform_grid() -> None:
@@ -76,7 +110,8 @@ GRIDS = {"uniform": timesteps, "shifted": lambda steps: timesteps(steps, 3.0), "
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(
-    ("solver", "order"), [("euler", 1), ("heun", 2), ("ab2", 2), ("ab2-fixed", 2), ("dpmpp-2m", 2)]
+    ("solver", "order"),
+    [("euler", 1), ("heun", 2), ("heun-inexact", 2), ("ab2", 2), ("ab2-fixed", 2), ("dpmpp-2m", 2)],
 )
 def test_halving_the_steps_shows_each_solvers_order(solver: str, grid: str, order: int) -> None:
     if (solver, grid) == ("ab2-fixed", "uneven"):
@@ -84,6 +119,19 @@ def test_halving_the_steps_shows_each_solvers_order(solver: str, grid: str, orde
     many = 1600 if solver == "dpmpp-2m" else 400  # its error goes like h²·log h, so it shows later
     measured = math.log2(error(solver, GRIDS[grid](many)) / error(solver, GRIDS[grid](2 * many)))
     assert measured == pytest.approx(order, abs=0.6 if solver == "dpmpp-2m" else 0.1)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(("solver", "order"), [("ab2", 2), ("ab3", 3), ("ab4", 4)])
+def test_polynomials_in_time_are_integrated_exactly_after_the_start(
+    solver: str, order: int, grid: str
+) -> None:
+    seen: list[Tensor] = []
+    times, start = GRIDS[grid](12), torch.ones(1, dtype=torch.float64)
+    x = solve(lambda _, t: t.pow(order - 1)[None], start, times, solver, lambda step: seen.append(step.x))
+    found = torch.cat((*seen, x)).diff()
+    exact = times.pow(order).diff() / order
+    assert (found - exact)[order - 1 :].abs().max() < 1e-14 < (found - exact)[0].abs()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -112,6 +160,38 @@ def test_the_null_branch_is_evaluated_only_strictly_inside_the_interval() -> Non
     assert seen == [0.375, 0.5, 0.625]
     at = {t: float(velocity(torch.ones(1), torch.tensor(t))) for t in (0.25, 0.5, 0.75)}
     assert at == {0.25: 1.0, 0.5: 3.0, 0.75: 1.0}
+
+
+@pytest.mark.parametrize(("ends", "inside"), [("open", [0.25]), ("zero", [0.0, 0.25]), ("high", [0.25, 0.5])])
+def test_ends_differ_at_the_ends_of_the_interval(ends: Any, inside: list[float]) -> None:
+    velocity = IntervalCFG(3.0, (0.0, 0.5), ends)(lambda x, t: x, lambda x, t: 0 * x)
+    times = (0.0, 0.25, 0.5, 0.75)
+    assert [t for t in times if velocity(torch.ones(1), torch.tensor(t)) == 3] == inside
+    never = IntervalCFG(3.0, (0.25, 0.25), ends)(lambda x, t: x, lambda x, t: 0 * x)
+    assert all(never(torch.ones(1), torch.tensor(t)) == 1 for t in times)
+
+
+@pytest.mark.parametrize(("ends", "evaluated"), [("open", [0.5, 0.5]), ("high", [0.5, 0.75])])
+def test_the_interval_is_held_against_the_evaluation_or_the_start_of_its_step(
+    ends: Any, evaluated: list[float]
+) -> None:
+    seen: list[float] = []
+
+    def null(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t))
+        return 0 * x
+
+    velocity = IntervalCFG(3.0, (0.25, 0.6), ends)(lambda x, t: x, null)
+    solve(velocity, torch.ones(1), timesteps(4), "heun")  # evaluates 0, ¼ | ¼, ½ | ½, ¾ | ¾
+    assert seen == evaluated
+
+
+@given(st.integers(2, 50), st.floats(0.001, 0.9), st.floats(0.2, 5))
+def test_the_last_step_has_the_length_that_is_asked_for(steps: int, last: float, shift: float) -> None:
+    grid = timesteps(steps, last_step=last)
+    assert grid[-1] - grid[-2] == pytest.approx(last) and len(grid) == steps + 1
+    assert grid[:-1].diff().numpy() == pytest.approx((1 - last) / (steps - 1))
+    assert torch.equal(timesteps(steps, shift, last_step=last), shift_time(grid, shift))
 
 
 def test_guidance_of_one_never_evaluates_the_null_branch() -> None:

@@ -23,7 +23,7 @@ from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training import ModelConfig, OptimConfig, RepaConfig, Trainer, build_trainer
 from pixelwright.training import health as health_module
 from pixelwright.training.config import HealthConfig
-from pixelwright.training.objectives import FlowMatching, Forward, Objective
+from pixelwright.training.objectives import FlowMatching, Forward, FrequencyConfig, Objective
 
 from .conftest import Tiny
 
@@ -117,6 +117,11 @@ def test_no_step_waits_with_repa(tiny: Tiny, dino: Path, tmp_path: Path, kept: b
     for number, batch in zip(range(6), filling.data(0)):  # noqa: B905
         assert set(filling.prepare.stage(batch, number).targets) == ({"repa"} if kept else set())
     steps(meta_trainer(tiny, **settings))
+
+
+def test_no_step_waits_with_the_frequency_aware_loss(tiny: Tiny) -> None:
+    data = DataConfig(path="shapes", size=12, shapes_count=24)  # 4 pixels are padded
+    steps(meta_trainer(tiny, data=data, objectives=(FrequencyConfig(),), accumulate=2))
 
 
 class Captions:

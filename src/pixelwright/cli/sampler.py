@@ -100,5 +100,6 @@ def choose(options: Namespace, config: DenoiserConfig) -> Chosen:
         f"{sampler.solver}, {sampler.steps} steps, guidance {sampler.guidance_scale:g} {where}, time shift "
     )
     text += f"{sampler.time_shift:g}{f' from t = {sampler.time_start:g}' if sampler.time_start else ''}"
+    text += f", last step {sampler.last_step:g}" if sampler.last_step else ""
     text += f"{f', backbone in 1 of {reuse} evaluations' if reuse > 1 else ''}"
     return Chosen(sampler, reuse, f"{text}, seed {options.seed or 0} ({source})")

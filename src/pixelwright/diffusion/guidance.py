@@ -6,14 +6,14 @@ model are evaluated together by `both`, in one call of twice the batch.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from pixelwright.diffusion.solvers import Velocity
-from pixelwright.errors import UserError
+from pixelwright.errors import UserError, nearest
 from pixelwright.models.conditions import Condition, join
 from pixelwright.models.config import GuidanceEnds, SamplerSettings
 
@@ -49,14 +49,19 @@ def both(conditional: Velocity, null: Velocity, x: Tensor, t: Tensor) -> tuple[T
 
 @dataclass(frozen=True)
 class IntervalCFG:
-    """Classifier-free guidance in an interval, as published: v_null + scale·(v_cond − v_null) where
-    low < t < high (strictly; None: everywhere, t = 0 included), else v_cond alone. With `ends` "zero" the
-    interval holds t = 0 where low is 0 (JiT, PixelDiT2), with "high" it holds high (DeCo, PixelGen).
+    """Classifier-free guidance in an interval, as published: v_null + scale·(v_cond − v_null) inside, else
+    v_cond alone. Without an interval everywhere, t = 0 included.
+
+    `ends` of the interval:
+    - `open`: low < t < high (PixelDiT, DiP, PixNerd);
+    - `zero`: the same, and t = 0 too where low is 0 (JiT, PixelDiT2);
+    - `high`: low < t <= high, where all evaluations of a step count as at its start (DeCo, PixelGen).
 
     Outside the interval, and at scale 1, the null branch is not evaluated.
 
     Raises:
-        UserError: a scale that is not finite, or an interval that is not 0 <= low <= high <= 1.
+        UserError: a scale that is not finite, an interval that is not 0 <= low <= high <= 1, or unknown
+            ends.
     """
 
     scale: float
@@ -72,23 +77,19 @@ class IntervalCFG:
             raise UserError(
                 f"guidance_interval is {self.interval}; give two times with 0 <= low <= high <= 1"
             )
+        if self.ends not in (known := get_args(GuidanceEnds)):
+            raise UserError(f'unknown guidance_ends "{self.ends}"{nearest(self.ends, known)}')
+
+    def __call__(self, conditional: Velocity, null: Velocity) -> Velocity:
+        return Guided(self, conditional, null)
 
     def holds(self, t: float) -> bool:
         """Whether there is guidance at this time."""
-        if self.interval is None:
-            return True
+        if self.scale == 1 or self.interval is None:
+            return self.scale != 1
         low, high = self.interval
         after = low < t or (self.ends == "zero" and low == t == 0)
         return after and (t < high or (self.ends == "high" and t == high))
-
-    def __call__(self, conditional: Velocity, null: Velocity) -> Velocity:
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            if self.scale == 1 or not self.holds(float(t)):
-                return conditional(x, t)
-            v_cond, v_null = both(conditional, null, x, t)
-            return v_null + self.scale * (v_cond - v_null)
-
-        return velocity
 
 
 def interval_words(sampler: SamplerSettings) -> str:
@@ -99,6 +100,27 @@ def interval_words(sampler: SamplerSettings) -> str:
     first = "<=" if sampler.guidance_ends == "zero" and low == 0 else "<"
     last = "<=" if sampler.guidance_ends == "high" else "<"
     return f"where {low:g} {first} t {last} {high:g}"
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The velocity that `IntervalCFG` makes of two."""
+
+    guidance: IntervalCFG
+    conditional: Velocity
+    null: Velocity
+    start: Tensor | None = None
+    """The time that the interval is held against, where it is not that of the evaluation."""
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        if not self.guidance.holds(float(t if self.start is None else self.start)):
+            return self.conditional(x, t)
+        v_cond, v_null = both(self.conditional, self.null, x, t)
+        return v_null + self.guidance.scale * (v_cond - v_null)
+
+    def in_step(self, start: Tensor) -> "Guided":
+        """The same for further evaluations of the step from `start`; solvers ask for it."""
+        return replace(self, start=start) if self.guidance.ends == "high" else self
 
 
 @dataclass(frozen=True)

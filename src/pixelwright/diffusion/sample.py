@@ -38,6 +38,12 @@ def noise_of(
     return normal(torch.tensor(indices, device=device), (3, *size), seed, "sample")
 
 
+def guidance_of(sampler: SamplerSettings, scale: float | None = None) -> IntervalCFG:
+    """The guidance of these settings, with another scale where one is given."""
+    scale = sampler.guidance_scale if scale is None else scale
+    return IntervalCFG(scale, sampler.guidance_interval, sampler.guidance_ends)
+
+
 def model_velocity(
     model: Denoiser, condition: Condition, sampler: SamplerSettings, guidance: Guidance | None = None
 ) -> Velocity:
@@ -46,8 +52,7 @@ def model_velocity(
     `guidance` replaces the sampler's scale and interval.
     """
     null = null_like(condition, model.config.num_classes)
-    scale = sampler.guidance_scale
-    guidance = guidance or IntervalCFG(scale, sampler.guidance_interval, sampler.guidance_ends)
+    guidance = guidance or guidance_of(sampler)
     return guidance(Branch(model, condition), Branch(model, null))
 
 
@@ -189,9 +194,9 @@ def sample(
     """
     sampler = sampler or model.config.sampler or SamplerSettings()
     check_solver(sampler.solver)
-    times = timesteps(sampler.steps, sampler.time_shift, sampler.time_start)
+    times = timesteps(sampler.steps, sampler.time_shift, sampler.time_start, sampler.last_step)
     if isinstance(guidance, (int, float)):
-        guidance = IntervalCFG(guidance, sampler.guidance_interval, sampler.guidance_ends)
+        guidance = guidance_of(sampler, guidance)
     condition = as_condition(labels, model)
     if noise is not None:
         _check_noise(noise, len(condition), size, seed)

@@ -6,6 +6,7 @@ tensor of the timesteps' dtype.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -40,11 +41,17 @@ class Step(NamedTuple):
 StepCallback = Callable[[Step], None]
 
 
-def timesteps(steps: int, time_shift: float = 1.0, time_start: float = 0.0) -> Tensor:
+def timesteps(
+    steps: int, time_shift: float = 1.0, time_start: float = 0.0, last_step: float | None = None
+) -> Tensor:
     """Times from noise to data, float64 [steps+1]: even steps from `time_start` to 1, moved by `time_shift`.
 
+    `last_step`: length of the last of the even steps, where it is not that of the others (of the way from
+    `time_start` to 1).
+
     Raises:
-        UserError: fewer than one step, a shift that is not a positive number, or a start outside [0,1).
+        UserError: fewer than one step, a shift that is not a positive number, a start outside [0,1), a last
+            step outside (0,1), or one where there is but one step.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise UserError(f"steps is {steps!r}; sampling needs a whole number of at least 1")
@@ -52,7 +59,12 @@ def timesteps(steps: int, time_shift: float = 1.0, time_start: float = 0.0) -> T
         raise UserError(f"time_shift is {time_shift}; it must be a finite number above 0 (1 = none)")
     if not 0 <= time_start < 1:
         raise UserError(f"time_start is {time_start}; it must be at least 0 and below 1 (0 = pure noise)")
-    even = torch.arange(steps + 1, dtype=torch.float64) / steps
+    even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)  # to the last bit what public code has
+    if last_step is not None:
+        if not 0 < last_step < 1 or steps == 1:
+            needs = "it must be above 0 and below 1, and there must be 2 steps"
+            raise UserError(f"last_step is {last_step}, steps {steps}; {needs}")
+        even[:-1] = torch.linspace(0, 1 - last_step, steps, dtype=torch.float64)
     return shift_time(time_start + (1 - time_start) * even, time_shift)
 
 
@@ -65,6 +77,12 @@ def _report(callback: StepCallback | None, i: int, times: Tensor, x: Tensor, v: 
         callback(Step(i, len(times) - 1, float(times[i]), x, v))
 
 
+def _in_step(velocity: Velocity, start: Tensor) -> Velocity:
+    """The velocity for further evaluations of the step from `start`, which guidance may want to know."""
+    held: Callable[[Tensor], Velocity] = getattr(velocity, "in_step", lambda _: velocity)
+    return held(start)
+
+
 def euler(velocity: Velocity, x: Tensor, times: Tensor, callback: StepCallback | None = None) -> Tensor:
     """First order, one evaluation a step: x += h·v."""
     for i, t, t_next in _steps(times):
@@ -74,40 +92,60 @@ def euler(velocity: Velocity, x: Tensor, times: Tensor, callback: StepCallback |
     return x
 
 
-def heun(velocity: Velocity, x: Tensor, times: Tensor, callback: StepCallback | None = None) -> Tensor:
-    """Second order, two evaluations a step (trapezoid), Euler on the last: x += h·(v + v')/2."""
-    for i, t, t_next in _steps(times):
-        v = velocity(x, t)
-        _report(callback, i, times, x, v)
-        h = t_next - t
-        if i < len(times) - 2:
-            v = (v + velocity(x + h * v, t_next)) / 2
-        x = x + h * v
-    return x
-
-
-def ab2(
-    velocity: Velocity, x: Tensor, times: Tensor, callback: StepCallback | None = None, *, fixed: bool = False
+def heun(
+    velocity: Velocity, x: Tensor, times: Tensor, callback: StepCallback | None = None, *, exact: bool = True
 ) -> Tensor:
-    """Adams-Bashforth 2, weights 1 + h/2h' and −h/2h' (`fixed`: 3/2 and −1/2), first step Euler."""
-    previous: Tensor | None = None
-    h_previous = times[0]
+    """Second order (trapezoid), Euler on the last step: x += h·(v + v')/2. Two evaluations a step; with
+    `exact` off one, since v' serves as the next step's v."""
+    v: Tensor | None = None
     for i, t, t_next in _steps(times):
-        v = velocity(x, t)
+        v = velocity(x, t) if v is None or exact else v
         _report(callback, i, times, x, v)
         h = t_next - t
-        slope = v
-        if previous is not None:
-            weight = 0.5 if fixed else h / (2 * h_previous)
-            slope = (1 + weight) * v - weight * previous
-        x = x + h * slope
-        previous, h_previous = v, h
+        if i == len(times) - 2:
+            return x + h * v
+        v_next = _in_step(velocity, t)(x + h * v, t_next)
+        x = x + h * (v + v_next) / 2
+        v = v_next
     return x
 
 
-def ab2_fixed(velocity: Velocity, x: Tensor, times: Tensor, callback: StepCallback | None = None) -> Tensor:
-    """The published "FlowDPMSolver": `ab2` with the weights of even steps whatever the timesteps."""
-    return ab2(velocity, x, times, callback, fixed=True)
+def heun_inexact(
+    velocity: Velocity, x: Tensor, times: Tensor, callback: StepCallback | None = None
+) -> Tensor:
+    """`heun` with one evaluation a step, as DeCo and PixelGen have it."""
+    return heun(velocity, x, times, callback, exact=False)
+
+
+def adams_bashforth(
+    velocity: Velocity,
+    x: Tensor,
+    times: Tensor,
+    callback: StepCallback | None = None,
+    *,
+    order: int,
+    fixed: bool = False,
+) -> Tensor:
+    """Adams-Bashforth: the polynomial through the last `order` velocities (fewer at the start), integrated
+    over the step. `fixed`: with the weights of even steps, whatever the timesteps."""
+    past: list[tuple[Tensor, Tensor]] = []  # times and velocities, the newest first
+    t = times[0]
+    for i, start, t_next in _steps(times):
+        v = velocity(x, t)
+        _report(callback, i, times, x, v)
+        h = t_next - start
+        past = [(t, v), *past][:order]
+        nodes = -torch.arange(len(past)) if fixed else (torch.stack([time for time, _ in past]) - t) / h
+        weights = _weights(nodes)
+        x = x + h * sum(weight * v for weight, (_, v) in zip(weights, past, strict=True))
+        t = t_next if fixed else t + h
+    return x
+
+
+def _weights(nodes: Tensor) -> list[float]:
+    """What values at `nodes` [n] weigh in the integral over [0,1] of the polynomial through them."""
+    power = torch.arange(len(nodes), dtype=torch.float64)
+    return torch.linalg.solve(nodes.double() ** power[:, None], 1 / (power + 1)).tolist()
 
 
 def dpmpp_2m(velocity: Velocity, x: Tensor, times: Tensor, callback: StepCallback | None = None) -> Tensor:
@@ -165,8 +203,11 @@ def ancestral(
 SOLVERS: dict[str, Callable[..., Tensor]] = {
     "euler": euler,
     "heun": heun,
-    "ab2": ab2,
-    "ab2-fixed": ab2_fixed,
+    "heun-inexact": heun_inexact,
+    "ab2": partial(adams_bashforth, order=2),
+    "ab2-fixed": partial(adams_bashforth, order=2, fixed=True),  # the published "FlowDPMSolver"
+    "ab3": partial(adams_bashforth, order=3),
+    "ab4": partial(adams_bashforth, order=4),
     "dpmpp-2m": dpmpp_2m,
 }
 

@@ -9,7 +9,7 @@ import fnmatch
 from typing import NamedTuple
 
 from pixelwright.errors import UserError, nearest
-from pixelwright.models.config import DenoiserConfig, SamplerPreset, TextNote
+from pixelwright.models.config import DenoiserConfig, SamplerPreset, SamplerSettings, TextNote
 from pixelwright.models.detailers.pit import PiTConfig
 from pixelwright.models.presets import PRESETS
 
@@ -30,22 +30,25 @@ class Published(NamedTuple):
     side: int | None = None  # image size, where it is not the architecture's
 
 
+def _preset(name: str, settings: SamplerSettings, origin: str) -> SamplerPreset:
+    return SamplerPreset(**vars(settings), name=name, seed_rule=SEED_RULE, origin=origin)
+
+
 def _adm(name: str, fid: float, scale: float, high: float, shift: float = 1.0) -> SamplerPreset:
     """Their "FlowDPMSolver" is ab2-fixed."""
     origin = f"{_PIXELDIT}, FID {fid} on 50,000 images (ADM protocol)"
-    return SamplerPreset("ab2-fixed", 100, scale, (0.1, high), shift, 0.0, "open", name, SEED_RULE, origin)
+    settings = SamplerSettings("ab2-fixed", 100, scale, (0.1, high), shift)
+    return _preset(name, settings, origin)
 
 
 def _t2i(name: str, shift: float) -> SamplerPreset:
     """Their grid is σ from 0.999 to 0 before the shift, and the noise is taken as it is."""
     origin = f"{_PIXELDIT}: 25 to 50 steps, guidance 2.75 to 3.5, of which these are in between"
-    return SamplerPreset("dpmpp-2m", 30, 3.0, None, shift, 0.001, "open", name, SEED_RULE, origin)
+    return _preset(name, SamplerSettings("dpmpp-2m", 30, 3.0, None, shift, 0.001), origin)
 
 
 _DIP = "DiP (arXiv 2511.18822), sampling settings of its ImageNet results"
-_DIP_PRESET = SamplerPreset(
-    "euler", 100, 2.9, (0.11, 0.97), 1.0, 0.0, "open", "dip-imagenet256", SEED_RULE, _DIP
-)
+_DIP_PRESET = _preset("dip-imagenet256", SamplerSettings("euler", 100, 2.9, (0.11, 0.97)), _DIP)
 _XL = ("pixeldit-xl-16",)
 PUBLISHED = [
     Published(_adm("pixeldit-xl-epoch80", 2.36, 3.25, 1.0), "*imagenet256_pixeldit_xl_epoch80*", _XL, 256),

@@ -13,6 +13,7 @@ from pixelwright.config import (
     PositiveInt,
     UnitInterval,
     read,
+    real,
 )
 from pixelwright.config import to_dict as plain
 from pixelwright.errors import UserError
@@ -31,7 +32,7 @@ class SamplerSettings(Config, where="sampler"):
     """How images are drawn: solver, timesteps and guidance."""
 
     solver: Line = "ab2"
-    """Solver: euler, heun, ab2, ab2-fixed or dpmpp-2m."""
+    """Solver: euler, heun, heun-inexact, ab2, ab2-fixed, ab3, ab4 or dpmpp-2m."""
     steps: PositiveInt = 50
     """Steps of the solver."""
     guidance_scale: FiniteFloat = 1.0
@@ -43,7 +44,10 @@ class SamplerSettings(Config, where="sampler"):
     time_start: Decay = 0.0
     """First timestep, before the shift, at which the noise is taken as it is; 0 is pure noise."""
     guidance_ends: GuidanceEnds = "open"
-    """Ends that the interval holds: open, neither; zero, LO where it is 0 (JiT); high, HI (DeCo)."""
+    """Ends that the interval holds: open, neither; zero, LO where it is 0 (JiT); high, HI, and the time is
+    that of the step's start (DeCo, PixelGen)."""
+    last_step: Annotated[float, real(above=0, below=1)] | None = None
+    """Length of the last step, before the shift; without it, that of the others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,6 +24,7 @@ TITLES = {
     "images_per_second": "images per second of training",
     "images_per_second_wall": "images per second, pauses included",
     "repa_loss": "alignment loss (REPA)",
+    "frequency_loss": "frequency-aware loss (DeCo)",
     "loss_by_time": "loss by time t",
     "activation_rms": "activations of the last blocks, RMS",
     "update_ratio": "size of an update / of the weights",

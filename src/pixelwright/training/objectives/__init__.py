@@ -12,6 +12,7 @@ from pixelwright.training.objectives.base import (
     register_objective,
 )
 from pixelwright.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from pixelwright.training.objectives.frequency import FrequencyConfig, FrequencyLoss
 from pixelwright.training.objectives.repa import Repa, RepaConfig
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "FlowMatching",
     "FlowMatchingConfig",
     "Forward",
+    "FrequencyConfig",
+    "FrequencyLoss",
     "Logs",
     "Losses",
     "Objective",
