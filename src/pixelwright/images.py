@@ -25,13 +25,23 @@ def from_uint8(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def save_png(image: Tensor, path: str | os.PathLike[str], notes: Mapping[str, str] | None = None) -> None:
-    """Write one uint8 [H,W,3] image; the file appears only when it is whole. `notes` become text chunks."""
+def save_png(
+    image: Tensor,
+    path: str | os.PathLike[str],
+    notes: Mapping[str, str] | None = None,
+    alpha: Image.Image | None = None,
+    profile: bytes | None = None,
+) -> None:
+    """Write one uint8 [H,W,3] image; the file appears only when it is whole. `notes` become text chunks;
+    `alpha`, of mode L and the same size, and `profile`, an ICC profile, go with the pixels."""
     chunks = PngInfo()
     for key, text in (notes or {}).items():
         chunks.add_itxt(key, text)
+    picture = Image.fromarray(image.numpy())
+    if alpha is not None:
+        picture.putalpha(alpha)
     with replacing(Path(path)) as part:
-        Image.fromarray(image.numpy()).save(part, format="PNG", pnginfo=chunks)
+        picture.save(part, format="PNG", pnginfo=chunks, icc_profile=profile)
 
 
 def load_png(path: str | os.PathLike[str]) -> Tensor:

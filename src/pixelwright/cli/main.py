@@ -18,6 +18,8 @@ from pixelwright.registry import import_parts
 COMMANDS = {
     "train": "train a model, or continue a run",
     "sample": "draw images from a trained model",
+    "edit": "edit pictures with a model: change them, inpaint, outpaint",
+    "restore": "enlarge, sharpen, colour or complete pictures with a model",
     "evaluate": "FID and other metrics of a model or of images",
     "reproduce": "measure a published figure again",
     "reference": "reference statistics of a data set, for evaluate",

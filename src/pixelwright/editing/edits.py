@@ -16,7 +16,7 @@ from pixelwright.editing.inputs import Images, as_images, as_masks, condition_of
 from pixelwright.errors import UserError, nearest
 from pixelwright.images import from_uint8
 from pixelwright.models.conditions import Condition
-from pixelwright.models.config import SamplerSettings
+from pixelwright.models.config import DenoiserConfig, SamplerPreset, SamplerSettings
 from pixelwright.rng import normal
 
 
@@ -153,16 +153,25 @@ def _task(model: Denoiser, images: Tensor, given: dict[str, Any]) -> _Task:
             raise UserError(f"{name} is given, which {method} does not have; it goes with {those}")
     if method != "outpaint":
         model.config.check_size(images.shape[1], images.shape[2])
-    sampler = given.get("sampler") or model.config.sampler or SamplerSettings()
+    preset = flowedit_preset(model.config) if method == "flowedit" else model.config.sampler
     changes: dict[str, Any] = {name: given[name] for name in ("steps", "guidance_scale") if name in given}
-    if method == "flowedit":
-        defaults = FLOWEDIT["text" if model.config.takes_text else "classes"]
-        own = {"steps": defaults.steps, "guidance_scale": defaults.guidance_scale, "solver": "euler"}
-        changes = (own if "sampler" not in given else {}) | changes
-    sampler = dataclasses.replace(sampler, **changes)
+    sampler = dataclasses.replace(given.get("sampler") or preset or SamplerSettings(), **changes)
     check_solver(sampler.solver)
     condition = condition_of(given.get("target"), len(images), model)
     return _Task(model, images, condition, sampler, given, as_indices(given["start_index"], len(images)))
+
+
+def flowedit_preset(config: DenoiserConfig) -> SamplerPreset:
+    """FlowEdit's sampler for a model: the model's own, with Euler and the steps and scale of `FLOWEDIT`."""
+    defaults = _flowedit_defaults(config)
+    own = config.sampler or SamplerSettings()
+    settings = {field.name: getattr(own, field.name) for field in dataclasses.fields(SamplerSettings)}
+    settings |= {"steps": defaults.steps, "guidance_scale": defaults.guidance_scale, "solver": "euler"}
+    return SamplerPreset(**settings, name="flowedit", origin="FlowEdit's defaults")
+
+
+def _flowedit_defaults(config: DenoiserConfig) -> FlowEditDefaults:
+    return FLOWEDIT["text" if config.takes_text else "classes"]
 
 
 def _sdedit(task: _Task) -> Tensor:
@@ -223,7 +232,7 @@ def _outpaint(task: _Task) -> Tensor:
 
 def _flowedit(task: _Task) -> Tensor:
     given, sampler, steps = task.given, task.sampler, task.sampler.steps
-    defaults = FLOWEDIT["text" if task.model.config.takes_text else "classes"]
+    defaults = _flowedit_defaults(task.model.config)
     source = condition_of(given.get("source"), len(task.images), task.model)
     scale = given.get("source_guidance_scale", defaults.source_guidance_scale)
     weaker = IntervalCFG(scale, sampler.guidance_interval, sampler.guidance_ends)

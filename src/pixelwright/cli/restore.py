@@ -1,0 +1,142 @@
+"""`pixelwright restore`: pictures enlarged, sharpened, coloured or completed by a model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from jsonargparse import Namespace
+
+import pixelwright as pw
+from pixelwright.cli import pictures, sampler
+from pixelwright.cli.parsing import WEIGHTS, Parser, add_device, add_imports
+from pixelwright.config import FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pixelwright.device import keep_memory, name_precision, resolve_device
+from pixelwright.diffusion.sample import as_condition
+from pixelwright.editing import RESTORATION, operators
+from pixelwright.errors import UserError, nearest
+from pixelwright.hub.checkpoint import load_config
+from pixelwright.images import from_uint8, to_uint8
+
+ROUNDING = 2 / 255 / 12**0.5  # standard deviation of the rounding of 8 bits, in units of [-1,1]
+
+
+class Task(NamedTuple):
+    """What is undone."""
+
+    help: str
+    operator: Callable[[Namespace], operators.Operator]
+    measured: bool = (
+        True  # a picture is the measurement; else it is made of it, as a grey one of three channels
+    )
+    noise: float = 0.0  # of a measurement of 8 bits
+
+
+def _missing(options: Namespace) -> operators.Mask:
+    if options.mask is None:
+        raise UserError("--task fill needs --mask: a picture that is white where pixels are missing")
+    return operators.Mask(pictures.read_picture(Path(options.mask)).pixels[..., 0] >= 128)
+
+
+TASKS = {
+    "sr2": Task("enlarge twice", lambda options: operators.AveragePool(2)),
+    "sr4": Task("enlarge 4 times", lambda options: operators.AveragePool(4)),
+    "sr8": Task("enlarge 8 times", lambda options: operators.AveragePool(8)),
+    "colourise": Task("colour a grey picture", lambda options: operators.Grey(), measured=False),
+    "deblur": Task(
+        "undo a Gaussian blur (--sigma)",
+        lambda options: operators.Blur.gaussian(options.sigma),
+        noise=ROUNDING,
+    ),
+    "motion": Task(
+        "undo a motion blur (--length, --angle)",
+        lambda options: operators.Blur.motion(options.length, options.angle),
+        noise=ROUNDING,
+    ),
+    "fill": Task("fill in missing pixels (--mask)", _missing, measured=False),
+    "dequantise": Task(
+        "undo rounding to few levels (--levels)",
+        lambda options: operators.Quantise(options.levels),
+        measured=False,
+    ),
+}
+
+DESCRIPTION = f"""Restore pictures with a model, which fills in what a measurement has lost:
+{chr(10).join(f"  {name:<11} {task.help}" for name, task in TASKS.items())}
+
+Results are PNG files with the alpha channel and colour profile of the input, where they fit; a sheet beside
+each shows input and result. Called again, it goes on with the pictures that have no result yet."""
+
+EXAMPLES = """  pixelwright restore small.png --model M --task sr4 --out large.png
+  pixelwright restore scans --model M --task colourise --method pigdm --out coloured
+  pixelwright restore photo.png --model M --task fill --mask scratches.png --labels dog --out whole.png
+  pixelwright restore photo.png --model M --task deblur --sigma 1.5 --simulate --out shown.png"""
+
+
+def parser() -> Parser:
+    """Pictures, task, method."""
+    usage = "pixelwright restore IMAGE ... --model MODEL --task TASK --out PATH [--OPTION VALUE ...]"
+    parser = Parser("restore", DESCRIPTION, EXAMPLES, usage)
+    pictures.add_arguments(parser)
+    add = parser.section("what to restore")
+    add("--task", type=str, required=True, help=", ".join(TASKS))
+    add("--simulate", action="store_true", help="the pictures are whole: lose it first, then restore")
+    add("--mask", type=str | None, metavar="FILE", help="fill: a picture, white = missing")
+    add("--sigma", type=PositiveFloat, default=1.5, help="deblur: standard deviation in pixels")
+    add("--length", type=PositiveInt, default=9, help="motion: pixels")
+    add("--angle", type=FiniteFloat, default=0.0, help="motion: degrees from the horizontal, anticlockwise")
+    add("--levels", type=PositiveInt, default=8, help="dequantise: levels of each channel")
+    help_text = "class or prompt of the pictures (default: none)"
+    add("--target", type=str | None, metavar="LABEL", help=help_text)
+    add = parser.section("how")
+    add("--method", type=str, default="ddnm", help=", ".join(RESTORATION))
+    add("--steps", type=PositiveInt, default=50, help="steps")
+    help_text = (
+        "standard deviation of the noise in the picture, in units of [-1,1] (default: that of rounding "
+    )
+    help_text += "to 8 bits for blurs, else 0)"
+    add("--noise", type=NonNegativeFloat | None, metavar="X", help=help_text)
+    add("--scale", type=PositiveFloat | None, metavar="X", help="strength of the correction")
+    add("--eta", type=NonNegativeFloat | None, metavar="X", help="new noise in each step, 0 to 1")
+    add("--guidance-scale", type=FiniteFloat, default=1.0, help="classifier-free guidance; 1 is without")
+    add("--time-shift", type=PositiveFloat, default=1.0, help="above 1 spends more steps near the noise")
+    add = parser.section("which weights, and what they run on", advanced=True)
+    add("--step", type=NonNegativeInt | None, metavar="N", help="of a run: the checkpoint of step N")
+    add("--weights", type=str | None, metavar="NAME", help=WEIGHTS)
+    add("--batch-size", type=PositiveInt, default=8, help="pictures restored together")
+    add_device(add)
+    add("--precision", type=Literal["auto", "bf16", "fp32"], default="auto", help="auto, bf16 or fp32")
+    add_imports(add)
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """Restore the pictures and write results and sheets."""
+    if options.task not in TASKS:
+        raise UserError(f'unknown task "{options.task}"{nearest(options.task, TASKS)}')
+    task = TASKS[options.task]
+    keep_memory()
+    device = resolve_device(options.device)
+    name_precision(options.precision, device)
+    source = sampler.source_of(options.model, options.step)
+    load_config(source)
+    model = pw.load(source, options.weights).to(device)
+    labels = None if options.target is None else as_condition(options.target, model)
+    names = ("method", "steps", "scale", "eta", "guidance_scale", "time_shift", "seed")
+    given = {name: options[name] for name in names if options[name] is not None}
+    given["noise"] = task.noise if options.noise is None else options.noise
+
+    def change(read: list[pictures.Picture], jobs: list[pictures.Job]) -> pictures.Results:
+        images = torch.stack([picture.pixels for picture in read])
+        operator, x = task.operator(options), from_uint8(images)
+        y = operator.A(x) if options.simulate or not task.measured else x
+        more = {"precision": options.precision, "start_index": [job.number for job in jobs]}
+        results = pw.restore(model, y, operator, labels=labels, **given, **more)
+        shown = [[("measured", each)] for each in to_uint8(y.expand(-1, 3, -1, -1))]
+        if options.simulate or not task.measured:
+            shown = [[("input", image), *column] for image, column in zip(images, shown, strict=True)]
+        return list(zip(results, shown, strict=True))
+
+    own = ("sigma", "length", "angle", "levels", "mask", "task", "simulate", "target", "weights")
+    noted = {"model": source, **{name: options[name] for name in own}, **given}
+    pictures.process(options, noted, options.batch_size, change)
