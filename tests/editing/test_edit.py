@@ -86,7 +86,7 @@ def test_strength_0_is_the_input_and_strength_1_is_sampling(model: PixelDenoiser
     assert torch.equal(pw.edit(model, images, target, strength=0, steps=5), images)
     drawn = pw.sample(model, target, pw.SamplerSettings(steps=5), seed=3, start_index=7)
     assert torch.equal(pw.edit(model, images, target, strength=1, steps=5, seed=3, start_index=7), drawn)
-    sampler = pw.SamplerSettings(steps=5, time_start=0.1)
+    sampler = pw.SamplerSettings(steps=5, time_start=0.1, time_shift=2.0, last_step=0.1)
     assert torch.equal(
         pw.edit(model, images, target, strength=1, sampler=sampler), pw.sample(model, target, sampler)
     )

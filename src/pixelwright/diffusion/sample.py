@@ -56,6 +56,11 @@ def model_velocity(
     return guidance(Branch(model, condition), Branch(model, null))
 
 
+def times_of(sampler: SamplerSettings) -> Tensor:
+    """The timesteps of a sampler, see `solvers.timesteps`."""
+    return timesteps(sampler.steps, sampler.time_shift, sampler.time_start, sampler.last_step)
+
+
 def as_condition(labels: Labels, model: Denoiser, negative: str | None = None) -> Condition:
     """What a model is called with: class indices (see `as_labels`), or captions, which the encoder that is
     named in the model's config turns into features where they are texts.
@@ -194,7 +199,7 @@ def sample(
     """
     sampler = sampler or model.config.sampler or SamplerSettings()
     check_solver(sampler.solver)
-    times = timesteps(sampler.steps, sampler.time_shift, sampler.time_start, sampler.last_step)
+    times = times_of(sampler)
     if isinstance(guidance, (int, float)):
         guidance = guidance_of(sampler, guidance)
     condition = as_condition(labels, model)

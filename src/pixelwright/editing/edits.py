@@ -9,8 +9,16 @@ from PIL import Image
 from torch import Tensor
 
 from pixelwright.diffusion.guidance import IntervalCFG
-from pixelwright.diffusion.sample import Denoiser, Labels, as_indices, in_batches, model_velocity, noise_of
-from pixelwright.diffusion.solvers import StepCallback, check_solver, solve, timesteps
+from pixelwright.diffusion.sample import (
+    Denoiser,
+    Labels,
+    as_indices,
+    in_batches,
+    model_velocity,
+    noise_of,
+    times_of,
+)
+from pixelwright.diffusion.solvers import StepCallback, check_solver, solve
 from pixelwright.editing import methods
 from pixelwright.editing.inputs import Images, as_images, as_masks, condition_of, crop_box, cut, grow, resize
 from pixelwright.errors import UserError, nearest
@@ -110,8 +118,7 @@ class _Task:
 
     @property
     def times(self) -> Tensor:
-        sampler = self.sampler
-        return timesteps(sampler.steps, sampler.time_shift, sampler.time_start)
+        return times_of(self.sampler)
 
     def run(self, draw: Callable[[Denoiser, Condition, slice], Tensor]) -> Tensor:
         how = {name: self.given[name] for name in ("batch_size", "precision") if name in self.given}

@@ -14,8 +14,9 @@ from pixelwright.diffusion.sample import (
     noise_of,
     sample,
     size_of,
+    times_of,
 )
-from pixelwright.diffusion.solvers import solve, timesteps
+from pixelwright.diffusion.solvers import solve
 from pixelwright.editing import methods
 from pixelwright.editing.inputs import Images, as_images, condition_of
 from pixelwright.errors import UserError
@@ -53,7 +54,7 @@ def invert(
     images = as_images(image)
     model.config.check_size(images.shape[1], images.shape[2])
     sampler = _with(model, sampler, steps, guidance_scale)
-    times = timesteps(sampler.steps, sampler.time_shift, sampler.time_start)
+    times = times_of(sampler)
 
     latest = 1 - model.config.t_eps if model.config.prediction == "x" else 1.0
 
@@ -121,7 +122,7 @@ def interpolate(
     if isinstance(count, bool) or not isinstance(count, int) or count < 2:
         raise UserError(f"count is {count!r}; give a whole number of at least 2")
     sampler = _with(model, sampler, None, None)
-    times = timesteps(sampler.steps, sampler.time_shift, sampler.time_start)
+    times = times_of(sampler)
     side = size_of(size, model.config)
     begin, end = (condition_of(each, count, model) for each in (first, last))
     scale = model.config.noise_scale
