@@ -39,7 +39,7 @@ def test_the_exponent_gives_the_width(sigma_rel: float) -> None:
 @given(st.integers(1, 40), st.floats(0.02, 0.28))
 def test_a_power_average_weighs_step_i_with_a_power_of_it(steps: int, sigma_rel: float) -> None:
     model = torch.nn.Linear(1, 1, bias=False)
-    ema = EMA(model, 0.0, [f"power-{sigma_rel!r}"])
+    ema = EMA(model.state_dict(), 0.0, [f"power-{sigma_rel!r}"])
     values = np.random.default_rng(0).normal(size=steps)
     for step, value in enumerate(values, start=1):
         with torch.no_grad():

@@ -8,9 +8,13 @@ import pytest
 import torch
 
 import pixelwright as pw
+from pixelwright.data import DataConfig
+from pixelwright.data.shapes import Shapes
+from pixelwright.data.sources import Sample
 from pixelwright.distributed.checkpoint import checkpoint_folders
 from pixelwright.errors import UserError
 from pixelwright.models.folder import save
+from pixelwright.text.config import TextConfig
 from pixelwright.training import ModelConfig, build_trainer, train
 
 from .conftest import Tiny, log_of, same_state
@@ -84,7 +88,56 @@ def test_another_model_is_refused_before_anything_is_written(
     assert not Path(config.run).exists()
 
 
-def test_a_checkpoint_is_no_model(tiny: Tiny) -> None:
+class Named(Shapes):
+    """The images of "shapes", of classes with other names in turn."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__(8, 0, 24)
+        self.class_names, self.num_classes = names, len(names)
+
+    def __getitem__(self, index: int) -> Sample:
+        return super().__getitem__(index)._replace(label=index % self.num_classes)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_classes_keep_their_rows_by_name_and_new_ones_start_at_the_mean(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str], named: bool
+) -> None:
+    first = train(tiny("first", steps=3))
+    old = pw.load(first)
+    if not named:
+        old.config = dataclasses.replace(old.config, class_names=None)
+        save(old, first / "model")
+    table = "backbone.class_embedder.table.weight"
+    before = old.state_dict()[table]
+    names = ("wug", "green circle", "red circle")
+    trainer = build_trainer(tiny("second", init=str(first)), source=Named(names))
+    after = trainer.model.state_dict()[table]
+    mean = before[:-1].mean(0)
+    rows = (mean, before[3], before[0]) if named else (mean,) * 3
+    assert torch.allclose(after[0], mean) and torch.equal(after, torch.stack([*rows, before[-1]]))
+    for name, value in trainer.model.state_dict().items():
+        assert name == table or torch.equal(value, old.state_dict()[name])
+    kept, new = ("2", "wug") if named else ("0", "wug, green circle, red circle")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("init ")]
+    assert len(told) == 1 and f"{kept} of 3 keep their row" in told[0] and f"({new})" in told[0]
+
+
+def test_the_features_of_another_text_encoder_are_refused(tiny: Tiny, bert: Path) -> None:
+    model = ModelConfig("pixeldit-t2i-ti", hidden_size=16, depth=2, num_heads=2)
+    text = TextConfig("minilm", path=str(bert))
+    captions = DataConfig(path="shapes-captions", size=8, shapes_count=24)
+    first = train(tiny("first", model=model, text=text, data=captions, steps=2))
+    known = pw.load(first)
+    assert known.config.text is not None
+    note = dataclasses.replace(known.config.text, checksum="0" * 64)
+    known.config = dataclasses.replace(known.config, text=note)
+    save(known, first / "model")
+    with pytest.raises(UserError, match=r"another text encoder \(checksum: 000"):
+        train(tiny("second", model=model, text=text, data=captions, init=str(first)))
+
+
+def test_a_checkpoint_stands_for_the_averages_in_it(tiny: Tiny) -> None:
     first = train(tiny("first", steps=5))
-    with pytest.raises(UserError, match=r"init: .*step-0000005"):
-        train(tiny("second", init=str(checkpoint_folders(first)[0])))
+    trainer = build_trainer(tiny("second", init=str(checkpoint_folders(first)[0])))
+    same_state({"": trainer.state()["model"]}, {"": pw.load(first).state_dict()})

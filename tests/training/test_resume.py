@@ -306,7 +306,7 @@ def test_a_second_job_in_the_same_folder_is_refused(tiny: Tiny) -> None:
     assert (train(config) / "model" / "config.json").exists()
 
 
-@pytest.mark.parametrize("how", ["continue", "resume", "init"])
+@pytest.mark.parametrize("how", ["continue", "resume"])
 def test_classes_belong_to_the_run(tiny: Tiny, tmp_path: Path, how: str) -> None:
     """A class folder that is renamed is refused; the same name in another form of Unicode is not."""
     from PIL import Image
@@ -321,9 +321,7 @@ def test_classes_belong_to_the_run(tiny: Tiny, tmp_path: Path, how: str) -> None
     def again() -> Path:
         if how == "continue":
             return train(tiny("first", data=data, steps=4, checkpoint_every=2))
-        init = str(first / "model") if how == "init" else None
-        more = tiny("second", data=data, steps=4, checkpoint_every=2, init=init)
-        return train(more, resume=first if how == "resume" else None)
+        return train(tiny("second", data=data, steps=4, checkpoint_every=2), resume=first)
 
     (folder / "ant").rename(folder / "zebra")
     with pytest.raises(UserError, match='class 0 is "bee" in the data and "ant" in '):

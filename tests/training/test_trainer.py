@@ -74,7 +74,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 def test_ema_follows_its_formula(tiny: Tiny) -> None:
     model = build_trainer(tiny()).model
-    ema = EMA(model, 0.5)
+    ema = EMA(model.state_dict(), 0.5)
     expected = [p.detach().clone() for p in model.parameters()]
     for step in (1, 2, 50):
         with torch.no_grad():

@@ -1,12 +1,15 @@
 """`pixelwright convert`: weights from one layout to another."""
 
+import tempfile
 from typing import Literal
 
 from jsonargparse import Namespace
 
-from pixelwright.cli.parsing import WEIGHTS, Parser, add_imports
+from pixelwright.cli.parsing import WEIGHTS, Parser, adapters_of, add_adapter, add_imports
+from pixelwright.hub.checkpoint import load
 from pixelwright.hub.convert import convert
 from pixelwright.hub.presets import SAMPLER_PRESETS
+from pixelwright.models.folder import save
 
 DESCRIPTION = f"""Read a model in any layout and write it as a folder, or in the published layout.
 
@@ -20,7 +23,8 @@ sampler presets: {", ".join(SAMPLER_PRESETS)}"""
 EXAMPLES = """  pixelwright convert imagenet256_pixeldit_xl_epoch320.ckpt models/pixeldit-xl --dtype bf16
   pixelwright convert models/pixeldit-xl back.ckpt --to public
   pixelwright convert a.ckpt models/mean --average b.ckpt c.ckpt
-  pixelwright convert runs/mine models/mine --weights power-0.05"""
+  pixelwright convert runs/mine models/mine --weights power-0.05
+  pixelwright convert models/base models/mine --merge-adapter runs/mine runs/style=0.7"""
 
 
 def parser() -> Parser:
@@ -30,6 +34,7 @@ def parser() -> Parser:
     add("source", metavar="SOURCE", help="the model to read")
     add("out", metavar="OUT", help="folder to make, or with --to public a .ckpt or .safetensors file")
     add("--weights", type=str | None, metavar="NAME", help=WEIGHTS)
+    add_adapter(add, "--merge-adapter")
     help_text = "a folder, or a file with the published key names"
     add("--to", type=Literal["folder", "public"], default="folder", help=help_text)
     help_text = "convert the weights (default: as they are)"
@@ -43,9 +48,14 @@ def parser() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    """Convert the source, and say what was read and written."""
+    """Convert the source, with the adapters that are to be merged, and say what was read and written."""
     settings = {name: options[name] for name in ("weights", "to", "dtype", "average", "sampler")}
-    config = convert(options.source, options.out, **settings)
+    if adapter := adapters_of(options.merge_adapter):
+        with tempfile.TemporaryDirectory(prefix="merged-") as folder:
+            save(load(options.source, settings.pop("weights"), adapter), folder)
+            config = convert(folder, options.out, **settings)
+    else:
+        config = convert(options.source, options.out, **settings)
     provenance, preset = config.provenance, config.sampler
     print(f"{options.out}: {config.name}" + (f", read from {provenance.read}" if provenance else ""))
     print(f"sampler preset: {preset.name} ({preset.origin})" if preset else "sampler preset: none is known")

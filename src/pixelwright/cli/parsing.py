@@ -162,6 +162,23 @@ def add_imports(add: Add) -> None:
     add("--imports", nargs="+", type=str, default=argparse.SUPPRESS, metavar="FILE", help=text)
 
 
+def add_adapter(add: Add, name: str = "--adapter") -> None:
+    """An option that names LoRA adapters; see `adapters_of`."""
+    text = "LoRA adapters, or the runs that made them, each perhaps with =WEIGHT"
+    add(name, nargs="+", type=str, default=[], metavar="PATH", help=text)
+
+
+def adapters_of(words: list[str]) -> dict[str, float] | None:
+    """The adapters in `PATH` or `PATH=WEIGHT`, with their weights. Raises UserError: one is there twice."""
+    found: dict[str, float] = {}
+    for word in words:
+        path, weight = re.fullmatch(r"(.+?)(?:=([-+0-9.e]+))?", word).groups()  # type: ignore[union-attr]
+        if path in found:
+            raise UserError(f"adapter {path} is given twice: give it once, with a weight")
+        found[path] = 1.0 if weight is None else convert(weight, float, f"the weight of adapter {path}")
+    return found or None
+
+
 def add_device(add: Add) -> None:
     """`--device`."""
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")

@@ -14,7 +14,7 @@ import pixelwright as pw
 from pixelwright.acceleration import accelerate
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import labels_for, parse_labels
-from pixelwright.cli.parsing import MODEL, Parser, image_size
+from pixelwright.cli.parsing import MODEL, Parser, adapters_of, add_adapter, image_size
 from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.device import keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.solvers import Step
@@ -63,6 +63,7 @@ def parser() -> Parser:
     help_text = "N, ROWS COLUMNS or WIDTHxHEIGHT (default: the model's own)"
     add("--size", type=str, nargs="+", metavar="N", help=help_text)
     add("--seed", type=int, default=0, help="seed of the noise")
+    add_adapter(add)
     sampler.add_arguments(parser, batch_size=16)
     add = parser.section("further options", advanced=True)
     add("--start-index", type=NonNegativeInt, default=0, help="index of the first image")
@@ -81,14 +82,15 @@ def run(options: Namespace) -> None:
     keep_memory()
     device = resolve_device(options.device)
     name_precision(options.precision, device)
-    source = sampler.source_of(options.model, options.step)
-    config = load_config(source)  # so that a wrong label is found before the weights are read
+    source, adapter = sampler.source_of(options.model, options.step), adapters_of(options.adapter)
+    config = load_config(source, adapter)  # so that a wrong label is found before the weights are read
     chosen = sampler.choose(options, config)
     condition, words = _condition(options, config, device)
     print(chosen.text)
     how = options.precision, options.compile, chosen.reuse, None, options.attention
-    model = accelerate(pw.load(source, options.weights).to(device), *how)
+    model = accelerate(pw.load(source, options.weights, adapter).to(device), *how)
     weights = {} if options.weights is None else {"weights": options.weights}
+    weights |= {"adapter": " ".join(options.adapter)} if adapter else {}
     starts = range(0, len(condition), options.batch_size)
     shown: list[Tensor] = []
     lines: list[str] = []

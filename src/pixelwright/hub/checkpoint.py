@@ -14,6 +14,7 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.files import read_json
 from pixelwright.hub import runs
+from pixelwright.hub.adapters import Adapters, config_with, find_adapter, with_adapters
 from pixelwright.hub.files import (
     EIGHT_BITS,
     FOLDERS,
@@ -81,6 +82,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
     if runs.is_checkpoint(path):
         return runs.model_of(path) / WEIGHTS
     own = next((each for each in (path, path / "model") if is_model_folder(each)), None)
+    if own is None and find_adapter(path) is not None:
+        raise UserError(f"{path} holds an adapter: give the model it is for, with this as its adapter")
     return own / WEIGHTS if own is not None else path / only_weights(_names(path), str(path))
 
 
@@ -226,16 +229,18 @@ def _null_class_note(config: DenoiserConfig, path: Path) -> str | None:
     )
 
 
-def load_config(source: str | os.PathLike[str]) -> DenoiserConfig:
+def load_config(source: str | os.PathLike[str], adapter: Adapters | None = None) -> DenoiserConfig:
     """The config of anything that `load` reads, without its weights."""
-    if (config := known_config(locate(source))) is not None:
-        return config
-    checkpoint = open_checkpoint(source)
-    announce(checkpoint.note)
-    return checkpoint.config
+    if (config := known_config(locate(source))) is None:
+        checkpoint = open_checkpoint(source)
+        announce(checkpoint.note)
+        config = checkpoint.config
+    return config if adapter is None else config_with(config, adapter)
 
 
-def load(source: str | os.PathLike[str], weights: str | None = None) -> PixelDenoiser:
+def load(
+    source: str | os.PathLike[str], weights: str | None = None, adapter: Adapters | None = None
+) -> PixelDenoiser:
     """Read a model; weights keep the dtype they were saved in, on the CPU, in eval mode.
 
     `model.config.sampler` holds the sampler settings of a published result where they are known;
@@ -243,15 +248,18 @@ def load(source: str | os.PathLike[str], weights: str | None = None) -> PixelDen
 
     Args:
         source, weights: as for `open_checkpoint`.
+        adapter: folders of LoRA adapters to merge into it, one, several, or {folder: weight}.
 
     Raises:
-        UserError: anything missing, unknown, mis-shaped, unsafe or cut short, naming file and key.
+        UserError: anything missing, unknown, mis-shaped, unsafe or cut short, naming file and key; or an
+            adapter of another model.
     """
     checkpoint = open_checkpoint(source, weights)
     check_one_dtype(checkpoint)
     # A copy, so that the model does not depend on the file any more.
     tensors = {name: checkpoint.read(name).clone() for name in checkpoint.specs}
     model = with_weights(checkpoint.config, tensors, checkpoint.place)
+    model = model if adapter is None else with_adapters(model, adapter)
     announce(checkpoint.note)
     announce_licence(model.config)
     return model

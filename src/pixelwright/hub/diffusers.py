@@ -27,6 +27,7 @@ from pixelwright.diffusion.sample import as_condition
 from pixelwright.errors import UserError, nearest
 from pixelwright.hub.card import CARD, write_card
 from pixelwright.hub.checkpoint import announce_licence
+from pixelwright.hub.lora import LoraPipeline
 from pixelwright.images import to_uint8
 from pixelwright.models.conditions import Condition, TextCondition, null_like
 from pixelwright.models.config import DenoiserConfig, GuidanceEnds, from_dict, to_dict
@@ -128,7 +129,7 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
         return PixelDenoiserOutput(velocity) if return_dict else (velocity,)
 
 
-class PixelDenoiserPipeline(DiffusionPipeline):  # type: ignore[misc]
+class PixelDenoiserPipeline(DiffusionPipeline, LoraPipeline):  # type: ignore[misc]
     """Images of classes or prompts with a `PixelDenoiserModel` and any of four flow-matching schedulers.
 
     `from_model` makes one from a `PixelDenoiser`; `from_pretrained`, `save_pretrained`, `push_to_hub`, `to`,

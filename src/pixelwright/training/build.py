@@ -11,22 +11,28 @@ from typing import Any
 import torch
 
 from pixelwright.data import Source, UnreadableImage, open_source
+from pixelwright.device import resolve_precision
 from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import checkpoint_folders
+from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.images import columns_of
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import SamplerPreset, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.transfer import class_tables
 from pixelwright.text import FeatureCache, note_of, open_encoder
+from pixelwright.training.adapters import AdapterWeights, add_adapter, seed_dropout
 from pixelwright.training.callbacks import Banner, Callback, Report, SampleGrid
 from pixelwright.training.config import TrainConfig
+from pixelwright.training.freezing import freeze
 from pixelwright.training.inputs import batches_of
-from pixelwright.training.loggers import LOGGERS, JsonLines, Logger
+from pixelwright.training.loggers import LOGGERS, JsonLines, Logger, say
 from pixelwright.training.objectives import build_objectives
 from pixelwright.training.start import initial_weights, join
 from pixelwright.training.trainer import Trainer
+from pixelwright.training.weights import Weights
 
 SEED_RULE = "image i is drawn from the noise of (seed, i)"
 PROMPTS = "prompts.txt"  # beside the pictures: a line for each of a grid
@@ -69,10 +75,10 @@ def build_trainer(
         text = FeatureCache(encoder, config.text.cache)
     # Where weights are sharded, rank 0 alone draws or reads them, on the CPU; see `Layout.wrap`.
     model = build_model(config, source, text, "meta" if layout.sharded and not layout.main else "cpu")
-    if (init := config.init) is not None and resume is None and not checkpoint_folders(Path(config.run)):
-        layout.first(lambda: model.load_state_dict(initial_weights(init, model.config)))
+    begun = resume is not None or bool(checkpoint_folders(Path(config.run)))
+    weights = _start(config, model, layout, begun)
     batches = batches_of(source, config.data, config, layout, text is not None)
-    return Trainer(
+    trainer = Trainer(
         model,
         batches,
         config,
@@ -82,8 +88,35 @@ def build_trainer(
         text=text,
         resume=resume,
         pretrained=config.init is not None,
+        weights=weights,
         layout=layout,
     )
+    if config.adapter is not None and config.adapter.dropout:
+        seed_dropout(trainer.losses, config.seed, layout.rank)
+    return trainer
+
+
+def _start(config: TrainConfig, model: PixelDenoiser, layout: parallel.Layout, begun: bool) -> Weights:
+    """Read the weights of `init`, where they are needed, and freeze what is not trained. `begun`: there are
+    checkpoints, which hold all that is trained."""
+
+    def read(init: str) -> bool:
+        weights, note = initial_weights(init, model.config)
+        model.load_state_dict(weights)
+        if note and not begun:
+            say(f"init    {note}")
+        return note is not None
+
+    new_classes = False
+    if config.init is not None and (config.adapter is not None or not begun):
+        new_classes = layout.first(lambda: read(str(config.init)))
+    if config.adapter is None:
+        freeze(model, config.train_only, config.freeze)
+        return Weights(model)
+    if config.adapter.frozen_dtype == "bf16" and resolve_precision(config.precision, layout.device) is None:
+        raise UserError(f"adapter.frozen_dtype is bf16, which {layout.device} computes in fp32: leave it out")
+    whole = class_tables(model) if new_classes else []
+    return AdapterWeights(model, add_adapter(model, config.adapter, config.seed, whole, config.init))
 
 
 def build_model(

@@ -4,7 +4,6 @@ Callbacks run after the checkpoint of their step. What they raise is logged with
 goes on, so whatever a callback does in several processes, all must come to the same end of it.
 """
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +79,7 @@ class Banner(Callback):
             time, folder = tqdm.format_interval(trainer.clock.wall()), trainer.folder
             what = '--prompt "..."' if trainer.model.config.takes_text else "--labels all"
             say(f"{trainer.step:,} steps in {time}; samples, loss.png and report.html are in {folder}")
-            say(f"draw more: pixelwright sample {shlex.quote(str(folder))} {what} --out drawn")
+            say(f"draw more: pixelwright sample {trainer.weights.named(folder)} {what} --out drawn")
 
 
 class SampleGrid(Callback):

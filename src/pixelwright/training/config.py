@@ -30,6 +30,7 @@ from pixelwright.models.detailers import DETAILERS
 from pixelwright.models.prediction import Prediction
 from pixelwright.models.presets import preset
 from pixelwright.text.config import TextConfig, read_prompts
+from pixelwright.training.adapter_config import AdapterConfig
 from pixelwright.training.ema import read_rule
 from pixelwright.training.loggers import LOGGERS
 from pixelwright.training.objectives import OBJECTIVES, check_objectives
@@ -342,7 +343,16 @@ class TrainConfig(LoopConfig):
     `pixelwright train` before anything else."""
     init: Text | None = None
     """Weights that a new run starts from, instead of random ones: those of a model folder, of a run (its
-    averaged ones) or of a published file, of the same architecture. A run that is continued keeps its own."""
+    averaged ones) or of a published file, of the same architecture; classes keep their rows by name. A run
+    that is continued keeps its own."""
+    train_only: tuple[Text, ...] = ()
+    """Weights that are trained, others are frozen: their names, or the ends of their names after a point,
+    such as [class_embedder.*, blocks.0.*]. None: all."""
+    freeze: tuple[Text, ...] = ()
+    """Weights that are not trained, in the same way."""
+    adapter: AdapterConfig | None = None
+    """A LoRA adapter that is trained in place of the weights of init, which stay (extra
+    pixelwright[finetune])."""
     text: TextConfig | None = None
     """The text encoder, for models of captions."""
     objectives: tuple[Annotated[Any, OBJECTIVES], ...] = ()
@@ -364,6 +374,8 @@ class TrainConfig(LoopConfig):
             for objective in self.objectives:
                 objective.check(self.model.denoiser(), size)
         self._check_text()
+        if self.adapter is not None:
+            self.adapter.check(self)
 
     def _check_text(self) -> None:
         name = self.model.preset

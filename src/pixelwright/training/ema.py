@@ -1,11 +1,11 @@
 """The averaged weights: one average that is exported and drawn from, and any number beside it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pixelwright.distributed.parallel import local
 from pixelwright.errors import UserError
@@ -43,7 +43,7 @@ def read_rule(rule: float | str) -> float:
 
 
 class EMA:
-    """Averages of a model's weights under the names of the model; sharded weights have sharded averages.
+    """Averages of weights under their names; sharded weights have sharded averages.
 
     A decay warms up, min(decay, (1 + n) / (10 + n)) at step n, so that the first random weights are soon
     forgotten, unless they are trained ones; a power-function average keeps 1 − (1 − 1/n)^(gamma + 1) of the
@@ -51,11 +51,15 @@ class EMA:
     """
 
     def __init__(
-        self, model: nn.Module, rule: float | str, more: Sequence[float | str] = (), warm_up: bool = True
+        self,
+        current: Mapping[str, Tensor],
+        rule: float | str,
+        more: Sequence[float | str] = (),
+        warm_up: bool = True,
     ) -> None:
-        """`rule` makes `weights`, each of `more` one of `others` under its own text; see `read_rule`. Without
-        `warm_up`, for a model that starts from trained weights, decays are the full ones from step 1."""
-        current = model.state_dict()  # by reference
+        """`current` are the weights, by reference. `rule` makes `weights`, each of `more` one of `others`
+        under its own text; see `read_rule`. Without `warm_up`, for a model that starts from trained weights,
+        decays are the full ones from step 1."""
         self._current = [local(tensor) for tensor in current.values()]
         self._rules, self._warm_up = [read_rule(each) for each in (rule, *more)], warm_up
         self._gammas = [power_exponent(-number) if number < 0 else 0.0 for number in self._rules]

@@ -91,15 +91,16 @@ class Health:
 
     @contextmanager
     def updates(self, step: int) -> Iterator[None]:
-        """Around the optimiser's `step`, counted from 1: measure ‖change of the weights‖ / ‖weights‖. It
-        copies the weights, at a time when no activations are held."""
+        """Around the optimiser's `step`, counted from 1: measure ‖change‖ / ‖weights‖ of what is
+        trained. It copies these weights, at a time when no activations are held."""
         if not self._due(step):
             yield
             return
-        before = [[p.detach().clone() for p in stage.parameters()] for stage in self.stages.values()]
+        trained = [[p for p in stage.parameters() if p.requires_grad] for stage in self.stages.values()]
+        before = [[p.detach().clone() for p in part] for part in trained]
         yield
-        for column, (stage, old) in enumerate(zip(self.stages.values(), before, strict=True)):
-            change = [p.detach() - q for p, q in zip(stage.parameters(), old, strict=True)]
+        for column, (part, old) in enumerate(zip(trained, before, strict=True)):
+            change = [p.detach() - q for p, q in zip(part, old, strict=True)]
             self.measured[1, column] = parallel.norm(change) / parallel.norm(old)
 
 

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pixelwright.config import steps_of
-from pixelwright.errors import UserError, nearest
+from pixelwright.errors import UserError
 from pixelwright.training.config import OptimConfig
+from pixelwright.training.freezing import matching
 from pixelwright.training.muon import Muon, is_hidden, parts_of
 
 # What CAME notes down but never reads: no part of its state.
@@ -36,19 +36,14 @@ def _grouped(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -> 
     """Parameter groups: each parameter is in that of the first pattern that its name, or the end of its name
     after a point, matches; the others are in the last one. `factor` is what multiplies the learning rate."""
     found: list[dict[str, Any]] = []
-    rest = list(named)
+    rest = dict(named)
     for wish in config.groups:
-        fits = [(n, p) for n, p in rest if fnmatch(n, wish.pattern) or fnmatch(n, f"*.{wish.pattern}")]
-        if not fits:
-            near = nearest(wish.pattern, [name for name, _ in named])
-            raise UserError(f'optim.groups: no parameter is left for the pattern "{wish.pattern}"{near}')
-        taken = {name for name, _ in fits}
-        rest = [(name, p) for name, p in rest if name not in taken]
+        taken = [rest.pop(name) for name in matching(wish.pattern, rest, "optim.groups")]
         factor = wish.lr_factor if wish.lr is None else wish.lr / config.lr
         decay = config.weight_decay if wish.weight_decay is None else wish.weight_decay
-        found.append({"params": [p for _, p in fits], "factor": factor, "weight_decay": decay})
+        found.append({"params": taken, "factor": factor, "weight_decay": decay})
     if rest:
-        found.append({"params": [p for _, p in rest], "factor": 1.0, "weight_decay": config.weight_decay})
+        found.append({"params": [*rest.values()], "factor": 1.0, "weight_decay": config.weight_decay})
     return found
 
 

@@ -16,14 +16,16 @@ from pixelwright.distributed import parallel
 from pixelwright.distributed.checkpoint import Checkpoint
 from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load as load_model
-from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.config import DenoiserConfig, TextNote
 from pixelwright.models.config import to_dict as model_dict
+from pixelwright.models.transfer import for_classes
 from pixelwright.training.config import LoopConfig
 from pixelwright.training.config_file import differences, read_settings
 
 CLASSES = "class_names"  # in the settings that a checkpoint holds: those of its data
 LOCK = "lock.txt"  # in a run folder: which job has it
 ORIGIN = "resumed-from.txt"  # in a run folder: what --resume named when the run began
+NUM_CLASSES = "backbone.num_classes"
 MOST_NAMED = 3  # differing settings in an error message
 NOTES = {"name", "image_size", "class_names", "sampler", "provenance", "text"}  # no say in a model's weights
 
@@ -102,25 +104,38 @@ def same_classes(known: Sequence[str] | None, found: Sequence[str] | None, place
             raise UserError(f"{text}: name the classes as they were, or begin a new run without its weights")
 
 
-def initial_weights(init: str, config: DenoiserConfig) -> dict[str, Tensor]:
-    """The weights that a new run starts from, for a model of this config: those of anything `pw.load` reads.
+def initial_weights(init: str, config: DenoiserConfig) -> tuple[dict[str, Tensor], str | None]:
+    """The weights that a new run starts from, for a model of this config, and what is to be said of them:
+    those of anything `pw.load` reads, with the rows of its classes as `for_classes` finds them.
 
     The size of the image is no part of a model's weights: those of 256² start a run at 512².
 
-    Raises UserError: nothing that can be read, or another model or other classes than the run's.
+    Raises UserError: nothing that can be read, another model, or one of another text encoder.
     """
     try:
         model = load_model(init)
     except UserError as error:
         raise UserError(f"init: {error}") from None
+    _same_encoder(model.config.text, config.text, init)
     found, needed = (
         {key: value for key, value in model_dict(each).items() if key not in NOTES}
         for each in (model.config, config)
     )
-    if changed := differences(found, needed):
+    changed = [each for each in differences(found, needed) if not each.startswith(f"{NUM_CLASSES}: ")]
+    if changed:
         raise UserError(f"init: {init} holds another model ({_named(changed)})")
-    same_classes(model.config.class_names, config.class_names, f"init: {init}")
-    return model.state_dict()
+    return for_classes(model, config)
+
+
+def _same_encoder(old: TextNote | None, new: TextNote | None, init: str) -> None:
+    """Raise UserError if a model of captions was trained with the features of another encoder."""
+    for name in ("encoder", "checksum"):
+        was, now = (getattr(note, name, None) for note in (old, new))
+        if was and now and was != now:
+            raise UserError(
+                f"init: {init} was trained with features of another text encoder ({name}: {was} -> {now}), "
+                "which mean nothing to these weights: give the encoder it had"
+            )
 
 
 def _named(changed: list[str]) -> str:

@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,6 @@ from pixelwright.errors import UserError
 from pixelwright.files import make_folder, remove_abandoned, write_text
 from pixelwright.hub import runs
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.folder import save as save_model
-from pixelwright.models.folder import skeleton
 from pixelwright.text import FeatureCache
 from pixelwright.training.callbacks import Callback
 from pixelwright.training.config import LoopConfig
@@ -45,6 +44,7 @@ from pixelwright.training.objectives import FlowMatching, Losses, Objective
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, peak_note, update
 from pixelwright.training.rollback import Rollbacks, go_back
 from pixelwright.training.start import CLASSES, ORIGIN, find_start, join, lock
+from pixelwright.training.weights import Weights
 
 OPTIONAL = ("health", "rollbacks")  # groups of the state that runs with other settings did not save
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Trainer:
     """
 
     _next_look, _looked = 0, (0, 0.0)  # the step of the next look at the stop flag; step and time of the last
+    _stop_asked, _saved = False, -1  # the step of the last checkpoint
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class Trainer:
         text: FeatureCache | None = None,
         resume: str | os.PathLike[str] | None = None,
         pretrained: bool = False,
+        weights: Weights | None = None,
         layout: parallel.Layout | None = None,
     ) -> None:
         """Nothing is written before `run`. A run folder with checkpoints is continued from the newest.
@@ -85,6 +87,7 @@ class Trainer:
             loggers: by default log.jsonl and a progress bar.
             resume: another run or checkpoint to start a new run folder from.
             pretrained: the model's weights are trained ones: their averages do not warm up.
+            weights: what of the model is averaged, saved and exported; by default all of it.
 
         Raises:
             UserError: the run folder belongs to something else or to other settings, `resume` is not there,
@@ -96,11 +99,10 @@ class Trainer:
         start = self.layout.first(lambda: find_start(config, resume, model.config.class_names))
         self.autocast = resolve_precision(config.precision, self.device)
         if not callable(data):
-            size = model.config.image_size
-            settings = DataConfig() if size is None else DataConfig(size=size[0])
-            data = batches_of(data, settings, config, self.layout, text is not None)
+            size, *_ = model.config.image_size or (DataConfig.size,)
+            data = batches_of(data, DataConfig(size=size), config, self.layout, text is not None)
         self.data, self.text, self.callbacks = data, text, callbacks
-        self.model = model.train()
+        self.model, self.weights = model.train(), weights or Weights(model)
         self.losses = Losses(model, objectives := objectives or [FlowMatching()])
         self.prepare = Preparation(config, model.config, text, self.layout, objectives)
         use_products(model)
@@ -109,13 +111,12 @@ class Trainer:
         self.forward = self.layout.wrap(self.losses, model.units(), self.autocast)
         self.parameters = [p for _, p in self.losses.named()]
         self.optimizer = build_optimizer(self.losses.named(), config.optim, self.autocast)
-        self.ema = EMA(model, config.ema_decay, config.ema_more, warm_up=not pretrained)
+        self.ema = EMA(self.weights.tensors(), config.ema_decay, config.ema_more, warm_up=not pretrained)
         self.meter = Meter(self.device, self.losses.logged)
         self.health = Health(config.health, model, self.layout)
         self.detector, self.rollbacks = Detector(config.health, self.device), Rollbacks(config.health)
         self.loggers = ((JsonLines(), Progress()) if loggers is None else loggers) if self.layout.main else ()
         self.step, self.clock, self._printed = 0, Clock(), set[str]()
-        self._stop_asked, self._saved = False, -1
         counted_every = config.checkpoint_every if config.health.on_spike == "rollback" else 1
         self.saver = Saver(self.folder, self.layout, config.keep, config.keep_every, counted_every)
         if start is not None:
@@ -126,7 +127,7 @@ class Trainer:
         """Every tensor that a later step depends on, by reference."""
         objectives = self.losses.objectives.state_dict()
         return {
-            "model": self.model.state_dict(),
+            "model": self.weights.tensors(),
             "ema": self.ema.weights,
             **{runs.group(name): weights for name, weights in self.ema.others.items()},
             "optimizer": optimizer_state(self.optimizer, self.losses.named()),
@@ -312,24 +313,15 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Begin to write the averaged weights to `model/` and a checkpoint; see `Saver.start`."""
+        """Begin to write a checkpoint and to export the averaged weights; see `Saver.start`."""
         with self.clock.paused():
             if self.text is not None:
                 self.text.flush()
             settings = to_dict(self.config) | {CLASSES: self.model.config.class_names}
-            self.saver.start(self.step, self.state(), settings, self.clock.seconds(), self._export)
+            export = partial(self.weights.export, run=self.folder)
+            self.saver.start(self.step, self.state(), settings, self.clock.seconds(), export)
         self._saved = self.step
         self._call("on_checkpoint", self.callbacks, checkpoints.folder_of(self.folder, self.step))
-
-    def _export(self, part: Path) -> None:
-        """Write `model/` from the averaged weights in a checkpoint's folder."""
-        save_model(runs.read(part, self.model.config, "ema"), self.folder / "model")
-
-    def _plain(self, weights: dict[str, Tensor]) -> PixelDenoiser:
-        """A plain model that holds these very tensors."""
-        model = skeleton(self.model.config)
-        model.load_state_dict(weights, assign=True)
-        return model.eval()  # with gradients: autocast keeps casts of such weights alone
 
     def _stop_if_needed(self) -> None:
         """Save and leave if any process was asked to stop, or if a checkpoint failed. Many processes ask each
@@ -365,7 +357,7 @@ class Trainer:
         The checkpoint in the making is finished first."""
         self.saver.settle()
         weights = self.layout.gather(self.ema.weights, everywhere=everywhere)
-        return self._plain(weights) if everywhere or self.layout.main else None
+        return self.weights.plain(weights) if everywhere or self.layout.main else None
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Log numbers, or groups of them, of this step."""
