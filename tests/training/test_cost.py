@@ -4,11 +4,13 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
-from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer, save_config
+from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer, save_config, train
+from pixelwright.training.adapter_config import AdapterConfig
 from pixelwright.training.config import ParallelConfig
 from pixelwright.training.cost import FORWARD_AND_BACKWARD, cost, gpu_hours, teacher_of
 from pixelwright.training.objectives import RepaConfig
@@ -50,6 +52,35 @@ def test_what_stays_is_what_a_run_holds(tiny: Tiny, dino: Any, name: Any) -> Non
     assert costs.parameters == sum(p.numel() for p in trainer.model.parameters()) + table // 4
     assert costs.projector == sum(p.numel() for p in trainer.losses.objectives.parameters())
     assert memory.total == sum(dataclasses.astuple(memory))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_an_adapter_takes_what_a_run_with_one_holds(tiny: Tiny, dtype: Any) -> None:
+    pytest.importorskip("peft", reason="LoRA needs peft (extra finetune)")
+    if dtype == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no products in bf16")
+    base = train(tiny("base", model=MODELS["dip"], steps=1))
+    config = tiny(
+        "run",
+        model=MODELS["dip"],
+        init=str(base),
+        adapter=AdapterConfig(rank=4, frozen_dtype=dtype),
+        batch_size=64,
+        ema_more=(0.5,),
+        precision="bf16" if dtype == "bf16" else "fp32",
+        data=dataclasses.replace(tiny().data, size=16),
+    )
+    trainer = build_trainer(config)
+    memory = cost(config).memory["single", False]
+    assert memory.weights == bytes_of(trainer.model.parameters()) + thousand(config)
+    trained = bytes_of(trainer.parameters)
+    assert memory.gradients == trained and memory.averages == 2 * trained
+    state = bytes_of(t for slots in trainer.optimizer.state.values() for t in slots.values())
+    assert memory.optimizer == state < memory.weights / 4
+    inputs = trainer.prepare(next(iter(trainer.data(0))), 0)  # type: ignore[operator]
+    with PeakMemory(trainer.model) as peak:
+        trainer.gradients(inputs)
+    assert peak.peak - trained == pytest.approx(memory.activations, rel=0.15)
 
 
 @pytest.mark.parametrize(

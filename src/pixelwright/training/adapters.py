@@ -5,6 +5,7 @@ those come from `init`, and are never changed.
 """
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
 from pixelwright.rng import generator
 from pixelwright.training.adapter_config import AdapterConfig
-from pixelwright.training.freezing import matching
+from pixelwright.training.config import TrainConfig
+from pixelwright.training.freezing import freeze, matching
 from pixelwright.training.weights import Weights
 
 INSIDE = "backbone.blocks."
@@ -27,7 +29,7 @@ BASE = ".base_layer"  # what peft puts into the name of a weight beside which it
 
 
 def add_adapter(
-    model: PixelDenoiser, config: AdapterConfig, seed: int, new_classes: list[str], init: str | None
+    model: PixelDenoiser, config: AdapterConfig, seed: int, new_classes: Sequence[str], init: str | None
 ) -> Any:
     """Freeze a model and put an adapter into it, in place, its first matrices drawn from `seed` and the
     second ones zero, which changes nothing yet. Returns peft's settings of it.
@@ -55,13 +57,22 @@ def add_adapter(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject(model, lora)
+        inject(model, lora, empty=model.device.type == "meta")
     for name in saved:
         model.get_submodule(name).requires_grad_(True)
     for layer in (getattr(module, "base_layer", None) for module in model.modules()):
         if config.frozen_dtype == "bf16" and isinstance(layer, nn.Module):
             layer.to(torch.bfloat16)
     return lora
+
+
+def trained_weights(model: PixelDenoiser, config: TrainConfig, new_classes: Sequence[str] = ()) -> Weights:
+    """Freeze what a run does not train, and put its adapter into the model. Raises UserError: patterns that
+    match nothing, and see `add_adapter`."""
+    if config.adapter is None:
+        freeze(model, config.train_only, config.freeze)
+        return Weights(model)
+    return AdapterWeights(model, add_adapter(model, config.adapter, config.seed, new_classes, config.init))
 
 
 def target_names(model: PixelDenoiser, config: AdapterConfig) -> list[str]:

@@ -23,10 +23,9 @@ from pixelwright.models.config import SamplerPreset, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.transfer import class_tables
 from pixelwright.text import FeatureCache, note_of, open_encoder
-from pixelwright.training.adapters import AdapterWeights, add_adapter, seed_dropout
+from pixelwright.training.adapters import seed_dropout, trained_weights
 from pixelwright.training.callbacks import Banner, Callback, Report, SampleGrid
 from pixelwright.training.config import TrainConfig
-from pixelwright.training.freezing import freeze
 from pixelwright.training.inputs import batches_of
 from pixelwright.training.loggers import LOGGERS, JsonLines, Logger, say
 from pixelwright.training.objectives import build_objectives
@@ -110,13 +109,13 @@ def _start(config: TrainConfig, model: PixelDenoiser, layout: parallel.Layout, b
     new_classes = False
     if config.init is not None and (config.adapter is not None or not begun):
         new_classes = layout.first(lambda: read(str(config.init)))
-    if config.adapter is None:
-        freeze(model, config.train_only, config.freeze)
-        return Weights(model)
-    if config.adapter.frozen_dtype == "bf16" and resolve_precision(config.precision, layout.device) is None:
+    if (
+        config.adapter is not None
+        and config.adapter.frozen_dtype == "bf16"
+        and resolve_precision(config.precision, layout.device) is None
+    ):
         raise UserError(f"adapter.frozen_dtype is bf16, which {layout.device} computes in fp32: leave it out")
-    whole = class_tables(model) if new_classes else []
-    return AdapterWeights(model, add_adapter(model, config.adapter, config.seed, whole, config.init))
+    return trained_weights(model, config, class_tables(model) if new_classes else ())
 
 
 def build_model(

@@ -20,6 +20,7 @@ from pixelwright.distributed import parallel
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
+from pixelwright.training.adapters import trained_weights
 from pixelwright.training.config import TrainConfig
 from pixelwright.training.objectives import FlowMatching, Losses, Repa, RepaConfig
 from pixelwright.training.objectives.teacher import teacher_grid
@@ -102,17 +103,22 @@ def cost(config: TrainConfig, gpus: int = 1) -> Cost:
     passed = forward + 2 * projector * (side[0] // model.config.patch_size) ** 2
     teacher_flops = 0 if teacher is None else teacher.flops(side)
     modes: list[Mode] = ["single"] if gpus == 1 else ["ddp"]
-    modes += ["fsdp"] if gpus > 1 and config.optim.name != "came" else []
+    modes += ["fsdp"] if gpus > 1 and config.optim.name != "came" and config.adapter is None else []
     kinds = [(mode, recompute) for mode in modes for recompute in (False, True)]
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         projector=projector,
         forward_flops=forward,
         teacher_flops=teacher_flops,
-        image_flops=(FORWARD_AND_BACKWARD + config.parallel.checkpointing) * passed + teacher_flops,
+        image_flops=(_passes(config) + config.parallel.checkpointing) * passed + teacher_flops,
         batch=config.batch_size // gpus // config.accumulate,
         memory={kind: _memory(config, gpus, *kind, teacher) for kind in kinds},
     )
+
+
+def _passes(config: TrainConfig) -> int:
+    """Forward passes that a step takes the time of. Frozen matrices have no gradients of their own."""
+    return FORWARD_AND_BACKWARD - (config.adapter is not None)
 
 
 def gpu_hours(config: TrainConfig, costs: Cost, tflops: float, utilisation: float) -> float:
@@ -169,32 +175,38 @@ def _memory(
     shards = gpus // (config.parallel.replicas or 1) if mode == "fsdp" else 1
     compute = None if config.precision == "fp32" else torch.bfloat16
     model = skeleton(config.model.denoiser())
+    averaged = trained_weights(model, config).tensors().values()
     whole = _losses(config, model, teacher)
-    weights, averages = bytes_of(whole), bytes_of(model) * (1 + len(config.ema_more))
+    trained = [p for _, p in whole.named()]
+    weights, gradients = bytes_of(whole), sum(map(_bytes, trained))
+    averages = sum(map(_bytes, averaged)) * (1 + len(config.ema_more))
     state, gathered = _optimizer_bytes(whole, config), 0
     if mode == "fsdp":  # weights come in this dtype, of which autocast makes no copies
         gathered = _gathered(weights, [bytes_of(unit) for unit in model.units()], compute)
         whole.to(compute)
     # DDP keeps gradients in its buckets, accumulation those of the micro-batch before.
     kept = gpus > 1 or config.accumulate > 1
-    for p in whole.parameters() if kept else ():
+    for p in trained if kept else ():
         p.grad = torch.empty_like(p)
     batch = config.batch_size // gpus // config.accumulate
     activations = _activations(config, whole, batch, recompute, compute)
     if not kept:  # each gradient appears in the backward pass, when activations go
-        activations = max(0, activations - weights)
+        activations = max(0, activations - gradients)
 
     taught = 0 if teacher is None else 4 * teacher.parameters
-    own, averages, state = (-(-size // shards) for size in (weights, averages, state))
-    return Memory(own, averages, state, own, gathered, taught, activations)
+    own, averages, state, gradients = (-(-size // shards) for size in (weights, averages, state, gradients))
+    return Memory(own, averages, state, gradients, gathered, taught, activations)
 
 
-def _optimizer_bytes(module: nn.Module, config: TrainConfig) -> int:
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _optimizer_bytes(whole: Losses, config: TrainConfig) -> int:
     with FakeTensorMode():
-        parameters = [(name, nn.Parameter(torch.empty(p.shape))) for name, p in module.named_parameters()]
+        parameters = [(name, nn.Parameter(torch.empty(p.shape))) for name, p in whole.named()]
         state = build_optimizer(parameters, config.optim).state
-        tensors = [x for slots in state.values() for x in slots.values() if isinstance(x, Tensor)]
-        return sum(x.numel() * x.element_size() for x in tensors)
+        return sum(_bytes(x) for slots in state.values() for x in slots.values() if isinstance(x, Tensor))
 
 
 def _gathered(whole: int, units: list[int], compute: torch.dtype | None) -> int:

@@ -162,7 +162,7 @@ class AsOnDevice(TorchFunctionMode):
     """What devices do and `meta` does not: fused attention, and autocast.
 
     On `meta`, attention would be counted with its L×L matrix, which no fused kernel makes; and there is no
-    autocast, which keeps a copy of each weight it has cast until it ends.
+    autocast, which keeps a copy of each weight it has cast until it ends, but for frozen ones.
     """
 
     def __init__(self, autocast: torch.dtype | None = None) -> None:
@@ -182,7 +182,7 @@ class AsOnDevice(TorchFunctionMode):
     def _cast(self, tensor: Tensor) -> Tensor:
         if tensor.dtype != torch.float32:
             return tensor
-        if not isinstance(tensor, nn.Parameter):
+        if not (isinstance(tensor, nn.Parameter) and tensor.requires_grad):
             return tensor.to(self._autocast)
         if id(tensor) not in self._casts:
             self._casts[id(tensor)] = tensor.to(self._autocast)
