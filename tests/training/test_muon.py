@@ -61,7 +61,9 @@ def test_a_matrix_is_moved_as_by_torchs_own(shape: tuple[int, ...]) -> None:
         update(optimizer, 0.01, TAKEN)
         own.step()
     moved, expected = ours.detach() - start, theirs.detach() - start
-    assert (moved - expected).norm() < 0.02 * expected.norm()  # bf16 rounds here and there
+    # Its Newton-Schulz starts from another norm: singular values differ, directions do not.
+    assert nn.functional.cosine_similarity(moved.flatten(), expected.flatten(), dim=0) > 0.985
+    assert moved.norm() == pytest.approx(expected.norm().item(), rel=0.15)
 
 
 def test_every_weight_moves_by_the_rms_of_adamw() -> None:
@@ -72,8 +74,9 @@ def test_every_weight_moves_by_the_rms_of_adamw() -> None:
         assert float(p.detach().square().mean().sqrt()) == pytest.approx(0.01 * 0.2, rel=0.2), name
 
 
-@pytest.mark.parametrize(("name", "parts"), [("qkv", 3), ("w13", 2)])
+@pytest.mark.parametrize(("name", "parts"), [("qkv", 3), ("w13", 2), ("qkv", 6)])
 def test_merged_matrices_are_moved_each_for_itself(name: str, parts: int) -> None:
+    norms = [("blocks.0.q_norm.weight", nn.Parameter(torch.ones(8)))] if parts == 6 else []  # two heads of 8
     merged = nn.Parameter(matrices(parts * 8, 8))
     alone = [
         (f"blocks.{i}.proj.weight", nn.Parameter(x.clone()))
@@ -81,11 +84,11 @@ def test_merged_matrices_are_moved_each_for_itself(name: str, parts: int) -> Non
     ]
     gradient = matrices(parts * 8, 8) * torch.arange(1, parts + 1).repeat_interleave(8)[:, None]
     for named, gradients in (
-        ([(f"blocks.0.{name}.weight", merged)], [gradient]),
+        ([(f"blocks.0.{name}.weight", merged), *norms], [gradient]),
         (alone, gradient.chunk(parts)),
     ):
         optimizer = build_optimizer(named, MUON)
-        for (_, p), g in zip(named, gradients, strict=True):
+        for (_, p), g in zip(named, gradients, strict=False):  # none for the norms
             p.grad = g
         update(optimizer, 0.01, TAKEN)
     torch.testing.assert_close(merged.detach(), torch.cat([p.detach() for _, p in alone]))

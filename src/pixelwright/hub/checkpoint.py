@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pixelwright.errors import UserError
 from pixelwright.files import read_json
-from pixelwright.hub import runs
+from pixelwright.hub import runs, shipped
 from pixelwright.hub.adapters import Adapters, config_with, find_adapter, with_adapters
 from pixelwright.hub.files import (
     EIGHT_BITS,
@@ -71,9 +71,10 @@ class Checkpoint:
 
 def locate(source: str | os.PathLike[str]) -> Path:
     """The file of weights of a model, which may not be there: fetched where `source` is an address; of a run
-    or one of its checkpoints, that of its `model/`. Raises UserError: nothing that holds one, or the hub does
-    not give it."""
-    path = fetch(str(source)) if is_address(str(source)) else Path(source)
+    or one of its checkpoints, that of its `model/`; of a name, that of the model that comes with the package.
+    Raises UserError: nothing that holds one, or the hub does not give it."""
+    name = str(source)
+    path = fetch(name) if is_address(name) else shipped.find(name) or Path(source)
     if not path.exists():
         such = f"a model folder, a run, a file of weights or {SCHEME}OWNER/NAME"
         raise UserError(f"{path} does not exist; give {such}")
@@ -99,7 +100,8 @@ def is_model(source: str) -> bool:
     """Whether this names a model rather than images."""
     path = Path(source).expanduser()
     inside = path.is_dir() and ((path / CONFIG).is_file() or bool(weight_names(_names(path))))
-    return is_address(source) or inside or source.lower().endswith(SUFFIXES)
+    named = is_address(source) or source.lower().endswith(SUFFIXES)
+    return named or inside or shipped.find(source) is not None
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -156,7 +158,8 @@ def open_checkpoint(
     Args:
         source: a model folder, a run folder, one of its checkpoints, a published file (.ckpt, .pth,
             .safetensors, the index of a sharded one), a folder of a diffusers pipeline or of accelerate,
-            hf://OWNER/NAME[/FILE], or a file's address (https://, s3://, …).
+            hf://OWNER/NAME[/FILE], a file's address (https://, s3://, …), or the name of a model that comes
+            with the package, such as pixelwright/cifar10.
         weights: "ema" or "raw" to insist on one of a file's sets; by default EMA where it is there. Of a run
             (its newest checkpoint) or a checkpoint also another average by its name, such as "power-0.05".
         sampler: a key of `SAMPLER_PRESETS` or "none", in place of what is known of the file.

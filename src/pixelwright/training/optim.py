@@ -28,7 +28,7 @@ def build_optimizer(
     """
     groups = _grouped(named, config)
     if config.name == "muon":
-        return _muon(groups, {p: name for name, p in named}, config, compute)
+        return _muon(groups, dict(named), config, compute)
     return _adamw(groups, config) if config.name == "adamw" else _came(groups, config)
 
 
@@ -54,16 +54,16 @@ def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Ada
 
 def _muon(
     groups: list[dict[str, Any]],
-    names: dict[nn.Parameter, str],
+    named: dict[str, nn.Parameter],
     config: OptimConfig,
     compute: torch.dtype | None,
 ) -> Muon:
     """Each group in two: its hidden matrices, of one shape and use each, and the rest."""
     assert config.betas is not None and config.update_rms is not None
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    names, found = {p: name for name, p in named.items()}, dict[tuple[Any, ...], dict[str, Any]]()
     for number, group in enumerate(groups):
         for p in group["params"]:
-            parts = parts_of(names[p]) if is_hidden(names[p], p) else None
+            parts = parts_of(names[p], named) if is_hidden(names[p], p) else None
             more: dict[str, Any] = {"parts": parts, "momentum": config.betas[2], "params": []}
             key = (number, parts, *p.shape) if parts else (number,)
             found.setdefault(key, {**group, **more})["params"].append(p)
