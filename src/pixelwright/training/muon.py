@@ -42,26 +42,26 @@ def parts_of(name: str, named: Mapping[str, Tensor]) -> int:
     return 2 if kind == "w13" else 1
 
 
-def orthogonal(x: Tensor, compute: torch.dtype | None = None) -> Tensor:
+def orthogonal(x: Tensor) -> Tensor:
     """The nearest matrices with equal singular values, about 1: [k, m, n] -> [k, m, n], by `STEPS` steps of
-    Newton-Schulz X ← a·X + (b·XXᵀ + c·(XXᵀ)²)·X with products in `compute`, such as bf16.
+    Newton-Schulz X ← a·X + (b·XXᵀ + c·(XXᵀ)²)·X in the dtype of x, for which bf16 is exact enough.
 
     They need singular values σ up to 1, and small ones grow 3.4 times in a step. The first step divides by
     (Σσ⁸)^⅛ = |(XXᵀ)²|^¼, nearer to the largest than the usual (Σσ²)^½, which takes the place of a fifth.
     """
     wide = x.mT if x.shape[-2] > x.shape[-1] else x
     least = torch.finfo(torch.float32).tiny
-    y = (wide / (torch.linalg.matrix_norm(wide, keepdim=True) + least)).to(compute or x.dtype)
+    size = torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True, dtype=torch.float32) + least
+    y = wide / size.to(x.dtype)
     for number in range(STEPS):
         gram = y @ y.mT
         square = gram @ gram
         if number == 0:
-            scale = (torch.linalg.matrix_norm(square.float(), keepdim=True) + least) ** -0.25
+            scale = (torch.linalg.vector_norm(square.float(), dim=(1, 2), keepdim=True) + least) ** -0.25
             y, gram, square = (
                 (z * scale**power).to(z.dtype) for z, power in ((y, 1), (gram, 2), (square, 4))
             )
         y = torch.baddbmm(y, B * gram + C * square, y, beta=A)
-    y = y.to(x.dtype)
     return y.mT if x.shape[-2] > x.shape[-1] else y
 
 
@@ -87,26 +87,31 @@ class Muon(torch.optim.AdamW):
                 self._move([p for p in group["params"] if p.grad is not None], group)
         return super().step(closure)
 
+    def _means(self, parameters: list[nn.Parameter]) -> list[Tensor]:
+        return [self.state[p]["momentum"] for p in parameters]
+
     def _move(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             return
         taken, momentum = self.found_inf == 0, group["momentum"]
-        slots = [local(self.state[p]["momentum"]).flatten(1) for p in parameters]
-        mean = torch.stack(slots)  # [k, rows, columns]
+        weights, means = ([local(x) for x in each] for each in (parameters, self._means(parameters)))
         # Where the step is left out the gradient, which may be no number, is as the mean, which then stays.
-        gradient = torch.where(taken, torch.stack([local(g).flatten(1) for g in gradients]), mean)
-        torch._foreach_copy_(slots, list(mean.lerp_(gradient, 1 - momentum).unbind()))
+        gradients = [torch.where(taken, local(g), mean) for g, mean in zip(gradients, means, strict=True)]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        torch._foreach_lerp_(gradients, means, momentum)
+        step = group["lr"] * taken
 
         def update(x: Tensor) -> Tensor:
             x = x.unflatten(1, (group["parts"], -1)).flatten(0, 1)
-            moved = orthogonal(x, self.compute) * (self.rms * max(x.shape[1:]) ** 0.5)
+            moved = orthogonal(x) * (step * self.rms * max(x.shape[1:]) ** 0.5)
             return moved.reshape(-1, group["parts"] * x.shape[1], x.shape[2])
 
-        updates = by_shares(update, gradient.lerp_(mean, momentum), parameters[0])
-        weights, lr = [local(p) for p in parameters], group["lr"] * taken
-        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-        steps = [u.view_as(w) for u, w in zip((lr * updates).unbind(), weights, strict=True)]
-        torch._foreach_sub_(weights, steps)
+        stack = torch.stack([g.flatten(1).to(self.compute or g.dtype) for g in gradients])
+        updates = by_shares(update, stack, parameters[0])
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - step * group["weight_decay"])
+        for weight, moved in zip(weights, updates.unbind(), strict=True):
+            weight.sub_(moved.view_as(weight))
         for p in parameters:
             p.grad = None  # which AdamW passes over
