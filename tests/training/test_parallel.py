@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from pixelwright.data import DataConfig
 from pixelwright.diffusion import flow
@@ -34,7 +35,8 @@ from pixelwright.training import (
     train,
 )
 from pixelwright.training.config import HealthConfig, ParallelConfig
-from pixelwright.training.objectives import RepaConfig
+from pixelwright.training.objectives import FrequencyConfig, PerceptualConfig, RepaConfig
+from tests.recordings import recording
 
 from .conftest import log_of, same_state, weights_of
 from .processes import digest_of, record
@@ -77,6 +79,16 @@ def make(folder: Path, run: str, model: str = "dit", **changes: Any) -> TrainCon
         "health": HealthConfig(HALF),
     }
     return TrainConfig(run=str(folder / run), **{**settings, **changes})
+
+
+def perceptual_losses(folder: Path, adapt: int | None) -> dict[str, Any]:
+    """A short run with DeCo's and PixelGen's losses, whose factor changes from step `adapt` on."""
+    file = folder / "lpips.safetensors"
+    save_file({key[6:]: x for key, x in recording("lpips")[0].items() if key.startswith("lpips.")}, file)
+    more = {} if adapt is None else {"adapt_from": adapt, "adapt_every": 1}
+    losses = PerceptualConfig(lpips=(str(file),), gate=0.5, **more)
+    data = DataConfig(path="shapes", size=12, shapes_count=24)
+    return {"data": data, "objectives": (FrequencyConfig(), losses), "steps": 4}
 
 
 def torchrun(
@@ -151,6 +163,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
         trainer = build_trainer(make(folder, "repa-alone", **repa))
         initial["repa-"] = digest_of(trainer)
         trainer.run()
+        losses = {name: perceptual_losses(folder, adapt) for name, adapt in (("ddp", 1), ("fsdp", None))}
+        for name, settings in losses.items():
+            train(make(folder, f"losses-{name}-alone", **settings))
         train(make(folder, "rollback-alone", **ROLLBACK))
         text: dict[str, Any] = {
             "text": TextConfig("minilm", path=str(bert), cache=str(folder / "features")),
@@ -189,6 +204,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
         },
         "repa-ddp": (make(folder, "repa-ddp", parallel=DDP, **repa), None),
         "repa-fsdp": (make(folder, "repa-fsdp", parallel=FSDP, **repa), None),
+        "losses-ddp": (make(folder, "losses-ddp", parallel=DDP, **losses["ddp"]), None),
+        "losses-fsdp": (make(folder, "losses-fsdp", parallel=FSDP, **losses["fsdp"]), None),
         "rollback": (make(folder, "rollback", parallel=FSDP, **ROLLBACK), None),
         "text-ddp": (make(folder, "text-ddp", "text", parallel=DDP, **text), None),
         "text-fsdp": (make(folder, "text-fsdp", "text", parallel=FSDP, **text), None),
@@ -248,6 +265,18 @@ def test_two_processes_align_as_one(pair: Pair, name: str) -> None:
     assert [line.get("repa_loss") for line in alone[2:]] == [None, None]  # it ended with the second step
     for first, second in zip(alone[:2], two[:2], strict=True):
         assert second["repa_loss"] == pytest.approx(first["repa_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["losses-ddp", "losses-fsdp"])
+def test_two_processes_have_the_losses_of_one(pair: Pair, name: str) -> None:
+    """The gate counts the images of both, and the factor is that of the gradients of both."""
+    report(pair, name)
+    same_losses(pair.folder / f"{name}-alone", pair.folder / name)
+    alone, two = (log_of(pair.folder / run) for run in (f"{name}-alone", name))
+    for key in ("frequency_loss", "lpips_loss", "perceptual_factor"):
+        expected = pytest.approx([line[key] for line in alone], rel=1e-4)
+        assert [line[key] for line in two] == expected
+    assert (alone[-1]["perceptual_factor"] != 1) == (name == "losses-ddp")
 
 
 def test_two_processes_roll_back_as_one(pair: Pair) -> None:

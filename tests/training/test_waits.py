@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,7 +24,13 @@ from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training import ModelConfig, OptimConfig, RepaConfig, Trainer, build_trainer
 from pixelwright.training import health as health_module
 from pixelwright.training.config import HealthConfig
-from pixelwright.training.objectives import FlowMatching, Forward, FrequencyConfig, Objective
+from pixelwright.training.objectives import (
+    FlowMatching,
+    Forward,
+    FrequencyConfig,
+    Objective,
+    PerceptualConfig,
+)
 
 from .conftest import Tiny
 
@@ -122,6 +129,15 @@ def test_no_step_waits_with_repa(tiny: Tiny, dino: Path, tmp_path: Path, kept: b
 def test_no_step_waits_with_the_frequency_aware_loss(tiny: Tiny) -> None:
     data = DataConfig(path="shapes", size=12, shapes_count=24)  # 4 pixels are padded
     steps(meta_trainer(tiny, data=data, objectives=(FrequencyConfig(),), accumulate=2))
+
+
+def test_no_step_waits_with_perceptual_losses(tiny: Tiny, dino: Path) -> None:
+    lpips = Path(__file__).parents[1] / "data" / "lpips.safetensors"
+    tensors = {key[6:]: x for key, x in load_file(lpips).items() if key.startswith("lpips.")}
+    save_file(tensors, file := dino.parent / "lpips.safetensors")
+    losses = PerceptualConfig(lpips=(str(file),), teacher=str(dino), adapt_from=1, adapt_every=2)
+    data = DataConfig(path="shapes", size=16, shapes_count=24)
+    steps(meta_trainer(tiny, data=data, objectives=(losses,), accumulate=2))
 
 
 class Captions:

@@ -111,7 +111,8 @@ def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str
         "",
         f"at {mfu:.0%} of {tflops:g} TFLOPs on {gpus} GPU{plural}: {speed:,.0f} images/s, "
         f"{config.batch_size / speed:.3g} s a step, {hours:,.0f} GPU-hours, {hours / gpus / 24:.3g} days",
-        "an estimate; not counted: CUDA's own memory, NCCL's, fragments, time for data and between GPUs",
+        "an estimate; not counted: CUDA's own memory, NCCL's, fragments, networks of objectives other than "
+        "REPA, time for data and between GPUs",
     ]
     return "\n".join(lines)
 

@@ -56,10 +56,7 @@ class Layout:
     # ------------------------------------------------------------ agreeing
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the processes."""
-        if self.world > 1:
-            dist.all_reduce(value)  # gloo has sums only
-            value = value / self.world
-        return value
+        return mean(value)
 
     def highest(self, *values: float) -> list[float]:
         """The highest of each number in any process. It goes over the CPU: no accelerator waits for it."""
@@ -290,6 +287,14 @@ def prepare(module: nn.Module, recompute: bool, compile: bool) -> None:
     if compile:
         check_compiler()
         module.forward = torch.compile(module.forward)
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over the processes of the run, if there are several; all must call it."""
+    if dist.is_initialized() and (world := dist.get_world_size()) > 1:
+        dist.all_reduce(value)  # gloo has sums only
+        value = value / world
+    return value
 
 
 # A DTensor is known by its methods: to import the type takes half a second, which one process need not wait.

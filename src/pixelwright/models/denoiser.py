@@ -21,7 +21,7 @@ from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.detailers import DETAILERS
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.layers import GlobalState, patchify
-from pixelwright.models.prediction import to_velocity, velocity_target
+from pixelwright.models.prediction import column, to_velocity, velocity_target
 
 
 class PixelDenoiser(nn.Module):
@@ -103,6 +103,12 @@ class PixelDenoiser(nn.Module):
         """The velocity [B,3,H,W] that training compares with, of images and noise [B,3,H,W] at x_t and t [B];
         see `prediction.velocity_target`."""
         return velocity_target(x, noise, x_t, t, self.config.prediction, self.config.t_eps)
+
+    def denoised(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The clean image [B,3,H,W] that a velocity at x_t and t [B] means; the output itself of a model that
+        predicts x."""
+        least = self.config.t_eps if self.config.prediction == "x" else 0.0
+        return x_t + column((1 - t).clamp(min=least)) * velocity
 
     def units(self) -> list[nn.Module]:
         """What is compiled, recomputed and sharded as one: blocks, and detailers that have none."""

@@ -225,6 +225,7 @@ class Trainer:
         with kernels(self.device, *how), self.health.activations(self.step + 1):
             losses, logs = self.gradients(inputs)
             self.saver.hold()  # nothing of the state has changed until here
+            self.losses.update()
         totals = self.layout.mean(by_time(losses, inputs.t))  # the processes have equal numbers of samples
         loss = totals[0].sum() / totals[1].sum()
         norm = parallel.norm([p.grad for p in self.parameters if p.grad is not None])

@@ -13,6 +13,7 @@ from pixelwright.training.objectives.base import (
 )
 from pixelwright.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from pixelwright.training.objectives.frequency import FrequencyConfig, FrequencyLoss
+from pixelwright.training.objectives.perceptual import Perceptual, PerceptualConfig
 from pixelwright.training.objectives.repa import Repa, RepaConfig
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "Losses",
     "Objective",
     "ObjectiveConfig",
+    "Perceptual",
+    "PerceptualConfig",
     "Repa",
     "RepaConfig",
     "build_objectives",

@@ -74,6 +74,10 @@ class Objective(nn.Module):
         """(loss [b], logs). Logs may be left out in some steps, by all processes alike."""
         raise NotImplementedError
 
+    def update(self) -> None:
+        """Called once a step, after its gradients: the place to change buffers. Until then the checkpoint of
+        the step before may still be copied."""
+
     def targets(
         self, images: Tensor, flipped: Tensor, number: int, device: torch.device
     ) -> Mapping[str, Tensor]:
@@ -133,6 +137,11 @@ class Losses(nn.Module):
         weighted = [objective.weight * loss for objective, (loss, _) in zip(objectives, found, strict=True)]
         logs = {name: value for _, more in found for name, value in more.items()}
         return Found(sum(weighted[1:], weighted[0]), found[0][0], logs)
+
+    def update(self) -> None:
+        """See `Objective.update`."""
+        for objective in cast("list[Objective]", self.objectives):
+            objective.update()
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
         """What is trained, by name: the model's under its own names, then `objectives.…`."""

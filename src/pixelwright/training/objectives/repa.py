@@ -15,7 +15,7 @@ from pixelwright.errors import UserError
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.objectives.base import Forward, Logs, Objective, ObjectiveConfig, register_objective
-from pixelwright.training.objectives.teacher import STRIDE, Cache, Teacher, teacher_grid
+from pixelwright.training.objectives.teacher import Cache, Teacher, check_stride, teacher_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,7 @@ class RepaConfig(ObjectiveConfig, where="repa"):
     def check(self, model: DenoiserConfig, size: tuple[int, int]) -> None:
         if self.depth > (blocks := model.backbone.depth):
             raise UserError(f"repa.depth is {self.depth}, but the model has {blocks} global blocks")
-        rows, columns = size
-        if rows % STRIDE or columns % STRIDE:
-            raise UserError(
-                f"images are {rows}x{columns}: with repa both sides must be multiples of {STRIDE}"
-            )
+        check_stride(size, "repa")
 
 
 class Projector(nn.Sequential):

@@ -27,9 +27,9 @@ class Teacher(nn.Module):
     Raises UserError: transformers is not installed, or the name cannot be read.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, setting: str = "repa.teacher") -> None:
         super().__init__()
-        self.model: Any = load_dinov2(name, "repa.teacher", "repa")
+        self.model: Any = load_dinov2(name, setting, "repa")
         settings: Any = self.model.config
         self.size, self.patch_size = int(settings.hidden_size), int(settings.patch_size)
         self.eval()
@@ -44,18 +44,29 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(images).half().float()
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The tokens as they are, through which gradients flow to the images."""
         if images.device != self.model.device:
             self.to(images.device)
         rows, columns = teacher_grid(images.shape[-2:])
         size = (rows * self.patch_size, columns * self.patch_size)
         shown = F.interpolate(normalised((images + 1) / 2), size, mode="bicubic", align_corners=False)
-        tokens = self.model(shown).last_hidden_state[:, 1:]  # without the class token
-        return tokens.half().float()
+        tokens: Tensor = self.model(shown).last_hidden_state[:, 1:]  # without the class token
+        return tokens
 
 
 def teacher_grid(size: tuple[int, int] | torch.Size) -> tuple[int, int]:
     """(rows, columns) of the teacher's tokens for images of (height, width) pixels."""
     return size[0] // STRIDE, size[1] // STRIDE
+
+
+def check_stride(size: tuple[int, int], setting: str) -> None:
+    """Raise UserError unless images of (height, width) pixels cut into the teacher's patches."""
+    if size[0] % STRIDE or size[1] % STRIDE:
+        shape = f"{size[0]}x{size[1]}"
+        raise UserError(f"images are {shape}: with {setting} both sides must be multiples of {STRIDE}")
 
 
 class Cache:
