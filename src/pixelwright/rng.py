@@ -13,7 +13,8 @@ torch differ by 4e-7 at most, since torch's roots on CPUs are not rounded exactl
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,15 @@ Array = Any  # of numpy or of torch, whichever the module `xp` is
 def generator(seed: int, *path: int | str) -> torch.Generator:
     """A CPU generator whose numbers depend on `seed` and `path` alone."""
     return torch.Generator().manual_seed(int.from_bytes(_digest(seed, *path), "little", signed=True))
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int, *path: int | str) -> Iterator[None]:
+    """Inside, what PyTorch's own generators of the CPU and `device` draw (dropout) depends on `seed` and
+    `path` alone; afterwards they are as before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(_digest(seed, *path), "little", signed=True))
+        yield
 
 
 def _digest(*path: int | str) -> bytes:

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from pixelwright.device import check_compiler, resolve_device
 from pixelwright.distributed.config import ParallelConfig
 from pixelwright.errors import UserError
+from pixelwright.models.layers import has_dropout
 
 T = TypeVar("T")
 POLL = 0.02  # seconds between two looks at who has come
@@ -282,8 +283,9 @@ def prepare(module: nn.Module, recompute: bool, compile: bool) -> None:
     Raises UserError: there is nothing to compile with.
     """
     if recompute:
-        # Nothing in the models is random, so there is no generator state to put back.
-        module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
+        # Where nothing is random there is no generator state to put back.
+        kept = has_dropout(module)
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=kept)
     if compile:
         check_compiler()
         module.forward = torch.compile(module.forward)

@@ -27,10 +27,11 @@ from pixelwright.hub.files import (
     open_shards,
     weight_names,
 )
+from pixelwright.hub.layouts import Settings
 from pixelwright.hub.pickles import open_pickle
 from pixelwright.hub.prefixes import network_tensors
 from pixelwright.hub.presets import licence_of, with_notes
-from pixelwright.hub.public import joined, recognise, whole
+from pixelwright.hub.public import check_constants, joined, recognise, whole, with_settings
 from pixelwright.hub.remote import SCHEME, fetch
 from pixelwright.models.config import DenoiserConfig, Provenance, from_dict
 from pixelwright.models.denoiser import PixelDenoiser
@@ -151,7 +152,10 @@ def open_file(path: Path) -> WeightFile:
 
 
 def open_checkpoint(
-    source: str | os.PathLike[str], weights: str | None = None, sampler: str | None = None
+    source: str | os.PathLike[str],
+    weights: str | None = None,
+    sampler: str | None = None,
+    settings: Settings | None = None,
 ) -> Checkpoint:
     """Open a model without reading its weights.
 
@@ -163,12 +167,14 @@ def open_checkpoint(
         weights: "ema" or "raw" to insist on one of a file's sets; by default EMA where it is there. Of a run
             (its newest checkpoint) or a checkpoint also another average by its name, such as "power-0.05".
         sampler: a key of `SAMPLER_PRESETS` or "none", in place of what is known of the file.
+        settings: fields of the config that the file does not tell, or that are to be others.
 
     Raises:
         UserError: nothing that can be read as a model, or not the weights that are asked for.
     """
+    settings = settings or {}
     if not is_address(str(source)) and (kept := runs.find(Path(source), weights)) is not None:
-        return _open_kept(kept, sampler)
+        return _open_kept(kept, sampler, settings)
     path = locate(source)
     config = known_config(path)
     file = open_file(path)
@@ -177,9 +183,10 @@ def open_checkpoint(
         raise UserError(f"{path} holds weights in 8 bits ({held}); get them in 16 or 32 bits")
     if config is None:
         address = str(source).partition("?")[0] if is_address(str(source)) else path.name
-        return _open_published(file, address, weights, sampler)
+        return _open_published(file, address, weights, sampler, settings)
     if weights is not None:
         raise UserError(f"{source} is a model folder, which has one set of weights; leave the choice out")
+    config = with_settings(config, settings)
     network = network_tensors(file.specs)
     specs = {name: file.specs[theirs] for name, theirs in network.names.items()}
     expected = {key: value.shape for key, value in skeleton(config).state_dict().items()}
@@ -189,15 +196,18 @@ def open_checkpoint(
     return Checkpoint(config, str(path), file.files, network.description, specs, read)
 
 
-def _open_kept(kept: runs.Kept, sampler: str | None) -> Checkpoint:
+def _open_kept(kept: runs.Kept, sampler: str | None, settings: Settings) -> Checkpoint:
     """Weights in a checkpoint of a run, which are read together when the first of them is."""
-    config = kept.config if sampler is None else with_notes(kept.config, "", sampler)
+    config = with_settings(kept.config, settings)
+    config = config if sampler is None else with_notes(config, "", sampler)
     specs, files = skeleton(config).state_dict(), tuple(sorted(kept.folder.glob("*.safetensors")))
     weights = cache(lambda: runs.read(kept.folder, config, kept.group).state_dict())
     return Checkpoint(config, str(kept.folder), files, kept.text, specs, lambda name: weights()[name])
 
 
-def _open_published(file: WeightFile, address: str, weights: str | None, sampler: str | None) -> Checkpoint:
+def _open_published(
+    file: WeightFile, address: str, weights: str | None, sampler: str | None, settings: Settings
+) -> Checkpoint:
     """A file whose config is read from its tensors' names and shapes."""
     if any(name.startswith("backbone.blocks.") for name in file.specs):
         raise UserError(f"{file.path} holds weights of a model folder, whose {CONFIG} is missing beside it")
@@ -205,7 +215,8 @@ def _open_published(file: WeightFile, address: str, weights: str | None, sampler
         network = network_tensors(file.specs, weights)
         found = {name: file.specs[theirs] for name, theirs in network.names.items()}
         published, read_published = whole(found, lambda name: file.read(network.names[name]))
-        config, names = recognise(published)
+        config, names = recognise(published, settings)
+        check_constants(config, published, read_published)
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from None
     specs = {ours: joined(theirs, published.__getitem__) for ours, theirs in names.items()}
@@ -242,7 +253,10 @@ def load_config(source: str | os.PathLike[str], adapter: Adapters | None = None)
 
 
 def load(
-    source: str | os.PathLike[str], weights: str | None = None, adapter: Adapters | None = None
+    source: str | os.PathLike[str],
+    weights: str | None = None,
+    adapter: Adapters | None = None,
+    **settings: Any,
 ) -> PixelDenoiser:
     """Read a model; weights keep the dtype they were saved in, on the CPU, in eval mode.
 
@@ -252,12 +266,13 @@ def load(
     Args:
         source, weights: as for `open_checkpoint`.
         adapter: folders of LoRA adapters to merge into it, one, several, or {folder: weight}.
+        settings: fields of the config that the file does not tell, such as in_context_start.
 
     Raises:
         UserError: anything missing, unknown, mis-shaped, unsafe or cut short, naming file and key; or an
             adapter of another model.
     """
-    checkpoint = open_checkpoint(source, weights)
+    checkpoint = open_checkpoint(source, weights, settings=settings)
     check_one_dtype(checkpoint)
     # A copy, so that the model does not depend on the file any more.
     tensors = {name: checkpoint.read(name).clone() for name in checkpoint.specs}

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,7 @@ from pixelwright.hub.checkpoint import (
 from pixelwright.hub.former import is_former, open_former
 from pixelwright.hub.pickles import part_start
 from pixelwright.hub.prefixes import SETS
-from pixelwright.hub.public import parted, public_names
+from pixelwright.hub.public import parted, published_form
 from pixelwright.models.config import DenoiserConfig, Provenance
 from pixelwright.models.folder import check_finite, write_weights
 from pixelwright.remote import is_address
@@ -158,9 +159,13 @@ def _provenance(checkpoints: Sequence[Checkpoint]) -> Provenance:
 def _write_public(
     out: Path, config: DenoiserConfig, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]
 ) -> None:
-    names = public_names(config)
+    layout, names = published_form(config)
     readers = parted(names, read)
     theirs = {name: spec() for name, spec in parted(names, specs.__getitem__).items()}
+    dtype = next(iter(theirs.values())).dtype
+    for name, constant in layout.constants(config).items():
+        theirs[name] = constant = constant.to(dtype)
+        readers[name] = partial(torch.clone, constant)
     if out.suffix == ".safetensors":
         write_safetensors(out, theirs, lambda name: readers[name](), {"format": "pt"})
         return

@@ -4,19 +4,25 @@ A family is a `Layout` in `LAYOUTS`: the keys that tell its files from others, a
 function that reads the config from shapes. `public` does the rest.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError
 from pixelwright.hub.shapes import Specs, classes_of, count_of, embedder_of, heads_of, shape_of
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.detailers.pit import PiTConfig
 from pixelwright.models.detailers.unet import UNetConfig
+from pixelwright.models.jit import JiTConfig
+from pixelwright.models.layers import positions_2d
 from pixelwright.models.mmdit import MMDiTConfig
+from pixelwright.models.presets import PRESETS
 
 Table: TypeAlias = Sequence[tuple[str, str]]
 """Beginnings of names, ours <-> theirs; the first entry that fits a name is used, `#` stands for a number.
@@ -32,11 +38,13 @@ class Layout:
     family: str
     marks: tuple[str, ...]
     """Keys that its files have, and with "!" before them have not, and no other family's files."""
-    fits: Callable[[DenoiserConfig], bool]
-    """Whether the networks of a config (post-hoc) have this form."""
+    parts: tuple[tuple[type, type], ...]
+    """Types of the configs of backbone and detailer that may have this form."""
     table: Callable[[DenoiserConfig], Table]
     infer: Callable[[Specs, Settings], DenoiserConfig]
     """The config that names and shapes tell, without its name. Raises UserError."""
+    untold: tuple[str, ...] = ()
+    """Fields of the backbone's config that no file tells."""
     constants: Callable[[DenoiserConfig], dict[str, Tensor]] = lambda config: {}
     """Tensors of a file that are not learned and not among our weights, such as a table of positions."""
 
@@ -83,19 +91,6 @@ for _ours, _letter, _short in (("image", "x", "img"), ("text", "y", "txt")):
         (f"{_stream}attn.{part}.", f"{_block}attn.{part}_{_letter}.")
         for part in ("qkv", "q_norm", "k_norm", "proj")
     ]
-
-
-def _fits_pixeldit(config: DenoiserConfig) -> bool:
-    backbone, detailer = config.backbone, config.detailer
-    if isinstance(backbone, MMDiTConfig):  # the published network attends to padding and has its own time
-        text = backbone.sigma_time and not backbone.mask_padding
-        return text and config.prediction == "reverse-velocity" and isinstance(detailer, PiTConfig)
-    return _plain(config) and isinstance(detailer, PiTConfig)
-
-
-def _plain(config: DenoiserConfig) -> bool:
-    """Whether the backbone is that of both papers."""
-    return isinstance(config.backbone, PatchDiTConfig) and config.prediction == "velocity"
 
 
 def _pixeldit(config: DenoiserConfig) -> Table:
@@ -164,13 +159,80 @@ def infer_patch_dit(weights: Specs, blocks: str, embedder: str = "s_embedder.pro
     return PatchDiTConfig(hidden_size, count_of(weights, blocks), num_heads, patch_size, classes_of(weights))
 
 
+# ---------------------------------------------------------------- JiT, PixelGen
+def _jit(config: DenoiserConfig) -> Table:
+    embedder = "x_embedder.proj1." if config.backbone.bottleneck is None else "x_embedder.proj2."
+    return [
+        ("backbone.bottleneck.", "x_embedder.proj1."),
+        ("backbone.patch_embedder.", embedder),
+        ("backbone.in_context.positions", "in_context_posemb"),
+        *_EMBEDDERS,
+        ("backbone.blocks.#.mlp.w13.", "blocks.#.mlp.w12."),
+        ("backbone.blocks.#.mlp.w2.", "blocks.#.mlp.w3."),
+        *_blocks("blocks", adaLN=1),
+        ("detailer.norm.", "final_layer.norm_final."),
+        ("detailer.adaLN.", "final_layer.adaLN_modulation.1."),
+        ("detailer.out.", "final_layer.linear."),
+    ]
+
+
+def _infer_jit(weights: Specs, settings: Settings) -> DenoiserConfig:
+    width, _, patch_size, _ = shape_of(weights, "x_embedder.proj1.weight", 4)
+    split = "x_embedder.proj2.weight" in weights
+    hidden_size = shape_of(weights, "x_embedder.proj2.weight", 4)[0] if split else width
+    num_heads = heads_of(weights, "blocks.0.attn.q_norm.weight", hidden_size)
+    mlp_size = shape_of(weights, "blocks.0.mlp.w12.weight", 2)[0] // 2
+    sizes = (hidden_size, count_of(weights, "blocks"), num_heads, patch_size)
+    backbone = JiTConfig(
+        *sizes,
+        classes_of(weights),
+        *context_of(weights, JiTConfig, sizes, settings),
+        bottleneck=width if split else None,
+        mlp_size=None if mlp_size == 8 * hidden_size // 3 else mlp_size,
+    )
+    side = math.isqrt(shape_of(weights, "pos_embed", 3)[1]) * patch_size if "pos_embed" in weights else 0
+    image_size = (side, side) if side else None
+    return DenoiserConfig(backbone, LinearConfig(channels_last=True), prediction="x", image_size=image_size)
+
+
+def context_of(
+    weights: Specs, kind: type, sizes: tuple[int, int, int, int], settings: Settings
+) -> tuple[int, int]:
+    """Number of the in-context tokens, and the block before which they come in, which a file does not tell:
+    that of the preset of these sizes. Raises UserError: it is not known."""
+    if "in_context_posemb" not in weights:
+        return 0, 0
+    length = shape_of(weights, "in_context_posemb", 3)[1]
+    if "in_context_start" in settings:
+        return length, settings["in_context_start"]
+    known: Any
+    for known in (preset.backbone for preset in PRESETS.values() if type(preset.backbone) is kind):
+        if (known.hidden_size, known.depth, known.num_heads) == sizes[:3]:
+            return length, known.in_context_start
+    raise UserError(
+        "the checkpoint does not tell before which block its in-context tokens come in, and no preset has "
+        "its sizes: give in_context_start"
+    )
+
+
+def position_table(config: DenoiserConfig) -> dict[str, Tensor]:
+    """JiT's fixed positions, which its files hold. Raises UserError: of which size is not known."""
+    if config.image_size is None:
+        raise UserError(f"{config.name} has no image_size, which its published layout needs: give one")
+    rows, columns = (side // config.patch_size for side in config.image_size)
+    table = positions_2d(rows, columns, config.backbone.hidden_size, torch.device("cpu"))
+    return {"pos_embed": table.flatten(1).T[None].contiguous()}
+
+
+_MMDIT, _PATCH = (MMDiTConfig, PiTConfig), (PatchDiTConfig, PiTConfig)
+_CONTEXT = ("in_context_start", "dropout")
 LAYOUTS = (
-    Layout("PixelDiT", ("pixel_embedder.proj.weight",), _fits_pixeldit, _pixeldit, _infer_pixeldit),
+    Layout("PixelDiT", ("pixel_embedder.proj.weight",), (_PATCH, _MMDIT), _pixeldit, _infer_pixeldit),
+    Layout("DiP", ("local_decoder.out_conv.weight",), ((PatchDiTConfig, UNetConfig),), _dip, _infer_dip),
     Layout(
-        "DiP",
-        ("local_decoder.out_conv.weight",),
-        lambda config: _plain(config) and isinstance(config.detailer, UNetConfig),
-        _dip,
-        _infer_dip,
+        "JiT",
+        ("x_embedder.proj1.weight", "!y_pos_embedding"),
+        ((JiTConfig, LinearConfig),),
+        *(_jit, _infer_jit, (*_CONTEXT, "attention_dropout"), position_table),
     ),
 )

@@ -26,8 +26,9 @@ _INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped
 # What stands beside the network: REPA's projector, the empty caption, text encoders, a VAE, counters.
 _BESIDE = re.compile(
     r"(diffusion_trainer|_repa_projector|text_encoders?|cond_stage_model|first_stage_model|vae)\..*"
-    r"|y_embedder\.y_embedding|pos_embed|n_averaged|initted|step"
+    r"|y_embedder\.y_embedding|n_averaged|initted|step"
 )
+_TABLES = re.compile("pos_embed")  # no network has these alone
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,12 @@ def network_tensors(names: Iterable[str], which: str | None = None) -> NetworkTe
     if which is not None and which not in SETS:
         raise UserError(f'weights "{which}" are those of a run{nearest(which, SETS)}')
     sets: dict[str, dict[str, str]] = {}
+    tables: dict[str, dict[str, str]] = {}
     for name in names:
         prefix, bare = split(name)
-        if not _BESIDE.fullmatch(bare):
+        if _TABLES.fullmatch(bare):
+            tables.setdefault(prefix, {})[bare] = name
+        elif not _BESIDE.fullmatch(bare):
             sets.setdefault(prefix, {})[bare] = name
     averages = [prefix for prefix in sets if any(map(_EMA.fullmatch, prefix.split(".")))]
     plain = [prefix for prefix in sets if prefix not in averages]
@@ -84,7 +88,7 @@ def network_tensors(names: Iterable[str], which: str | None = None) -> NetworkTe
         raise UserError(f'"{key}" stands beside keys with the prefix "{known}"; it is not known')
     prefix = choices[0] if choices else ""
     kind: Which | None = "ema" if prefix in averages else "raw" if prefix in raw else None
-    return NetworkTensors(prefix, kind, sets.get(prefix, {}))
+    return NetworkTensors(prefix, kind, sets.get(prefix, {}) | tables.get(prefix, {}))
 
 
 def _number(prefix: str) -> int:

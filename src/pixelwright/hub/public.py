@@ -6,7 +6,7 @@ configuration file is needed beside a checkpoint.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,29 +24,34 @@ Names = dict[str, tuple[str, ...]]
 """Our name -> the published ones; where there are several, ours is their rows one after the other."""
 
 
-def layout_of(config: DenoiserConfig) -> Layout:
-    """The published form of a config's networks. Raises UserError: they have none."""
+def published_form(config: DenoiserConfig) -> tuple[Layout, Names]:
+    """The published form of a config's networks: a layout whose file would be read as this very config, and
+    our name -> published names, for every tensor. Raises UserError: they have none."""
     if config.placement != "post-hoc":
         raise UserError(f'placement "{config.placement}" has no published layout; only "post-hoc" has one')
-    for layout in LAYOUTS:
-        if layout.fits(config):
-            return layout
-    parts = f"{type(config.backbone).__name__} with {type(config.detailer).__name__}".replace("Config", "")
+    kinds = (type(config.backbone), type(config.detailer))
+    tensors = skeleton(config).state_dict()
+    for layout in (layout for layout in LAYOUTS if kinds in layout.parts):
+        names = _names(tensors, layout.table(config))
+        told = {name: getattr(config.backbone, name) for name in layout.untold}
+        specs = {name: read() for name, read in parted(names, tensors.__getitem__).items()}
+        found = with_settings(layout.infer(specs, told), told)
+        parts = ("backbone", "detailer", "prediction")
+        if all(getattr(found, part) == getattr(config, part) for part in parts):
+            return layout, names
+    words = " with ".join(kind.__name__.removesuffix("Config") for kind in kinds)
     families = ", ".join(layout.family for layout in LAYOUTS)
     raise UserError(
-        f"{config.name} ({parts}, predicting {config.prediction}) has no published layout; the networks of "
-        f"{families} have one"
+        f"{config.name} ({words}, predicting {config.prediction}) has no published layout as it is; the "
+        f"networks of {families} have one"
     )
 
 
-def public_names(config: DenoiserConfig) -> Names:
-    """Our name -> published names, for every tensor of a model. Raises UserError: it has none."""
-    table = layout_of(config).table(config)
+def _names(tensors: Iterable[str], table: Table) -> Names:
     one = any(ours.endswith(".w13.") for ours, _ in table)
-    names = skeleton(config).state_dict()
     return {
         name: tuple(_rename(part, table) for part in ((name,) if one else swiglu_parts(name)))
-        for name in names
+        for name in tensors
     }
 
 
@@ -118,7 +123,8 @@ def from_public(state_dict: Mapping[str, Tensor], **settings: Any) -> PixelDenoi
     Families are told apart, and sizes found, by key names and shapes. Weights keep their dtype, copied.
 
     Args:
-        settings: what neither names nor shapes tell, by the names of the config's fields.
+        settings: what neither names nor shapes tell, by the names of the fields of a `DenoiserConfig` or its
+            backbone's config, such as in_context_start.
 
     Raises UserError: not such a checkpoint, or missing, extra or mis-shaped keys (at most ten are named); an
     unknown setting, or one that is missing.
@@ -137,31 +143,31 @@ def recognise(
     """The config of bare tensors under published names, and the published names of each of our names. Values
     are not looked at, so tensors on the meta device will do. Raises UserError: as `from_public`."""
     layout = _family(weights)
-    config = _with_settings(layout.infer(weights, settings or {}), settings or {})
+    config = with_settings(layout.infer(weights, settings or {}), settings or {})
     known = preset_of(config)
     config = dataclasses.replace(
         config,
         name=known.name if known else layout.family.lower() + ("-text" if config.takes_text else ""),
         image_size=config.image_size or (known.image_size if known else None),
     )
-    names = public_names(config)
-    kept = weights.keys() - layout.constants(config).keys() - OTHERS
-    expected = shapes(names, skeleton(config).state_dict())
-    check_weights(expected, {name: weights[name] for name in weights if name in kept}, "published checkpoint")
+    tensors = skeleton(config).state_dict()
+    names = _names(tensors, layout.table(config))
+    kept = {name: value for name, value in weights.items() if name != TABLE}
+    check_weights(shapes(names, tensors), kept, "published checkpoint")
     return config, names
 
 
-OTHERS = frozenset({"pos_embed"})
-"""A table that files of several programs hold, also where their network does not use it."""
+TABLE = "pos_embed"
+"""A table of positions, which is no weight; files of several programs hold one, whether used or not."""
 
 
 def check_constants(
     config: DenoiserConfig, weights: Mapping[str, Tensor], read: Callable[[str], Tensor]
 ) -> None:
     """Raise UserError where a tensor of a file that we compute ourselves is another one there."""
-    for name, expected in layout_of(config).constants(config).items():
-        if name not in weights:
-            continue
+    if TABLE not in weights:
+        return
+    for name, expected in published_form(config)[0].constants(config).items():
         found = read(name)
         if found.shape != expected.shape or not torch.allclose(found.float(), expected, rtol=0, atol=0.01):
             raise UserError(
@@ -183,7 +189,7 @@ def _family(weights: Mapping[str, Tensor]) -> Layout:
     raise UserError(f"the checkpoint is none of {', '.join(marks)}: it begins with {begin}")
 
 
-def _with_settings(config: DenoiserConfig, settings: Settings) -> DenoiserConfig:
+def with_settings(config: DenoiserConfig, settings: Settings) -> DenoiserConfig:
     """A config with some fields of it or its backbone replaced. Raises UserError: an unknown field."""
     inner, outer = ({field.name for field in dataclasses.fields(part)} for part in (config.backbone, config))
     for key in settings:
@@ -198,5 +204,7 @@ def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
     """The tensors of a model under the published key names, without prefix; `from_public` reads them back.
     Raises UserError: the model has no published layout."""
     weights = model.state_dict()
-    readers = parted(public_names(model.config), lambda name: weights[name].detach())
-    return {name: read() for name, read in readers.items()} | layout_of(model.config).constants(model.config)
+    layout, names = published_form(model.config)
+    readers = parted(names, lambda name: weights[name].detach())
+    constants = {name: value.to(model.dtype) for name, value in layout.constants(model.config).items()}
+    return {name: read() for name, read in readers.items()} | constants

@@ -19,6 +19,7 @@ from pixelwright.config import to_dict as plain
 from pixelwright.errors import UserError
 from pixelwright.models.backbones import BACKBONES
 from pixelwright.models.detailers import DETAILERS
+from pixelwright.models.jit import JiTConfig  # noqa: F401 (registers the backbone)
 from pixelwright.models.mmdit import MMDiTConfig  # noqa: F401 (registers the backbone)
 from pixelwright.models.prediction import T_EPS, Prediction
 

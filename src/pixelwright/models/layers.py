@@ -15,6 +15,15 @@ Rope = tuple[Tensor, Tensor]  # cosines and sines of the rotary angles, two [L, 
 PixelPositions = Literal["dct", "rotary", "rotary-16"]  # see `pixel_features`
 
 
+class Context(NamedTuple):
+    """In-context tokens, which stand in front of the patches in later blocks (JiT)."""
+
+    tokens: Tensor
+    """[B, n, D]."""
+    condition: Tensor
+    """What modulates them, [B, 1, D]."""
+
+
 class GlobalState(NamedTuple):
     """What the global stage knows of an image; all that a detailer is given besides the noisy pixels."""
 
@@ -26,6 +35,8 @@ class GlobalState(NamedTuple):
     """c = SiLU(t_emb + y_emb), or SiLU(t_emb) where the condition is text, [B, 1, D]."""
     grid: Grid
     """(rows, columns) of patches, rows · columns = L."""
+    context: Context | None = None
+    """Tokens that the backbone has beside those of the patches."""
 
     @property
     def s_cond(self) -> Tensor:
@@ -257,14 +268,24 @@ class DiTBlock(nn.Module):
     """Pre-norm transformer block with adaLN-Zero: Linear(D -> 6D) of the condition.
 
     `vanilla`: as in DiT, with LayerNorm, plain attention and GELU for RMSNorm, rotary attention and SwiGLU.
+    The others are JiT's: hidden width of SwiGLU, biases of qkv and SwiGLU, dropout.
     """
 
-    def __init__(self, size: int, num_heads: int, vanilla: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        num_heads: int,
+        vanilla: bool = False,
+        mlp_size: int | None = None,
+        bias: bool = False,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(size) if vanilla else RMSNorm(size)
-        self.attn = Attention(size, num_heads, vanilla)
+        self.attn = Attention(size, num_heads, vanilla, bias, dropout, attention_dropout)
         self.norm2 = LayerNorm(size) if vanilla else RMSNorm(size)
-        self.mlp = MLP(size) if vanilla else SwiGLU(size)
+        self.mlp = MLP(size) if vanilla else SwiGLU(size, mlp_size, bias, dropout)
         self.adaLN = nn.Linear(size, 6 * size)
 
     def forward(self, x: Tensor, condition: Tensor, rope: Rope | None) -> Tensor:
@@ -316,6 +337,11 @@ class PixelEmbedder(nn.Module):
         pixels = to_pixels(x, self.patch_size)  # [B, L, P², 3]
         places = pixel_features(self.patch_size, self.positions, x.device).to(x.dtype)
         return self.linear(torch.cat((pixels, places.expand(*pixels.shape[:3], -1)), dim=-1))
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Whether something in it is random in training."""
+    return any(isinstance(each, nn.Dropout) and each.p > 0 for each in module.modules())
 
 
 def check_heads(config: Any, size: int, num_heads: int) -> None:

@@ -1,8 +1,8 @@
 """Named models in one readable table.
 
 A name is FAMILY-SIZE-PATCH with families `dip` (U-Net detailer), `pixeldit` (PiT detailer; `-postmod` for the
-post-modulation blocks) and `dit` (no detailer). Sizes B, L and XL are the papers'; ti and s are for small
-images and CPUs. `FAMILY-t2i` and the small `FAMILY-t2i-ti` draw from captions.
+post-modulation blocks), `jit` (JiT, sizes B to G) and `dit` (no detailer). Sizes B, L and XL are the papers';
+ti and s are for small images and CPUs. `FAMILY-t2i` and the small `FAMILY-t2i-ti` draw from captions.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.detailers.pit import PiTConfig
 from pixelwright.models.detailers.unet import UNetConfig
+from pixelwright.models.jit import JiTConfig
 from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.models.prediction import Prediction
 
@@ -82,7 +83,37 @@ def _text_presets() -> dict[str, DenoiserConfig]:
     }
 
 
-PRESETS: dict[str, DenoiserConfig] = _presets() | _text_presets()
+#        N     D  heads  bottleneck, in-context tokens and first block, dropout, image side by patch size
+_JIT = {
+    "n": (4, 128, 4, 32, 8, 1, 0.0, {4: 32, 8: 64}),
+    "ti": (6, 192, 3, 48, 8, 2, 0.0, {4: 32, 8: 64}),
+    "s": (12, 384, 6, 64, 8, 4, 0.0, {4: 32, 8: 64}),
+    "b": (12, 768, 12, 128, 32, 4, 0.0, {16: 256, 32: 512, 64: 1024}),
+    "l": (24, 1024, 16, 128, 32, 8, 0.0, {16: 256, 32: 512}),
+    "h": (32, 1280, 16, 256, 32, 10, 0.2, {16: 256, 32: 512}),
+    "g": (40, 1664, 16, 256, 32, 10, 0.2, {16: 256, 32: 512}),
+}
+
+
+def _jit_presets() -> dict[str, DenoiserConfig]:
+    """JiT's, of 1000 classes; its noise grows with the image."""
+    table = {}
+    for size, (depth, hidden, heads, bottleneck, length, start, dropout, sides) in _JIT.items():
+        for patch, side in sides.items():
+            context, name = (length, start), f"jit-{size}-{patch}"
+            more: dict[str, Any] = {"bottleneck": bottleneck, "dropout": dropout}
+            table[name] = DenoiserConfig(
+                JiTConfig(hidden, depth, heads, patch, 1000, *context, **more),
+                LinearConfig(channels_last=True),
+                name=name,
+                prediction="x",
+                noise_scale=max(1.0, side / 256),
+                image_size=(side, side),
+            )
+    return table
+
+
+PRESETS: dict[str, DenoiserConfig] = _presets() | _jit_presets() | _text_presets()
 
 
 def preset(name: str, num_classes: int | None = None, **overrides: Any) -> DenoiserConfig:

@@ -3,6 +3,7 @@
 The string under a field is its help text on the command line.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -58,6 +59,8 @@ class ModelConfig(Config, where="model"):
     """Attention heads of the global stage; hidden_size must be divisible by it."""
     patch_size: PositiveInt | None = None
     """Pixels on the side of a patch; the image size must be divisible by it."""
+    backbone: Mapping[str, Any] | None = None
+    """Further fields of the backbone: {in_context_length: 32, in_context_start: 4, dropout: 0.1}."""
     detailer: Annotated[Any, DETAILERS] | None = None
     """Another detailer: {type: unet, channels: [64, 128]}, or one of your own (see imports)."""
 
@@ -71,9 +74,11 @@ class ModelConfig(Config, where="model"):
     def denoiser(self, num_classes: int | None = None, **more: Any) -> DenoiserConfig:
         """The config of the denoiser: the preset with what is changed here and with `more`. A model of
         captions takes no `num_classes`; one of classes has 1000 where none are given."""
-        names = [f.name for f in fields(self) if f.name != "preset"]
+        names = [f.name for f in fields(self) if f.name not in ("preset", "backbone")]
         changed = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return preset(self.preset, num_classes=num_classes, **changed, **more)
+        if twice := changed.keys() & (inner := self.backbone or {}).keys():
+            raise UserError(f"backbone.{min(twice)} is given beside {min(twice)}: leave one out")
+        return preset(self.preset, num_classes=num_classes, **changed, **inner, **more)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ from pixelwright.errors import UserError
 from pixelwright.files import make_folder, remove_abandoned, write_text
 from pixelwright.hub import runs
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.layers import has_dropout
+from pixelwright.rng import seeded
 from pixelwright.text import FeatureCache
 from pixelwright.training.callbacks import Callback
 from pixelwright.training.config import LoopConfig
@@ -256,7 +258,9 @@ class Trainer:
         losses, logs = [], defaultdict(list)
         size = len(inputs.images) // self.config.accumulate
         for number, part in enumerate(inputs.split(size), start=1):
-            with self.layout.summing(self.forward, last=number == self.config.accumulate):
+            seeds = self.config.seed, "dropout", self.step, self.layout.rank, number
+            dropout = seeded(self.device, *seeds) if has_dropout(self.model) else nullcontext()
+            with self.layout.summing(self.forward, last=number == self.config.accumulate), dropout:
                 with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
                     found = self.forward(*part[:4], self.step, part.targets)
                 (found.total.sum() / len(inputs.images)).backward()

@@ -7,7 +7,15 @@ from torch import Tensor, nn
 
 from pixelwright.config import Config
 from pixelwright.models.detailers.base import register_detailer
-from pixelwright.models.layers import GlobalState, LayerNorm, RMSNorm, modulate, unpatchify, zero_
+from pixelwright.models.layers import (
+    GlobalState,
+    LayerNorm,
+    RMSNorm,
+    from_pixels,
+    modulate,
+    unpatchify,
+    zero_,
+)
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,8 @@ class LinearConfig(Config):
 
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm, or LayerNorm without weights as in DiT and in DeCo's baseline."""
+    channels_last: bool = False
+    """Whether the outputs of a patch are ordered by pixel, then colour, as in JiT, or by colour first."""
 
 
 @register_detailer("linear", LinearConfig)
@@ -24,7 +34,7 @@ class Linear(nn.Module):
 
     def __init__(self, config: LinearConfig, hidden_size: int, patch_size: int) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.patch_size, self.channels_last = patch_size, config.channels_last
         self.norm = RMSNorm(hidden_size) if config.norm == "rms" else LayerNorm(hidden_size)
         self.adaLN = nn.Linear(hidden_size, 2 * hidden_size)
         self.out = nn.Linear(hidden_size, 3 * patch_size**2)
@@ -37,4 +47,6 @@ class Linear(nn.Module):
     def forward(self, x: Tensor, state: GlobalState) -> Tensor:
         shift, scale = self.adaLN(state.condition).chunk(2, -1)
         patches = self.out(modulate(self.norm(state.tokens), shift, scale))  # [B, L, 3·P·P]
+        if self.channels_last:
+            return from_pixels(patches.unflatten(-1, (-1, 3)), state.grid, self.patch_size)
         return unpatchify(patches, state.grid, self.patch_size)
