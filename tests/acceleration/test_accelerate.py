@@ -28,12 +28,14 @@ from pixelwright.models.detailers.patch_attention import PatchAttentionConfig
 from pixelwright.models.detailers.pit import PiTConfig
 from pixelwright.models.detailers.pixel_mlp import PixelMLPConfig
 from pixelwright.models.detailers.unet import UNetConfig, UNetUp
+from pixelwright.models.jit import JiTConfig
 from pixelwright.models.layers import SHORT, attend, attention_at_once
 from pixelwright.models.mmdit import MMDiTConfig
 from tests.recordings import difference
 
 CLASSES = PatchDiTConfig(hidden_size=24, depth=2, num_heads=2, patch_size=8, num_classes=3)
 TEXT = MMDiTConfig(24, 2, 2, 8, text_size=16, text_length=5)
+JIT = JiTConfig(24, 2, 2, 8, 3, 4, 1, bottleneck=12)
 DETAILERS = [
     UNetConfig((8, 12, 16)),
     UNetConfig((8,)),
@@ -55,6 +57,10 @@ CONFIGS = [
     *(DenoiserConfig(CLASSES, detailer, placement=p) for detailer in DETAILERS for p in get_args(Placement)),
     *(DenoiserConfig(CLASSES, detailer) for detailer in RELATIVES),
     DenoiserConfig(dataclasses.replace(CLASSES, vanilla=True), LinearConfig("layer")),
+    *(
+        DenoiserConfig(JIT, detailer, prediction="x")
+        for detailer in (LinearConfig(channels_last=True), UNetConfig((8,)))
+    ),
     *(DenoiserConfig(TEXT, detailer) for detailer in (*RELATIVES, *DETAILERS[1:3])),
 ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,7 +25,18 @@ SHAPES = 64
 """For which a block is compiled in one process."""
 SHORTEST = 128
 """Rows for which 8 bits pay."""
-FASTER: dict[type[nn.Module], Callable[[Any, torch.dtype], nn.Module]] = {nn.Linear: product, UNet: FastUNet}
+
+
+def _convolution(plain: nn.Conv2d, dtype: torch.dtype) -> nn.Module:
+    """JiT's embedding of patches, whose tokens then come in this dtype."""
+    return deepcopy(plain).to(dtype)
+
+
+FASTER: dict[type[nn.Module], Callable[[Any, torch.dtype], nn.Module]] = {
+    nn.Linear: product,
+    nn.Conv2d: _convolution,
+    UNet: FastUNet,
+}
 """How a part is made from the one that it equals."""
 
 
@@ -219,8 +231,9 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 def _replace(module: nn.Module, dtype: torch.dtype) -> None:
     """Put faster parts in the places of those they equal."""
     for name, child in module.named_children():
-        if dtype == torch.int8 and isinstance(child, nn.Linear) and child.in_features < SHORTEST:
-            continue  # as in the layers of single pixels
+        short = isinstance(child, nn.Linear) and child.in_features < SHORTEST  # as of single pixels
+        if dtype == torch.int8 and (short or isinstance(child, nn.Conv2d)):
+            continue
         if type(child) in FASTER:
             setattr(module, name, FASTER[type(child)](child, dtype))
         else:

@@ -1,12 +1,23 @@
 """`pixelwright convert`: weights from one layout to another."""
 
-import tempfile
-from typing import Literal
+    told = _told(options["set"])
+    if adapter := adapters_of(options.merge_adapter):
+        with tempfile.TemporaryDirectory(prefix="merged-") as folder:
+            save(load(options.source, settings.pop("weights"), adapter, **told), folder)
+            config = convert(folder, options.out, **settings)
+    else:
+        config = convert(options.source, options.out, **settings, settings=told)
 
+import yaml
 from jsonargparse import Namespace
 
-from pixelwright.cli.parsing import WEIGHTS, Parser, adapters_of, add_adapter, add_imports
-from pixelwright.hub.checkpoint import load
+    told = _told(options["set"])
+    if adapter := adapters_of(options.merge_adapter):
+        with tempfile.TemporaryDirectory(prefix="merged-") as folder:
+            save(load(options.source, settings.pop("weights"), adapter, **told), folder)
+            config = convert(folder, options.out, **settings)
+    else:
+        config = convert(options.source, options.out, **settings, settings=told)
 from pixelwright.hub.convert import convert
 from pixelwright.hub.presets import SAMPLER_PRESETS
 from pixelwright.models.folder import save
@@ -43,6 +54,8 @@ def parser() -> Parser:
     add("--average", type=str, nargs="+", default=[], metavar="SOURCE", help=help_text)
     help_text = "sampler preset to record (default: that of the published result, where it is known)"
     add("--sampler", type=str | None, metavar="PRESET|none", help=help_text)
+    help_text = "fields of the config that the file does not tell, such as in_context_start=2"
+    add("--set", type=str, nargs="+", default=[], metavar="NAME=VALUE", help=help_text)
     add_imports(add)
     return parser
 
@@ -50,12 +63,23 @@ def parser() -> Parser:
 def run(options: Namespace) -> None:
     """Convert the source, with the adapters that are to be merged, and say what was read and written."""
     settings = {name: options[name] for name in ("weights", "to", "dtype", "average", "sampler")}
+    told = _told(options["set"])
     if adapter := adapters_of(options.merge_adapter):
         with tempfile.TemporaryDirectory(prefix="merged-") as folder:
-            save(load(options.source, settings.pop("weights"), adapter), folder)
+            save(load(options.source, settings.pop("weights"), adapter, **told), folder)
             config = convert(folder, options.out, **settings)
     else:
-        config = convert(options.source, options.out, **settings)
+        config = convert(options.source, options.out, **settings, settings=told)
     provenance, preset = config.provenance, config.sampler
     print(f"{options.out}: {config.name}" + (f", read from {provenance.read}" if provenance else ""))
     print(f"sampler preset: {preset.name} ({preset.origin})" if preset else "sampler preset: none is known")
+
+
+def _told(words: list[str]) -> dict[str, Any]:
+    """NAME=VALUE by name, values as in YAML. Raises UserError: something else."""
+    told = {}
+    for name, _, value in (word.partition("=") for word in words):
+        if not value:
+            raise UserError(f'--set "{name}" has no value: give NAME=VALUE, such as in_context_start=2')
+        told[name] = yaml.safe_load(value)
+    return told

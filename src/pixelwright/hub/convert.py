@@ -23,6 +23,7 @@ from pixelwright.hub.checkpoint import (
     open_checkpoint,
 )
 from pixelwright.hub.former import is_former, open_former
+from pixelwright.hub.layouts import Settings
 from pixelwright.hub.pickles import part_start
 from pixelwright.hub.prefixes import SETS
 from pixelwright.hub.public import parted, published_form
@@ -32,7 +33,7 @@ from pixelwright.remote import is_address
 
 Layout = Literal["folder", "public"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_PUBLIC_SUFFIXES = (".ckpt", ".safetensors")
+_PUBLIC_SUFFIXES = (".ckpt", ".pth", ".safetensors")
 
 
 def convert(
@@ -44,19 +45,20 @@ def convert(
     dtype: str | None = None,
     average: Sequence[str | os.PathLike[str]] = (),
     sampler: str | None = None,
+    settings: Settings | None = None,
 ) -> DenoiserConfig:
     """Read any model and write it in another layout, without holding it in memory.
 
     Args:
         source: what `load` reads, or a model folder of the first layout.
-        out: the folder to make or, with to="public", the .ckpt or .safetensors file; not there yet.
-        weights: "ema" or "raw" to insist on one of a Lightning file's sets; by default EMA where it is there.
-            Of a run or a checkpoint also another average by its name, such as "power-0.05".
+        out: the folder to make or, with to="public", the .ckpt, .pth or .safetensors file; not there yet.
+        weights: as for `open_checkpoint`.
         to: "folder" for config.json and model.safetensors; "public" for the published key names, with the
-            prefix "ema_denoiser." (or "denoiser." for raw weights) in a .ckpt, without one in a .safetensors.
+            prefixes and dicts of the family in a .ckpt or .pth, without them in a .safetensors.
         dtype: "bf16", "fp16" or "fp32"; by default weights keep theirs.
         average: further models of the same architecture; the mean of all, `source` among them, is written.
         sampler: a key of `SAMPLER_PRESETS`, or "none", in place of what is known of the source.
+        settings: fields of the config that the source does not tell.
 
     Returns:
         the config that was written (with to="public", that would have been).
@@ -71,7 +73,7 @@ def convert(
     if to not in ("folder", "public"):
         raise UserError(f'unknown layout "{to}"{nearest(to, ("folder", "public"))}')
     _check_out(out, to)
-    checkpoints = [_open(path, weights, sampler) for path in (source, *average)]
+    checkpoints = [_open(path, weights, sampler, settings) for path in (source, *average)]
     first = checkpoints[0]
     config = _shared_config(checkpoints)
     if dtype is None:
@@ -96,16 +98,19 @@ def convert(
     return config
 
 
-def _open(source: str | os.PathLike[str], weights: str | None, sampler: str | None) -> Checkpoint:
+def _open(
+    source: str | os.PathLike[str], weights: str | None, sampler: str | None, settings: Settings | None
+) -> Checkpoint:
     """Anything that `load` reads, and a model folder of the first layout."""
-    if weights is None and not is_address(str(source)) and is_former(folder := locate(source).parent):
+    plain = weights is None and not settings and not is_address(str(source))
+    if plain and is_former(folder := locate(source).parent):
         return open_former(folder, sampler)
-    return open_checkpoint(source, weights, sampler)
+    return open_checkpoint(source, weights, sampler, settings)
 
 
 def _check_out(out: Path, to: Layout) -> None:
     if to == "public" and out.suffix not in _PUBLIC_SUFFIXES:
-        raise UserError(f"{out} does not end in .ckpt or .safetensors, which says what to write")
+        raise UserError(f"{out} does not end in {', '.join(_PUBLIC_SUFFIXES)}, which says what to write")
     if to == "folder" and out.suffix in _PUBLIC_SUFFIXES:
         raise UserError(f"{out} is named like a file, but a folder is written; name one or give --to public")
     if out.exists() and not (to == "folder" and out.is_dir() and not any(out.iterdir())):
@@ -170,13 +175,19 @@ def _write_public(
         write_safetensors(out, theirs, lambda name: readers[name](), {"format": "pt"})
         return
     raw = config.provenance is not None and "raw weights" in config.provenance.read
-    prefix = SETS["raw" if raw else "ema"]
+    prefix = layout.prefix or SETS["raw" if raw else "ema"]
     prefixed = {prefix + name: spec for name, spec in theirs.items()}
-    write_ckpt(out, prefixed, lambda name: readers[name.removeprefix(prefix)]())
+    write_ckpt(out, prefixed, lambda name: readers[name.removeprefix(prefix)](), layout.containers)
 
 
-def write_ckpt(path: Path, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
-    """Replace a file that `torch.load` reads as {"state_dict": …}, holding one tensor at a time.
+def write_ckpt(
+    path: Path,
+    specs: Mapping[str, Tensor],
+    read: Callable[[str], Tensor],
+    containers: Sequence[str] = ("state_dict",),
+) -> None:
+    """Replace a file that `torch.load` reads as {"state_dict": …}, holding one tensor at a time. Several
+    `containers` share their tensors.
 
     PyTorch lays out the archive with room for the values, which are then filled in; so the archive carries no
     checksums of them, as with `torch.serialization.set_crc32_options(False)`.
@@ -185,7 +196,7 @@ def write_ckpt(path: Path, specs: Mapping[str, Tensor], read: Callable[[str], Te
     empty = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in specs.items()}
     with replacing(path) as part:
         with torch.serialization.skip_data():
-            torch.save({"state_dict": empty}, part)
+            torch.save(dict.fromkeys(containers, empty), part)
         # Storages are numbered in the order in which the pickle meets them, which is that of the dict.
         with part.open("r+b") as file:
             parts = {member.filename: member for member in zipfile.ZipFile(file).infolist()}

@@ -48,6 +48,11 @@ class Layout:
     constants: Callable[[DenoiserConfig], dict[str, Tensor]] = lambda config: {}
     """Tensors of a file that are not learned and not among our weights, such as a table of positions."""
 
+    prefix: str | None = None
+    """Before each name in a pickled file; None: that of Lightning's two sets."""
+    containers: tuple[str, ...] = ("state_dict",)
+    """Keys of a pickled file under which all tensors are."""
+
     def marked(self, names: Specs) -> bool:
         """Whether a file has these keys."""
         return all((mark.removeprefix("!") in names) != mark.startswith("!") for mark in self.marks)
@@ -182,33 +187,44 @@ def _infer_jit(weights: Specs, settings: Settings) -> DenoiserConfig:
     hidden_size = shape_of(weights, "x_embedder.proj2.weight", 4)[0] if split else width
     num_heads = heads_of(weights, "blocks.0.attn.q_norm.weight", hidden_size)
     mlp_size = shape_of(weights, "blocks.0.mlp.w12.weight", 2)[0] // 2
-    sizes = (hidden_size, count_of(weights, "blocks"), num_heads, patch_size)
+    sizes = (hidden_size, count_of(weights, "blocks"), num_heads)
+    known = preset_backbone(JiTConfig, sizes)
     backbone = JiTConfig(
         *sizes,
+        patch_size,
         classes_of(weights),
-        *context_of(weights, JiTConfig, sizes, settings),
+        *context_of(weights, known, settings),
         bottleneck=width if split else None,
         mlp_size=None if mlp_size == 8 * hidden_size // 3 else mlp_size,
+        dropout=0.0 if known is None else known.dropout,
     )
     side = math.isqrt(shape_of(weights, "pos_embed", 3)[1]) * patch_size if "pos_embed" in weights else 0
-    image_size = (side, side) if side else None
-    return DenoiserConfig(backbone, LinearConfig(channels_last=True), prediction="x", image_size=image_size)
+    return DenoiserConfig(
+        backbone,
+        LinearConfig(channels_last=True),
+        prediction="x",
+        noise_scale=max(1.0, side / 256),
+        image_size=(side, side) if side else None,
+    )
 
 
-def context_of(
-    weights: Specs, kind: type, sizes: tuple[int, int, int, int], settings: Settings
-) -> tuple[int, int]:
+def preset_backbone(kind: type, sizes: tuple[int, int, int]) -> Any:
+    """The backbone of the preset of this kind, width, depth and number of heads; None where there is none."""
+    known: Any
+    for known in (preset.backbone for preset in PRESETS.values() if type(preset.backbone) is kind):
+        if (known.hidden_size, known.depth, known.num_heads) == sizes:
+            return known
+    return None
+
+
+def context_of(weights: Specs, known: Any, settings: Settings) -> tuple[int, int]:
     """Number of the in-context tokens, and the block before which they come in, which a file does not tell:
     that of the preset of these sizes. Raises UserError: it is not known."""
     if "in_context_posemb" not in weights:
         return 0, 0
     length = shape_of(weights, "in_context_posemb", 3)[1]
-    if "in_context_start" in settings:
-        return length, settings["in_context_start"]
-    known: Any
-    for known in (preset.backbone for preset in PRESETS.values() if type(preset.backbone) is kind):
-        if (known.hidden_size, known.depth, known.num_heads) == sizes[:3]:
-            return length, known.in_context_start
+    if known is not None or "in_context_start" in settings:
+        return length, settings.get("in_context_start", known and known.in_context_start)
     raise UserError(
         "the checkpoint does not tell before which block its in-context tokens come in, and no preset has "
         "its sizes: give in_context_start"
@@ -234,5 +250,7 @@ LAYOUTS = (
         ("x_embedder.proj1.weight", "!y_pos_embedding"),
         ((JiTConfig, LinearConfig),),
         *(_jit, _infer_jit, (*_CONTEXT, "attention_dropout"), position_table),
+        prefix="net.",
+        containers=("model", "model_ema1", "model_ema2"),
     ),
 )

@@ -47,6 +47,11 @@ def _t2i(name: str, shift: float) -> SamplerPreset:
     return _preset(name, SamplerSettings("dpmpp-2m", 30, 3.0, None, shift, 0.001), origin)
 
 
+def _jit(name: str, scale: float) -> SamplerPreset:
+    origin = "JiT (arXiv 2511.13720), sampling settings of its ImageNet results"
+    return SamplerPreset("heun", 50, scale, (0.1, 1.0), 1.0, 0.0, "zero", name, SEED_RULE, origin)
+
+
 _DIP = "DiP (arXiv 2511.18822), sampling settings of its ImageNet results"
 _DIP_PRESET = _preset("dip-imagenet256", SamplerSettings("euler", 100, 2.9, (0.11, 0.97)), _DIP)
 _XL = ("pixeldit-xl-16",)
@@ -56,6 +61,11 @@ PUBLISHED = [
     Published(_adm("pixeldit-xl-epoch320", 1.61, 2.75, 0.9), "*imagenet256_pixeldit_xl_epoch320*", _XL, 256),
     Published(_adm("pixeldit-xl-512", 1.81, 3.5, 1.0, 2.0), "*imagenet512_pixeldit_xl*", _XL, 512),
     Published(_DIP_PRESET, "*", ("dip-l-16", "dip-xl-16", "dip-xl-32")),
+    Published(_jit("jit-b", 3.0), "*", ("jit-b-16", "jit-b-32")),
+    Published(_jit("jit-l-16", 2.4), "*", ("jit-l-16",)),
+    Published(_jit("jit-l-32", 2.5), "*", ("jit-l-32",)),
+    Published(_jit("jit-h-16", 2.2), "*", ("jit-h-16",)),
+    Published(_jit("jit-h-32", 2.3), "*", ("jit-h-32",)),
     Published(_t2i("pixeldit-t2i-1024", 4.0), "*", ("pixeldit-t2i",), 1024),
     Published(_t2i("pixeldit-t2i-512", 3.0), None, ("pixeldit-t2i",), 512),
 ]

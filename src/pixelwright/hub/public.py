@@ -143,6 +143,7 @@ def recognise(
     """The config of bare tensors under published names, and the published names of each of our names. Values
     are not looked at, so tensors on the meta device will do. Raises UserError: as `from_public`."""
     layout = _family(weights)
+    _check_settings(settings or {}, layout.parts[0][0])
     config = with_settings(layout.infer(weights, settings or {}), settings or {})
     known = preset_of(config)
     config = dataclasses.replace(
@@ -191,13 +192,20 @@ def _family(weights: Mapping[str, Tensor]) -> Layout:
 
 def with_settings(config: DenoiserConfig, settings: Settings) -> DenoiserConfig:
     """A config with some fields of it or its backbone replaced. Raises UserError: an unknown field."""
-    inner, outer = ({field.name for field in dataclasses.fields(part)} for part in (config.backbone, config))
-    for key in settings:
-        if key not in inner | outer:
-            raise UserError(f'unknown setting "{key}" for such a network{nearest(key, inner | outer)}')
+    inner = _check_settings(settings, type(config.backbone))
     backbone = {key: value for key, value in settings.items() if key in inner}
     more = {key: value for key, value in settings.items() if key not in inner}
     return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, **backbone), **more)
+
+
+def _check_settings(settings: Settings, backbone: type) -> set[str]:
+    """The fields of a backbone's config. Raises UserError: a setting is neither of these nor of
+    `DenoiserConfig`."""
+    inner, outer = ({field.name for field in dataclasses.fields(part)} for part in (backbone, DenoiserConfig))
+    for key in settings:
+        if key not in inner | outer:
+            raise UserError(f'unknown setting "{key}" for such a network{nearest(key, inner | outer)}')
+    return inner
 
 
 def to_public(model: PixelDenoiser) -> dict[str, Tensor]:
