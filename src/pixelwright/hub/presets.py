@@ -49,7 +49,8 @@ def _t2i(name: str, shift: float) -> SamplerPreset:
 
 def _jit(name: str, scale: float) -> SamplerPreset:
     origin = "JiT (arXiv 2511.13720), sampling settings of its ImageNet results"
-    return SamplerPreset("heun", 50, scale, (0.1, 1.0), 1.0, 0.0, "zero", name, SEED_RULE, origin)
+    settings = SamplerSettings("heun", 50, scale, (0.1, 1.0), guidance_ends="zero")
+    return _preset(name, settings, origin)
 
 
 _DIP = "DiP (arXiv 2511.18822), sampling settings of its ImageNet results"
