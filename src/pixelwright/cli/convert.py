@@ -1,23 +1,14 @@
 """`pixelwright convert`: weights from one layout to another."""
 
-    told = _told(options["set"])
-    if adapter := adapters_of(options.merge_adapter):
-        with tempfile.TemporaryDirectory(prefix="merged-") as folder:
-            save(load(options.source, settings.pop("weights"), adapter, **told), folder)
-            config = convert(folder, options.out, **settings)
-    else:
-        config = convert(options.source, options.out, **settings, settings=told)
+import tempfile
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
 
-    told = _told(options["set"])
-    if adapter := adapters_of(options.merge_adapter):
-        with tempfile.TemporaryDirectory(prefix="merged-") as folder:
-            save(load(options.source, settings.pop("weights"), adapter, **told), folder)
-            config = convert(folder, options.out, **settings)
-    else:
-        config = convert(options.source, options.out, **settings, settings=told)
+from pixelwright.cli.parsing import WEIGHTS, Parser, adapters_of, add_adapter, add_imports
+from pixelwright.errors import UserError
+from pixelwright.hub.checkpoint import load
 from pixelwright.hub.convert import convert
 from pixelwright.hub.presets import SAMPLER_PRESETS
 from pixelwright.models.folder import save
