@@ -32,6 +32,27 @@ def tiny_gemma(folder: Path, seed: int = 0) -> Path:
     return _save(Gemma2Model(config), folder, "<bos> $A")
 
 
+def tiny_qwen3(folder: Path, seed: int = 0) -> Path:
+    """A Qwen 3 of 24 channels whose tokens are words, with nothing before them."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(WORDS) + len(SPECIAL),
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=12,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=3,
+    )
+    return _save(Qwen3Model(config), folder, "$A")
+
+
 def tiny_bert(folder: Path, seed: int = 0) -> Path:
     """A BERT of 24 channels whose tokens are words."""
     from transformers import BertConfig, BertModel

@@ -21,7 +21,7 @@ from pixelwright.models.presets import preset
 from pixelwright.text import FeatureCache, TextConfig, TextEncoder, encode_for, open_encoder
 from pixelwright.text.config import read_prompts
 from pixelwright.text.encoders import Features, Gemma, MiniLM
-from tests.encoders import WORDS, tiny_bert, tiny_gemma
+from tests.encoders import WORDS, tiny_bert, tiny_gemma, tiny_qwen3
 
 PREFIX = "two red circle and "  # 4 tokens, and the first makes 5
 sentences = st.lists(st.sampled_from(WORDS), max_size=14).map(" ".join)
@@ -59,6 +59,25 @@ def test_gemma_without_prefix_is_the_last_hidden_state(gemma: Path) -> None:
     assert torch.equal(found.features[0], states(gemma, ids))
     assert found.null is not None
     assert torch.equal(found.null.features[0], states(gemma, [2]))
+
+
+def test_qwen3_is_padded_at_the_right_and_the_empty_caption_is_padding_alone(tmp_path: Path) -> None:
+    from transformers import Qwen3Model
+
+    folder = tiny_qwen3(tmp_path / "qwen3")
+    model = preset("pixnerd-t2i", hidden_size=24, depth=1, num_heads=2, text_size=24, text_length=6)
+    encoder = open_encoder(TextConfig("qwen3", path=str(folder), precision="fp32"), model)
+    found = encoder.encode(["a red star"])
+    ids = torch.tensor([[encoder.tokenizer.convert_tokens_to_ids(word) for word in ("a", "red", "star")]])
+    network = Qwen3Model.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = network(ids).last_hidden_state.bfloat16()  # tokens do not see the padding behind them
+    assert found.features.shape == (1, 6, 24) and found.null is not None
+    torch.testing.assert_close(found.features[:, :3], expected, rtol=0.02, atol=0.02)
+    assert found.null.features.shape == (1, 6, 24) and found.null.features.isfinite().all()
+    assert open_encoder(TextConfig("qwen3", path=str(folder))).encode([""]).features.isfinite().all()
+    with pytest.raises(UserError, match="which qwen3 has no use for"):
+        TextConfig("qwen3", prefix="Draw: ")
 
 
 def test_a_prefix_keeps_the_first_and_the_last_tokens(gemma: Path) -> None:

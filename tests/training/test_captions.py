@@ -22,6 +22,7 @@ from pixelwright.models.config import SamplerSettings, TextNote
 from pixelwright.text import TextConfig, open_encoder
 from pixelwright.training import Interrupted, ModelConfig, SampleConfig, TrainConfig, build_trainer, train
 from pixelwright.training.inputs import Inputs
+from pixelwright.training.objectives import FrequencyConfig
 
 from .conftest import Tiny, log_of, same_state
 
@@ -64,6 +65,18 @@ def test_the_model_gets_the_features_of_the_captions(captioned: Any, bert: Path)
     assert trainer.model.config.backbone.text_size == 24  # of the encoder, not of the preset
     note = TextNote("minilm", str(bert.resolve()), "", encoder.checksum())
     assert trainer.model.config.text == note
+
+
+@pytest.mark.parametrize("name", ["pixnerd-t2i", "deco-t2i", "pixelgen-t2i"])
+def test_models_with_text_as_extra_keys_are_trained_and_drawn_with(captioned: Any, name: str) -> None:
+    """Every caption is padded to one length, since they attend to padding."""
+    model = ModelConfig(name, hidden_size=16, depth=2, num_heads=2, patch_size=4)
+    config = captioned(model=model, steps=2, objectives=(FrequencyConfig(),))
+    (inputs,) = inputs_of(config, 1)
+    assert isinstance(inputs.condition, TextCondition) and inputs.condition.features.shape == (4, 64, 24)
+    run = train(config)
+    assert all(line["frequency_loss"] > 0 for line in log_of(run))
+    assert pw.sample(pw.load(run), ["a red star"], SamplerSettings(steps=2)).shape == (1, 8, 8, 3)
 
 
 def test_captions_are_dropped_as_often_as_told(captioned: Any) -> None:

@@ -22,6 +22,7 @@ from pixelwright.models.detailers import DETAILERS
 from pixelwright.models.jit import JiTConfig  # noqa: F401 (registers the backbone)
 from pixelwright.models.mmdit import MMDiTConfig  # noqa: F401 (registers the backbone)
 from pixelwright.models.prediction import T_EPS, Prediction
+from pixelwright.models.text_dit import TextDiTConfig  # noqa: F401 (registers the backbone)
 
 Placement = Literal["post-hoc", "intermediate", "hybrid"]
 GuidanceEnds = Literal["open", "zero", "high"]

@@ -113,7 +113,8 @@ class PixelDenoiser(nn.Module):
     def units(self) -> list[nn.Module]:
         """What is compiled, recomputed and sharded as one: blocks, and detailers that have none."""
         stages = [stage for stage in (self.backbone, self.middle, self.detailer) if stage is not None]
-        return [unit for stage in stages for unit in getattr(stage, "blocks", [stage])]
+        text = getattr(self.backbone, "text_blocks", [])
+        return [*text, *(unit for stage in stages for unit in getattr(stage, "blocks", [stage]))]
 
     @property
     def device(self) -> torch.device:

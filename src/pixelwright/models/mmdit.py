@@ -4,7 +4,7 @@ PixelDiT section 3.4 (text to image), after the MM-DiT of Stable Diffusion 3.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,20 @@ class MMDiTBlock(nn.Module):
         return x + gate2 * image.mlp(modulate(image.norm2(x), shift2, scale2)), y
 
 
+def check_captions(condition: Condition, count: int, config: Any) -> TextCondition:
+    """The captions of `count` images, as a backbone's config has them. Raises UserError: labels instead, or
+    captions of another number, width or length."""
+    if not isinstance(condition, TextCondition):
+        raise UserError("this model draws from captions; give a TextCondition instead of labels")
+    batch, length, width = condition.features.shape
+    if (batch, width) != (count, config.text_size) or length > config.text_length:
+        raise UserError(
+            f"the text features are {[batch, length, width]}; the model needs "
+            f"[{count}, up to {config.text_length}, {config.text_size}]"
+        )
+    return condition
+
+
 @dataclass(frozen=True)
 class MMDiTConfig(Config):
     """The text-conditional global stage: N blocks of two streams, image and text, of width D."""
@@ -157,7 +171,7 @@ class MMDiT(nn.Module):
         Raises:
             UserError: labels instead of captions, or captions of another number, width or length.
         """
-        captions = self._checked(condition, len(x))
+        captions = check_captions(condition, len(x), self.config)
         state = self.embed(x, t, condition)
         text, mask = self.text_embedder(captions.features), None  # [B, L_text, D]
         if self.config.mask_padding and captions.mask is not None:
@@ -171,15 +185,3 @@ class MMDiT(nn.Module):
             state = state._replace(tokens=tokens)
             state = after_block(number, state) if after_block else state
         return state
-
-    def _checked(self, condition: Condition, count: int) -> TextCondition:
-        config = self.config
-        if not isinstance(condition, TextCondition):
-            raise UserError("this model draws from captions; give a TextCondition instead of labels")
-        batch, length, width = condition.features.shape
-        if (batch, width) != (count, config.text_size) or length > config.text_length:
-            raise UserError(
-                f"the text features are {[batch, length, width]}; the model needs "
-                f"[{count}, up to {config.text_length}, {config.text_size}]"
-            )
-        return condition

