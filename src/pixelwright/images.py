@@ -34,14 +34,25 @@ def save_png(
 ) -> None:
     """Write one uint8 [H,W,3] image; the file appears only when it is whole. `notes` become text chunks;
     `alpha`, of mode L and the same size, and `profile`, an ICC profile, go with the pixels."""
-    chunks = PngInfo()
-    for key, text in (notes or {}).items():
-        chunks.add_itxt(key, text)
     picture = Image.fromarray(image.numpy())
     if alpha is not None:
         picture.putalpha(alpha)
     with replacing(Path(path)) as part:
-        picture.save(part, format="PNG", pnginfo=chunks, icc_profile=profile)
+        picture.save(part, format="PNG", pnginfo=_chunks(notes), icc_profile=profile)
+
+
+def _chunks(notes: Mapping[str, str] | None) -> PngInfo:
+    chunks = PngInfo()
+    for key, text in (notes or {}).items():
+        chunks.add_itxt(key, text)
+    return chunks
+
+
+def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The text chunks of a PNG file."""
+    with Image.open(path) as image:
+        image.load()  # they may stand behind the pixels
+        return {str(key): text for key, text in image.info.items() if isinstance(text, str)}
 
 
 def load_png(path: str | os.PathLike[str]) -> Tensor:
@@ -58,6 +69,7 @@ def save_grid(
     titles: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
     gap: int = 2,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write uint8 [N,H,W,3] images as one PNG, row by row.
 
@@ -67,6 +79,7 @@ def save_grid(
         titles: one heading per column.
         captions: a text under each image, cut to its width.
         gap: white pixels between images.
+        notes: text chunks of the file.
     """
     count, height, width = images.shape[:3]
     columns = columns or math.ceil(math.sqrt(count))
@@ -85,7 +98,7 @@ def save_grid(
     for column, title in enumerate(titles or ()):
         draw.text((gap + column * w, 2), title, fill="black")
     with replacing(Path(path)) as part:
-        sheet.save(part, format="PNG")
+        sheet.save(part, format="PNG", pnginfo=_chunks(notes))
 
 
 def columns_of(count: int, around: int) -> int | None:

@@ -7,13 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from pixelwright.cli.main import main
 from pixelwright.errors import UserError
 from pixelwright.evaluation import report as room
 from pixelwright.evaluation.evaluate import Scorer
 from pixelwright.evaluation.images import open_images
 from pixelwright.evaluation.measure import Report
 from pixelwright.evaluation.neighbours import memorisation
-from pixelwright.evaluation.report import checkpoints, comparison, incomparable, read_report, write_report
+from pixelwright.evaluation.report import (
+    checkpoints,
+    comparison,
+    drawn_differently,
+    incomparable,
+    read_report,
+    write_report,
+)
 from pixelwright.images import save_png
 from tests.test_html import read
 
@@ -159,6 +167,40 @@ def test_numbers_that_must_not_be_compared(made: Report) -> None:
         assert [line.partition(" differ")[0] for line in incomparable([made, differs])] == [what]
         assert "not comparable" in comparison([made, differs])
     assert incomparable([made, replace(other, extractor=replace(made.extractor, path="elsewhere"))]) == []
+
+
+def test_what_evaluations_differ_in_stands_on_their_page(made: Report) -> None:
+    drawn = [{"guidance_scale": scale, "steps": 25, "weights": "0" * 64} for scale in (1.0, 2.5)]
+    pair = [replace(made, name=str(i), generation=each) for i, each in enumerate(drawn)]
+    assert drawn_differently(pair) == [("guidance scale", "1.0", "2.5")]
+    cells = read(comparison(pair)).texts("td")
+    assert cells[cells.index("guidance scale") :][:3] == ["guidance scale", "1.0", "2.5"]
+    error = made.metrics["fid"].error
+    assert error is not None and f"{made.values['fid']:.4g} ± {error:.2g}" in cells
+
+
+def test_evaluations_of_one_name_are_told_apart_by_folder(
+    made: Report, samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("one", "two"):
+        write_report(made, tmp_path / name, open_images(str(samples)))
+    page = tmp_path / "page.html"
+    folders = [str(tmp_path / name) for name in ("one", "two")]
+    assert main(["report", *folders, "--out", str(page)]) == 0
+    assert {"one", "two"} <= set(read(page.read_text()).texts("td"))
+    assert main(["report", folders[0], str(tmp_path), "--out", str(page)]) == 2
+    assert "is an evaluation and" in capsys.readouterr().err
+
+
+def test_few_samples_and_a_poor_classifier_come_before_the_figures(made: Report) -> None:
+    poor = replace(made, extractor=replace(made.extractor, accuracy=0.53))
+    both = "not a measurement (too few images, features of a classifier that is right on 53%)"
+    assert both in room.summary(poor).partition(made.distance)[0] and both in room.warnings(poor)[0]
+    many = replace(poor, images=replace(poor.images, count=20_000))
+    assert "(features of a classifier" in room.summary(many)
+    good = replace(many, extractor=replace(made.extractor, accuracy=0.9))
+    assert "not a measurement" not in room.summary(good)
 
 
 def test_checkpoints_from_names() -> None:

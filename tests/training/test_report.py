@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from pixelwright.cli.main import main
-from pixelwright.training import train
+from pixelwright.cli.report import names_of
+from pixelwright.images import read_notes
+from pixelwright.training import OptimConfig, train
 from pixelwright.training.diagnosis import diagnose
 from pixelwright.training.health import describe_spike
-from pixelwright.training.report import _series, write_report
+from pixelwright.training.report import WORDS, headline, series_of, write_report
 from tests.test_html import read
 
 from .conftest import Tiny
@@ -60,12 +62,78 @@ def test_short_and_empty_logs_are_not_judged() -> None:
     assert any("3 lines of log" in text for text in kinds([line(s, loss=s) for s in (1, 2, 3)])["ok"])
 
 
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [
+        ({"noise": 0.9, "patch_grid": 1.0, "variety": 1.0}, "full of noise, as early in a run, 0.90"),
+        ({"noise": 0.1, "patch_grid": 2.4, "variety": 1.0}, "show the grid of patches, 2.40"),
+        ({"noise": 0.1, "variety": 0.05}, "nearly one picture, 0.05"),
+    ],
+)
+def test_what_is_wrong_with_the_samples_is_named(samples: dict[str, float], told: str) -> None:
+    lines = [line(step) for step in range(1, 101)]
+    lines[49]["samples"] = samples  # older ones do not count
+    lines.append({"step": 100, "samples": {"noise": 0.1, "patch_grid": 1.1, "variety": 0.9}})
+    assert kinds(lines)["look"] == [] and len(kinds(lines)["ok"]) == 8
+    lines[-1]["samples"] = samples
+    (found,) = kinds(lines)["look"]
+    assert told in found and "samples of step 100" in found
+
+
+def test_all_is_well_only_where_the_samples_were_looked_at() -> None:
+    lines = [line(step) for step in range(1, 101)]
+    assert headline(diagnose(lines, 1.0), lines) == (
+        "The log shows nothing to worry about; no samples were looked at."
+    )
+    lines[-1]["samples"] = {"noise": 0.1}
+    assert headline(diagnose(lines, 1.0), lines) == WORDS["ok"]
+
+
+def test_a_run_of_noise_is_never_called_good(tiny: Tiny) -> None:
+    """A model of random weights draws what it is given: noise."""
+    pytest.importorskip("matplotlib")
+    run = train(tiny(steps=2, optim=OptimConfig(lr=1e-9)))
+    assert float(read_notes(run / "samples" / "step-0000002.png")["noise"]) > 0.5
+    page = read((run / "report.html").read_text())
+    assert "Worth a look." in page.texts("strong")
+    assert any("full of noise" in text for text in page.texts("li"))
+
+
+def test_runs_are_compared(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    runs = [
+        train(tiny("a", steps=4, sample_every=2)),
+        train(tiny("b", steps=2, sample_every=2, batch_size=8)),
+    ]
+    assert main(["report", *map(str, runs)]) == 0
+    assert capsys.readouterr().out == "comparison.html\n"
+    page = read((tmp_path / "comparison.html").read_text())
+    cells = page.texts("td")
+    assert cells[cells.index("batch_size") :][:3] == ["batch_size", "4", "8"]
+    assert cells[cells.index("steps") :][:3] == ["steps", "4", "2"] and "run" not in cells
+    captions = page.texts("figcaption")
+    assert captions[:2] == ["a, step 2", "b, step 2"] and "loss, smoothed" in captions
+    assert all(str(image["src"]).startswith("data:image/") for image in page.images)
+    assert main(["report", str(runs[0]), str(runs[0])]) == 2
+    assert "is named twice" in capsys.readouterr().err
+    assert main(["report", str(runs[0]), str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_names_tell_folders_apart() -> None:
+    assert names_of([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
+    assert names_of([Path("x/1/a"), Path("y/1/a"), Path("y/2/b")]) == ["x/1/a", "y/1/a", "y/2/b"]
+
+
 def test_curves_keep_their_order_where_values_are_missing() -> None:
     lines = [
         {"step": 1, "loss_by_time": [None, 3.0, None, 4.0]},
         {"step": 2, "loss_by_time": [2.0, 5.0, None, None]},
     ]
-    assert list(_series(lines, "loss_by_time").items()) == [
+    assert list(series_of(lines, "loss_by_time").items()) == [
         ("0 to 0.25", ([2], [2.0])),
         ("0.25 to 0.5", ([1, 2], [3.0, 5.0])),
         ("0.75 to 1", ([1], [4.0])),

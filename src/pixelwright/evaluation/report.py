@@ -18,6 +18,7 @@ from pixelwright.config import read
 from pixelwright.errors import UserError
 from pixelwright.evaluation.images import ImageSet, open_images
 from pixelwright.evaluation.measure import METRICS, Report
+from pixelwright.evaluation.metrics import Estimate
 from pixelwright.evaluation.neighbours import PAIRS
 from pixelwright.files import make_folder, read_json, write_text
 from pixelwright.images import save_grid
@@ -28,6 +29,7 @@ SHEET, NEIGHBOURS = "sheet.png", "neighbours.png"
 SHEET_IMAGES = 64
 SHEET_PIXELS = 1024  # side of the sheet, about
 FEWEST, USUAL = 100, 50_000  # images of which a Fréchet distance says something, and is published
+POOR = 0.7  # share of test images named rightly, below which a classifier's features say little
 MOST_CLASSES = 50  # in the table; of more, the worst are shown
 
 
@@ -123,10 +125,10 @@ def provenance(report: Report) -> list[tuple[str, Any]]:
 def warnings(report: Report) -> list[str]:
     """What a reader should know before the numbers."""
     images, reference, found = report.images, report.reference, []
-    if too_few(report):
-        least = max(FEWEST, 2 * report.width)
-        text = f"{report.distance} of {images.count:,} images: not a measurement"
-        found.append(f"{text}; {least:,} are the least with {report.width:,} features, {USUAL:,} usual")
+    if reasons := doubts(report):
+        least, features = max(FEWEST, 2 * report.width), f"{report.width:,} features"
+        text = f"{report.distance} of {images.count:,} images: not a measurement ({', '.join(reasons)})"
+        found.append(f"{text}; {least:,} are the least with {features}, {USUAL:,} usual")
     elif images.count < USUAL:
         few = f"{images.count:,} images: published figures are of {USUAL:,}"
         found.append(f"{few}; fewer make {report.distance} higher")
@@ -150,9 +152,13 @@ def warnings(report: Report) -> list[str]:
     return found
 
 
-def too_few(report: Report) -> bool:
-    """Whether a Fréchet distance of so few images says nothing: its bias is larger than what it measures."""
-    return report.images.count < max(FEWEST, 2 * report.width)
+def doubts(report: Report) -> list[str]:
+    """Why a Fréchet distance says nothing: of few images its bias is larger than what it measures, and the
+    features of a poor classifier are not of what is in the images."""
+    accuracy, few = report.extractor.accuracy, report.images.count < max(FEWEST, 2 * report.width)
+    poor = accuracy is not None and accuracy < POOR
+    texts = {"too few images": few, f"features of a classifier that is right on {accuracy or 0:.0%}": poor}
+    return [text for text, there in texts.items() if there]
 
 
 def page(report: Report, sheet: Path | None = None, neighbours: Path | None = None) -> str:
@@ -180,8 +186,9 @@ def page(report: Report, sheet: Path | None = None, neighbours: Path | None = No
 def summary(report: Report) -> str:
     """The numbers in one line, behind what must be said first."""
     numbers = [f"{report.title(name)} {html.number_text(value)}" for name, value in report.values.items()]
-    few = ", too few for a measurement" if too_few(report) else ""
-    return f"{report.images.count:,} images{few}: {', '.join(numbers)}"
+    reasons = doubts(report)
+    doubt = f", not a measurement ({', '.join(reasons)})" if reasons else ""
+    return f"{report.images.count:,} images{doubt}: {', '.join(numbers)}"
 
 
 def markdown(report: Report) -> str:
@@ -215,7 +222,7 @@ def incomparable(reports: Sequence[Report]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    parts = value if isinstance(value, tuple) else (value,)
+    parts = value if isinstance(value, (tuple, list)) else (value,)
     return " ".join(part[:12] if isinstance(part, str) else str(part) for part in parts)
 
 
@@ -226,14 +233,32 @@ def comparison(reports: Sequence[Report]) -> str:
     note, rows = ", ".join(report.name for report in reports), comparison_rows(reports, names)
     shown: dict[str, Any] = {"title": "Evaluations compared", "note": note, "header": header, "rows": rows}
     charts = list(_curves(reports, names))
+    shown["drawn"] = (("drawn with", *(report.name for report in reports)), drawn_differently(reports))
     return html.render("comparison", **shown, differences=incomparable(reports), charts=charts)
 
 
 def comparison_rows(reports: Iterable[Report], names: Sequence[str]) -> list[tuple[Any, ...]]:
-    """A row for each report: its name, its metrics, its number of images."""
+    """A row for each report: its name, its metrics with their standard errors, its number of images."""
     return [
-        (report.name, *(report.values.get(name, "") for name in names), report.images.count)
+        (report.name, *(_with_error(report.metrics.get(name)) for name in names), report.images.count)
         for report in reports
+    ]
+
+
+def _with_error(found: Estimate | None) -> Any:
+    if found is None or found.error is None:
+        return "" if found is None else found.value
+    return f"{html.number_text(found.value)} ± {found.error:.2g}"
+
+
+def drawn_differently(reports: Sequence[Report]) -> list[tuple[Any, ...]]:
+    """The settings of the images that are not the same in all reports: name, and value in each."""
+    made = [report.generation or {} for report in reports]
+    rows = (
+        (name, *(each.get(name, "") for each in made)) for name in dict.fromkeys(k for m in made for k in m)
+    )
+    return [
+        (name.replace("_", " "), *map(_short, row)) for name, *row in rows if any(v != row[0] for v in row)
     ]
 
 

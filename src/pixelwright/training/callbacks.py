@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pixelwright.data import Source
 from pixelwright.diffusion.sample import sample
+from pixelwright.evaluation.samples import look
 from pixelwright.images import load_png, save_grid
 from pixelwright.models.conditions import Condition
 from pixelwright.models.denoiser import PixelDenoiser
@@ -105,7 +106,7 @@ class SampleGrid(Callback):
             trainer.image("samples", load_png(path))
 
     def draw(self, model: PixelDenoiser, folder: Path, step: int, trainer: "Trainer") -> Path:
-        """Draw the grid of `step` and return its path."""
+        """Draw the grid of `step`, with what it shows as its notes, and return its path."""
         if callable(self._condition):
             self._condition = self._condition()
         config, run = self.config, trainer.config
@@ -128,7 +129,8 @@ class SampleGrid(Callback):
             else None
         )
         scale = max(1, GRID_PIXELS // images.shape[1])
-        save_grid(images, path, columns=self.columns, scale=scale, captions=captions)
+        notes = {name: str(value) for name, value in look(images, model.config.patch_size).items()}
+        save_grid(images, path, self.columns, scale, captions=captions, notes=notes)
         return path
 
 

@@ -1,4 +1,4 @@
-"""Is a run healthy? A few plain rules over its log, each with its threshold in its text."""
+"""Is a run healthy? A few plain rules over its log and samples, each with its threshold in its text."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,11 @@ CLIPPED = 0.5  # share of the lines in the last quarter above the clipping norm
 SKIPPED = 0.01  # share of all steps
 SLOW = 0.7  # of the median speed
 NORM = 5.0  # gradient norm of the last tenth against the median
+NOISE = 0.3  # white noise in the samples as a share of their contrast; photographs have 0.03 to 0.1
+GRID = (
+    1.5  # steps between pixels at the worst place in a patch against the others; photographs have 1.0 to 1.2
+)
+SAME = 0.2  # share of the samples' variance that is between them; photographs have about 1
 FEWEST = 20  # lines below which trends are not looked at
 
 
@@ -22,6 +27,7 @@ class Finding(NamedTuple):
 
 def diagnose(lines: Sequence[dict[str, Any]], clip: float | None) -> list[Finding]:
     """Findings about a log, the worst first; all is well if every one is "ok"."""
+    samples = [line["samples"] | {"step": line["step"]} for line in lines if "samples" in line]
     lines = [line for line in lines if "loss" in line]  # not those of metrics alone
     if not lines:
         return [Finding("look", "nothing was logged yet")]
@@ -29,7 +35,8 @@ def diagnose(lines: Sequence[dict[str, Any]], clip: float | None) -> list[Findin
         trends = [_loss(lines), *_norm(lines, clip), _speed(lines)]
     else:
         trends = [Finding("ok", f"{len(lines)} lines of log: trends are looked at from {FEWEST} on")]
-    return sorted([*_events(lines), *trends], key=lambda found: ("bad", "look", "ok").index(found.kind))
+    found = [*_events(lines), *trends, *(_samples(samples[-1]) if samples else ())]
+    return sorted(found, key=lambda found: ("bad", "look", "ok").index(found.kind))
 
 
 def _last(values: Sequence[float], share: float) -> Sequence[float]:
@@ -54,6 +61,21 @@ def _events(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
     if count := sum(len(line.get("rollbacks", ())) for line in lines):
         times = "once" if count == 1 else f"{count} times"
         yield Finding("look", f"spikes persisted, and the run rolled back {times}; see below")
+
+
+def _samples(found: dict[str, float]) -> Iterator[Finding]:
+    """Noise, a grid of patches, and one picture for all, in the newest samples (see `evaluation.samples`)."""
+    rules = {
+        "noise": (NOISE, False, "noise in them", "full of noise, as early in a run"),
+        "patch_grid": (GRID, False, "steps between patches", "show the grid of patches"),
+        "variety": (SAME, True, "their variety", "nearly one picture"),
+    }
+    for name, (limit, below, ok, look) in rules.items():
+        if name in found:
+            value = found[name]
+            odd = value < limit if below else value > limit
+            text = f"samples of step {found['step']:,}: {look if odd else ok}, {value:.2f}"
+            yield Finding("look" if odd else "ok", f"{text} (look {'below' if below else 'above'} {limit:g})")
 
 
 def _loss(lines: Sequence[dict[str, Any]]) -> Finding:

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from pixelwright.errors import UserError
+from pixelwright.evaluation.samples import LOOKS
 from pixelwright.files import replacing, write_text
 from pixelwright.html import line_chart, render
+from pixelwright.images import read_notes
 from pixelwright.training.config import LoopConfig, TrainConfig
 from pixelwright.training.config_file import read_settings
-from pixelwright.training.diagnosis import diagnose
+from pixelwright.training.diagnosis import Finding, diagnose
 from pixelwright.training.health import describe_spike
 from pixelwright.training.loggers import LOG, read_log, smooth
 from pixelwright.training.rollback import describe_rollback
 
 NAME = "report.html"
-WORDS = {"ok": "Nothing to worry about.", "look": "Worth a look.", "bad": "Something is wrong."}
+WORDS = {
+    "ok": "Nothing to worry about, by these rules.",
+    "look": "Worth a look.",
+    "bad": "Something is wrong.",
+}
 TITLES = {
     "grad_norm": "gradient norm",
     "lr": "learning rate",
@@ -31,6 +37,7 @@ TITLES = {
     "loss_by_time": "loss by time t",
     "activation_rms": "activations of the last blocks, RMS",
     "update_ratio": "size of an update / of the weights",
+    "samples": "samples: noise left, grid of patches, variety",
 }
 METRICS = {
     "fid": "Fréchet distance (FID)",
@@ -54,9 +61,7 @@ def write_report(run: Path) -> Path:
         UserError: no run folder, or a config.yaml that cannot be read.
         ImportError: matplotlib is not installed.
     """
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run folder: it has no config.yaml")
-    config, lines = read_settings(run / "config.yaml"), read_log(run / LOG)
+    config, lines = read_run(run)
     findings = diagnose(lines, config.optim.clip)
     metrics_note, metrics = _evaluations(lines, config)
     page = render(
@@ -64,17 +69,37 @@ def write_report(run: Path) -> Path:
         title=f"Run {run.resolve().name}",
         note=_summary(config, lines),
         state=findings[0].kind,
-        headline=WORDS[findings[0].kind],
+        headline=headline(findings, lines),
         findings=[finding.text for finding in findings],
         samples=_samples(run),
         charts=list(_charts(lines, config)),
         metrics=metrics,
         metrics_note=metrics_note,
         events=list(_events(lines)),
-        settings=list(_changed(config)),
+        settings=list(changed(config)),
     )
     write_text(run / NAME, page)
     return run / NAME
+
+
+def read_run(run: Path) -> tuple[LoopConfig, list[dict[str, Any]]]:
+    """Settings and log of a run folder, and behind it a record `samples` for each sample grid, of what it is
+    noted to show. Raises UserError: it is none."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder: it has no config.yaml")
+    lines: list[dict[str, Any]] = read_log(run / LOG)
+    for step, grid in grids_of(run).items():
+        notes = read_notes(grid)
+        if found := {name: float(notes[name]) for name in LOOKS if name in notes}:
+            lines.append({"step": step, "samples": found})
+    return read_settings(run / "config.yaml"), lines
+
+
+def headline(findings: Sequence[Finding], lines: Sequence[dict[str, Any]]) -> str:
+    """The findings in one line; of a run whose samples were not looked at, all is never well."""
+    if findings[0].kind == "ok" and not any("samples" in line for line in lines):
+        return "The log shows nothing to worry about; no samples were looked at."
+    return WORDS[findings[0].kind]
 
 
 def _summary(config: LoopConfig, lines: Sequence[dict[str, Any]]) -> str:
@@ -94,13 +119,13 @@ def _summary(config: LoopConfig, lines: Sequence[dict[str, Any]]) -> str:
 # ---------------------------------------------------------------- curves
 def _charts(lines: Sequence[dict[str, Any]], config: LoopConfig) -> Iterator[tuple[str, str]]:
     """(chart, caption) of the loss and of everything else that is a number or a group of numbers."""
-    if "loss" in (found := _series(lines, "loss")):
+    if "loss" in (found := series_of(lines, "loss")):
         steps, losses = found["loss"]
         series = {"mean between two lines": (steps, losses), "smoothed": (steps, smooth(losses))}
         drawn = line_chart(series, "step", "loss", log=True, faint=["mean between two lines"])
         yield drawn, "loss (flow matching)"
     for name in dict.fromkeys((*FIRST, *(name for line in lines for name in line))):
-        if series := {} if name in NOT_DRAWN else _series(lines, name):
+        if series := {} if name in NOT_DRAWN else series_of(lines, name):
             title, clip = TITLES.get(name, name.replace("_", " ")), config.optim.clip
             marks = {"optim.clip": clip} if name == "grad_norm" and clip is not None else None
             yield line_chart(series, "step", title, log=name in LOGARITHMIC, marks=marks), title
@@ -115,11 +140,11 @@ def _evaluations(lines: Sequence[dict[str, Any]], config: LoopConfig) -> tuple[s
         f"{sample.count:,} samples of the averaged weights, guidance {sample.guidance_scale:g}, against "
         f"{config.evaluation.reference}. Numbers of few samples are comparable with one another alone."
     )
-    titled = [(METRICS.get(name, name), points) for name, points in _series(lines, "evaluation").items()]
+    titled = [(METRICS.get(name, name), points) for name, points in series_of(lines, "evaluation").items()]
     return note, [(line_chart({title: points}, "step", title), title) for title, points in titled]
 
 
-def _series(lines: Sequence[dict[str, Any]], name: str) -> dict[str, tuple[list[float], list[float]]]:
+def series_of(lines: Sequence[dict[str, Any]], name: str) -> dict[str, tuple[list[float], list[float]]]:
     """Every curve under a name: one for a number, one for each part of a group or list."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for line in lines:
@@ -144,10 +169,16 @@ def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
 # ---------------------------------------------------------------- the rest
 def _samples(run: Path) -> list[tuple[str, str]]:
     """(address, caption) of the sample grids, the newest first; of many older ones, some over the run."""
-    grids = sorted((run / "samples").glob("step-*.png"), reverse=True)
+    grids = list(reversed(grids_of(run).values()))
     if len(grids) > OLDER + 1:
         grids = [grids[0], *(grids[1 + round(i * (len(grids) - 2) / (OLDER - 1))] for i in range(OLDER))]
     return [(f"samples/{grid.name}", f"step {int(grid.stem.removeprefix('step-')):,}") for grid in grids]
+
+
+def grids_of(run: Path) -> dict[int, Path]:
+    """The sample grids of a run by step, oldest first."""
+    found = sorted((run / "samples").glob("step-*.png"))
+    return {int(grid.stem.removeprefix("step-")): grid for grid in found}
 
 
 def _events(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
@@ -164,14 +195,14 @@ def _events(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
             yield line["step"], describe_rollback(*rollback)
 
 
-def _changed(config: Any, where: str = "") -> Iterator[tuple[str, str]]:
+def changed(config: Any, where: str = "") -> Iterator[tuple[str, str]]:
     """(key, value) of every setting without a default or with another value."""
     has_default = (f.default is not MISSING or f.default_factory is not MISSING for f in fields(config))
     default = type(config)() if all(has_default) else None  # it may fill in what is None
     for field in fields(config):
         value, name = getattr(config, field.name), f"{where}{field.name}"
         if is_dataclass(value):
-            yield from _changed(value, f"{name}.")
+            yield from changed(value, f"{name}.")
         elif value != getattr(default, field.name, field.default):
             yield name, str(list(value) if isinstance(value, tuple) else value)
 

@@ -101,7 +101,8 @@ class ClassifierFeatures:
             raise UserError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {reason}") from None
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = device
-        self.info = ExtractorInfo("in-domain", sha256(folder / WEIGHTS), self.config.size, RESIZE, path)
+        size, accuracy = self.config.size, self.config.accuracy
+        self.info = ExtractorInfo("in-domain", sha256(folder / WEIGHTS), size, RESIZE, path, accuracy)
 
     def __call__(self, images: Tensor) -> Activations:
         with exactly():

@@ -22,13 +22,14 @@ class Activations(NamedTuple):
 
 @dataclass(frozen=True)
 class ExtractorInfo:
-    """What makes the numbers of two reports comparable: equal in all but `path`, or not at all."""
+    """What makes the numbers of two reports comparable: equal in all but the last two, or not at all."""
 
     kind: str  # the name in `features.EXTRACTORS`
     checksum: str  # SHA-256 of the weights
     size: int  # side of the square images that the network sees
     resize: str  # the rule by which images of other sizes become that one, in words
     path: str = ""  # where it was read from; says nothing about the numbers
+    accuracy: float | None = None  # of a classifier: share of its test images that it names rightly
 
     @property
     def spec(self) -> str:
