@@ -166,9 +166,9 @@ def commands(page: Path) -> list[str]:
     indented = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
     lines = [line.split("  #")[0].strip() for line in f"{fenced}\n{indented}".splitlines()]
     found = [
-        re.search(r"(?:^|^(?:[A-Z_]+=\S+ )+|\s(?:-- |--no-python ))pixelwright (.*)", line) for line in lines
+        re.search(r"(?:^|^(?:[A-Z_]+=\S+ )+|\s(?:--|--no-python)\s+)pixelwright (.*)", line) for line in lines
     ]
-    return sorted({match[1] for match in found if match is not None})
+    return list(dict.fromkeys(match[1] for match in found if match is not None))
 
 
 COMMANDS = [(page, command) for page in PAGES if page != EXTENDING for command in commands(page)]

@@ -65,7 +65,7 @@ def test_short_and_empty_logs_are_not_judged() -> None:
 @pytest.mark.parametrize(
     ("samples", "told"),
     [
-        ({"noise": 0.9, "patch_grid": 1.0, "variety": 1.0}, "full of noise, as early in a run, 0.90"),
+        ({"noise": 0.9, "patch_grid": 0.1, "variety": 1.0}, "full of noise, as early in a run, 0.90"),
         ({"noise": 0.1, "patch_grid": 2.4, "variety": 1.0}, "show the grid of patches, 2.40"),
         ({"noise": 0.1, "variety": 0.05}, "nearly one picture, 0.05"),
     ],
@@ -73,7 +73,7 @@ def test_short_and_empty_logs_are_not_judged() -> None:
 def test_what_is_wrong_with_the_samples_is_named(samples: dict[str, float], told: str) -> None:
     lines = [line(step) for step in range(1, 101)]
     lines[49]["samples"] = samples  # older ones do not count
-    lines.append({"step": 100, "samples": {"noise": 0.1, "patch_grid": 1.1, "variety": 0.9}})
+    lines.append({"step": 100, "samples": {"noise": 0.1, "patch_grid": 0.1, "variety": 0.9}})
     assert kinds(lines)["look"] == [] and len(kinds(lines)["ok"]) == 8
     lines[-1]["samples"] = samples
     (found,) = kinds(lines)["look"]

@@ -33,7 +33,7 @@ on i alone. They are written batch by batch, and the same command goes on where 
 EXAMPLES = """  pixelwright evaluate samples --reference cifar10.npz --out evaluations/samples
   pixelwright evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --features inception
   pixelwright evaluate runs/first --reference cifar10.npz --num-samples 10000 --out evaluations/first
-  torchrun --standalone --nproc-per-node gpu --no-python \\
+  torchrun --standalone --nproc-per-node gpu --no-python -- \\
       pixelwright evaluate models/dip-xl-16 --reference VIRTUAL_imagenet256_labeled.npz --out evaluations/dip
   pixelwright evaluate runs/first --reference cifar10.npz --num-samples 5000 --out sweeps/first \\
       --sweep guidance_scale=1:4:0.25 guidance_interval=all,0.1:0.9"""

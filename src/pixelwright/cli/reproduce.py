@@ -29,7 +29,7 @@ the place to get it from. Exit code 0 if every figure is within its tolerance, 1
 results: {", ".join(TARGETS)}"""
 
 EXAMPLES = """  pixelwright reproduce pixeldit-xl-epoch320
-  torchrun --standalone --nproc-per-node gpu --no-python pixelwright reproduce pixeldit-xl-epoch320
+  torchrun --standalone --nproc-per-node gpu --no-python -- pixelwright reproduce pixeldit-xl-epoch320
   pixelwright reproduce dip-xl-epoch600 --weights dip-xl.ckpt --batch-size 128"""
 
 

@@ -84,6 +84,8 @@ def run(options: Namespace) -> None:
     name_precision(options.precision, device)
     source, adapter = sampler.source_of(options.model, options.step), adapters_of(options.adapter)
     config = load_config(source, adapter)  # so that a wrong label is found before the weights are read
+    if config.image_size is None and options.size is None:
+        raise UserError(f"{config.name} does not say the size of its images; give --size, such as --size 256")
     chosen = sampler.choose(options, config)
     condition, words = _condition(options, config, device)
     print(chosen.text)

@@ -1,7 +1,8 @@
 """What a few samples show without a reference: noise that is left, a grid of patches, one picture for all."""
 
-import torch
 from torch import Tensor
+
+from pixelwright.evaluation.metrics import patch_grid, patch_steps
 
 LOOKS = ("noise", "patch_grid", "variety")  # what `look` tells
 FEWEST_PATCHES = 4  # along a side; in fewer, what is in the pictures looks like a grid
@@ -12,7 +13,7 @@ def look(images: Tensor, patch: int) -> dict[str, float]:
     count, height, width, _ = images.shape
     found = {"noise": noise_left(images)} if min(height, width) > 2 else {}
     if min(height, width) >= FEWEST_PATCHES * patch and patch > 1:
-        found["patch_grid"] = patch_grid(images, patch)
+        found["patch_grid"] = patch_grid(patch_steps(images, patch)).value
     if count > 1:
         found["variety"] = variety(images)
     return {name: round(value, 4) for name, value in found.items()}
@@ -26,19 +27,6 @@ def noise_left(images: Tensor) -> float:
     second = lambda y, dim: y.diff(dim=dim).diff(dim=dim)  # noqa: E731
     response = second(second(x, 2), 3)  # of unit noise: sqrt(1 + 4 + 1)² = 6
     return float(response.abs().median() / 0.6745 / 6 / x.std().clamp_min(1e-6))
-
-
-def patch_grid(images: Tensor, patch: int) -> float:
-    """How far uint8 images [N,H,W,3] repeat with the patches: the mean step between neighbouring pixels at
-    the place in a patch where it is largest, over that at the other places. About 1 where no grid is."""
-    found = []
-    for dim in (1, 2):
-        steps = images.float().diff(dim=dim).abs().movedim(dim, 0).flatten(1).mean(1)
-        steps = steps[: len(steps) // patch * patch]  # [places]; the last patch has one step less
-        places = steps.unflatten(0, (-1, patch)).mean(0)
-        most = places.max()
-        found.append(most * (patch - 1) / (places.sum() - most).clamp_min(1e-6))
-    return float(torch.stack(found).max())
 
 
 def variety(images: Tensor) -> float:
