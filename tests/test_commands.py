@@ -51,6 +51,7 @@ INSTEAD = {
     "VIRTUAL_imagenet256_labeled": "cifar10",
     "evaluations/dip-1000 evaluations/dip-2000": "evaluations/first evaluations/dip",
     "/shared/runs": "runs",
+    "project: mine": "mode: disabled",
     "--nproc-per-node gpu": "--nproc-per-node 2",
 }
 """Parts of commands in toy sizes, and what stands in for files that others publish."""
@@ -159,7 +160,8 @@ def made_by(words: list[str]) -> str:
     if words[0] in ("train", "sample"):
         option = {"train": "--run", "sample": "--out"}[words[0]]
         return words[words.index(option) + 1] if option in words else "runs/debug"
-    return {"reference": words[2], "convert": words[2], "data": words[3]}.get(words[0], "nothing")
+    place = {"reference": 2, "convert": 2, "data": 3}.get(words[0])
+    return "nothing" if place is None else words[place]
 
 
 def remove(path: Path) -> None:

@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import pixelwright as pw
 from pixelwright.cli.parsing import Command, choose
+from pixelwright.images import load_png, save_png
 
 ROOT = Path(__file__).parent.parent
-EXTENDING = ROOT / "docs" / "extending.md"
+EXTENDING, RECIPES = ROOT / "docs" / "extending.md", ROOT / "docs" / "recipes.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -124,6 +126,24 @@ def test_the_python_of_the_readme(tmp_path: Path) -> None:
     run(tmp_path, "-c", blocks[0])
     assert (tmp_path / "two.png").is_file()
     assert pw.load(tmp_path / "models" / "mine").config.num_classes == 10
+
+
+def test_the_recipes(tmp_path: Path) -> None:
+    """From top to bottom, with a small model where `make demo` leaves its own, and few steps of training."""
+    blocks = [text for kind, text in BLOCK.findall(RECIPES.read_text(encoding="utf-8")) if kind == "python"]
+    names = ("red star", "blue circle", "green square", "yellow triangle")
+    model = pw.create("dip-n-8", num_classes=4, class_names=names, image_size=(32, 32), depth=1)
+    pw.save(model, tmp_path / "runs" / "demo" / "dip")
+    save_png(torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8), tmp_path / "photo.png")
+    code = "\n".join(blocks)
+    assert "\nsteps = 200\n" in code
+    run(tmp_path, "-W", "ignore", "-c", code.replace("\nsteps = 200\n", "\nsteps = 2\n"))
+    edited, by_hand = (load_png(tmp_path / name) for name in ("edited.png", "edited-by-hand.png"))
+    assert (edited.int() - by_hand.int()).abs().max() <= 1
+    with Image.open(tmp_path / "denoising.gif") as gif:
+        assert gif.size == (512, 128) and gif.n_frames > 10
+    assert all((tmp_path / name).is_file() for name in ("between.png", "model.pt2", "model.onnx"))
+    assert pw.load(tmp_path / "models" / "loop").config.num_classes == 24
 
 
 def anchors(page: Path) -> set[str]:
