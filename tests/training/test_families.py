@@ -1,5 +1,6 @@
 """Models of other families train, draw, are saved, read and continued as those of the two papers are."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,37 @@ def test_recomputed_activations_have_the_same_dropout(tiny: Tiny) -> None:
         train(config)
         states.append(build_trainer(config).state())
     same_state(*states)
+
+
+@pytest.fixture(scope="module")
+def dinov3(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A DINOv3 with random weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import DINOv3ViTConfig, DINOv3ViTModel
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    folder = tmp_path_factory.mktemp("dinov3") / "model"
+    DINOv3ViTModel(DINOv3ViTConfig(**sizes, num_register_tokens=4)).save_pretrained(folder)
+    return str(folder)
+
+
+def test_pixeldit2_trains_draws_and_goes_on(tiny: Tiny, dinov3: str) -> None:
+    """Patches of 4 pixels, for which its encoder sees the image enlarged."""
+    more = {"encoder": dinov3, "encoder_size": 24, "grounding_heads": 2, "in_context_start": 1}
+    model = ModelConfig("pixeldit2-b-16", hidden_size=16, depth=4, num_heads=2, patch_size=4, backbone=more)
+    undisturbed, stopped = (tiny(name, model=model, steps=4) for name in ("undisturbed", "stopped"))
+    train(undisturbed)
+    train(tiny("stopped", model=model, steps=2))
+    train(stopped)
+    same_state(build_trainer(undisturbed).state(), build_trainer(stopped).state())
+    drawn = pw.load(undisturbed.run)
+    assert not any("encoder" in name for name in drawn.state_dict())
+    images = pw.sample(drawn, [0, 1], guidance=1.5, precision="fp32")
+    fast = pw.accelerate(drawn, "fp32")
+    assert (images.int() - pw.sample(fast, [0, 1], guidance=1.5).int()).abs().max() <= 1
+
+
+def test_what_a_model_does_not_have_is_not_dropped(tiny: Tiny) -> None:
+    with pytest.raises(pw.UserError, match="has no grounding"):
+        tiny(flow={"ungrounded_probability": 0.1})

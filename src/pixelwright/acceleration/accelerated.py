@@ -205,7 +205,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _copy(model: PixelDenoiser, dtype: torch.dtype) -> PixelDenoiser:
     """A model of its own with faster parts, no gradients, in eval mode."""
-    network = skeleton(model.config)
+    network = skeleton(model.config, model)
     network.load_state_dict(model.state_dict(), assign=True)  # tensors shared until they are replaced
     if dtype == torch.int8:
         check_int8(model.device)

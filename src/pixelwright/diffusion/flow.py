@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pixelwright import rng
 from pixelwright.config import Config, PositiveFloat, UnitInterval, real
+from pixelwright.errors import UserError
 from pixelwright.models.conditions import C, Condition, drop
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.prediction import column
@@ -25,6 +26,18 @@ class FlowConfig(Config, where="flow"):
     """Time shift, t <- t / (t + (1-t)·shift); 1 = none, above 1 = more noise (512² uses 3)."""
     null_probability: UnitInterval = 0.1
     """Share of labels replaced by the null class, for guidance."""
+    ungrounded_probability: UnitInterval | None = None
+    """PixelDiT2: share of images without grounding, whatever their label; None: a tenth."""
+    null_ungrounded_probability: UnitInterval = 0.0
+    """PixelDiT2: share of images with neither label nor grounding, beside the two above."""
+
+    def check(self, model: DenoiserConfig) -> None:
+        """Raise UserError where something is dropped that a model does not have."""
+        if not model.grounded and (self.ungrounded_probability or self.null_ungrounded_probability):
+            raise UserError(
+                f"flow.ungrounded_probability or null_ungrounded_probability is given, but {model.name} has "
+                "no grounding: leave them out"
+            )
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:
@@ -49,8 +62,15 @@ def draw(
     places = torch.arange(start, start + len(images), device=images.device)
     normal, uniform, noise = rng.draw(places, images.shape[1:], seed, "flow", step)
     t = shift_time(torch.sigmoid(normal * flow.time_std + flow.time_mean), flow.time_shift)
-    labels = drop(labels, uniform < flow.null_probability, model.num_classes)
-    return t, model.noise_scale * noise, labels
+    null = uniform < flow.null_probability
+    if isinstance(labels, Tensor) and model.grounded:  # further numbers of the same samples
+        u, both = (rng.draw(places, (1,), seed, word, step).uniform for word in ("grounding", "joint"))
+        joint = both < flow.null_ungrounded_probability
+        labels = drop(labels, null | joint, model.num_classes)
+        share = 0.1 if flow.ungrounded_probability is None else flow.ungrounded_probability
+        labels = labels + ((u < share) | joint) * (model.num_classes + 1)  # see `models.pixeldit2`
+        return t, model.noise_scale * noise, labels
+    return t, model.noise_scale * noise, drop(labels, null, model.num_classes)
 
 
 def velocity_loss(velocity: Tensor, target: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def model_velocity(
 
     `guidance` replaces the sampler's scale and interval.
     """
-    null = null_like(condition, model.config.num_classes)
+    null = null_like(condition, model.config.null_label)
     guidance = guidance or guidance_of(sampler)
     return guidance(Branch(model, condition), Branch(model, null))
 

@@ -75,7 +75,7 @@ def condition_of(labels: Labels | None, count: int, model: Denoiser) -> Conditio
     the empty prompt). Raises UserError: another number of them, or what `as_condition` refuses."""
     takes_text = model.config.takes_text
     if labels is None and not takes_text:
-        return null_like(torch.zeros(count, dtype=torch.long), model.config.num_classes)
+        return null_like(torch.zeros(count, dtype=torch.long), model.config.null_label)
     condition = as_condition("" if labels is None else labels, model)
     if len(condition) not in (1, count):
         kind = "prompts" if takes_text else "labels"

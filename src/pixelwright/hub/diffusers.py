@@ -318,7 +318,7 @@ class PixelDenoiserPipeline(DiffusionPipeline, LoraPipeline):  # type: ignore[mi
         condition: Any
         if prompt is None:
             condition = as_condition(class_labels, denoiser).to(device)
-            null = null_like(condition, config.num_classes)
+            null = null_like(condition, config.null_label)
         else:
             prompts, negatives = _texts(prompt), _texts(negative_prompt or "")
             if (count := len(negatives)) not in (1, len(prompts)):

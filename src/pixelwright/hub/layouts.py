@@ -22,6 +22,7 @@ from pixelwright.models.detailers.unet import UNetConfig
 from pixelwright.models.jit import JiTConfig
 from pixelwright.models.layers import positions_2d
 from pixelwright.models.mmdit import MMDiTConfig
+from pixelwright.models.pixeldit2 import BASE, SMALL, PixelDiT2Config
 from pixelwright.models.presets import PRESETS
 
 Table: TypeAlias = Sequence[tuple[str, str]]
@@ -208,6 +209,51 @@ def _infer_jit(weights: Specs, settings: Settings) -> DenoiserConfig:
     )
 
 
+# ---------------------------------------------------------------- PixelDiT2
+_GROUNDING = "dino_conditioner.dino_proj."
+
+
+def _pixeldit2(config: DenoiserConfig) -> Table:
+    return [
+        ("backbone.grounding.input.", f"{_GROUNDING}input_proj."),
+        ("backbone.grounding.output.", f"{_GROUNDING}output_proj."),
+        ("backbone.grounding.time_embedder.mlp.", f"{_GROUNDING}t_embedder.mlp."),
+        ("backbone.grounding.blocks.#.adaLN.", f"{_GROUNDING}blocks.#.adaLN_modulation.1."),
+        ("backbone.grounding.blocks.#.", f"{_GROUNDING}blocks.#."),
+        *_COMMON,
+        ("backbone.in_context.positions", "in_context_posemb"),
+        *_blocks("patch_blocks", adaLN=1),
+        ("detailer.norm.", "final_layer.norm."),
+        ("detailer.adaLN.", "final_layer.adaLN_modulation.1."),
+        ("detailer.out.", "final_layer.linear."),
+    ]
+
+
+def _infer_pixeldit2(weights: Specs, settings: Settings) -> DenoiserConfig:
+    hidden_size, patch_size = embedder_of(weights)
+    num_heads = heads_of(weights, "patch_blocks.0.attn.q_norm.weight", hidden_size)
+    mlp_size = shape_of(weights, "patch_blocks.0.mlp.w1.weight", 2)[0]
+    encoder_size = shape_of(weights, f"{_GROUNDING}input_proj.weight", 2)[1]
+    sizes = (hidden_size, count_of(weights, "patch_blocks"), num_heads)
+    known = preset_backbone(PixelDiT2Config, sizes)
+    large = encoder_size > PixelDiT2Config.encoder_size  # of the model for 512²
+    backbone = PixelDiT2Config(
+        *sizes,
+        patch_size,
+        classes_of(weights),
+        *context_of(weights, known, settings),
+        encoder=BASE if large else SMALL,
+        encoder_size=encoder_size,
+        grounding_depth=count_of(weights, f"{_GROUNDING}blocks"),
+        grounding_heads=heads_of(weights, f"{_GROUNDING}blocks.0.attn.q_norm.weight", hidden_size),
+        single_silu=large,
+        mlp_size=None if mlp_size == 8 * hidden_size // 3 else mlp_size,
+        dropout=0.0 if known is None else known.dropout,
+    )
+    noise_scale = 2.0 if large else 1.0
+    return DenoiserConfig(backbone, LinearConfig(channels_last=True), prediction="x", noise_scale=noise_scale)
+
+
 def preset_backbone(kind: type, sizes: tuple[int, int, int]) -> Any:
     """The backbone of the preset of this kind, width, depth and number of heads; None where there is none."""
     known: Any
@@ -240,6 +286,7 @@ def position_table(config: DenoiserConfig) -> dict[str, Tensor]:
     return {"pos_embed": table.flatten(1).T[None].contiguous()}
 
 
+_GROUNDED = ("encoder", "single_silu")
 _MMDIT, _PATCH = (MMDiTConfig, PiTConfig), (PatchDiTConfig, PiTConfig)
 _CONTEXT = ("in_context_start", "dropout")
 LAYOUTS = (
@@ -252,5 +299,11 @@ LAYOUTS = (
         *(_jit, _infer_jit, (*_CONTEXT, "attention_dropout"), position_table),
         prefix="net.",
         containers=("model", "model_ema1", "model_ema2"),
+    ),
+    Layout(
+        "PixelDiT2",
+        (f"{_GROUNDING}input_proj.weight",),
+        ((PixelDiT2Config, LinearConfig),),
+        *(_pixeldit2, _infer_pixeldit2, (*_CONTEXT, *_GROUNDED)),
     ),
 )

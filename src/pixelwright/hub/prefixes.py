@@ -26,6 +26,7 @@ _INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped
 # What stands beside the network: REPA's projector, the empty caption, text encoders, a VAE, counters.
 _BESIDE = re.compile(
     r"(diffusion_trainer|_repa_projector|text_encoders?|cond_stage_model|first_stage_model|vae)\..*"
+    r"|dino_conditioner\.encoder\..*"  # frozen, and read from a place of its own
     r"|y_embedder\.y_embedding|n_averaged|initted|step"
 )
 _TABLES = re.compile("pos_embed")  # no network has these alone

@@ -47,12 +47,15 @@ def _t2i(name: str, shift: float) -> SamplerPreset:
     return _preset(name, SamplerSettings("dpmpp-2m", 30, 3.0, None, shift, 0.001), origin)
 
 
-def _jit(name: str, scale: float) -> SamplerPreset:
-    origin = "JiT (arXiv 2511.13720), sampling settings of its ImageNet results"
-    settings = SamplerSettings("heun", 50, scale, (0.1, 1.0), guidance_ends="zero")
+def _heun(name: str, paper: str, scale: float, low: float, high: float) -> SamplerPreset:
+    origin = f"{paper}, sampling settings of its ImageNet results"
+    settings = SamplerSettings("heun", 50, scale, (low, high), guidance_ends="zero")
     return _preset(name, settings, origin)
 
 
+_JIT, _PIXELDIT2 = "JiT (arXiv 2511.13720)", "PixelDiT2 (arXiv 2609.24919)"
+_SMALL2 = _heun("pixeldit2-256", _PIXELDIT2, 2.4, 0.125, 0.9)
+_LARGE2 = _heun("pixeldit2-512", _PIXELDIT2, 2.1, 0.1, 0.925)
 _DIP = "DiP (arXiv 2511.18822), sampling settings of its ImageNet results"
 _DIP_PRESET = _preset("dip-imagenet256", SamplerSettings("euler", 100, 2.9, (0.11, 0.97)), _DIP)
 _XL = ("pixeldit-xl-16",)
@@ -62,11 +65,13 @@ PUBLISHED = [
     Published(_adm("pixeldit-xl-epoch320", 1.61, 2.75, 0.9), "*imagenet256_pixeldit_xl_epoch320*", _XL, 256),
     Published(_adm("pixeldit-xl-512", 1.81, 3.5, 1.0, 2.0), "*imagenet512_pixeldit_xl*", _XL, 512),
     Published(_DIP_PRESET, "*", ("dip-l-16", "dip-xl-16", "dip-xl-32")),
-    Published(_jit("jit-b", 3.0), "*", ("jit-b-16", "jit-b-32")),
-    Published(_jit("jit-l-16", 2.4), "*", ("jit-l-16",)),
-    Published(_jit("jit-l-32", 2.5), "*", ("jit-l-32",)),
-    Published(_jit("jit-h-16", 2.2), "*", ("jit-h-16",)),
-    Published(_jit("jit-h-32", 2.3), "*", ("jit-h-32",)),
+    Published(_heun("jit-b", _JIT, 3.0, 0.1, 1.0), "*", ("jit-b-16", "jit-b-32")),
+    Published(_heun("jit-l-16", _JIT, 2.4, 0.1, 1.0), "*", ("jit-l-16",)),
+    Published(_heun("jit-l-32", _JIT, 2.5, 0.1, 1.0), "*", ("jit-l-32",)),
+    Published(_heun("jit-h-16", _JIT, 2.2, 0.1, 1.0), "*", ("jit-h-16",)),
+    Published(_heun("jit-h-32", _JIT, 2.3, 0.1, 1.0), "*", ("jit-h-32",)),
+    Published(_SMALL2, "*pixeldit2_h16_in256*", ("pixeldit2-h-16",), 256),
+    Published(_LARGE2, "*pixeldit2_h16_in512*", ("pixeldit2-h-16-512",), 512),
     Published(_t2i("pixeldit-t2i-1024", 4.0), "*", ("pixeldit-t2i",), 1024),
     Published(_t2i("pixeldit-t2i-512", 3.0), None, ("pixeldit-t2i",), 512),
 ]

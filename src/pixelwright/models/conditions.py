@@ -109,11 +109,11 @@ Condition = Tensor | TextCondition
 C = TypeVar("C", Tensor, TextCondition)
 
 
-def null_like(condition: Condition, num_classes: int) -> Condition:
-    """The unconditional branch: the null class (label `num_classes`), or empty captions."""
+def null_like(condition: Condition, null_label: int) -> Condition:
+    """The unconditional branch: a model's null label (`DenoiserConfig.null_label`), or empty captions."""
     if isinstance(condition, TextCondition):
         return condition.empty()
-    return torch.full_like(condition, num_classes)
+    return torch.full_like(condition, null_label)
 
 
 def join(first: Condition, second: Condition) -> Condition:

@@ -21,6 +21,7 @@ from pixelwright.models.backbones import BACKBONES
 from pixelwright.models.detailers import DETAILERS
 from pixelwright.models.jit import JiTConfig  # noqa: F401 (registers the backbone)
 from pixelwright.models.mmdit import MMDiTConfig  # noqa: F401 (registers the backbone)
+from pixelwright.models.pixeldit2 import PixelDiT2Config  # noqa: F401 (registers the backbone)
 from pixelwright.models.prediction import T_EPS, Prediction
 from pixelwright.models.text_dit import TextDiTConfig  # noqa: F401 (registers the backbone)
 
@@ -161,6 +162,16 @@ class DenoiserConfig(Config, where=""):
     def num_classes(self) -> int:
         """Number of classes; label `num_classes` is the null class. 0 where the condition is text."""
         return 0 if self.takes_text else self.backbone.num_classes
+
+    @property
+    def grounded(self) -> bool:
+        """Whether a frozen encoder's view of the noisy image is a condition, too (PixelDiT2)."""
+        return getattr(self.backbone, "grounded", False)
+
+    @property
+    def null_label(self) -> int:
+        """The label of guidance's null branch: the null class, and with grounding that class without it."""
+        return self.num_classes + self.grounded * (self.num_classes + 1)
 
     @property
     def takes_text(self) -> bool:

@@ -31,10 +31,13 @@ def create(name: str, num_classes: int | None = None, **overrides: Any) -> Pixel
     return PixelDenoiser(preset(name, num_classes, **overrides))
 
 
-def skeleton(config: DenoiserConfig) -> PixelDenoiser:
-    """A model without storage (meta device): names and shapes alone."""
+def skeleton(config: DenoiserConfig, like: PixelDenoiser | None = None) -> PixelDenoiser:
+    """A model without storage (meta device): names and shapes alone, and the frozen encoder of `like`."""
     with torch.device("meta"), _WithoutInit():
-        return PixelDenoiser(config)
+        model = PixelDenoiser(config)
+    if like is not None and config.grounded:
+        model.backbone.encoder = like.backbone.encoder
+    return model
 
 
 class _WithoutInit(TorchFunctionMode):

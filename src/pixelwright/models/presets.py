@@ -18,6 +18,7 @@ from pixelwright.models.detailers.pixel_mlp import PixelMLPConfig
 from pixelwright.models.detailers.unet import UNetConfig
 from pixelwright.models.jit import JiTConfig
 from pixelwright.models.mmdit import MMDiTConfig
+from pixelwright.models.pixeldit2 import BASE, PixelDiT2Config
 from pixelwright.models.prediction import Prediction
 from pixelwright.models.text_dit import TextDiTConfig
 
@@ -127,7 +128,37 @@ def _jit_presets() -> dict[str, DenoiserConfig]:
     return table
 
 
-PRESETS: dict[str, DenoiserConfig] = _presets() | _jit_presets() | _text_presets()
+#                    N     D  heads P  side, first block of the in-context tokens, model for 512²
+_PIXELDIT2 = {
+    "pixeldit2-b-16": (12, 768, 12, 16, 256, 4, False),
+    "pixeldit2-l-16": (24, 1024, 16, 16, 256, 8, False),
+    "pixeldit2-h-16": (32, 1280, 16, 16, 256, 8, False),
+    "pixeldit2-h-16-512": (32, 1280, 16, 16, 512, 8, True),
+    "pixeldit2-h-32": (32, 1280, 16, 32, 512, 8, False),
+    "pixeldit2-g-32": (40, 1664, 16, 32, 512, 8, False),
+}
+
+
+def _pixeldit2_presets() -> dict[str, DenoiserConfig]:
+    """PixelDiT2's; that for 512² has a larger encoder, one SiLU and an MLP of a multiple of 32 channels."""
+    table = {}
+    for name, (depth, hidden, heads, patch, side, start, large) in _PIXELDIT2.items():
+        more: dict[str, Any] = {"grounding_heads": heads, "dropout": 0.2}
+        if large:
+            more |= {"encoder": BASE, "encoder_size": 768, "single_silu": True}
+            more |= {"mlp_size": -(-(8 * hidden // 3) // 32) * 32}
+        table[name] = DenoiserConfig(
+            PixelDiT2Config(hidden, depth, heads, patch, 1000, 32, start, **more),
+            LinearConfig(channels_last=True),
+            name=name,
+            prediction="x",
+            noise_scale=side / 256,
+            image_size=(side, side),
+        )
+    return table
+
+
+PRESETS: dict[str, DenoiserConfig] = _presets() | _jit_presets() | _pixeldit2_presets() | _text_presets()
 
 
 def preset(name: str, num_classes: int | None = None, **overrides: Any) -> DenoiserConfig:

@@ -1,4 +1,4 @@
-"""DINOv2 through transformers, as REPA's teacher and as features to evaluate with."""
+"""DINOv2 and DINOv3 through transformers: REPA's teacher, features to evaluate with, and grounding."""
 
 from typing import Any
 
@@ -22,24 +22,64 @@ def load_dinov2(name: str, setting: str, extra: str) -> Any:
         UserError: naming `setting`, if transformers (of the `extra`) is not installed or the name cannot be
             read.
     """
-    try:
-        from transformers import Dinov2Model
-    except ImportError:
-        raise UserError(f'{setting} needs transformers: pip install "pixelwright[{extra}]"') from None
-    try:
-        model: Any = Dinov2Model.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{setting} {name} cannot be read ({reason}): give a folder with a DINOv2 in the format "
-            "of transformers, or a hub name such as facebook/dinov2-base"
-        ) from None
+    model = _load("Dinov2Model", name, setting, extra, "a DINOv2", "facebook/dinov2-base")
     patch_size = int(model.config.patch_size)
     embeddings: Any = model.embeddings
     embeddings.interpolate_pos_encoding = lambda tokens, height, width: positions(
         embeddings.position_embeddings, height // patch_size, width // patch_size
     )
+    return model
+
+
+def _load(kind: str, name: str, setting: str, extra: str, what: str, such: str) -> Any:
+    """A model of transformers, in eval mode, without gradients. Raises UserError: see `load_dinov2`."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f'{setting} needs transformers: pip install "pixelwright[{extra}]"') from None
+    try:
+        model: Any = getattr(transformers, kind).from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{setting} {name} cannot be read ({reason}): give a folder with {what} in the format "
+            f"of transformers, or a hub name such as {such}"
+        ) from None
     return model.requires_grad_(False).eval()
+
+
+class DINOv3:
+    """A frozen DINOv3 that is read when it is first called. No module: it is neither trained nor saved.
+
+    Called as (noisy images [B,3,H,W], (rows, columns)) -> its normed patch tokens [B, rows·columns, size] in
+    float32. On the meta device, tokens without contents; FLOPs are not counted then.
+
+    Raises UserError: it cannot be read, or has tokens of another width.
+    """
+
+    def __init__(self, name: str, size: int, setting: str) -> None:
+        self.name, self.size, self.setting = name, size, setting
+        self.model: Any = None
+        """The `DINOv3ViTModel`; one that is put here takes the place of the named one."""
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        rows, columns = grid
+        if x.device.type == "meta":
+            return x.new_empty(len(x), rows * columns, self.size)
+        if self.model is None:
+            such = "facebook/dinov3-vits16-pretrain-lvd1689m"
+            self.model = _load("DINOv3ViTModel", self.name, self.setting, "repa", "a DINOv3", such)
+        config = self.model.config
+        if config.hidden_size != self.size:
+            has = f"has tokens of {config.hidden_size} channels, the model needs {self.size}"
+            raise UserError(f"{self.setting} {self.name} {has}: give another one")
+        if self.model.device != x.device:
+            self.model.to(x.device)
+        shown = normalised((x.float() + 1) / 2)
+        if shown.shape[-2:] != (side := (rows * config.patch_size, columns * config.patch_size)):
+            shown = F.interpolate(shown, side, mode="bicubic", align_corners=False)
+        return self.model(shown).last_hidden_state[:, 1 + config.num_register_tokens :]
 
 
 def normalised(images: Tensor) -> Tensor:

@@ -378,6 +378,7 @@ class TrainConfig(LoopConfig):
             self.model.denoiser().check_size(*size)
             for objective in self.objectives:
                 objective.check(self.model.denoiser(), size)
+        self.flow.check(self.model.denoiser())
         self._check_text()
         if self.adapter is not None:
             self.adapter.check(self)

@@ -22,7 +22,7 @@ class Weights:
 
     def plain(self, weights: dict[str, Tensor]) -> PixelDenoiser:
         """A plain model that holds these, tensors as `tensors` gives them: an average."""
-        model = skeleton(self.model.config)
+        model = skeleton(self.model.config, self.model)
         model.load_state_dict(weights, assign=True)
         return model.eval()  # with gradients: autocast keeps casts of such weights alone
 
