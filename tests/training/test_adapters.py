@@ -19,8 +19,8 @@ from pixelwright.images import load_png
 from pixelwright.models.folder import save
 from pixelwright.text.config import TextConfig
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer, train
-from pixelwright.training.adapter_config import AdapterConfig
 from pixelwright.training.config import HealthConfig, ParallelConfig
+from pixelwright.training.finetune_config import AdapterConfig
 
 from .conftest import Tiny, same_state
 from .test_init import Named
@@ -267,10 +267,6 @@ def test_frozen_matrices_in_bf16(adapted: Any) -> None:
         ({"freeze": ("x",)}, "leave out train_only and freeze"),
         ({"adapter": {"frozen_dtype": "bf16"}}, "adapter.frozen_dtype is bf16, precision fp32"),
         ({"parallel": ParallelConfig(mode="fsdp")}, "adapter is for ddp"),
-        (
-            {"parallel": ParallelConfig(checkpointing=True), "adapter": {"dropout": 0.1}},
-            "adapter.dropout does not go with",
-        ),
     ],
 )
 def test_mistakes_in_the_settings(adapted: Any, changes: dict[str, Any], told: str) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer, save_config, train
-from pixelwright.training.adapter_config import AdapterConfig
 from pixelwright.training.config import ParallelConfig
 from pixelwright.training.cost import FORWARD_AND_BACKWARD, cost, gpu_hours, teacher_of
+from pixelwright.training.finetune_config import AdapterConfig
 from pixelwright.training.objectives import RepaConfig
 from pixelwright.training.summary import PeakMemory
 

@@ -17,6 +17,7 @@ from pixelwright.registry import import_parts
 
 COMMANDS = {
     "train": "train a model, or continue a run",
+    "finetune": "teach a model a subject or style from a few pictures",
     "sample": "draw images from a trained model",
     "edit": "edit pictures with a model: change them, inpaint, outpaint",
     "restore": "enlarge, sharpen, colour or complete pictures with a model",

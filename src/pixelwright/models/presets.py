@@ -177,6 +177,13 @@ def preset(name: str, num_classes: int | None = None, **overrides: Any) -> Denoi
     if name not in PRESETS:
         raise UserError(f'unknown model "{name}"{nearest(name, PRESETS)}')
     config = PRESETS[name]
+    classes = 1000 if num_classes is None and not config.takes_text else num_classes
+    return varied(config, classes, **overrides)
+
+
+def varied(config: DenoiserConfig, num_classes: int | None = None, **overrides: Any) -> DenoiserConfig:
+    """The config of a model with some things changed: see `preset`."""
+    name = config.name
     backbone_fields = {f.name for f in dataclasses.fields(config.backbone)} - {"num_classes"}
     denoiser_fields = {f.name for f in dataclasses.fields(DenoiserConfig)} - {"backbone"}
     for key in overrides:
@@ -187,7 +194,7 @@ def preset(name: str, num_classes: int | None = None, **overrides: Any) -> Denoi
     inner = {key: value for key, value in overrides.items() if key in backbone_fields}
     outer = {key: value for key, value in overrides.items() if key in denoiser_fields}
     if not config.takes_text:
-        inner["num_classes"] = 1000 if num_classes is None else num_classes
+        inner["num_classes"] = config.num_classes if num_classes is None else num_classes
     elif num_classes is not None:
         raise UserError(f"{name} draws from captions and has no classes; {num_classes} classes are given")
     old, detailer = config.backbone, config.detailer

@@ -2,7 +2,7 @@
 
 from pixelwright.training.build import build_trainer, train
 from pixelwright.training.callbacks import Callback, Report, SampleGrid
-from pixelwright.training.config import LoopConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+from pixelwright.training.config import LoopConfig, OptimConfig, SampleConfig, TrainConfig
 from pixelwright.training.config_file import load_config, save_config
 from pixelwright.training.control import Interrupted
 from pixelwright.training.loggers import (
@@ -14,6 +14,7 @@ from pixelwright.training.loggers import (
     WandbConfig,
     register_logger,
 )
+from pixelwright.training.model_config import ModelConfig
 from pixelwright.training.objectives import (
     FlowMatching,
     Objective,

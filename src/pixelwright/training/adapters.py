@@ -17,9 +17,8 @@ from pixelwright.errors import UserError
 from pixelwright.hub.adapters import FOLDER, Adapter, inject, merge, peft, save_adapter
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
-from pixelwright.rng import generator
-from pixelwright.training.adapter_config import AdapterConfig
 from pixelwright.training.config import TrainConfig
+from pixelwright.training.finetune_config import AdapterConfig
 from pixelwright.training.freezing import freeze, matching
 from pixelwright.training.weights import Weights
 
@@ -122,13 +121,3 @@ class AdapterWeights(Weights):
 
     def _adapter(self, weights: dict[str, Tensor]) -> Adapter:
         return Adapter(FOLDER, self.model.config, self.lora, weights)
-
-
-def seed_dropout(losses: nn.Module, seed: int, rank: int) -> None:
-    """Let what is dropped depend on (seed, step, process) alone, so that a run is continued to the bit. The
-    micro-batches of a step drop alike."""
-
-    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        torch.manual_seed(generator(seed, "dropout", inputs[-1], rank).initial_seed())
-
-    losses.register_forward_pre_hook(before)

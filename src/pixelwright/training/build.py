@@ -23,13 +23,14 @@ from pixelwright.models.config import SamplerPreset, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.transfer import class_tables
 from pixelwright.text import FeatureCache, note_of, open_encoder
-from pixelwright.training.adapters import seed_dropout, trained_weights
+from pixelwright.training.adapters import trained_weights
 from pixelwright.training.callbacks import Banner, Callback, Report, SampleGrid
 from pixelwright.training.config import TrainConfig
 from pixelwright.training.inputs import batches_of
 from pixelwright.training.loggers import LOGGERS, JsonLines, Logger, say
 from pixelwright.training.objectives import build_objectives
 from pixelwright.training.start import initial_weights, join
+from pixelwright.training.subject import Pictures, subject_condition, subject_source
 from pixelwright.training.trainer import Trainer
 from pixelwright.training.weights import Weights
 
@@ -69,6 +70,9 @@ def build_trainer(
         callbacks, loggers: added to those of the config.
     """
     layout, source, text = layout or join(config), source or open_source(config.data), None
+    pictures: Source = source
+    if config.subject is not None:
+        source, pictures = subject_source(source, config, config.subject, layout)
     if config.text is not None:
         encoder = open_encoder(config.text, config.model.denoiser(), layout.device)
         text = FeatureCache(encoder, config.text.cache)
@@ -77,12 +81,12 @@ def build_trainer(
     begun = resume is not None or bool(checkpoint_folders(Path(config.run)))
     weights = _start(config, model, layout, begun)
     batches = batches_of(source, config.data, config, layout, text is not None)
-    trainer = Trainer(
+    return Trainer(
         model,
         batches,
         config,
         build_objectives(config.objectives, model, config.seed),
-        callbacks=(*_callbacks(config, model.config.num_classes, source, text, layout), *callbacks),
+        callbacks=(*_callbacks(config, model.config.num_classes, pictures, text, layout), *callbacks),
         loggers=(JsonLines(), *(LOGGERS.build(each) for each in config.loggers if layout.main), *loggers),
         text=text,
         resume=resume,
@@ -90,9 +94,6 @@ def build_trainer(
         weights=weights,
         layout=layout,
     )
-    if config.adapter is not None and config.adapter.dropout:
-        seed_dropout(trainer.losses, config.seed, layout.rank)
-    return trainer
 
 
 def _start(config: TrainConfig, model: PixelDenoiser, layout: parallel.Layout, begun: bool) -> Weights:
@@ -151,6 +152,10 @@ def _callbacks(
         from pixelwright.training.evaluation import Evaluation  # late: few runs need all this
 
         found.append(Evaluation(config.evaluation, config, config.model.preset, layout))
+    if isinstance(source, Pictures) and config.subject is not None and config.subject.samples:
+        from pixelwright.training.learning import Learning  # late, as before
+
+        found.append(Learning(config, source, text, layout.device))
     return [Banner(source, config.data.path), *found, Report(config.sample_every)]
 
 
@@ -160,6 +165,8 @@ def sample_condition(
     """What the sample grids are of: classes spread evenly, or the prompts in turn, which are written beside
     the pictures."""
     count = config.sample.count
+    if isinstance(source, Pictures) and config.sample.prompts is None:
+        return subject_condition(source, text, count)
     if text is None:
         return balanced_labels(count, num_classes)
     prompts = config.sample.read_prompts() or _first_captions(source, count)

@@ -4,6 +4,7 @@ Callbacks run after the checkpoint of their step. What they raise is logged with
 goes on, so whatever a callback does in several processes, all must come to the same end of it.
 """
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +79,10 @@ class Banner(Callback):
     def on_end(self, trainer: "Trainer") -> None:
         if trainer.layout.main:
             time, folder = tqdm.format_interval(trainer.clock.wall()), trainer.folder
-            what = '--prompt "..."' if trainer.model.config.takes_text else "--labels all"
+            subject = getattr(trainer.config, "subject", None)
+            shown = subject and (subject.class_name or subject.prompt)
+            option, some = ("--prompt", "...") if trainer.model.config.takes_text else ("--labels", "all")
+            what = f"{option} {shlex.quote(shown or some)}"
             say(f"{trainer.step:,} steps in {time}; samples, loss.png and report.html are in {folder}")
             say(f"draw more: pixelwright sample {trainer.weights.named(folder)} {what} --out drawn")
 

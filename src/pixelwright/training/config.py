@@ -3,8 +3,7 @@
 The string under a field is its help text on the command line.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,59 +25,13 @@ from pixelwright.diffusion.flow import FlowConfig
 from pixelwright.diffusion.solvers import check_solver
 from pixelwright.distributed.config import ParallelConfig
 from pixelwright.errors import UserError
-from pixelwright.models.config import DenoiserConfig, Placement, SamplerSettings
-from pixelwright.models.detailers import DETAILERS
-from pixelwright.models.prediction import Prediction
-from pixelwright.models.presets import preset
+from pixelwright.models.config import SamplerSettings
 from pixelwright.text.config import TextConfig, read_prompts
-from pixelwright.training.adapter_config import AdapterConfig
 from pixelwright.training.ema import read_rule
+from pixelwright.training.finetune_config import AdapterConfig, SubjectConfig
 from pixelwright.training.loggers import LOGGERS
+from pixelwright.training.model_config import ModelConfig
 from pixelwright.training.objectives import OBJECTIVES, check_objectives
-
-
-@dataclass(frozen=True)
-class ModelConfig(Config, where="model"):
-    """Which model: a preset, and what to change in it. None keeps the value of the preset."""
-
-    preset: Text
-    """Name of a preset, such as dip-ti-4 or pixeldit-xl-16 (`pixelwright info` lists them)."""
-    placement: Placement | None = None
-    """Where the detailer stands: after the last block, between the blocks, or both."""
-    prediction: Prediction | None = None
-    """What the network predicts: velocity, the image or the noise."""
-    t_eps: PositiveFloat | None = None
-    """Least denominator of the velocity where the image or the noise is predicted."""
-    noise_scale: PositiveFloat | None = None
-    """Standard deviation of the noise, in training and sampling."""
-    depth: PositiveInt | None = None
-    """Number of transformer blocks of the global stage."""
-    hidden_size: PositiveInt | None = None
-    """Width of the tokens of the global stage."""
-    num_heads: PositiveInt | None = None
-    """Attention heads of the global stage; hidden_size must be divisible by it."""
-    patch_size: PositiveInt | None = None
-    """Pixels on the side of a patch; the image size must be divisible by it."""
-    backbone: Mapping[str, Any] | None = None
-    """Further fields of the backbone: {in_context_length: 32, in_context_start: 4, dropout: 0.1}."""
-    detailer: Annotated[Any, DETAILERS] | None = None
-    """Another detailer: {type: unet, channels: [64, 128]}, or one of your own (see imports)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            self.denoiser()
-        except UserError as error:
-            raise UserError(f"model: {error}") from None
-
-    def denoiser(self, num_classes: int | None = None, **more: Any) -> DenoiserConfig:
-        """The config of the denoiser: the preset with what is changed here and with `more`. A model of
-        captions takes no `num_classes`; one of classes has 1000 where none are given."""
-        names = [f.name for f in fields(self) if f.name not in ("preset", "backbone")]
-        changed = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if twice := changed.keys() & (inner := self.backbone or {}).keys():
-            raise UserError(f"backbone.{min(twice)} is given beside {min(twice)}: leave one out")
-        return preset(self.preset, num_classes=num_classes, **changed, **inner, **more)
 
 
 @dataclass(frozen=True)
@@ -356,12 +309,13 @@ class TrainConfig(LoopConfig):
     freeze: tuple[Text, ...] = ()
     """Weights that are not trained, in the same way."""
     adapter: AdapterConfig | None = None
-    """A LoRA adapter that is trained in place of the weights of init, which stay (extra
-    pixelwright[finetune])."""
+    """A LoRA adapter, trained in place of the weights of init (extra pixelwright[finetune])."""
     text: TextConfig | None = None
     """The text encoder, for models of captions."""
     objectives: tuple[Annotated[Any, OBJECTIVES], ...] = ()
     """What is minimised beside flow matching: [{type: repa, teacher: ..., depth: 8, weight: 0.5}]."""
+    subject: SubjectConfig | None = None
+    """What the images of a fine-tuning show; see `pixelwright finetune`."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     """The images drawn during training."""
     evaluation: EvaluationConfig | None = None
@@ -380,8 +334,9 @@ class TrainConfig(LoopConfig):
                 objective.check(self.model.denoiser(), size)
         self.flow.check(self.model.denoiser())
         self._check_text()
-        if self.adapter is not None:
-            self.adapter.check(self)
+        for part in (self.adapter, self.subject):
+            if part is not None:
+                part.check(self)
 
     def _check_text(self) -> None:
         name = self.model.preset

@@ -19,6 +19,7 @@ from pixelwright.training.loggers import LOG, read_log, smooth
 from pixelwright.training.rollback import describe_rollback
 
 NAME = "report.html"
+NEAREST = "nearest.png"  # of a fine-tuning, beside the sample grids
 WORDS = {
     "ok": "Nothing to worry about, by these rules.",
     "look": "Worth a look.",
@@ -29,6 +30,7 @@ TITLES = {
     "lr": "learning rate",
     "images_per_second": "images per second of training",
     "images_per_second_wall": "images per second, pauses included",
+    "finetuning": "learned and forgotten (KID), memorised (share of the samples)",
     "repa_loss": "alignment loss (REPA)",
     "frequency_loss": "frequency-aware loss (DeCo)",
     "lpips_loss": "LPIPS of the denoised image (PixelGen)",
@@ -172,7 +174,10 @@ def _samples(run: Path) -> list[tuple[str, str]]:
     grids = list(reversed(grids_of(run).values()))
     if len(grids) > OLDER + 1:
         grids = [grids[0], *(grids[1 + round(i * (len(grids) - 2) / (OLDER - 1))] for i in range(OLDER))]
-    return [(f"samples/{grid.name}", f"step {int(grid.stem.removeprefix('step-')):,}") for grid in grids]
+    found = [(f"samples/{grid.name}", f"step {int(grid.stem.removeprefix('step-')):,}") for grid in grids]
+    if (run / "samples" / NEAREST).is_file():
+        found.append((f"samples/{NEAREST}", "samples, and beside each the training image nearest to it"))
+    return found
 
 
 def grids_of(run: Path) -> dict[int, Path]:

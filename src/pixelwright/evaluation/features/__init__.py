@@ -10,6 +10,7 @@ from pixelwright.evaluation.features.classifier import ClassifierFeatures
 from pixelwright.evaluation.features.dinov2 import Dinov2
 from pixelwright.evaluation.features.extractor import Activations, Extractor, ExtractorInfo
 from pixelwright.evaluation.features.inception import Inception
+from pixelwright.evaluation.features.pixels import Pixels
 
 __all__ = ["EXTRACTORS", "FORMS", "Activations", "Extractor", "ExtractorInfo", "open_extractor"]
 
@@ -17,11 +18,12 @@ EXTRACTORS: dict[str, Callable[[str, torch.device], Extractor]] = {
     "inception": Inception,
     "dinov2": Dinov2,
     "in-domain": ClassifierFeatures,
+    "pixels": Pixels,
 }
 """Kind -> class, made from the path of its weights ("" for the published ones) and a device.
 
 A further extractor is a class with the members of `Extractor`, and a row here."""
-FORMS = 'give "inception", "inception:FILE.pt", "dinov2:FOLDER-OR-NAME", or the folder of trained features'
+FORMS = 'give "inception", "inception:FILE.pt", "dinov2:FOLDER-OR-NAME", "pixels", or a folder of features'
 
 
 def open_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:

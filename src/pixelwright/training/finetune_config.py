@@ -1,9 +1,9 @@
-"""The settings of an adapter."""
+"""The settings of a fine-tuning: its adapter, and its subject."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pixelwright.config import Config, Decay, PositiveFloat, PositiveInt, Text
+from pixelwright.config import Config, Decay, NonNegativeInt, PositiveFloat, PositiveInt, Text, UnitInterval
 from pixelwright.errors import UserError
 
 
@@ -36,9 +36,38 @@ class AdapterConfig(Config, where="adapter"):
             raise UserError("adapter is given without init: say which model it is for, such as --init MODEL")
         if run.train_only or run.freeze:
             raise UserError("adapter freezes all weights itself: leave out train_only and freeze")
-        if self.dropout and run.parallel.checkpointing:
-            raise UserError("adapter.dropout does not go with parallel.checkpointing, which would drop anew")
         if run.parallel.mode == "fsdp":
             raise UserError("parallel.mode is fsdp, adapter is for ddp: give --parallel.mode ddp")
         if self.frozen_dtype == "bf16" and run.precision == "fp32":
             raise UserError("adapter.frozen_dtype is bf16, precision fp32: give --precision bf16")
+
+
+@dataclass(frozen=True)
+class SubjectConfig(Config, where="subject"):
+    """What the images of a fine-tuning show, and what the model of init is to keep."""
+
+    class_name: Text | None = None
+    """The class of all images: one of init's, or a new one after them. None: the folders are classes, new
+    ones after those of init."""
+    prompt: Text | None = None
+    """Models of captions: the caption of images that have none."""
+    prior_images: NonNegativeInt = 0
+    """So many images are drawn from init before training and mixed in, that it keeps what it knew."""
+    prior_share: UnitInterval = 0.5
+    """About this share of the batches are prior images."""
+    prior_prompts: tuple[str, ...] = ()
+    """Models of captions: what prior images are drawn of, such as [a dog]."""
+    samples: NonNegativeInt = 32
+    """Images drawn to measure what is learned and forgotten, as often as the grid is drawn; 0: none."""
+    features: Text = "pixels"
+    """What these are compared by, as `pixelwright evaluate --features` takes it."""
+
+    def check(self, run: Any) -> None:
+        """Raise UserError where it does not fit the other settings of a run."""
+        if run.init is None:
+            raise UserError("subject is given without init: say which model is tuned, such as --init MODEL")
+        text = run.model.denoiser().takes_text
+        for name in ("prompt", "prior_prompts") if not text else ("class_name",):
+            if getattr(self, name):
+                kind = "captions" if text else "classes"
+                raise UserError(f"subject.{name} is given, but the model draws from {kind}: leave it out")
