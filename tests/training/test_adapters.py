@@ -131,8 +131,8 @@ def test_dropout_is_of_the_step_and_the_seed(adapted: Any) -> None:
         torch.rand(7)
         return trainer.gradients(inputs)[0]
 
-    one, again = (losses(adapter={"dropout": 0.5}) for _ in range(2))
-    assert torch.equal(one, again) and not torch.equal(one, losses())
+    one, again = (losses(adapter={"dropout": 0.5, **WIDE}) for _ in range(2))
+    assert torch.equal(one, again) and not torch.equal(one, losses(adapter=WIDE))
 
 
 def test_new_classes_are_trained_and_saved_with_the_adapter(tiny: Tiny, adapted: Any, base: Path) -> None:
