@@ -20,6 +20,12 @@ COUNTED = {
     "pixeldit-l-16-postmod": 536_061_763,
     "pixeldit-xl-16": 797_383_203,
     "pixeldit-xl-16-postmod": 759_601_699,
+    "pixnerd-l-16": 452_113_795,
+    "pixnerd-xl-16": 700_589_219,
+    "deco-l-16": 426_938_019,
+    "deco-xl-16": 682_282_851,
+    "flattendit-l-16": 459_171_584,
+    "flattendit-xl-16": 676_360_128,
 }
 
 

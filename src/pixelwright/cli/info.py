@@ -118,10 +118,11 @@ def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str
 
 
 def _names() -> str:
-    rows = [name for name in PRESETS if not name.endswith("-postmod")]
+    rows = [name for name in PRESETS if not name.endswith(("-postmod", "-vanilla"))]
     groups = (rows[i : i + 5] for i in range(0, len(rows), 5))
     lines = ["  " + "  ".join(f"{name:<16}" for name in group).rstrip() for group in groups]
-    return "\n".join([*lines, "  and pixeldit-…-postmod, the post-modulation variant of each pixeldit"])
+    variants = "  and pixeldit-…-postmod, with post-modulation; dit-…-vanilla, with blocks of the first DiT"
+    return "\n".join([*lines, variants])
 
 
 def report(info: Info) -> str:

@@ -1,8 +1,9 @@
 """Named models in one readable table.
 
 A name is FAMILY-SIZE-PATCH with families `dip` (U-Net detailer), `pixeldit` (PiT detailer; `-postmod` for the
-post-modulation blocks), `jit` (JiT, sizes B to G) and `dit` (no detailer). Sizes B, L and XL are the papers';
-ti and s are for small images and CPUs. `FAMILY-t2i` and the small `FAMILY-t2i-ti` draw from captions.
+post-modulation blocks), `jit` (JiT, sizes B to G), `dit` (no detailer; `-vanilla` for blocks of the first DiT)
+and `RELATIVES`. Sizes B, L and XL are the papers'; ti and s are for small images and CPUs. `FAMILY-t2i` and
+`FAMILY-t2i-ti`, which is small, draw from captions.
 """
 
 import dataclasses
@@ -42,6 +43,17 @@ SIZES = {
     "l": Size(22, 1024, 16, 4, 16, {16: _PAPER}),
     "xl": Size(26, 1152, 16, 4, 16, {16: _PAPER, 32: _PAPER}),
 }
+#                   N    D   heads P  detailer
+RELATIVES: dict[str, tuple[int, int, int, int, Any]] = {
+    "pixnerd-ti-8": (6, 192, 3, 8, NerfConfig(2, 16)),
+    "pixnerd-l-16": (22, 1024, 16, 16, NerfConfig(2, 64)),
+    "pixnerd-xl-16": (26, 1152, 16, 16, NerfConfig(4, 64)),
+    "deco-ti-8": (6, 192, 3, 8, PixelMLPConfig(2, 16)),
+    "deco-l-16": (22, 1024, 16, 16, PixelMLPConfig(3, 32)),
+    "deco-xl-16": (28, 1152, 16, 16, PixelMLPConfig(3, 32)),
+    "flattendit-l-16": (24, 1024, 16, 16, LinearConfig("layer")),
+    "flattendit-xl-16": (28, 1152, 16, 16, LinearConfig("layer")),
+}
 _IMAGE_SIZE = {4: 32, 8: 64, 16: 256, 32: 512}
 
 
@@ -61,6 +73,12 @@ def _presets() -> dict[str, DenoiserConfig]:
             for pattern, detailer in detailers.items():
                 name = pattern.format(f"{size_name}-{patch}")
                 table[name] = DenoiserConfig(backbone, detailer, name=name, image_size=(side, side))
+            name, vanilla = f"dit-{size_name}-{patch}-vanilla", dataclasses.replace(backbone, vanilla=True)
+            table[name] = DenoiserConfig(vanilla, LinearConfig("layer"), name=name, image_size=(side, side))
+    for name, (depth, hidden, heads, patch, detailer) in RELATIVES.items():
+        backbone = PatchDiTConfig(hidden, depth, heads, patch, num_classes=1000)
+        side = _IMAGE_SIZE[patch]
+        table[name] = DenoiserConfig(backbone, detailer, name=name, image_size=(side, side))
     return table
 
 
