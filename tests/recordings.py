@@ -12,6 +12,8 @@ from torch import Tensor
 
 DATA = Path(__file__).parent / "data"
 NETWORKS = ("pixeldit_c2i", "pixeldit_c2i_postmod", "dip")
+RELATIVES: dict[str, dict[str, Any]] = {"pixnerd": {}, "deco": {}, "flattendit": {}}
+"""Networks of other papers, and the settings that their files do not tell."""
 
 
 @cache

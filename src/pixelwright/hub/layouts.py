@@ -6,7 +6,7 @@ function that reads the config from shapes. `public` does the rest.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -17,7 +17,9 @@ from pixelwright.hub.shapes import Specs, classes_of, count_of, embedder_of, hea
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.detailers.nerf import NerfConfig
 from pixelwright.models.detailers.pit import PiTConfig
+from pixelwright.models.detailers.pixel_mlp import PixelMLPConfig
 from pixelwright.models.detailers.unet import UNetConfig
 from pixelwright.models.jit import JiTConfig
 from pixelwright.models.layers import positions_2d
@@ -165,6 +167,66 @@ def infer_patch_dit(weights: Specs, blocks: str, embedder: str = "s_embedder.pro
     return PatchDiTConfig(hidden_size, count_of(weights, blocks), num_heads, patch_size, classes_of(weights))
 
 
+# ---------------------------------------------------------------- PixNerd, DeCo and their baseline
+_PIXELS = ("detailer.pixel_embedder.linear.", "x_embedder.embedder.0.")
+
+
+def _pixnerd(config: DenoiserConfig) -> Table:
+    """The field blocks go on with the numbers of the global ones."""
+    table = [*_COMMON, *_blocks("blocks"), _PIXELS]
+    for i in range(config.detailer.depth):
+        theirs = f"blocks.{config.backbone.depth + i}."
+        table.append((f"detailer.blocks.{i}.generator.", f"{theirs}param_generator1.0."))
+        table.append((f"detailer.blocks.{i}.", theirs))
+    return [*table, ("detailer.norm.", "final_layer.norm."), ("detailer.out.", "final_layer.linear.")]
+
+
+def _infer_pixnerd(weights: Specs, settings: Settings) -> DenoiserConfig:
+    backbone = infer_patch_dit(weights, "blocks")
+    key = f"blocks.{backbone.depth - 1}.param_generator1.0.weight"
+    rows, size = shape_of(weights, key, 2)[0], shape_of(weights, "x_embedder.embedder.0.weight", 2)[0]
+    ratio, rest = divmod(rows, 2 * size**2)
+    if rest or not ratio:
+        raise UserError(f'"{key}" has {rows} rows; a multiple of {2 * size**2} is expected')
+    fields = sum(name.endswith(".param_generator1.0.weight") for name in weights)
+    backbone = replace(backbone, depth=backbone.depth - fields)
+    return DenoiserConfig(backbone, NerfConfig(fields, size, ratio))
+
+
+_DECO = [
+    *_COMMON,
+    *_blocks("blocks"),
+    _PIXELS,
+    ("detailer.token_to_pixels.", "dec_net.cond_embed."),
+    ("detailer.proj.", "dec_net.input_proj."),
+    ("detailer.blocks.#.norm.", "dec_net.res_blocks.#.in_ln."),
+    ("detailer.blocks.#.adaLN.", "dec_net.res_blocks.#.adaLN_modulation.1."),
+    ("detailer.blocks.#.", "dec_net.res_blocks.#."),
+    ("detailer.out.", "dec_net.final_layer.linear."),
+]
+
+
+def _infer_deco(weights: Specs, settings: Settings) -> DenoiserConfig:
+    size, _ = shape_of(weights, "dec_net.input_proj.weight", 2)
+    detailer = PixelMLPConfig(count_of(weights, "dec_net.res_blocks"), size)
+    return DenoiserConfig(infer_patch_dit(weights, "blocks"), detailer)
+
+
+_FLATTENDIT = [
+    ("backbone.patch_embedder.", "x_embedder.proj."),
+    *_EMBEDDERS,
+    *_blocks("blocks"),
+    ("detailer.norm.", "final_layer.norm."),  # which DiT-only has, and no file of this form
+    ("detailer.adaLN.", "final_layer.adaLN_modulation.0."),
+    ("detailer.out.", "final_layer.linear."),
+]
+
+
+def _infer_flattendit(weights: Specs, settings: Settings) -> DenoiserConfig:
+    """It may predict the clean image ("Baseline_DiT_JiT"), which only the setting `prediction` tells."""
+    return DenoiserConfig(infer_patch_dit(weights, "blocks", "x_embedder.proj.weight"), LinearConfig("layer"))
+
+
 # ---------------------------------------------------------------- JiT, PixelGen
 def _jit(config: DenoiserConfig) -> Table:
     embedder = "x_embedder.proj1." if config.backbone.bottleneck is None else "x_embedder.proj2."
@@ -305,5 +367,20 @@ LAYOUTS = (
         (f"{_GROUNDING}input_proj.weight",),
         ((PixelDiT2Config, LinearConfig),),
         *(_pixeldit2, _infer_pixeldit2, (*_CONTEXT, *_GROUNDED)),
+    ),
+    Layout(
+        "PixNerd",
+        ("x_embedder.embedder.0.weight", "!dec_net.input_proj.weight", "!y_pos_embedding"),
+        *(((PatchDiTConfig, NerfConfig),), _pixnerd, _infer_pixnerd),
+    ),
+    Layout(
+        "DeCo",
+        ("dec_net.input_proj.weight", "!y_pos_embedding"),
+        *(((PatchDiTConfig, PixelMLPConfig),), lambda config: _DECO, _infer_deco),
+    ),
+    Layout(
+        "FlattenDiT",
+        ("x_embedder.proj.weight", "!s_embedder.proj.weight"),
+        *(((PatchDiTConfig, LinearConfig),), lambda config: _FLATTENDIT, _infer_flattendit),
     ),
 )

@@ -17,6 +17,11 @@ NVIDIA = "NVIDIA's PixelDiT weights are for non-commercial use only (their licen
 PERHAPS_NVIDIA = (
     "the file's name says PixelDiT: if these are NVIDIA's weights, they are for non-commercial use only"
 )
+LICENCES = {
+    "pixnerd": "PixNerd's code is under the MIT licence, that of its weights is to be looked up beside them",
+    "deco": "DeCo states no licence for its code, that of its weights is to be looked up beside them",
+}
+"""What is known of other families, by the first word of a model's name; said as what it may be."""
 SEED_RULE = "image i is drawn from the noise of (seed, i); the published runs name no seed"
 _PIXELDIT = "PixelDiT (arXiv 2511.20645)"
 
@@ -58,6 +63,15 @@ _SMALL2 = _heun("pixeldit2-256", _PIXELDIT2, 2.4, 0.125, 0.9)
 _LARGE2 = _heun("pixeldit2-512", _PIXELDIT2, 2.1, 0.1, 0.925)
 _DIP = "DiP (arXiv 2511.18822), sampling settings of its ImageNet results"
 _DIP_PRESET = _preset("dip-imagenet256", SamplerSettings("euler", 100, 2.9, (0.11, 0.97)), _DIP)
+_NERD = "PixNerd (arXiv 2507.23268), FID 1.93 to 1.95 on 50,000 images (ADM protocol)"
+_PIXNERD = _preset("pixnerd-imagenet256", SamplerSettings("euler", 100, 3.5, (0.1, 1.0)), _NERD)
+
+
+def _deco(side: int, scale: float, results: str) -> SamplerPreset:
+    settings = SamplerSettings("euler", 100, scale, (0.1, 1.0), guidance_ends="high")
+    return _preset(f"deco-imagenet{side}", settings, f"DeCo (arXiv 2511.19365), {results} (ADM protocol)")
+
+
 _XL = ("pixeldit-xl-16",)
 PUBLISHED = [
     Published(_adm("pixeldit-xl-epoch80", 2.36, 3.25, 1.0), "*imagenet256_pixeldit_xl_epoch80*", _XL, 256),
@@ -72,6 +86,9 @@ PUBLISHED = [
     Published(_heun("jit-h-32", _JIT, 2.3, 0.1, 1.0), "*", ("jit-h-32",)),
     Published(_SMALL2, "*pixeldit2_h16_in256*", ("pixeldit2-h-16",), 256),
     Published(_LARGE2, "*pixeldit2_h16_in512*", ("pixeldit2-h-16-512",), 512),
+    Published(_PIXNERD, "[!r]*", ("pixnerd-xl-16",)),  # not "res512_…", whose settings are not published
+    Published(_deco(512, 5.0, "FID 2.22"), "*imagenet512*", ("deco-xl-16",), 512),
+    Published(_deco(256, 3.2, "FID 1.71 after 800 epochs"), "*", ("deco-xl-16",)),
     Published(_t2i("pixeldit-t2i-1024", 4.0), "*", ("pixeldit-t2i",), 1024),
     Published(_t2i("pixeldit-t2i-512", 3.0), None, ("pixeldit-t2i",), 512),
 ]
@@ -121,7 +138,10 @@ def licence_of(config: DenoiserConfig, address: str) -> str | None:
     """The notice that goes with weights of this file name or hf:// address."""
     address = address.lower()
     stem = address.rsplit("/", 1)[-1]
-    patterns = [f"{known.pattern}.*" for known in PUBLISHED if known.pattern not in (None, "*")]
+    patterns = [f"{known.pattern}.*" for known in PUBLISHED if known.architectures == _XL]
     if address.startswith("hf://nvidia/") or any(fnmatch.fnmatchcase(stem, each) for each in patterns):
         return NVIDIA
-    return PERHAPS_NVIDIA if "pixeldit" in stem and isinstance(config.detailer, PiTConfig) else None
+    if "pixeldit" in stem and isinstance(config.detailer, PiTConfig):
+        return PERHAPS_NVIDIA
+    known = LICENCES.get(config.name.split("-")[0])
+    return known and f"if these are the published weights: {known}"

@@ -35,7 +35,10 @@ def published_form(config: DenoiserConfig) -> tuple[Layout, Names]:
         names = _names(tensors, layout.table(config))
         told = {name: getattr(config.backbone, name) for name in layout.untold}
         specs = {name: read() for name, read in parted(names, tensors.__getitem__).items()}
-        found = with_settings(layout.infer(specs, told), told)
+        try:
+            found = with_settings(layout.infer(specs, told), told)
+        except UserError:  # parts of the published network are missing, such as attention in an ablation
+            continue
         parts = ("backbone", "detailer", "prediction")
         if all(getattr(found, part) == getattr(config, part) for part in parts):
             return layout, names
