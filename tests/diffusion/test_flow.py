@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from pixelwright import UserError
 from pixelwright.diffusion import flow
 from pixelwright.diffusion.flow import FlowConfig
-from pixelwright.models.prediction import to_velocity, velocity_target
+from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.prediction import principal_patches, to_velocity, velocity_target
 from pixelwright.models.presets import preset
 
 MODEL = preset("dit-n-4", num_classes=10)
@@ -99,3 +102,35 @@ def test_a_perfect_network_has_no_loss_at_any_time(prediction: str) -> None:
     velocity = to_velocity(outputs[prediction], x_t, t, prediction)
     target = velocity_target(x, noise, x_t, t, prediction)
     assert flow.velocity_loss(velocity, target).max() < 1e-9
+
+
+def test_the_asymmetric_prediction_keeps_noise_in_a_subspace_alone() -> None:
+    """AsymFlow: a perfect network has no loss; a full subspace is the velocity, an empty one the image."""
+    patches = torch.randn(500, 48) @ torch.diag(torch.arange(48.0))
+    basis = principal_patches(patches, 5)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(5), rtol=0, atol=1e-6)
+    spread = (patches @ basis.T).var(0)
+    assert bool((spread.diff() < 0).all()) and spread.sum() >= patches.var(0)[-5:].sum()
+    x, noise, t = torch.rand(3, 3, 8, 8) * 2 - 1, torch.randn(3, 3, 8, 8), torch.tensor([0.0, 0.5, 0.99])
+    x_t = flow.interpolate(x, noise, t)
+    for rank in (5, 48):
+        model = PixelDenoiser(preset("dit-n-4", 3, prediction="asymmetric", rank=rank, depth=1))
+        model.subspace.data = principal_patches(patches, rank)
+        output = x - model.project(noise)
+        velocity = to_velocity(output, x_t, t, "asymmetric", project=model.project)
+        torch.testing.assert_close(velocity, model.velocity_target(x, noise, x_t, t))
+        torch.testing.assert_close(velocity[:2], (x - noise)[:2], rtol=0, atol=1e-4)
+        torch.testing.assert_close(model.project(model.project(x)), model.project(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        velocity, x - noise, rtol=0, atol=1e-4
+    )  # rank 48 is all of a patch, at t = 0.99 too
+    model.subspace.data.zero_()
+    assert torch.equal(model.velocity_target(x, noise, x_t, t), velocity_target(x, noise, x_t, t, "x"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"prediction": "asymmetric"}, {"rank": 3}, {"prediction": "asymmetric", "rank": 49}]
+)
+def test_a_rank_goes_with_the_asymmetric_prediction(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="DenoiserConfig.rank is"):
+        preset("dit-n-4", 3, **wrong)

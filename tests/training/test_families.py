@@ -86,3 +86,19 @@ def test_pixeldit2_trains_draws_and_goes_on(tiny: Tiny, dinov3: str) -> None:
 def test_what_a_model_does_not_have_is_not_dropped(tiny: Tiny) -> None:
     with pytest.raises(pw.UserError, match="has no grounding"):
         tiny(flow={"ungrounded_probability": 0.1})
+
+
+def test_asymflow_trains_in_the_subspace_of_its_images(tiny: Tiny) -> None:
+    model = ModelConfig("jit-n-4", **SIZES, prediction="asymmetric", rank=6)
+    undisturbed, stopped = (tiny(name, model=model, steps=4) for name in ("undisturbed", "stopped"))
+    train(undisturbed)
+    train(tiny("stopped", model=model, steps=2))
+    train(stopped)
+    same_state(build_trainer(undisturbed).state(), build_trainer(stopped).state())
+    drawn = pw.load(undisturbed.run)
+    basis = drawn.subspace
+    assert basis is not None and basis.shape == (6, 48)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(6), rtol=0, atol=1e-5)
+    assert torch.equal(basis, build_trainer(tiny("other", model=model)).model.subspace)
+    images = pw.sample(drawn, [0, 1], precision="fp32")
+    assert (images.int() - pw.sample(pw.accelerate(drawn, "fp32"), [0, 1]).int()).abs().max() <= 1

@@ -113,6 +113,7 @@ class DenoiserConfig(Config, where=""):
     """One denoiser = backbone × detailer, each the config of a registered part.
 
     `placement` is where the detailer sits (DiP section 3.4), `prediction` what the network's output means,
+    `rank` the dimensions of the subspace that keeps its noise where that is asymmetric (AsymFlow),
     `t_eps` the least denominator where that is the clean image or the noise, `noise_scale` the standard
     deviation of the noise at t = 0, in training and sampling alike (JiT: side/256),
     `image_size` (rows, columns) the resolution it was made for, used when none is asked for. `text` is
@@ -125,6 +126,7 @@ class DenoiserConfig(Config, where=""):
     name: str = "custom"
     placement: Placement = "post-hoc"
     prediction: Prediction = "velocity"
+    rank: PositiveInt | None = None
     t_eps: PositiveFloat = T_EPS
     noise_scale: PositiveFloat = 1.0
     image_size: tuple[PositiveInt, PositiveInt] | None = None
@@ -137,7 +139,16 @@ class DenoiserConfig(Config, where=""):
         super().__post_init__()
         if self.text is not None and not self.takes_text:
             raise UserError("DenoiserConfig.text is given, but the model draws from classes; leave it out")
-        if self.t_eps != T_EPS and self.prediction not in ("x", "noise"):
+        if (self.rank is None) == (self.prediction == "asymmetric"):
+            raise UserError(
+                f'DenoiserConfig.rank is {self.rank}, the prediction "{self.prediction}": a rank goes with '
+                '"asymmetric" alone, which needs one'
+            )
+        if self.rank is not None and self.rank > 3 * self.patch_size**2:
+            raise UserError(
+                f"DenoiserConfig.rank is {self.rank}: a patch has {3 * self.patch_size**2} numbers, give no more"
+            )
+        if self.t_eps != T_EPS and self.prediction not in ("x", "noise", "asymmetric"):
             raise UserError(
                 f'DenoiserConfig.t_eps is {self.t_eps}, but the prediction "{self.prediction}" divides by no '
                 "time: leave it out"

@@ -20,8 +20,8 @@ from pixelwright.models.conditions import Condition
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.detailers import DETAILERS
 from pixelwright.models.detailers.linear import LinearConfig
-from pixelwright.models.layers import GlobalState, patchify
-from pixelwright.models.prediction import column, to_velocity, velocity_target
+from pixelwright.models.layers import GlobalState, patchify, unpatchify
+from pixelwright.models.prediction import Project, column, to_velocity, velocity_target
 
 
 class PixelDenoiser(nn.Module):
@@ -45,6 +45,11 @@ class PixelDenoiser(nn.Module):
         if config.placement != "post-hoc":
             self.middle = DETAILERS.build(config.detailer, hidden_size, patch_size)
             self.middle_to_tokens = nn.Linear(3 * patch_size**2, hidden_size)
+        self.subspace: nn.Parameter | None = None
+        if (
+            config.rank is not None
+        ):  # found before training (`prediction.principal_patches`); until then empty
+            self.subspace = nn.Parameter(torch.zeros(config.rank, 3 * patch_size**2), requires_grad=False)
 
     @overload
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor: ...
@@ -97,12 +102,24 @@ class PixelDenoiser(nn.Module):
     def local_stage(self, x: Tensor, t: Tensor, state: GlobalState) -> Tensor:
         """The velocity [B,3,H,W] from the state after the last block."""
         output = self.detailer(self._pixels(x), state).to(x.dtype)
-        return to_velocity(output, x, t, self.config.prediction, self.config.t_eps)
+        return to_velocity(output, x, t, *self._meaning())
 
     def velocity_target(self, x: Tensor, noise: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The velocity [B,3,H,W] that training compares with, of images and noise [B,3,H,W] at x_t and t [B];
         see `prediction.velocity_target`."""
-        return velocity_target(x, noise, x_t, t, self.config.prediction, self.config.t_eps)
+        return velocity_target(x, noise, x_t, t, *self._meaning())
+
+    def _meaning(self) -> tuple[str, float, Project | None]:
+        """What the output means, as `to_velocity` takes it."""
+        return self.config.prediction, self.config.t_eps, None if self.subspace is None else self.project
+
+    def project(self, x: Tensor) -> Tensor:
+        """The part of images [B,3,H,W] whose patches are in the subspace (AsymFlow)."""
+        assert self.subspace is not None
+        basis = self.subspace.to(x.dtype)  # [r, 3·P·P]
+        patches = patchify(x, self.config.patch_size) @ basis.T @ basis
+        grid = x.shape[-2] // self.config.patch_size, x.shape[-1] // self.config.patch_size
+        return unpatchify(patches, grid, self.config.patch_size)
 
     def denoised(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The clean image [B,3,H,W] that a velocity at x_t and t [B] means; the output itself of a model that

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pixelwright.data import Source, UnreadableImage, open_source
+from pixelwright.data.loader import as_floats
 from pixelwright.device import resolve_precision
 from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.distributed import parallel
@@ -21,12 +23,14 @@ from pixelwright.images import columns_of
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import SamplerPreset, SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.layers import patchify
+from pixelwright.models.prediction import principal_patches
 from pixelwright.models.transfer import class_tables
 from pixelwright.text import FeatureCache, note_of, open_encoder
 from pixelwright.training.adapters import trained_weights
 from pixelwright.training.callbacks import Banner, Callback, Report, SampleGrid
 from pixelwright.training.config import TrainConfig
-from pixelwright.training.inputs import batches_of
+from pixelwright.training.inputs import Batched, batches_of
 from pixelwright.training.loggers import LOGGERS, JsonLines, Logger, say
 from pixelwright.training.objectives import build_objectives
 from pixelwright.training.start import initial_weights, join
@@ -35,6 +39,7 @@ from pixelwright.training.trainer import Trainer
 from pixelwright.training.weights import Weights
 
 SEED_RULE = "image i is drawn from the noise of (seed, i)"
+PCA_IMAGES = 1024  # in which the subspace of the asymmetric prediction is found
 PROMPTS = "prompts.txt"  # beside the pictures: a line for each of a grid
 
 
@@ -81,6 +86,8 @@ def build_trainer(
     begun = resume is not None or bool(checkpoint_folders(Path(config.run)))
     weights = _start(config, model, layout, begun)
     batches = batches_of(source, config.data, config, layout, text is not None)
+    if model.subspace is not None and not begun and config.init is None and model.device.type != "meta":
+        model.subspace.data.copy_(find_subspace(model, batches))
     return Trainer(
         model,
         batches,
@@ -94,6 +101,19 @@ def build_trainer(
         weights=weights,
         layout=layout,
     )
+
+
+def find_subspace(model: PixelDenoiser, batches: Batched) -> Tensor:
+    """The subspace [rank, 3·P²] of the asymmetric prediction, in the patches of the first training images. The
+    other processes take it over from the first."""
+    assert model.subspace is not None
+    found: list[Tensor] = []
+    for batch in batches(0):
+        found += as_floats(batch.images, batch.flipped)
+        if len(found) >= PCA_IMAGES:
+            break
+    patches = patchify(torch.stack(found), model.config.patch_size).flatten(0, 1)  # [N, 3·P²]
+    return principal_patches(patches, len(model.subspace))
 
 
 def _start(config: TrainConfig, model: PixelDenoiser, layout: parallel.Layout, begun: bool) -> Weights:

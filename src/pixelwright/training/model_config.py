@@ -24,7 +24,9 @@ class ModelConfig(Config, where="model"):
     placement: Placement | None = None
     """Where the detailer stands: after the last block, between the blocks, or both."""
     prediction: Prediction | None = None
-    """What the network predicts: velocity, the image or the noise."""
+    """What the network predicts: velocity, the image (x), the noise, or asymmetric, which needs a rank."""
+    rank: PositiveInt | None = None
+    """asymmetric only: dimensions of the subspace that keeps noise, found in the first training images."""
     t_eps: PositiveFloat | None = None
     """Least denominator of the velocity where the image or the noise is predicted."""
     noise_scale: PositiveFloat | None = None
