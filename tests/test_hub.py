@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -103,7 +105,21 @@ def test_what_is_no_published_network_is_refused(state: dict[str, torch.Tensor],
         pw.hub.from_public(state)
 
 
-@pytest.mark.parametrize("change", [{"placement": "hybrid"}, {"detailer": LinearConfig()}])
+IN_CONTEXT = {"in_context_length": 2}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"placement": "hybrid"},
+        {"detailer": LinearConfig()},
+        {"detailer": UNetConfig((8,), whole_image=True)},
+        {"prediction": "x"},
+        {"prediction": "asymmetric", "rank": 2},
+        {"backbone": dataclasses.replace(BACKBONE, **IN_CONTEXT)},
+        {"backbone": dataclasses.replace(BACKBONE, vanilla=True)},
+    ],
+)
 def test_models_without_a_published_layout_say_so(change: dict) -> None:
     model = PixelDenoiser(DenoiserConfig(**{"backbone": BACKBONE, "detailer": UNetConfig((8,)), **change}))
     with pytest.raises(pw.UserError, match="no published layout"):

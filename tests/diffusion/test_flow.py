@@ -132,5 +132,5 @@ def test_the_asymmetric_prediction_keeps_noise_in_a_subspace_alone() -> None:
     "wrong", [{"prediction": "asymmetric"}, {"rank": 3}, {"prediction": "asymmetric", "rank": 49}]
 )
 def test_a_rank_goes_with_the_asymmetric_prediction(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="DenoiserConfig.rank is"):
+    with pytest.raises(UserError, match=r"rank is"):
         preset("dit-n-4", 3, **wrong)

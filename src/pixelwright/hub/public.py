@@ -24,6 +24,10 @@ Names = dict[str, tuple[str, ...]]
 """Our name -> the published ones; where there are several, ours is their rows one after the other."""
 
 
+class _NoNameError(UserError):
+    """A layout has no name for one of our tensors."""
+
+
 def published_form(config: DenoiserConfig) -> tuple[Layout, Names]:
     """The published form of a config's networks: a layout whose file would be read as this very config, and
     our name -> published names, for every tensor. Raises UserError: they have none."""
@@ -32,7 +36,10 @@ def published_form(config: DenoiserConfig) -> tuple[Layout, Names]:
     kinds = (type(config.backbone), type(config.detailer))
     tensors = skeleton(config).state_dict()
     for layout in (layout for layout in LAYOUTS if kinds in layout.parts):
-        names = _names(tensors, layout.table(config))
+        try:
+            names = _names(tensors, layout.table(config))
+        except _NoNameError:
+            continue
         told = {name: getattr(config.backbone, name) for name in layout.untold}
         specs = {name: read() for name, read in parted(names, tensors.__getitem__).items()}
         try:
@@ -117,7 +124,7 @@ def _rename(name: str, table: Table) -> str:
         match = re.match(re.escape(ours).replace(r"\#", r"(\d+)"), name)
         if match:
             return theirs.replace("#", match[1] if match.groups() else "") + name[match.end() :]
-    raise AssertionError(f"no published name for {name}")
+    raise _NoNameError(f"{name} has no published name")
 
 
 def from_public(state_dict: Mapping[str, Tensor], **settings: Any) -> PixelDenoiser:

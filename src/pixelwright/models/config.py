@@ -146,7 +146,7 @@ class DenoiserConfig(Config, where=""):
             )
         if self.rank is not None and self.rank > 3 * self.patch_size**2:
             raise UserError(
-                f"DenoiserConfig.rank is {self.rank}: a patch has {3 * self.patch_size**2} numbers, give no more"
+                f"rank is {self.rank}: a patch has {3 * self.patch_size**2} numbers, give no more"
             )
         if self.t_eps != T_EPS and self.prediction not in ("x", "noise", "asymmetric"):
             raise UserError(

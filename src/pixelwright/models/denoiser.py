@@ -46,9 +46,7 @@ class PixelDenoiser(nn.Module):
             self.middle = DETAILERS.build(config.detailer, hidden_size, patch_size)
             self.middle_to_tokens = nn.Linear(3 * patch_size**2, hidden_size)
         self.subspace: nn.Parameter | None = None
-        if (
-            config.rank is not None
-        ):  # found before training (`prediction.principal_patches`); until then empty
+        if config.rank is not None:  # found before training, see `prediction.principal_patches`
             self.subspace = nn.Parameter(torch.zeros(config.rank, 3 * patch_size**2), requires_grad=False)
 
     @overload

@@ -1,4 +1,4 @@
-"""What a network's output means: velocity, the clean image, the noise, or the image less a part of the noise."""
+"""What a network's output means: velocity, clean image, noise, or the image less a part of the noise."""
 
 from collections.abc import Callable
 from typing import Literal

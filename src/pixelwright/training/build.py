@@ -104,8 +104,8 @@ def build_trainer(
 
 
 def find_subspace(model: PixelDenoiser, batches: Batched) -> Tensor:
-    """The subspace [rank, 3·P²] of the asymmetric prediction, in the patches of the first training images. The
-    other processes take it over from the first."""
+    """The subspace [rank, 3·P²] of the asymmetric prediction, in the patches of the first training images.
+    Other processes take it over from the first."""
     assert model.subspace is not None
     found: list[Tensor] = []
     for batch in batches(0):
