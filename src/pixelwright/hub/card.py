@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -92,3 +93,14 @@ def write_card(
         samples="\n".join(shown) or "None are given.",
     )
     write_text(folder / CARD, text)
+
+
+def upload(folder: Path, repository: str, *, private: bool | None = None, **settings: Any) -> Any:
+    """Send a folder to the hub; a card that is there stays. `settings` (token, commit_message, create_pr) are
+    those of `huggingface_hub.upload_folder`."""
+    import huggingface_hub
+
+    token = settings.get("token")
+    name = huggingface_hub.create_repo(repository, private=private, token=token, exist_ok=True).repo_id
+    kept = CARD if huggingface_hub.file_exists(name, CARD, token=token) else None
+    return huggingface_hub.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=kept, **settings)

@@ -24,8 +24,9 @@ from torch import Tensor
 from pixelwright.acceleration import drawing
 from pixelwright.diffusion.guidance import Branch, IntervalCFG
 from pixelwright.diffusion.sample import as_condition
+from pixelwright.diffusion.solvers import Velocity
 from pixelwright.errors import UserError, nearest
-from pixelwright.hub.card import CARD, write_card
+from pixelwright.hub.card import upload, write_card
 from pixelwright.hub.checkpoint import announce_licence
 from pixelwright.hub.lora import LoraPipeline
 from pixelwright.images import to_uint8
@@ -36,7 +37,6 @@ from pixelwright.models.folder import listing
 from pixelwright.text import encode_for
 
 try:
-    import huggingface_hub
     from diffusers import (
         ConfigMixin,
         DiffusionPipeline,
@@ -54,6 +54,7 @@ except ImportError as error:
         f'diffusers is missing or too old ({error}): pip install "pixelwright[diffusers]"'
     ) from None
 
+_ASKED = ("class_labels", "prompt", "negative_prompt", "num_images_per_prompt")
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
 
@@ -171,7 +172,7 @@ class PixelDenoiserPipeline(DiffusionPipeline, LoraPipeline):  # type: ignore[mi
         parameters = sum(p.numel() for p in denoiser.parameters())
         write_card(folder, denoiser.config, parameters, repository or folder.name, samples)
         if push:
-            _upload(folder, repository or folder.name, **kwargs)
+            upload(folder, repository or folder.name, **kwargs)
 
     def push_to_hub(
         self, repo_id: str, *, variant: str | None = None, samples: Sequence[Image.Image] = (), **kwargs: Any
@@ -184,7 +185,7 @@ class PixelDenoiserPipeline(DiffusionPipeline, LoraPipeline):  # type: ignore[mi
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, variant=variant, samples=samples, repo_id=repo_id)
-            return _upload(Path(folder), repo_id, **kwargs)
+            return upload(Path(folder), repo_id, **kwargs)
 
     @property
     def interrupt(self) -> bool:
@@ -257,33 +258,56 @@ class PixelDenoiserPipeline(DiffusionPipeline, LoraPipeline):  # type: ignore[mi
             num_images_per_prompt: images of each label or prompt, one after the other.
             precision, compile, attention: as in `pixelwright.sample`.
         """
-        _check_names(output_type, callback_on_step_end_tensor_inputs)
-        device = self._execution_device
-        conditions = self._conditions(class_labels, prompt, negative_prompt, num_images_per_prompt, device)
+        options = dict(locals())
+        device, conditions = self._start(options)
         shape = self._shape(len(conditions[0]), height, width, latents)
         times = lay_grid(self.scheduler, num_inference_steps, device)
         x = self._noise(shape, generator, device) if latents is None else latents.to(device, torch.float32)
-        self._interrupt, self._num_timesteps, self._guidance_scale = False, len(times), guidance_scale
-        extra, bar = self._extra(generator), self.progress_bar(total=num_inference_steps)
-        with self._drawing(conditions, precision, compile, attention, device) as branches, bar:
-            for i, (t, timestep) in enumerate(zip(times, self.scheduler.timesteps, strict=True)):
-                v = IntervalCFG(self._guidance_scale, guidance_interval, guidance_ends)(*branches)(x, t)
-                x = self.scheduler.step(-v, timestep, x, return_dict=False, **extra)[0]
-                tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
-                if callback_on_step_end is not None:
-                    x = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", x)
-                if (i + 1) % self.scheduler.order == 0 or i + 1 == len(times):
+        return self._result(self._integrate(x, times, conditions, options), options)
+
+    def _start(self, options: dict[str, Any]) -> tuple[torch.device, tuple[Condition, Condition]]:
+        """Where the arguments of a call are computed, and what they ask for."""
+        _check_names(options["output_type"], options["callback_on_step_end_tensor_inputs"])
+        return (device := self._execution_device), self._conditions(options, device)
+
+    def _integrate(
+        self,
+        x: Tensor,
+        times: Tensor,
+        conditions: tuple[Condition, Condition],
+        options: dict[str, Any],
+        first: int = 0,
+        around: Callable[[Velocity], Velocity] = lambda velocity: velocity,
+    ) -> Tensor:
+        """The state at the data, from x at evaluation `first` of `times`, with the arguments of a call;
+        `around` makes of the guided velocity what is integrated."""
+        scheduler, on_end = self.scheduler, options["callback_on_step_end"]
+        timesteps = scheduler.timesteps[first:]
+        stochastic = "generator" in inspect.signature(scheduler.step).parameters
+        extra = {"generator": options["generator"]} if stochastic else {}
+        scheduler.set_begin_index(first)  # lay_grid has set 0
+        self._interrupt, self._num_timesteps = False, len(timesteps)
+        self._guidance_scale = options["guidance_scale"]
+        where = options["guidance_interval"], options["guidance_ends"]
+        speed = (options[name] for name in ("precision", "compile", "attention"))
+        bar = self.progress_bar(total=-(-len(timesteps) // scheduler.order))
+        with self._drawing(conditions, *speed, x.device) as branches, bar:
+            for i, (t, timestep) in enumerate(zip(times[first:], timesteps, strict=True)):
+                v = around(IntervalCFG(self._guidance_scale, *where)(*branches))(x, t)
+                x = scheduler.step(-v, timestep, x, return_dict=False, **extra)[0]
+                tensors = {"latents": x} if options["callback_on_step_end_tensor_inputs"] else {}
+                if on_end is not None:
+                    x = (on_end(self, i, timestep, tensors) or {}).get("latents", x)
+                if (i + 1) % scheduler.order == 0 or i + 1 == len(timesteps):
                     bar.update()
                 if self._interrupt:
                     break
-        self.maybe_free_model_hooks()
-        result = ImagePipelineOutput(images=_convert(x, output_type))
-        return result if return_dict else (result.images,)
+        return x
 
-    def _extra(self, generator: Any) -> dict[str, Any]:
-        """What a scheduler that draws noise itself is given."""
-        stochastic = "generator" in inspect.signature(self.scheduler.step).parameters
-        return {"generator": generator} if stochastic else {}
+    def _result(self, x: Tensor, options: dict[str, Any]) -> Any:
+        self.maybe_free_model_hooks()
+        result = ImagePipelineOutput(images=_convert(x, options["output_type"]))
+        return result if options["return_dict"] else result.to_tuple()
 
     @contextmanager
     def _drawing(self, conditions: tuple[Condition, Condition], *speed: Any) -> Iterator[list[Branch]]:
@@ -298,10 +322,9 @@ class PixelDenoiserPipeline(DiffusionPipeline, LoraPipeline):  # type: ignore[mi
         velocity: Tensor = self.transformer(x, t, condition, return_dict=False)[0]
         return velocity
 
-    def _conditions(
-        self, class_labels: Any, prompt: Any, negative_prompt: Any, each: int, device: torch.device
-    ) -> tuple[Condition, Condition]:
-        """What is to be drawn, `each` times, and what guidance leads away from."""
+    def _conditions(self, options: dict[str, Any], device: torch.device) -> tuple[Condition, Condition]:
+        """What is to be drawn, so many times as is asked for, and what guidance leads away from."""
+        class_labels, prompt, negative_prompt, each = (options[name] for name in _ASKED)
         denoiser = self.transformer.denoiser
         config: DenoiserConfig = denoiser.config
         if (prompt is None) == (class_labels is None):
@@ -351,14 +374,6 @@ class PixelDenoiserPipeline(DiffusionPipeline, LoraPipeline):  # type: ignore[mi
             raise UserError(f"{given} generators are given for {shape[0]} images; give one or one each")
         noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return noise * float(self.transformer.denoiser.config.noise_scale)
-
-
-def _upload(folder: Path, repository: str, *, private: bool | None = None, **settings: Any) -> Any:
-    """`settings` (token, commit_message, create_pr) are those of `huggingface_hub.upload_folder`."""
-    token = settings.get("token")
-    name = huggingface_hub.create_repo(repository, private=private, token=token, exist_ok=True).repo_id
-    kept = CARD if huggingface_hub.file_exists(name, CARD, token=token) else None
-    return huggingface_hub.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=kept, **settings)
 
 
 def _texts(prompt: Sequence[str] | str) -> list[str]:
