@@ -1,6 +1,5 @@
 """`edit`, `invert`, `interpolate` and `restore` on tiny models of every family."""
 
-import inspect
 from typing import Any
 
 import pytest
@@ -13,12 +12,14 @@ from torch import Tensor, nn
 import pixelwright as pw
 from pixelwright.editing import operators as ops
 from pixelwright.editing.inputs import as_images, crop_box
-from pixelwright.models.backbones import BACKBONES, PatchDiTConfig
+from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.conditions import TextCondition
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers.linear import LinearConfig
+from pixelwright.models.jit import JiTConfig
 from pixelwright.models.mmdit import MMDiTConfig
+from pixelwright.models.text_dit import TextDiTConfig
 from tests.editing.gaussian import GaussianModel
 
 CLASSES, SIDE, PATCH = 3, 16, 4
@@ -41,21 +42,15 @@ def randomised(config: DenoiserConfig) -> PixelDenoiser:
     return model.eval()
 
 
-def backbones() -> dict[str, Any]:
-    """One of each registered family, as small as it goes."""
-    found: dict[str, Any] = {"patch-dit": PatchDiTConfig(16, 1, 2, PATCH, num_classes=CLASSES)}
-    found["mmdit"] = MMDiTConfig(16, 1, 2, PATCH, text_size=8, text_length=4)
-    for name in set(BACKBONES) - set(found):
-        config = BACKBONES.config_type(name, "backbone")
-        fields = {"hidden_size": 16, "depth": 2, "num_heads": 2, "patch_size": PATCH, "num_classes": CLASSES}
-        known = inspect.signature(config).parameters
-        found[name] = config(**{key: value for key, value in fields.items() if key in known})
-    return found
+def tiny(backbone: Any, name: str, **more: Any) -> PixelDenoiser:
+    return randomised(DenoiserConfig(backbone, LinearConfig(), name=name, image_size=(SIDE, SIDE), **more))
 
 
 MODELS = {
-    name: randomised(DenoiserConfig(backbone, LinearConfig(), name=name, image_size=(SIDE, SIDE)))
-    for name, backbone in backbones().items()
+    "patch-dit": tiny(PatchDiTConfig(16, 1, 2, PATCH, num_classes=CLASSES), "patch-dit"),
+    "mmdit": tiny(MMDiTConfig(16, 1, 2, PATCH, text_size=8, text_length=4), "mmdit"),
+    "text-dit": tiny(TextDiTConfig(16, 1, 2, PATCH, text_size=8, text_length=4, text_depth=1), "text-dit"),
+    "jit": tiny(JiTConfig(16, 1, 2, PATCH, num_classes=CLASSES), "jit", prediction="x", noise_scale=2.0),
 }
 FAMILIES = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 DIT = MODELS["patch-dit"]
@@ -178,11 +173,11 @@ def test_results_do_not_depend_on_the_batch(model: PixelDenoiser) -> None:
 def test_restored_images_agree_with_the_measurement(model: PixelDenoiser, method: str, task: str) -> None:
     operator = RESTORED[task]
     y = operator.A(torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1)
-    before = model.backbone.patch_embedder.weight.grad
+    before = next(model.parameters()).grad
     x = pw.restore(model, y, operator, method=method, labels=words(model, 1, 2), steps=4, output="float")
     assert x.shape == (2, 3, SIDE, SIDE) and x.dtype == torch.float32 and not x.requires_grad
     assert (operator.A(x) - y).abs().max() < 1e-5 * max(1.0, float(x.abs().max()))
-    assert model.backbone.patch_embedder.weight.grad is before
+    assert next(model.parameters()).grad is before
     shown = pw.restore(model, y, operator, method=method, labels=words(model, 1, 2), steps=4)
     assert shown.dtype == torch.uint8 and shown.shape == (2, SIDE, SIDE, 3)
 
