@@ -382,7 +382,7 @@ def test_the_files_that_the_damaged_ones_are_made_from(tmp_path: Path) -> None:
         (["x.safetensors", "full"], "exists already"),
         (["x.safetensors", "x.safetensors", "--to", "public"], "exists already"),
         (["x.safetensors", "y.ckpt"], "--to public"),
-        (["x.safetensors", "y.bin", "--to", "public"], ".ckpt or .safetensors"),
+        (["x.safetensors", "y.bin", "--to", "public"], ".ckpt, .pth, .safetensors"),
         (["x.safetensors", "x.safetensors/y"], "x.safetensors"),
         (["x.safetensors", "y", "--dtype", "fp8"], "fp8"),
         (["x.safetensors", "y", "--weights", "ema"], "EMA"),

@@ -1,15 +1,17 @@
 """Text as extra keys: the recorded networks of PixNerd, DeCo and PixelGen for text, and what learns."""
 
-import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pixelwright as pw
 from pixelwright.diffusion import flow
-from pixelwright.models.config import DenoiserConfig
+from pixelwright.hub.presets import with_notes
+from pixelwright.models.config import TextNote
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.detailers.nerf import NerfConfig
@@ -17,18 +19,13 @@ from pixelwright.models.detailers.pixel_mlp import PixelMLPConfig
 from pixelwright.models.folder import skeleton
 from pixelwright.models.layers import positions_2d
 from pixelwright.models.presets import preset
-from pixelwright.models.text_dit import TextDiTConfig
 from tests.recordings import recording, weights
 
-RECORDED: dict[str, tuple[int, dict[str, Any], Any]] = {
-    "pixnerd_t2i": (2, {}, NerfConfig(2, 8, 2, "rotary", False, False)),
-    "pixnerd_t2i_heavydecoder": (2, {}, NerfConfig(2, 8, 2, "rotary-16", False, False)),
-    "deco_t2i": (2, {}, PixelMLPConfig(2, 8, "rotary")),
-    "pixelgen_t2i": (
-        3,
-        {"bottleneck": 16, "absolute_positions": True},
-        LinearConfig("layer", modulation=False),
-    ),
+RECORDED = {
+    "pixnerd_t2i": {"positions": "rotary"},
+    "pixnerd_t2i_heavydecoder": {},
+    "deco_t2i": {},
+    "pixelgen_t2i": {},
 }
 TINY = {"depth": 2, "hidden_size": 24, "num_heads": 2, "text_size": 6, "text_length": 5, "patch_size": 4}
 SMALL = {
@@ -41,7 +38,7 @@ SMALL = {
 def tiny(name: str, **more: Any) -> PixelDenoiser:
     """A small network of the family."""
     torch.manual_seed(0)
-    return pw.create(name, detailer=SMALL[name], **(TINY | more))
+    return pw.create(name, **({"detailer": SMALL[name]} | TINY | more))
 
 
 def captions(count: int) -> pw.TextCondition:
@@ -56,25 +53,62 @@ def close(found: Tensor, recorded: Tensor) -> bool:
 @torch.no_grad()
 def test_the_published_networks(name: str) -> None:
     tensors, _ = recording(name)
-    depth, more, detailer = RECORDED[name]
-    model = PixelDenoiser(DenoiserConfig(TextDiTConfig(32, depth, 4, 8, 20, 7, 1, **more), detailer)).eval()
-    model.load_state_dict(ours(weights(name), depth))
+    public = weights(name)
+    model = pw.hub.from_public(public, **RECORDED[name])
     x, t, features = (tensors[f"input.{key}"] for key in "xty")
     state = model.backbone.embed(x, t, features)
     assert close(model.backbone.embed_text(features, state.condition), tensors["text_tokens"])
     output, tokens = model(x, t, pw.TextCondition(features), (2,))
+    output = model.denoised(output, x, t) if name == "pixelgen_t2i" else output
     assert close(output, tensors["output"])
     if "block_2_output" in tensors:
         assert close(tokens[2], tensors["block_2_output"])
 
 
-def ours(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    return {name: x for key, x in tensors.items() if (name := _name(key, depth))}
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("name", RECORDED)
+def test_weights_go_in_and_out_bit_for_bit(name: str, suffix: str, tmp_path: Path) -> None:
+    public, told = weights(name), RECORDED[name]
+    save_file(public, tmp_path / "theirs.safetensors")
+    pw.hub.convert(tmp_path / "theirs.safetensors", tmp_path / "ours", settings=told)
+    pw.hub.convert(tmp_path / "ours", tmp_path / f"again{suffix}", to="public")
+    again = tmp_path / f"again{suffix}"
+    if suffix == ".safetensors":
+        found = load_file(again)
+    else:
+        content = torch.load(again, weights_only=True)["state_dict"]
+        found = {key.removeprefix("ema_denoiser."): value for key, value in content.items()}
+    assert found.keys() == public.keys()
+    for key, value in public.items():
+        if key == "pos_embed":  # a table that is computed anew
+            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6)
+        else:
+            assert torch.equal(found[key], value)
+    assert pw.load(again, **told).config.detailer == pw.load(tmp_path / "ours").config.detailer
+
+
+def test_files_that_are_no_such_network_are_named() -> None:
+    public = weights("pixnerd_t2i")
+    half = {key: value for key, value in public.items() if not key.startswith("text_refine_blocks")}
+    with pytest.raises(pw.UserError, match="the checkpoint is none of"):
+        pw.hub.from_public(half)
+    field = {key: value for key, value in public.items() if not key.startswith("blocks.3.")}
+    with pytest.raises(pw.UserError, match=r"blocks.3|missing|gap"):
+        pw.hub.from_public({**field, "blocks.3.norm.weight": public["blocks.3.norm.weight"]})
+    with pytest.raises(pw.UserError, match='unknown setting "position"'):
+        pw.hub.from_public(public, position="rotary")
+    with pytest.raises(pw.UserError, match="no published layout"):
+        pw.hub.to_public(tiny("pixnerd-t2i", detailer=NerfConfig(1, 6)))  # with the settings for classes
 
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("pixnerd-t2i", 1_171_518_019), ("deco-t2i", 1_133_759_395), ("pixelgen-t2i", 1_121_739_520)],
+    [
+        ("pixnerd-t2i", 1_171_518_019),
+        ("deco-t2i", 1_133_759_395),
+        ("pixelgen-t2i", 1_121_739_520),
+        ("pixelgen-xl-16", 676_699_200),
+    ],
 )
 def test_parameters_are_counted_to_the_digit(name: str, count: int) -> None:
     assert sum(p.numel() for p in skeleton(preset(name)).parameters()) == count
@@ -142,38 +176,9 @@ def test_labels_are_refused() -> None:
         tiny("deco-t2i")(torch.randn(2, 3, 8, 8), torch.rand(2), long)
 
 
-def _name(key: str, depth: int) -> str:
-    """Ours of a published name; "" for the table of positions."""
-    if key == "pos_embed":
-        return ""
-    if match := re.fullmatch(r"blocks\.(\d+)\.(param_generator1\.0|norm)\.(.*)", key):
-        part = "norm" if match[2] == "norm" else "generator"
-        return f"detailer.blocks.{int(match[1]) - depth}.{part}.{match[3]}"
-    table = {
-        "y_pos_embedding": "backbone.text_embedder.positions",
-        "y_embedder.": "backbone.text_embedder.",
-        "s_embedder.proj.": "backbone.patch_embedder.",
-        "x_embedder.proj1.": "backbone.bottleneck.",
-        "x_embedder.proj2.": "backbone.patch_embedder.",
-        "t_embedder.": "backbone.time_embedder.",
-        "text_refine_blocks.": "backbone.text_blocks.",
-        "blocks.": "backbone.blocks.",
-        "x_embedder.embedder.0.": "detailer.pixel_embedder.linear.",
-        "final_layer.linear.": "detailer.out.",
-        "dec_net.input_proj.": "detailer.proj.",
-        "dec_net.cond_embed.": "detailer.token_to_pixels.",
-        "dec_net.final_layer.linear.": "detailer.out.",
-        "dec_net.res_blocks.": "detailer.blocks.",
-    }
-    begin = next(each for each in table if key.startswith(each))
-    name = re.sub(r"adaLN_modulation\.\d", "adaLN", table[begin] + key.removeprefix(begin))
-    pairs = {
-        "qkv_x": "qkv",
-        "attn.kv_y": "text_kv",
-        "mlp.w3": "mlp.w2",
-        "mlp.w12": "mlp.w13",
-        "in_ln": "norm",
-    }
-    for theirs, new in pairs.items():
-        name = name.replace(f".{theirs}.", f".{new}.")
-    return name
+def test_published_files_bring_their_encoder_and_sampler() -> None:
+    config = with_notes(preset("deco-t2i"), "t2i_DeCo")
+    assert config.text == TextNote("qwen3")
+    assert config.sampler is not None and (config.sampler.name, config.sampler.solver) == ("deco-t2i", "ab2")
+    sampler = with_notes(preset("pixelgen-xl-16"), "PixelGen_XL_160ep").sampler
+    assert sampler is not None and (sampler.solver, sampler.guidance_ends) == ("heun", "high")

@@ -31,7 +31,8 @@ Table: TypeAlias = Sequence[tuple[str, str]]
 """Beginnings of names, ours <-> theirs; the first entry that fits a name is used, `#` stands for a number.
 Our SwiGLU's w13 is their w1 and w3, unless an entry ends in "w13."."""
 Settings: TypeAlias = Mapping[str, Any]
-"""What a file does not tell, by the names of the fields of a backbone's config or a `DenoiserConfig`."""
+"""What a file does not tell, by the names of the fields of a backbone's config, its detailer's or a
+`DenoiserConfig`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Layout:
     infer: Callable[[Specs, Settings], DenoiserConfig]
     """The config that names and shapes tell, without its name. Raises UserError."""
     untold: tuple[str, ...] = ()
-    """Fields of the backbone's config that no file tells."""
+    """Fields of the backbone's config, or the detailer's, that no file tells."""
     constants: Callable[[DenoiserConfig], dict[str, Tensor]] = lambda config: {}
     """Tensors of a file that are not learned and not among our weights, such as a table of positions."""
 
@@ -168,12 +169,13 @@ def infer_patch_dit(weights: Specs, blocks: str, embedder: str = "s_embedder.pro
 
 
 # ---------------------------------------------------------------- PixNerd, DeCo and their baseline
+_CLASSES = [*_COMMON, *_blocks("blocks")]
 _PIXELS = ("detailer.pixel_embedder.linear.", "x_embedder.embedder.0.")
 
 
-def _pixnerd(config: DenoiserConfig) -> Table:
+def pixnerd_head(config: DenoiserConfig) -> Table:
     """The field blocks go on with the numbers of the global ones."""
-    table = [*_COMMON, *_blocks("blocks"), _PIXELS]
+    table = [_PIXELS]
     for i in range(config.detailer.depth):
         theirs = f"blocks.{config.backbone.depth + i}."
         table.append((f"detailer.blocks.{i}.generator.", f"{theirs}param_generator1.0."))
@@ -193,9 +195,7 @@ def _infer_pixnerd(weights: Specs, settings: Settings) -> DenoiserConfig:
     return DenoiserConfig(backbone, NerfConfig(fields, size, ratio))
 
 
-_DECO = [
-    *_COMMON,
-    *_blocks("blocks"),
+DECO_HEAD = [
     _PIXELS,
     ("detailer.token_to_pixels.", "dec_net.cond_embed."),
     ("detailer.proj.", "dec_net.input_proj."),
@@ -371,12 +371,12 @@ LAYOUTS = (
     Layout(
         "PixNerd",
         ("x_embedder.embedder.0.weight", "!dec_net.input_proj.weight", "!y_pos_embedding"),
-        *(((PatchDiTConfig, NerfConfig),), _pixnerd, _infer_pixnerd),
+        *(((PatchDiTConfig, NerfConfig),), lambda config: [*_CLASSES, *pixnerd_head(config)], _infer_pixnerd),
     ),
     Layout(
         "DeCo",
         ("dec_net.input_proj.weight", "!y_pos_embedding"),
-        *(((PatchDiTConfig, PixelMLPConfig),), lambda config: _DECO, _infer_deco),
+        *(((PatchDiTConfig, PixelMLPConfig),), lambda config: [*_CLASSES, *DECO_HEAD], _infer_deco),
     ),
     Layout(
         "FlattenDiT",

@@ -12,6 +12,7 @@ from pixelwright.errors import UserError, nearest
 from pixelwright.models.config import DenoiserConfig, SamplerPreset, SamplerSettings, TextNote
 from pixelwright.models.detailers.pit import PiTConfig
 from pixelwright.models.presets import PRESETS
+from pixelwright.models.text_dit import TextDiTConfig
 
 NVIDIA = "NVIDIA's PixelDiT weights are for non-commercial use only (their licence is beside the files)"
 PERHAPS_NVIDIA = (
@@ -20,6 +21,7 @@ PERHAPS_NVIDIA = (
 LICENCES = {
     "pixnerd": "PixNerd's code is under the MIT licence, that of its weights is to be looked up beside them",
     "deco": "DeCo states no licence for its code, that of its weights is to be looked up beside them",
+    "pixelgen": "PixelGen states no licence for its code, that of its weights is to be looked up beside them",
 }
 """What is known of other families, by the first word of a model's name; said as what it may be."""
 SEED_RULE = "image i is drawn from the noise of (seed, i); the published runs name no seed"
@@ -61,6 +63,17 @@ def _heun(name: str, paper: str, scale: float, low: float, high: float) -> Sampl
 _JIT, _PIXELDIT2 = "JiT (arXiv 2511.13720)", "PixelDiT2 (arXiv 2609.24919)"
 _SMALL2 = _heun("pixeldit2-256", _PIXELDIT2, 2.4, 0.125, 0.9)
 _LARGE2 = _heun("pixeldit2-512", _PIXELDIT2, 2.1, 0.1, 0.925)
+_GEN = "PixelGen (arXiv 2602.02493), FID 1.83 on 50,000 images after 160 epochs (ADM protocol)"
+_GEN_SETTINGS = SamplerSettings("heun", 50, 2.25, (0.1, 0.9), 2.0, guidance_ends="high")
+_PIXELGEN = _preset("pixelgen-imagenet256", _GEN_SETTINGS, _GEN)
+
+
+def _text_keys(name: str) -> SamplerPreset:
+    """Of the text-to-image models of PixNerd, DeCo and PixelGen alike."""
+    origin = "sampling settings of its text-to-image results at 512²"
+    return _preset(name, SamplerSettings("ab2", 25, 4.0, (0.0, 1.0), 3.0), origin)
+
+
 _DIP = "DiP (arXiv 2511.18822), sampling settings of its ImageNet results"
 _DIP_PRESET = _preset("dip-imagenet256", SamplerSettings("euler", 100, 2.9, (0.11, 0.97)), _DIP)
 _NERD = "PixNerd (arXiv 2507.23268), FID 1.93 to 1.95 on 50,000 images (ADM protocol)"
@@ -89,6 +102,8 @@ PUBLISHED = [
     Published(_PIXNERD, "[!r]*", ("pixnerd-xl-16",)),  # not "res512_…", whose settings are not published
     Published(_deco(512, 5.0, "FID 2.22"), "*imagenet512*", ("deco-xl-16",), 512),
     Published(_deco(256, 3.2, "FID 1.71 after 800 epochs"), "*", ("deco-xl-16",)),
+    Published(_PIXELGEN, "*", ("pixelgen-xl-16",)),
+    *(Published(_text_keys(name), "*", (name,)) for name in ("pixnerd-t2i", "deco-t2i", "pixelgen-t2i")),
     Published(_t2i("pixeldit-t2i-1024", 4.0), "*", ("pixeldit-t2i",), 1024),
     Published(_t2i("pixeldit-t2i-512", 3.0), None, ("pixeldit-t2i",), 512),
 ]
@@ -110,7 +125,8 @@ def with_notes(config: DenoiserConfig, stem: str, sampler: str | None = None) ->
     if known is not None and known.side is not None:
         config = dataclasses.replace(config, image_size=(known.side, known.side))
     if known is not None and config.takes_text and config.text is None:
-        config = dataclasses.replace(config, text=TextNote("gemma"))  # the prefix is not ours to ship
+        encoder = "qwen3" if isinstance(config.backbone, TextDiTConfig) else "gemma"
+        config = dataclasses.replace(config, text=TextNote(encoder))  # the prefix is not ours to ship
     chosen = known.sampler if known is not None else config.sampler
     return dataclasses.replace(config, sampler=chosen if sampler is None else sampler_preset(sampler))
 

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError, nearest
-from pixelwright.hub.layouts import LAYOUTS, Layout, Settings, Table
+from pixelwright.hub import layouts
+from pixelwright.hub.layouts import Layout, Settings, Table
 from pixelwright.hub.prefixes import network_tensors
 from pixelwright.hub.presets import preset_of
+from pixelwright.hub.text_layouts import TEXT_LAYOUTS
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import check_weights, shorten, skeleton, with_weights
 
+LAYOUTS = (*layouts.LAYOUTS, *TEXT_LAYOUTS)
 Names = dict[str, tuple[str, ...]]
 """Our name -> the published ones; where there are several, ours is their rows one after the other."""
 
@@ -40,7 +43,10 @@ def published_form(config: DenoiserConfig) -> tuple[Layout, Names]:
             names = _names(tensors, layout.table(config))
         except _NoNameError:
             continue
-        told = {name: getattr(config.backbone, name) for name in layout.untold}
+        told = {
+            name: getattr(config.backbone if hasattr(config.backbone, name) else config.detailer, name)
+            for name in layout.untold
+        }
         specs = {name: read() for name, read in parted(names, tensors.__getitem__).items()}
         try:
             found = with_settings(layout.infer(specs, told), told)
@@ -153,12 +159,12 @@ def recognise(
     """The config of bare tensors under published names, and the published names of each of our names. Values
     are not looked at, so tensors on the meta device will do. Raises UserError: as `from_public`."""
     layout = _family(weights)
-    _check_settings(settings or {}, layout.parts[0][0])
+    _check_settings(settings or {}, *layout.parts[0])
     config = with_settings(layout.infer(weights, settings or {}), settings or {})
     known = preset_of(config)
     config = dataclasses.replace(
         config,
-        name=known.name if known else layout.family.lower() + ("-text" if config.takes_text else ""),
+        name=known.name if known else _name_of(layout, config),
         image_size=config.image_size or (known.image_size if known else None),
     )
     tensors = skeleton(config).state_dict()
@@ -166,6 +172,12 @@ def recognise(
     kept = {name: value for name, value in weights.items() if name != TABLE}
     check_weights(shapes(names, tensors), kept, "published checkpoint")
     return config, names
+
+
+def _name_of(layout: Layout, config: DenoiserConfig) -> str:
+    """Of a network that is no preset."""
+    family = layout.family.lower()
+    return f"{family}-text" if config.takes_text and not family.endswith("-t2i") else family
 
 
 TABLE = "pos_embed"
@@ -201,21 +213,28 @@ def _family(weights: Mapping[str, Tensor]) -> Layout:
 
 
 def with_settings(config: DenoiserConfig, settings: Settings) -> DenoiserConfig:
-    """A config with some fields of it or its backbone replaced. Raises UserError: an unknown field."""
-    inner = _check_settings(settings, type(config.backbone))
-    backbone = {key: value for key, value in settings.items() if key in inner}
-    more = {key: value for key, value in settings.items() if key not in inner}
-    return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, **backbone), **more)
+    """A config with some fields of its backbone, its detailer or itself replaced, where the first that has
+    such a field is meant. Raises UserError: an unknown field."""
+    fields = _check_settings(settings, type(config.backbone), type(config.detailer))
+    backbone, detailer, more = (
+        {key: value for key, value in settings.items() if fields[key] == place} for place in range(3)
+    )
+    more["backbone"] = dataclasses.replace(config.backbone, **backbone)
+    if detailer:
+        more["detailer"] = dataclasses.replace(more.get("detailer", config.detailer), **detailer)
+    return dataclasses.replace(config, **more)
 
 
-def _check_settings(settings: Settings, backbone: type) -> set[str]:
-    """The fields of a backbone's config. Raises UserError: a setting is neither of these nor of
-    `DenoiserConfig`."""
-    inner, outer = ({field.name for field in dataclasses.fields(part)} for part in (backbone, DenoiserConfig))
+def _check_settings(settings: Settings, *parts: type) -> dict[str, int]:
+    """In which of these configs, of which `DenoiserConfig` is the last, a field is. Raises UserError: a
+    setting is in none of them."""
+    places: dict[str, int] = {}
+    for place, part in enumerate((*parts, DenoiserConfig)):
+        places = {field.name: place for field in dataclasses.fields(part)} | places
     for key in settings:
-        if key not in inner | outer:
-            raise UserError(f'unknown setting "{key}" for such a network{nearest(key, inner | outer)}')
-    return inner
+        if key not in places:
+            raise UserError(f'unknown setting "{key}" for such a network{nearest(key, places)}')
+    return places
 
 
 def to_public(model: PixelDenoiser) -> dict[str, Tensor]:

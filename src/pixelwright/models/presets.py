@@ -1,7 +1,7 @@
 """Named models in one readable table.
 
 A name is FAMILY-SIZE-PATCH with families `dip` (U-Net detailer), `pixeldit` (PiT detailer; `-postmod` for the
-post-modulation blocks), `jit` (JiT, sizes B to G), `dit` (no detailer; `-vanilla`: blocks of the first DiT) and
+post-modulation blocks), `jit` (JiT, sizes B to G), `dit` (no detailer; `-vanilla`: blocks of the first DiT),
 `RELATIVES`. Sizes B, L and XL are the papers'; ti and s are for small images and CPUs. `FAMILY-t2i` and
 `FAMILY-t2i-ti`, which is small, draw from captions.
 """
@@ -129,7 +129,7 @@ _JIT = {
 
 
 def _jit_presets() -> dict[str, DenoiserConfig]:
-    """JiT's, of 1000 classes; its noise grows with the image."""
+    """JiT's, of 1000 classes; its noise grows with the image. PixelGen's, which is JiT without bottleneck."""
     table = {}
     for size, (depth, hidden, heads, bottleneck, length, start, dropout, sides) in _JIT.items():
         for patch, side in sides.items():
@@ -143,7 +143,9 @@ def _jit_presets() -> dict[str, DenoiserConfig]:
                 noise_scale=max(1.0, side / 256),
                 image_size=(side, side),
             )
-    return table
+    pixelgen = JiTConfig(1152, 28, 16, 16, 1000, in_context_length=32, in_context_start=8, dropout=0.1)
+    more = {"name": "pixelgen-xl-16", "prediction": "x", "image_size": (256, 256)}
+    return table | {"pixelgen-xl-16": DenoiserConfig(pixelgen, LinearConfig(channels_last=True), **more)}
 
 
 #                    N     D  heads P  side, first block of the in-context tokens, model for 512²
