@@ -1,8 +1,8 @@
 """The denoiser: global stage × local stage, both papers on one page.
 
 - Pixel space throughout: no VAE. Images in [-1,1], t = 0 noise, t = 1 data, x_t = t·x + (1−t)·ε.
-- Global stage (`backbones`, `mmdit`): one token per P×P patch, N blocks of width D; RMSNorm, adaLN-Zero,
-  rotary attention with RMSNorm on q and k, SwiGLU. Conditioned on time and class, or on text (MM-DiT).
+- Global stage (`backbones`, `mmdit`, `text_dit`): one token per P×P patch, N blocks of width D; RMSNorm,
+  adaLN-Zero, rotary attention with RMSNorm on q and k, SwiGLU. Conditioned on time and class, or on text.
 - It hands each patch its token s_cond = SiLU(s_N + t_emb).
 - Local stage (`detailers`): from a patch's noisy pixels and its token to the prediction of those pixels.
   U-Net = DiP, PiT = PixelDiT, Linear = the DiT-only baseline; others are a file each.
