@@ -118,8 +118,9 @@ def study() -> None:
     )
     parser.add_argument("base", type=Path)
     parser.add_argument("out", type=Path)
-    for name, default in (("pictures", 30), ("steps", 300), ("seeds", 3)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--pictures", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     base, out = pw.load(options.base), options.out
     side = base.config.image_size[0]

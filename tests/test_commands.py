@@ -31,6 +31,7 @@ SIZES = {
     "train --config configs/t2i": TEXT,
     "train --run runs/mine --model.preset pixeldit-t2i-ti": TEXT,
     "train": TRAIN,
+    "finetune": "--steps 2 --prior 2 --device cpu",
     "sample models/pixeldit-xl": "--steps 2 --size 32 --device cpu",
     "sample": "--steps 2 --device cpu",
     "evaluate runs": "--steps 2 --device cpu",
@@ -157,8 +158,8 @@ def in_toy_size(command: str) -> list[str]:
 
 def made_by(words: list[str]) -> str:
     """What a command makes that may not be there before."""
-    if words[0] in ("train", "sample"):
-        option = {"train": "--run", "sample": "--out"}[words[0]]
+    if words[0] in ("train", "finetune", "sample"):
+        option = "--out" if words[0] == "sample" else "--run"
         return words[words.index(option) + 1] if option in words else "runs/debug"
     place = {"reference": 2, "convert": 2, "data": 3}.get(words[0])
     return "nothing" if place is None else words[place]

@@ -110,11 +110,15 @@ def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str
     lines += [
         "",
         f"at {mfu:.0%} of {tflops:g} TFLOPs on {gpus} GPU{plural}: {speed:,.0f} images/s, "
-        f"{config.batch_size / speed:.3g} s a step, {hours:,.0f} GPU-hours, {hours / gpus / 24:.3g} days",
+        f"{config.batch_size / speed:.3g} s a step, {_hours(hours)} GPU-hours, {hours / gpus / 24:.3g} days",
         "an estimate; not counted: CUDA's own memory, NCCL's, fragments, networks of objectives other than "
         "REPA, time for data and between GPUs",
     ]
     return "\n".join(lines)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def _names() -> str:
