@@ -10,7 +10,7 @@ Measured are the averaged weights: the flow-matching loss on held-out images, al
 times, and with --reference FID. A row of a run's further averages (`ema_more`) is called "file, average".
 
 A line of OUT/results.jsonl for each row and seed; those that are there are not run again, and a run that was
-stopped goes on. Settings after `--` of the form --data.path PATH change the base of all rows.
+stopped goes on. Further options of the form --data.path PATH change the settings of all rows.
 """
 
 from __future__ import annotations
@@ -54,8 +54,11 @@ class ProcessorTime(Callback):
         self.before = json.loads(self.file.read_text()) if self.file.exists() else 0.0
         self.begun = time.process_time()
 
+    def seconds(self) -> float:
+        return self.before + time.process_time() - self.begun
+
     def on_checkpoint(self, trainer: Trainer, folder: Path) -> None:
-        self.file.write_text(json.dumps(self.before + time.process_time() - self.begun))
+        self.file.write_text(json.dumps(self.seconds()))
 
 
 def held_out(config: TrainConfig, path: str | None, count: int) -> tuple[Tensor, Tensor]:
@@ -185,15 +188,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--held-out-count", type=int, default=1000)
     parser.add_argument("--reference")
     parser.add_argument("--features")
+    sampling_options(parser)
+    parser.add_argument("--out", type=Path, required=True)
+    options, more = parser.parse_known_args()
+    options.changes = changes_of(parser, more)
+    return options
+
+
+def sampling_options(parser: argparse.ArgumentParser) -> None:
+    """What is drawn for FID: the options that `checkpoints.batches` reads."""
     parser.add_argument("--count", type=int, default=2000, help="samples of FID")
     parser.add_argument("--seed", type=int, default=0, help="of these samples")
     parser.add_argument("--solver", default="ab2")
     parser.add_argument("--solver-steps", type=int, default=25)
     parser.add_argument("--guidance-scale", type=float, default=1.0)
-    parser.add_argument("--out", type=Path, required=True)
-    options, more = parser.parse_known_args()
-    options.changes = changes_of(parser, more)
-    return options
 
 
 def changes_of(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, Any]:

@@ -1,11 +1,15 @@
-"""benchmarks/study.py: rows over seeds with one budget, not run twice."""
+"""benchmarks/study.py: rows over seeds with one budget, not run twice; and benchmarks/speedrun.py."""
 
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import speedrun
 import study
+
+from pixelwright.evaluation.metrics import Estimate
 
 
 @pytest.fixture
@@ -64,3 +68,24 @@ def test_held_out_images_must_be_named(command: list[str], tmp_path: Path) -> No
     )
     with pytest.raises(study.UserError, match="--held-out is not given"):
         study.held_out(config, None, 4)
+
+
+def test_a_speed_run_ends_at_its_target(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = iter([3.5, 2.9, 2.0])
+
+    def measured(*more: object) -> SimpleNamespace:
+        value = next(found)
+        return SimpleNamespace(metrics={"fid": Estimate(value, 0.1)}, values={"fid": value})
+
+    scorer = SimpleNamespace(reference=None, extractor=None)
+    monkeypatch.setattr(speedrun, "measure", measured)
+    monkeypatch.setattr(speedrun.Scorer, "open", lambda *more: scorer)
+    words = [str(tmp_path / "base.yaml"), "--every", "2", "--reference", "none"]
+    words += ["--run", str(tmp_path / "race"), "--steps", "6"]
+    monkeypatch.setattr(sys, "argv", ["speedrun.py", *words])
+    speedrun.main()
+    lines = (tmp_path / "race" / "speedrun.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]  # not to step 6
+    assert "| 16 | 0." in capsys.readouterr().out  # images; minutes
