@@ -47,7 +47,7 @@ help:
 	@echo "  PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ... are read by pip itself"
 
 demo: $(VENV)/.train
-	@echo "make demo: trains and draws for about 4 minutes on two cores"
+	@echo "make demo: trains and draws for about 5 minutes on two cores"
 	$(BIN)/python examples/demo.py
 
 # Only the plugins the tests use: those of a shared environment may have warnings of their own, which are errors here.
