@@ -27,7 +27,7 @@ from pixelwright.hub.files import (
     open_shards,
     weight_names,
 )
-from pixelwright.hub.layouts import Settings
+from pixelwright.hub.layout import Settings
 from pixelwright.hub.pickles import open_pickle
 from pixelwright.hub.prefixes import network_tensors
 from pixelwright.hub.presets import licence_of, with_notes

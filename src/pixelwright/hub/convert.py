@@ -23,7 +23,7 @@ from pixelwright.hub.checkpoint import (
     open_checkpoint,
 )
 from pixelwright.hub.former import is_former, open_former
-from pixelwright.hub.layouts import Settings
+from pixelwright.hub.layout import Settings
 from pixelwright.hub.pickles import part_start
 from pixelwright.hub.prefixes import SETS
 from pixelwright.hub.public import parted, published_form

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.hub import layouts
-from pixelwright.hub.layouts import Layout, Settings, Table
+from pixelwright.hub.layout import Layout, Settings, Table
 from pixelwright.hub.prefixes import network_tensors
 from pixelwright.hub.presets import preset_of
 from pixelwright.hub.text_layouts import TEXT_LAYOUTS

@@ -3,7 +3,8 @@
 import math
 
 from pixelwright.errors import UserError
-from pixelwright.hub.layouts import DECO_HEAD, Layout, Settings, Table, pixnerd_head, position_table
+from pixelwright.hub.layout import Layout, Settings, Table
+from pixelwright.hub.layouts import DECO_HEAD, pixnerd_head, position_table
 from pixelwright.hub.shapes import Specs, count_of, embedder_of, heads_of, shape_of
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.detailers.linear import LinearConfig

@@ -1,8 +1,8 @@
 """Named models in one readable table.
 
 A name is FAMILY-SIZE-PATCH with families `dip` (U-Net detailer), `pixeldit` (PiT detailer; `-postmod` for the
-post-modulation blocks), `jit` (JiT, sizes B to G), `dit` (no detailer; `-vanilla`: blocks of the first DiT),
-`RELATIVES`. Sizes B, L and XL are the papers'; ti and s are for small images and CPUs. `FAMILY-t2i` and
+post-modulation blocks), `jit` (JiT, sizes B to G), `dit` (no detailer; `-vanilla`: blocks of the first DiT)
+and `RELATIVES`. Sizes B, L and XL are the papers'; ti and s are for small images and CPUs. `FAMILY-t2i` and
 `FAMILY-t2i-ti`, which is small, draw from captions.
 """
 
