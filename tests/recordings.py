@@ -12,7 +12,7 @@ from torch import Tensor
 
 DATA = Path(__file__).parent / "data"
 NETWORKS = ("pixeldit_c2i", "pixeldit_c2i_postmod", "dip")
-RELATIVES: dict[str, dict[str, Any]] = {"pixnerd": {}, "deco": {}, "flattendit": {}}
+RELATIVES: dict[str, dict[str, Any]] = {"pixnerd": {}, "deco": {}, "flattendit": {}, "ddt": {"depth": 3}}
 """Networks of other papers, and the settings that their files do not tell."""
 
 

@@ -21,6 +21,7 @@ from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import DenoiserConfig, Placement
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.detailers.dit_decoder import DiTDecoderConfig
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.detailers.mlp import MLPConfig
 from pixelwright.models.detailers.nerf import NerfConfig
@@ -48,6 +49,7 @@ RELATIVES = [
     PixelMLPConfig(2, 8),
     MLPConfig(12),
     PatchAttentionConfig(1, 8, 2),
+    DiTDecoderConfig(1, 2),
     LinearConfig("layer"),
     UNetConfig((8, 12, 16), whole_image=True),
     PiTConfig(1, 8, 16, 2, modulation="patch", attention="none"),
@@ -207,7 +209,7 @@ def test_products_of_8_bits_are_compiled_too(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @VNNI
-@pytest.mark.parametrize("config", [CONFIGS[0], *CONFIGS[6:8], *CONFIGS[15:24], CONFIGS[-1]], ids=str)
+@pytest.mark.parametrize("config", [CONFIGS[0], *CONFIGS[6:8], *CONFIGS[15:25], CONFIGS[-1]], ids=str)
 @torch.no_grad()
 def test_int8_is_near_the_model(config: DenoiserConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerated, "SHORTEST", 16)  # the layers of tokens here, which are narrow

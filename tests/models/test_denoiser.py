@@ -15,6 +15,7 @@ import pixelwright as pw
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig, Placement
 from pixelwright.models.denoiser import PixelDenoiser
+from pixelwright.models.detailers.dit_decoder import DiTDecoderConfig
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.detailers.mlp import MLPConfig
 from pixelwright.models.detailers.nerf import NerfConfig
@@ -34,6 +35,7 @@ DETAILERS = [
     NerfConfig(1, 6, mlp_ratio=1, positions="rotary", unit_w2=False, final_norm=False),
     PixelMLPConfig(2, 6),
     MLPConfig(12),
+    DiTDecoderConfig(1, 2),
     PatchAttentionConfig(2, 8, 2),
     LinearConfig("layer"),
     UNetConfig((8, 16), whole_image=True),

@@ -34,6 +34,12 @@ def test_parameters_equal_the_published_count(name: str, count: int) -> None:
     assert sum(p.numel() for p in skeleton(preset(name)).parameters()) == count
 
 
+def test_ddt_is_the_published_one_but_for_its_channels() -> None:
+    """Published for latents: 4 channels in patches of 2 instead of 3 in patches of 16."""
+    count = sum(p.numel() for p in skeleton(preset("ddt-xl-16")).parameters())
+    assert count - (3 * 16**2 - 4 * 2**2) * (2 * 1152 + 1153) == 674_646_352
+
+
 def test_dips_head_has_the_published_count() -> None:
     assert sum(p.numel() for p in skeleton(preset("dip-xl-16")).detailer.parameters()) == 6_968_067
 

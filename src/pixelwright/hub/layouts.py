@@ -16,6 +16,7 @@ from pixelwright.hub.layout import Layout, Settings, Table
 from pixelwright.hub.shapes import Specs, classes_of, count_of, embedder_of, heads_of, shape_of
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.detailers.dit_decoder import DiTDecoderConfig
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.detailers.nerf import NerfConfig
 from pixelwright.models.detailers.pit import PiTConfig
@@ -192,6 +193,32 @@ def _infer_flattendit(weights: Specs, settings: Settings) -> DenoiserConfig:
     return DenoiserConfig(infer_patch_dit(weights, "blocks", "x_embedder.proj.weight"), LinearConfig("layer"))
 
 
+def _ddt(config: DenoiserConfig) -> Table:
+    """The decoder's blocks go on with the numbers of the global ones."""
+    table = [*_COMMON, *_blocks("blocks"), ("detailer.embedder.", "x_embedder.proj.")]
+    for i in range(config.detailer.depth):
+        theirs = f"blocks.{config.backbone.depth + i}."
+        table.append((f"detailer.blocks.{i}.adaLN.", f"{theirs}adaLN_modulation.0."))
+        table.append((f"detailer.blocks.{i}.", theirs))
+    return [*table, *_FLATTENDIT[-2:]]
+
+
+def _infer_ddt(weights: Specs, settings: Settings) -> DenoiserConfig:
+    """How many of its blocks are the decoder's, only a preset of its sizes or the setting `depth` tells."""
+    backbone = infer_patch_dit(weights, "blocks")
+    total, depth = backbone.depth, settings.get("depth")
+    for known in PRESETS.values():
+        if depth is None and isinstance(known.detailer, DiTDecoderConfig):
+            found = (known.backbone.hidden_size, known.backbone.depth + known.detailer.depth)
+            depth = known.backbone.depth if found == (backbone.hidden_size, total) else None
+    if depth is None or not 0 < depth < total:
+        raise UserError(
+            f"the checkpoint has {total} blocks, of the encoder and the decoder: give the encoder's depth"
+        )
+    detailer = DiTDecoderConfig(total - depth, backbone.num_heads)
+    return DenoiserConfig(replace(backbone, depth=depth), detailer)
+
+
 # ---------------------------------------------------------------- JiT, PixelGen
 def _jit(config: DenoiserConfig) -> Table:
     embedder = "x_embedder.proj1." if config.backbone.bottleneck is None else "x_embedder.proj2."
@@ -347,5 +374,10 @@ LAYOUTS = (
         "FlattenDiT",
         ("x_embedder.proj.weight", "!s_embedder.proj.weight"),
         *(((PatchDiTConfig, LinearConfig),), lambda config: _FLATTENDIT, _infer_flattendit),
+    ),
+    Layout(
+        "DDT",
+        ("x_embedder.proj.weight", "s_embedder.proj.weight"),
+        *(((PatchDiTConfig, DiTDecoderConfig),), _ddt, _infer_ddt, ("depth",)),
     ),
 )

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.detailers.dit_decoder import DiTDecoderConfig
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.detailers.nerf import NerfConfig
 from pixelwright.models.detailers.pit import PiTConfig
@@ -51,6 +52,8 @@ RELATIVES: dict[str, tuple[int, int, int, int, Any]] = {
     "deco-ti-8": (6, 192, 3, 8, PixelMLPConfig(2, 16)),
     "deco-l-16": (22, 1024, 16, 16, PixelMLPConfig(3, 32)),
     "deco-xl-16": (28, 1152, 16, 16, PixelMLPConfig(3, 32)),
+    "ddt-ti-8": (5, 192, 3, 8, DiTDecoderConfig(1, 3)),
+    "ddt-xl-16": (22, 1152, 16, 16, DiTDecoderConfig(6, 16)),
     "flattendit-l-16": (24, 1024, 16, 16, LinearConfig("layer")),
     "flattendit-xl-16": (28, 1152, 16, 16, LinearConfig("layer")),
 }
@@ -188,8 +191,8 @@ def preset(name: str, num_classes: int | None = None, **overrides: Any) -> Denoi
         name: a key of `PRESETS`.
         num_classes: number of classes, 1000 where none is given; a model of captions has none.
         **overrides: any field of `DenoiserConfig` or of its backbone's config to replace. A PiT detailer
-            whose attention width and heads equalled the backbone's keeps following it. `detailer` is a config
-            or a mapping such as {"type": "unet", "channels": [32, 64]}.
+            or DiT decoder whose width and heads equalled the backbone's keeps following it. `detailer` is
+            a config or a mapping such as {"type": "unet", "channels": [32, 64]}.
 
     Raises:
         UserError: unknown name (naming the near ones), unknown override or impossible values.
@@ -219,13 +222,12 @@ def varied(config: DenoiserConfig, num_classes: int | None = None, **overrides: 
         raise UserError(f"{name} draws from captions and has no classes; {num_classes} classes are given")
     old, detailer = config.backbone, config.detailer
     backbone = dataclasses.replace(old, **inner)
-    if isinstance(detailer, PiTConfig) and (detailer.attention_size, detailer.num_heads) == (
-        old.hidden_size,
-        old.num_heads,
-    ):
-        detailer = dataclasses.replace(
-            detailer, attention_size=backbone.hidden_size, num_heads=backbone.num_heads
-        )
+    if isinstance(detailer, PiTConfig | DiTDecoderConfig):
+        links = {"attention_size": "hidden_size", "num_heads": "num_heads"}
+        links = {ours: theirs for ours, theirs in links.items() if hasattr(detailer, ours)}
+        if all(getattr(detailer, ours) == getattr(old, theirs) for ours, theirs in links.items()):
+            followed = {ours: getattr(backbone, theirs) for ours, theirs in links.items()}
+            detailer = dataclasses.replace(detailer, **followed)
     if "patch_size" in inner and "image_size" not in outer:
         outer["image_size"] = None  # the table's size belongs to the table's patch
     return dataclasses.replace(config, **{"backbone": backbone, "detailer": detailer, **outer})
