@@ -260,10 +260,6 @@ CASES: dict[str, tuple[Callable[[Path], str], str]] = {
     "endless name": (tensors(lambda t: t.update({"s" * 9999: torch.zeros(1)})), "sss…"),
     "swapped layers": (tensors(swap(QKV, "patch_blocks.0.attn.proj.weight")), "[48, 48], expected [144, 48]"),
     "one tensor of integers": (tensors(lambda t: t.update({QKV: t[QKV].to(torch.int8)})), "int"),
-    "one tensor in eight bits": (
-        tensors(lambda t: t.update({QKV: t[QKV].to(torch.float8_e4m3fn)})),
-        "weights in 8 bits (torch.float8_e4m3fn)",
-    ),
     "two dtypes": (tensors(lambda t: t.update({QKV: t[QKV].bfloat16()})), "--dtype"),
     "a scalar for a matrix": (tensors(lambda t: t.update({QKV: torch.zeros(())})), "[], expected"),
     "an empty embedder": (

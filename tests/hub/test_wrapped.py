@@ -324,12 +324,39 @@ def test_a_git_lfs_pointer_in_a_model_folder_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_eight_bits_are_named(dtype: torch.dtype, suffix: str, tmp_path: Path) -> None:
+def test_weights_in_eight_bits_are_read(dtype: torch.dtype, suffix: str, tmp_path: Path) -> None:
+    """In bf16, which holds them exactly; in the dtype of others, norms for instance, where there are some."""
     tensors = {key: value.to(dtype) for key, value in weights(NAME).items()}
     path = tmp_path / f"x{suffix}"
-    torch.save(tensors, path) if suffix == ".pt" else save_file(tensors, path)
-    with pytest.raises(pw.UserError, match=rf"weights in 8 bits \({dtype}\); get them in 16 or 32"):
-        pw.load(path)
+    for others in (torch.bfloat16, torch.float32):
+        if others == torch.float32:
+            tensors |= {key: value for key, value in weights(NAME).items() if "norm" in key}
+        torch.save(tensors, path) if suffix == ".pt" else save_file(tensors, path)
+        model = pw.load(path)
+        found = pw.hub.to_public(model)
+        assert all(torch.equal(found[key], value.to(others)) for key, value in tensors.items())
+        assert f"8 bits read as {others}".replace("torch.", "") in model.config.provenance.read
+
+
+@pytest.mark.parametrize("end", ["scale_weight", "weight_scale"])
+def test_scales_of_eight_bits_multiply(end: str, tmp_path: Path) -> None:
+    found: dict[str, Tensor] = {"model.diffusion_model.scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for key, value in weights(NAME).items():
+        if value.ndim == 2:
+            scale = value.abs().max() / 400
+            found[f"model.diffusion_model.{key}"] = (value / scale).to(torch.float8_e4m3fn)
+            found[f"model.diffusion_model.{key.removesuffix('.weight')}.{end}"] = scale
+        else:
+            found[f"model.diffusion_model.{key}"] = value
+    save_file(found, tmp_path / "x.safetensors")
+    for key, value in pw.hub.to_public(pw.load(tmp_path / "x.safetensors")).items():
+        torch.testing.assert_close(
+            value, weights(NAME)[key], rtol=0.07, atol=float(weights(NAME)[key].abs().max()) / 3e4
+        )
+    key = next(name for name in found if name.endswith(end))
+    save_file(found | {key: torch.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(pw.UserError, match="a scale of 8 bits is one number"):
+        pw.load(tmp_path / "x.safetensors")
 
 
 def test_a_file_in_bf16_is_read(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from pixelwright.files import read_json
 from pixelwright.hub import runs, shipped
 from pixelwright.hub.adapters import Adapters, config_with, find_adapter, with_adapters
 from pixelwright.hub.files import (
-    EIGHT_BITS,
     FOLDERS,
     INDEX_SUFFIX,
     LARGEST_HEADER,
@@ -26,6 +25,7 @@ from pixelwright.hub.files import (
     open_safetensors,
     open_shards,
     weight_names,
+    widen,
 )
 from pixelwright.hub.layout import Settings
 from pixelwright.hub.pickles import open_pickle
@@ -177,10 +177,7 @@ def open_checkpoint(
         return _open_kept(kept, sampler, settings)
     path = locate(source)
     config = known_config(path)
-    file = open_file(path)
-    if eight := {spec.dtype for spec in file.specs.values()}.intersection(EIGHT_BITS.values()):
-        held = ", ".join(sorted(map(str, eight)))
-        raise UserError(f"{path} holds weights in 8 bits ({held}); get them in 16 or 32 bits")
+    file = widen(open_file(path))
     if config is None:
         address = str(source).partition("?")[0] if is_address(str(source)) else path.name
         return _open_published(file, address, weights, sampler, settings)
@@ -193,7 +190,7 @@ def open_checkpoint(
     check_weights(expected, specs, str(path))
     config = config if sampler is None else with_notes(config, "", sampler)
     read = lambda name: file.read(network.names[name])  # noqa: E731
-    return Checkpoint(config, str(path), file.files, network.description, specs, read)
+    return Checkpoint(config, str(path), file.files, network.description + file.widened, specs, read)
 
 
 def _open_kept(kept: runs.Kept, sampler: str | None, settings: Settings) -> Checkpoint:
@@ -220,12 +217,12 @@ def _open_published(
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from None
     specs = {ours: joined(theirs, published.__getitem__) for ours, theirs in names.items()}
-    size = sum(spec.numel() * spec.element_size() for spec in specs.values())
+    size = sum(spec.numel() * (1 if file.widened else spec.element_size()) for spec in specs.values())
     if size > (there := sum(part.stat().st_size for part in file.files)):  # tensors that overlap
         raise UserError(f"{file.path} has {there} bytes, but its tensors claim {size}")
     config = with_notes(config, file.path.name.removesuffix(INDEX_SUFFIX).rsplit(".", 1)[0], sampler)
     files = (address, *(f.name for f in file.files[1:]))
-    read_as, licence = network.description, licence_of(config, f"{address}/{file.path.name}")
+    read_as, licence = network.description + file.widened, licence_of(config, f"{address}/{file.path.name}")
     config = dataclasses.replace(config, provenance=Provenance(files, (), read_as, licence))
     read = lambda ours: joined(names[ours], read_published)  # noqa: E731
     note = _null_class_note(config, file.path)

@@ -48,6 +48,46 @@ class WeightFile:
     files: tuple[Path, ...]  # every file that belongs to it, `path` first
     specs: Mapping[str, Tensor]  # name -> a tensor on the meta device, with shape and dtype alone
     read: Callable[[str], Tensor]  # it may share memory with the file, so write nothing into it
+    widened: str = ""  # which weights of 8 bits are read in another dtype, in words
+
+
+_SCALES = (".scale_weight", ".weight_scale")  # beside "….weight": one number that multiplies it
+_UNUSED = re.compile(r"(.*\.)?(scaled_fp8|scale_input|input_scale)")  # for products in 8 bits
+
+
+def widen(file: WeightFile) -> WeightFile:
+    """A file whose weights in 8 bits (float8), with their scales where there are some, are read in the dtype
+    of its other weights, or in bfloat16 where there are none or several. Raises UserError: scales that are
+    not one number each."""
+    eight = {name for name, spec in file.specs.items() if spec.dtype in EIGHT_BITS.values()}
+    if not eight:
+        return file
+    scales = {
+        f"{name.removesuffix(end)}.weight": name
+        for name in file.specs
+        for end in _SCALES
+        if name.endswith(end) and f"{name.removesuffix(end)}.weight" in eight
+    }
+    for name in scales.values():
+        if file.specs[name].numel() != 1:
+            shape = list(file.specs[name].shape)
+            raise UserError(
+                f'{file.path}: "{shorten(name)}" is {shape}; a scale of 8 bits is one number here'
+            )
+    kept = [name for name in file.specs if name not in scales.values() and not _UNUSED.fullmatch(name)]
+    others = {file.specs[name].dtype for name in kept if name not in eight}
+    dtype = others.pop() if len(others) == 1 else torch.bfloat16
+
+    def read(name: str) -> Tensor:
+        if name not in eight:
+            return file.read(name)
+        value = file.read(name).to(torch.float32)
+        scale = file.read(scales[name]).to(torch.float32).reshape(()) if name in scales else 1.0
+        return (value * scale).to(dtype)
+
+    specs = {name: file.specs[name].to(dtype) if name in eight else file.specs[name] for name in kept}
+    words = f"; {len(eight)} tensors of 8 bits read as {str(dtype).removeprefix('torch.')}"
+    return WeightFile(file.path, file.files, specs, read, words)
 
 
 def weight_names(names: Iterable[str]) -> dict[str, list[str]]:
