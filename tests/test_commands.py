@@ -171,7 +171,8 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-RUN = [page for page in PAGES if page not in (EXTENDING, ROOT / "docs" / "distributed.md") and commands(page)]
+ELSEWHERE = (EXTENDING, *(ROOT / "docs" / name for name in ("distributed.md", "studio.md")))  # other tests
+RUN = [page for page in PAGES if page not in ELSEWHERE and commands(page)]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from pixelwright.files import replacing
+
+NOTE = "pixelwright"
+"""The text chunk of a drawn PNG with how it was drawn: its line of samples.jsonl."""
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -53,6 +57,12 @@ def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
     with Image.open(path) as image:
         image.load()  # they may stand behind the pixels
         return {str(key): text for key, text in image.info.items() if isinstance(text, str)}
+
+
+def png_name(number: int, word: str) -> str:
+    """The file of a drawn image: its number, and the class or prompt in letters that every system takes."""
+    slug = re.sub(r"[^\w]+", "-", word)[:40].strip("-").lower()
+    return f"{number:06d}-{slug or 'image'}.png"
 
 
 def load_png(path: str | os.PathLike[str]) -> Tensor:

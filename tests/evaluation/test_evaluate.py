@@ -83,7 +83,7 @@ def test_a_sweep_takes_over_what_is_done(
 
 
 def test_one_page_of_several_evaluations(
-    evaluate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in ("1", "2"):
         assert evaluate(f"seed-{seed}", "--seed", seed, "--name", f"seed-{seed}") == 0
@@ -92,8 +92,9 @@ def test_one_page_of_several_evaluations(
     text = page.read_text()
     assert "not comparable" not in text and "<td>seed-1</td>" in text and "<td>seed-2</td>" in text
     assert text.count("<figure>") == len(read_report(tmp_path / "seed-1").metrics)
-    assert main(["report", *folders]) == 2
-    assert "--out FILE.html" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *folders]) == 0
+    assert (tmp_path / "comparison.html").read_text() == text
 
 
 # --- the plan of a sweep -----------------------------------------------------------------------------------

@@ -70,8 +70,12 @@ def test_a_missing_file_is_told_with_its_origin(
     )
 
 
+OWN = ("dip-", "pixeldit-")
+
+
 def test_every_published_preset_has_its_figures() -> None:
-    of_classes = {name for name in SAMPLER_PRESETS if "t2i" not in name}  # captions have no FID to meet
+    # Captions have no FID to meet; the relatives' figures are of other protocols than ADM's.
+    of_classes = {name for name in SAMPLER_PRESETS if "t2i" not in name and name.startswith(OWN)}
     assert {target.sampler.name for target in TARGETS.values()} == of_classes
     for target in TARGETS.values():
         assert target.num_samples == 50_000 and target.expected.keys() <= reproduce.TOLERANCES.keys()

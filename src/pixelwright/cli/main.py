@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluation": "train the features to evaluate with",
     "prompts": "text-to-image benchmarks: ShapesBench, GenEval, DPG-Bench",
     "report": "HTML report of a run, or of several evaluations",
+    "studio": "a web page to draw, compare and watch runs",
     "data": "prepare or check a data set",
     "convert": "convert weights, published checkpoints in and out",
     "info": "parameters, FLOPs and memory of a model or a run",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from pixelwright.diffusion.solvers import Step
 from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.hub.checkpoint import load_config
-from pixelwright.images import save_grid, save_png
+from pixelwright.images import NOTE, png_name, save_grid, save_png
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import DenoiserConfig, TextNote
 from pixelwright.text import encode_for
@@ -113,7 +112,7 @@ def run(options: Namespace) -> None:
             )
             for index, image in enumerate(images, options.start_index + start):
                 word = words[index - options.start_index]
-                name = f"{index:06d}-{_slug(word)}.png"
+                name = png_name(index, word)
                 what = {
                     "model": source,
                     **weights,
@@ -121,8 +120,9 @@ def run(options: Namespace) -> None:
                     "seed": str(options.seed),
                     "index": str(index),
                 }
-                save_png(image, out / name, what | {"sampler": chosen.text})
-                lines.append(json.dumps({"file": name, **what, **chosen.as_dict()}, ensure_ascii=False))
+                note = json.dumps({"file": name, **what, **chosen.as_dict()}, ensure_ascii=False)
+                save_png(image, out / name, what | {"sampler": chosen.text, NOTE: note})
+                lines.append(note)
             shown += list(images[: max(0, GRID - start)])
     _note(out / "samples.jsonl", lines)
     scale = max(1, 64 // shown[0].shape[0])
@@ -136,11 +136,6 @@ def _note(path: Path, lines: list[str]) -> None:
     before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in before if line.split(",")[0] not in files]
     write_text(path, "\n".join([*kept, *lines]) + "\n")
-
-
-def _slug(word: str) -> str:
-    """A class name or prompt as part of a file name."""
-    return re.sub(r"[^\w]+", "-", word)[:40].strip("-").lower() or "image"
 
 
 def _condition(

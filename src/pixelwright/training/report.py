@@ -77,7 +77,7 @@ def write_report(run: Path) -> Path:
         charts=list(_charts(lines, config)),
         metrics=metrics,
         metrics_note=metrics_note,
-        events=list(_events(lines)),
+        events=list(events_of(lines)),
         settings=list(changed(config)),
     )
     write_text(run / NAME, page)
@@ -186,7 +186,7 @@ def grids_of(run: Path) -> dict[int, Path]:
     return {int(grid.stem.removeprefix("step-")): grid for grid in found}
 
 
-def _events(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+def events_of(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
     """(step, what happened)."""
     skipped = 0
     for line in lines:

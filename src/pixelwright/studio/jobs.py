@@ -1,0 +1,229 @@
+"""What the buttons of the page do: methods of one object, called with the values of a form."""
+
+import json
+import threading
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixelwright.config import convert, read
+from pixelwright.errors import UserError
+from pixelwright.files import make_folder, replacing
+from pixelwright.images import NOTE, png_name, save_grid, save_png
+from pixelwright.models.config import DenoiserConfig, SamplerSettings
+from pixelwright.studio import comparing, texts
+from pixelwright.studio.drawing import SAMPLER, Drawing, as_number, frames, note_of, whole
+from pixelwright.studio.editing import Edit, edited, prepared, read_upload
+from pixelwright.studio.models import Models
+
+EDITED = "pixelwright edit"  # text chunk of an edited picture
+OWN_FIELDS = ("solver", "steps", "guidance_scale", "time_shift")  # settings with a field of the same name
+
+
+@dataclass(frozen=True)
+class Form:
+    """The values of the form under Draw, in the order of its fields."""
+
+    model: str | None = None
+    classes: Sequence[str] = ()
+    prompt: str = ""
+    count: float = 4
+    seed: float = 0
+    steps: float = 50
+    guidance_scale: float = 1
+    solver: str = "ab2"
+    interval: str = "all"
+    time_shift: float = 1
+    width: str = ""  # both empty: the model's own; one: a square
+    height: str = ""
+    index: float = 0
+    more: str = ""
+
+    @staticmethod
+    def of(model: str, sampler: SamplerSettings, **more: Any) -> "Form":
+        """The form with these settings of the sampler."""
+        settings = {name: getattr(sampler, name) for name in SAMPLER}
+        interval = settings.pop("guidance_interval")
+        words = "all" if interval is None else f"{interval[0]:g} {interval[1]:g}"
+        how = {name: settings.pop(name) for name in OWN_FIELDS}
+        default = vars(SamplerSettings())
+        rest = " ".join(f"{name}={value}" for name, value in settings.items() if value != default[name])
+        return Form(model=model, interval=words, more=rest, **how, **more)
+
+    def drawing(self, takes_text: bool) -> Drawing:
+        """Raises UserError: a value that does not fit."""
+        words = None if self.interval.strip() == "all" else ",".join(self.interval.replace(",", " ").split())
+        hint = tuple[float, float] | None
+        interval = convert(words, hint, texts.INTERVAL)
+        settings = {
+            name: as_number(value) for name, _, value in (w.partition("=") for w in self.more.split())
+        }
+        settings |= {"guidance_interval": interval, **{name: getattr(self, name) for name in OWN_FIELDS}}
+        sampler = read(SamplerSettings, settings | {"steps": whole(self.steps, texts.STEPS)})
+        sides = as_number(self.height or self.width), as_number(self.width or self.height)
+        size = None if "" in sides else (whole(sides[0], texts.HEIGHT), whole(sides[1], texts.WIDTH))
+        drawn = (self.prompt,) if takes_text else tuple(self.classes)
+        count, seed = whole(self.count, texts.COUNT), whole(self.seed, texts.SEED)
+        index = whole(self.index, texts.INDEX)
+        return Drawing(self.model or "", drawn, count, seed, index, size, sampler)
+
+
+class Progress(NamedTuple):
+    """What a job shows from time to time."""
+
+    images: Tensor  # uint8 [B,H,W,3]
+    text: str
+    files: tuple[Path, ...] = ()  # what was written, at its end
+
+
+class Jobs:
+    """The jobs of a page, one at a time on its device; each can be stopped by the session that began it."""
+
+    def __init__(self, models: Models, out: Path) -> None:
+        self.models, self.out = models, out
+        self._stops: dict[str, threading.Event] = {}
+
+    def stop(self, session: str) -> None:
+        """Stop the job of a session, if it has one."""
+        if (flag := self._stops.get(session)) is not None:
+            flag.set()
+
+    def preset(self, model: str) -> Form:
+        """The form as a model is best drawn with. Raises UserError: it is not offered, or cannot be read."""
+        return Form.of(model, self.models.config(model).sampler or SamplerSettings())
+
+    def takes_text(self, model: str | None) -> bool:
+        """Whether it draws from prompts."""
+        return model is not None and self.models.config(model).takes_text
+
+    def class_names(self, model: str | None) -> list[str]:
+        """The names of its classes, or their numbers."""
+        if model is None:
+            return []
+        config = self.models.config(model)
+        return list(config.class_names or map(str, range(config.num_classes)))
+
+    def as_code(self, form: Form) -> tuple[str, str]:
+        """The command line and the Python that draw the same pictures. Raises UserError as `draw`."""
+        config = self._config(form.model)
+        drawing = form.drawing(config.takes_text)
+        return drawing.command(config.takes_text), drawing.python(config)
+
+    def _config(self, model: str | None) -> DenoiserConfig:
+        if not model:
+            raise UserError(texts.NO_MODEL)
+        return self.models.config(model)
+
+    def draw(self, session: str, form: Form) -> Iterator[Progress]:
+        """The pictures of the form, step by step; the finished ones are written to the folder."""
+        config = self._config(form.model)
+        drawing = form.drawing(config.takes_text)
+        words, stop, began = drawing.words(config), self._flag(session), time.monotonic()
+        model = self.models.get(drawing.model)
+        for frame in frames(model, drawing, words, stop):
+            images, where = frame.images, {"step": frame.step, "steps": frame.steps}
+            if not frame.done:
+                yield Progress(images, texts.DRAWING.format(**where))
+            elif frame.step < frame.steps:
+                yield Progress(images, texts.STOPPED.format(**where))
+            else:
+                seconds = time.monotonic() - began
+                files = tuple(self._write(drawing, words, images))
+                yield Progress(images, texts.DONE.format(count=len(files), seconds=seconds), files)
+
+    def compare(
+        self, session: str, form: Form, columns: tuple[str, str], rows: tuple[str, str]
+    ) -> Iterator[Progress]:
+        """A sheet with one or two settings varied: (axis, values, one a line) each; axis "none": one row."""
+        drawing = form.drawing(self._config(form.model).takes_text)
+        across, down = (
+            (axis, [line.strip() for line in values.splitlines() if line.strip()])
+            for axis, values in (columns, rows)
+        )
+        chosen, stop = None if down[0] == texts.NONE else down, self._flag(session)
+        count = len(across[1]) * (1 if chosen is None else len(chosen[1]))
+        done: list[Tensor] = []
+        for image in comparing.cells(self.models, drawing, across, chosen, stop):
+            done.append(image)
+            yield Progress(torch.stack(done), texts.DRAWING.format(step=len(done), steps=count))
+        if not done or len(done) < count:
+            yield Progress(torch.zeros(0), texts.NOT_WHOLE)
+            return
+        make_folder(self.out)
+        path = self.out / f"compare-{time.strftime('%Y%m%d-%H%M%S')}.png"
+        images, names = torch.stack(done), [] if chosen is None else [v for v in chosen[1] for _ in across[1]]
+        scale = max(1, 160 // images.shape[1])
+        save_grid(images, path, len(across[1]), scale, titles=across[1], captions=names or None)
+        yield Progress(images, texts.COMPARED.format(count=count), (path,))
+
+    def prepared(self, model: str | None, picture: Path, fit: bool) -> Tensor:
+        """An uploaded picture as it will be edited, uint8 [1,H,W,3]. Raises UserError: it cannot be."""
+        return prepared(read_upload(picture), self._config(model), fit)
+
+    def edit(self, session: str, model: str | None, form: Edit) -> Iterator[Progress]:
+        """A picture and its edit, two images each time; at the end both are written."""
+        config, stop = self._config(model), self._flag(session)
+        for image, frame in edited(self.models.get(str(model)), form, stop):
+            pair, where = torch.stack([image, frame.images[0]]), {"step": frame.step, "steps": frame.steps}
+            if not frame.done:
+                yield Progress(pair, texts.DRAWING.format(**where))
+            elif frame.step < frame.steps:
+                yield Progress(pair, texts.STOPPED.format(**where))
+            else:
+                note = {"model": model, "method": form.method, "target": form.target, "seed": form.seed}
+                word = f"{form.method} {form.target}" if config.takes_text or form.target else form.method
+                files = self._numbered(["before", word], pair, [{}, {EDITED: json.dumps(note)}])
+                yield Progress(pair, texts.EDITED, tuple(files))
+
+    def restored(self, file: Path) -> Form:
+        """The form that draws a picture again. Raises UserError: it does not say how it was drawn, or by a
+        model that is not offered here."""
+        note, sampler, (height, width) = note_of(file)
+        config = self.models.config(note["model"])
+        what: dict[str, Any] = (
+            {"prompt": note["drawn"]} if config.takes_text else {"classes": [note["drawn"]]}
+        )
+        where = {
+            "seed": int(note["seed"]),
+            "index": int(note["index"]),
+            "width": str(width),
+            "height": str(height),
+        }
+        return Form.of(note["model"], sampler, count=1, **what, **where)
+
+    def zipped(self, files: Sequence[str]) -> Path:
+        """One zip of pictures of this folder. Raises UserError: there are none."""
+        known = [path for path in map(Path, files) if path.parent.resolve() == self.out.resolve()]
+        if not known:
+            raise UserError(texts.EMPTY)
+        path = self.out / f"pictures-{time.strftime('%Y%m%d-%H%M%S')}.zip"
+        with replacing(path) as part, zipfile.ZipFile(part, "w") as archive:
+            for file in known:
+                archive.write(file, file.name)
+        return path
+
+    def _flag(self, session: str) -> threading.Event:
+        """The stop flag of the job that a session begins."""
+        self._stops[session] = flag = threading.Event()
+        return flag
+
+    def _write(self, drawing: Drawing, words: Sequence[str], images: Tensor) -> Iterator[Path]:
+        """Write pictures, each with a note of how it was drawn."""
+        notes = [json.dumps(drawing.record(i, word), ensure_ascii=False) for i, word in enumerate(words)]
+        return self._numbered(words, images, [{NOTE: note} for note in notes])
+
+    def _numbered(
+        self, words: Sequence[str], images: Tensor, notes: Sequence[dict[str, str]]
+    ) -> Iterator[Path]:
+        """Write pictures under the next free numbers."""
+        make_folder(self.out)
+        first = 1 + max((int(p.name[:6]) for p in self.out.glob("[0-9]" * 6 + "-*.png")), default=-1)
+        for number, (word, image, note) in enumerate(zip(words, images, notes, strict=True), first):
+            save_png(image, path := self.out / png_name(number, word), note)
+            yield path
