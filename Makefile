@@ -30,7 +30,7 @@ help:
 	@echo "make demo    set up $(VENV), train a tiny DiP and a tiny PixelDiT, draw them side by side"
 	@echo "make test    set up $(VENV), then lint, type-check and run the tests"
 	@echo "make lint    ruff and mypy alone"
-	@echo "make format  rewrite the code as ruff wants it"
+	@echo "make format  rewrite the code as ruff wants it, and docs/api.md from the docstrings"
 	@echo "make bench   measure the table of docs/performance.md (under 25 minutes on two idle cores)"
 	@echo "make bench-check  compare this machine's speed ratios with benchmarks/ratios.json (some minutes)"
 	@echo "make clean   remove $(VENV) and the caches (runs and samples stay)"
@@ -64,6 +64,7 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+	$(BIN)/python docs/api.py
 
 bench: $(VENV)/.train
 	$(BIN)/python benchmarks/bench.py --suite performance --compile yes --out docs/results/performance --overwrite

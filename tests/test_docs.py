@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -144,6 +145,16 @@ def test_the_recipes(tmp_path: Path) -> None:
         assert gif.size == (512, 128) and gif.n_frames > 10
     assert all((tmp_path / name).is_file() for name in ("between.png", "model.pt2", "model.onnx"))
     assert pw.load(tmp_path / "models" / "loop").config.num_classes == 24
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="other Pythons write signatures otherwise")
+def test_the_api_page_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("api", ROOT / "docs" / "api.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert module.page() == written, "run: python docs/api.py"
 
 
 def anchors(page: Path) -> set[str]:

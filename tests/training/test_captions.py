@@ -151,6 +151,31 @@ def test_a_set_without_captions_is_told(captioned: Any, tmp_path: Path) -> None:
         train(captioned(data=DataConfig(path=str(tmp_path / "set.tar"), size=8)))
 
 
+def test_class_names_are_captions_where_asked_for(
+    captioned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("red star", "blue circle"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name / f"{i}.png")
+    (tmp_path / "photos" / "red star" / "0.txt").write_text("a red star on the left")
+    data = DataConfig(path=str(tmp_path / "photos"), size=8)
+    build_trainer(captioned(data=data))
+    told = capsys.readouterr().err
+    assert "3 of 4 images" in told and "are passed over" in told and "--data.class_captions true" in told
+    with_names = dataclasses.replace(data, class_captions=True)
+    source = pw.data.open_source(with_names)
+    expected = ["blue circle", "blue circle", "a red star on the left", "red star"]
+    assert [source[i].caption for i in range(4)] == expected
+    build_trainer(captioned(data=with_names))
+    assert "no caption" not in capsys.readouterr().err
+    (tmp_path / "photos" / "red star" / "0.txt").unlink()
+    with pytest.raises(UserError, match=r"4 of 4 images .* have no caption: .*--data\.class_captions true"):
+        build_trainer(captioned(data=data))
+    with pytest.raises(UserError, match="have no names"):
+        pw.data.open_source(dataclasses.replace(with_names, path=str(tmp_path / "photos" / "red star")))
+
+
 def test_settings_that_do_not_go_together(tiny: Tiny, captioned: Any) -> None:
     with pytest.raises(UserError, match="draws from captions: say which encoder reads them"):
         captioned(text=None)

@@ -32,6 +32,8 @@ class DataConfig(Config, where="data"):
     """Leave out images that are longer than this to one; None: none, but with aspects 4."""
     min_side: NonNegativeInt = 0
     """Leave out images whose shorter side has fewer pixels."""
+    class_captions: bool = False
+    """For models of captions: an image without one has the name of its class, its folder, as its caption."""
     flip: bool = False
     """Mirror half of the images left to right, drawn anew in each epoch."""
     workers: NonNegativeInt = 0

@@ -13,7 +13,7 @@ from pixelwright.data.layout import SUFFIXES, is_hidden, refuse_splits, shown, s
 from pixelwright.data.parquet import ParquetSource
 from pixelwright.data.shapes import Shapes
 from pixelwright.data.shards import ShardSource
-from pixelwright.data.sources import FolderSource, Source, ZipSource, walk
+from pixelwright.data.sources import FolderSource, Source, StoredImages, ZipSource, walk
 from pixelwright.data.transforms import UnreadableImage
 from pixelwright.errors import UserError
 from pixelwright.remote import fetch, is_address
@@ -65,9 +65,12 @@ def find_source(config: DataConfig) -> Source:
     if config.path == SHAPES_CAPTIONS:
         return CaptionedShapes(config.size, seed, count)
     files, names = _files(config.path)
-    if len(files) == 1 and files[0].is_dir():
-        return _open_folder(files[0])
-    return _open_files(files, names, config.path)
+    alone = len(files) == 1 and files[0].is_dir()
+    source = _open_folder(files[0]) if alone else _open_files(files, names, config.path)
+    if config.class_captions and source.class_names is None:
+        raise UserError(f'data.class_captions is true, but the classes of "{config.path}" have no names')
+    source.class_captions = config.class_captions
+    return source
 
 
 def _files(path: str) -> tuple[list[Path], list[str]]:
@@ -115,7 +118,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
         yield from expand_braces(pattern[: found.start()] + word + pattern[found.end() :])
 
 
-def _open_folder(folder: Path) -> Source:
+def _open_folder(folder: Path) -> StoredImages:
     """The shards or parquet files in a folder, or else its images."""
     if folder.name.endswith(UNFINISHED):
         raise UserError(f'"{folder}" is not finished: run the same `pixelwright data prepare` again')
@@ -146,7 +149,7 @@ def _kind(name: str) -> str | None:
     return "packed tar" if PACKED_TAR.search(lower) else "packed" if PACKED.search(lower) else None
 
 
-def _open_files(files: Sequence[Path], names: Sequence[str], path: str) -> Source:
+def _open_files(files: Sequence[Path], names: Sequence[str], path: str) -> StoredImages:
     """Several files of one kind as one source."""
     names = [name.partition("?")[0] if is_address(name) else name for name in names]
     packed = [name for name in names if (_kind(name) or "").startswith("packed")]

@@ -69,6 +69,8 @@ class StoredImages(ABC):
 
     path: Path
     class_names: tuple[str, ...] | None
+    class_captions = False  # whether the name of its class is the caption of an image that has none
+    uncaptioned = 0  # images without a caption, where that is known without reading all
 
     def set_labels(self, labels: Sequence[int], class_names: Sequence[str] | None) -> None:
         """`labels` [n] are numbers, one for each image."""
@@ -84,6 +86,8 @@ class StoredImages(ABC):
             captions = self._captions(index)
         except UserError as error:
             logger.warning("%s; until then it is no caption", error)
+        if captions is None and self.class_captions and self.class_names:
+            captions = Captions((self.class_names[int(self.labels[index])],), (1.0,))
         first = captions and captions.texts[0]
         return Sample(image, int(self.labels[index]), first, self.name(index), captions)
 
@@ -144,6 +148,7 @@ class _Files(StoredImages):
         }
         self._beside = {name: own for name, own in found.items() if own}
         self._metadata = self._read_metadata(visible)
+        self.uncaptioned = len(set(self._names) - self._beside.keys() - self._metadata.keys())
         texts -= {name for own in self._beside.values() for name in own}
         if left_out := sorted(name for name in texts if suffix(name) != "json"):
             text = '"%s": left out %d texts beside no image of their name, such as "%s"'

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelwright.data import Source, UnreadableImage, open_source
+from pixelwright.data import DataConfig, Source, UnreadableImage, open_source
 from pixelwright.data.loader import as_floats
 from pixelwright.device import resolve_precision
 from pixelwright.diffusion.labels import balanced_labels
@@ -81,6 +81,7 @@ def build_trainer(
     if config.text is not None:
         encoder = open_encoder(config.text, config.model.denoiser(), layout.device)
         text = FeatureCache(encoder, config.text.cache)
+        check_captions(source, config.data, layout)
     # Where weights are sharded, rank 0 alone draws or reads them, on the CPU; see `Layout.wrap`.
     model = build_model(config, source, text, "meta" if layout.sharded and not layout.main else "cpu")
     begun = resume is not None or bool(checkpoint_folders(Path(config.run)))
@@ -137,6 +138,21 @@ def _start(config: TrainConfig, model: PixelDenoiser, layout: parallel.Layout, b
     ):
         raise UserError(f"adapter.frozen_dtype is bf16, which {layout.device} computes in fp32: leave it out")
     return trained_weights(model, config, class_tables(model) if new_classes else ())
+
+
+def check_captions(source: Source, settings: DataConfig, layout: parallel.Layout) -> None:
+    """Say how many images have no caption, and what can be done. Raises UserError: none has one."""
+    missing = getattr(source, "uncaptioned", 0)
+    if not missing or settings.class_captions:
+        return
+    text = f"{missing:,} of {len(source):,} images of {settings.path} have no caption"
+    remedy = "write cat.txt beside cat.jpg"
+    if source.class_names is not None:
+        remedy += ", or give --data.class_captions true, and the name of its folder is the caption of each"
+    if missing == len(source):
+        raise UserError(f"{text}: {remedy}")
+    if layout.main:
+        say(f"{text} and are passed over: {remedy}")
 
 
 def build_model(
