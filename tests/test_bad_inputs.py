@@ -237,7 +237,7 @@ CASES = [
         ["reproduce", "pixeldit-xl-epoch320"],
         "reproduce/imagenet256_pixeldit_xl_epoch320.ckpt is not there: get it",
     ),
-    Case("evaluations to compare without --out", ["report", "one", "two"], "--out"),
+    Case("comparing what is no run", ["report", "one", "two"], "one is no run folder"),
     # the command line itself
     Case("unknown command", ["trian"], '"train"'),
     Case("unknown option before the command", ["--colour", "info"], "--colour"),
@@ -302,7 +302,7 @@ CASES = [
     Case("resume without a checkpoint", [*TRAIN, "--resume", "model"], "model"),
     Case("init missing", [*TRAIN, "--init", "nowhere"], "init: nowhere"),
     Case("init nameless", TRAIN, "init is ''", setting("init", "")),
-    Case("init another model", [*TRAIN, "--init", "model"], "backbone.num_classes: 4 -> 24"),
+    Case("init another width", [*TRAIN, "--init", "model", "--model.hidden_size", "96"], "hidden_size"),
     Case("info of a config and a model", ["info", "dit-ti-4", "--config", "config.yaml"], "not both"),
     Case("info of no config", ["info", "--config", "nowhere.yaml"], "nowhere.yaml"),
     Case("info of an unknown GPU", ["info", "--config", "config.yaml", "--gpu", "h10"], '"h100"'),

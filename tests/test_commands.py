@@ -106,7 +106,13 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     captioned = {"model": TOY["model"] | {"preset": "pixeldit-t2i-ti", "patch_size": 8}}
     captioned |= {"text": {"encoder": "minilm", "path": str(root / "bert")}}
     toy_run(root / "runs" / "captioned", **captioned)
-    for pair in ("first mine", "first other", "captioned t2i-shapes-dip", "captioned t2i-shapes-pixeldit"):
+    for pair in (
+        "first mine",
+        "first other",
+        "first cifar10-pixeldit-ti-muon",
+        "captioned t2i-shapes-dip",
+        "captioned t2i-shapes-pixeldit",
+    ):
         source, copy = pair.split()
         shutil.copytree(root / "runs" / source, root / "runs" / copy)
     shutil.copytree(root / "runs" / "captioned" / "model", root / "MODEL")
@@ -218,7 +224,7 @@ def test_python_scripts_of_the_pages_have_the_options_that_are_shown() -> None:
     assert len(lines) > 10
     for script, words in lines:
         source = (ROOT / script).read_text(encoding="utf-8")
-        for option in re.findall(r"--[a-z][\w-]*", words.partition("#")[0]):
+        for option in re.findall(r"--[a-z][\w-]*(?![\w.-])", words.partition("#")[0]):
             assert f'"{option}"' in source, f"{script} {option}"
 
 

@@ -322,7 +322,7 @@ def test_a_classifier_that_was_changed_is_refused(trained: Path, tmp_path: Path)
 
 
 def test_the_table_names_every_kind() -> None:
-    assert set(EXTRACTORS) == {"inception", "dinov2", "in-domain"}
+    assert set(EXTRACTORS) == {"inception", "dinov2", "in-domain", "pixels"}
     with pytest.raises(UserError, match=r'"inceptoin" is neither.*did you mean "inception"'):
         open_extractor("inceptoin")
 
