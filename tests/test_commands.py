@@ -48,6 +48,7 @@ INSTEAD = {
     "guidance_scale=1:4:0.25": "guidance_scale=1:4:3",
     "--num-samples 5000": "--num-samples 16",
     "--num-samples 10000": "--num-samples 16",
+    "--num-samples 1000 ": "--num-samples 16 ",
     "--features inception": "--features features/cifar10",  # the Inception network is not ours to ship
     "VIRTUAL_imagenet256_labeled": "cifar10",
     "evaluations/dip-1000 evaluations/dip-2000": "evaluations/first evaluations/dip",
@@ -218,7 +219,8 @@ def test_the_commands_of_several_processes(line: str, place: Path) -> None:
 
 
 def test_python_scripts_of_the_pages_have_the_options_that_are_shown() -> None:
-    """What they do is tested in tests/benchmarks and tests/test_examples.py, or takes hours."""
+    """What they do is tested in tests/benchmarks and tests/test_examples.py, or takes hours. Options with a
+    point are settings of runs, which some scripts pass on."""
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES).replace("\\\n", " ")
     lines = set(re.findall(r"python ((?:benchmarks|examples)/\w+\.py)([^`\n]*)", text))
     assert len(lines) > 10
