@@ -133,7 +133,7 @@ def test_settings_from_file_and_command_line(
         ({"lpips": ("a",), "adapt_every": 5}, "perceptual.adapt_every is 5: give adapt_from too"),
         ({"lpips": ("a",), "gate": 2.0}, "perceptual.gate is 2.0"),
         ({"lpips": ("nowhere.pth",)}, "nowhere.pth does not exist"),
-        ({"teacher": "nowhere"}, "perceptual.teacher nowhere cannot be read"),
+        ({"teacher": "no/such/folder"}, "perceptual.teacher no/such/folder cannot be read"),
     ],
 )
 def test_mistakes_are_named(tiny: Tiny, settings: dict[str, Any], message: str) -> None:
