@@ -144,12 +144,6 @@ def _condition(
     """The labels, or the features of the prompts, of which the encoder's memory is free again; and for each
     image the class or prompt as a text."""
     prompts, count = list(options.prompt), options.num_images
-    if len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
-        whole = " ".join(prompts)
-        several = "prompts of one word each go into a file, --prompts FILE"
-        raise UserError(f'did you mean one prompt, --prompt "{whole}"? ({several})')
-    if options.prompts is not None:
-        prompts += read_prompts(Path(options.prompts), "--prompts")
     if not config.takes_text:
         for name in ("prompt", "prompts", "negative", "text_encoder"):
             if options[name]:
@@ -162,6 +156,12 @@ def _condition(
             labels = parse_labels(options.labels, *classes)
         names = config.class_names or [f"class {label}" for label in range(config.num_classes)]
         return torch.tensor(labels), [names[label] for label in labels]
+    if len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
+        whole = " ".join(prompts)
+        several = "prompts of one word each go into a file, --prompts FILE"
+        raise UserError(f'did you mean one prompt, --prompt "{whole}"? ({several})')
+    if options.prompts is not None:
+        prompts += read_prompts(Path(options.prompts), "--prompts")
     if options.labels or not prompts:
         raise UserError(f"{config.name} draws from captions; give --prompt or --prompts instead of --labels")
     prompts = [prompts[i % len(prompts)] for i in range(count or len(prompts))]

@@ -21,6 +21,9 @@ PERHAPS_NVIDIA = (
 LICENCES = {
     "pixnerd": "PixNerd's code is under the MIT licence, that of its weights is to be looked up beside them",
     "deco": "DeCo states no licence for its code, that of its weights is to be looked up beside them",
+    "pixeldit2": "PixelDiT2's code is under NVIDIA's licence for research or evaluation alone, that of its "
+    "weights is to be looked up beside them",
+    "ddt": "DDT states no licence for its code, that of its weights is to be looked up beside them",
     "pixelgen": "PixelGen states no licence for its code, that of its weights is to be looked up beside them",
 }
 """What is known of other families, by the first word of a model's name; said as what it may be."""
