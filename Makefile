@@ -53,7 +53,7 @@ demo: $(VENV)/.train
 # Only the plugins the tests use: those of a shared environment may have warnings of their own, which are errors here.
 test: export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 test: lint
-	@echo "make test: the tests take about 5 minutes on two cores"
+	@echo "make test: the tests take about 8 minutes on two cores"
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -p xdist -p hypothesispytest -n $(TEST_WORKERS)
 
 lint: $(VENV)/.dev
