@@ -16,6 +16,7 @@ from PIL import Image
 
 import pixelwright as pw
 from pixelwright.data import DataConfig
+from pixelwright.errors import UserError
 from pixelwright.images import load_png
 from pixelwright.models.config import SamplerSettings
 from pixelwright.studio.jobs import Jobs
@@ -211,6 +212,13 @@ def test_a_broken_model_is_named(page: Any, studio: Any) -> None:
 
 
 # ---------------------------------------------------------------- without a browser
+def test_a_port_that_is_taken(studio: Any) -> None:
+    from pixelwright.studio.page import serve
+
+    with pytest.raises(UserError, match="is taken: give another --port"):
+        serve(studio[1], int(studio[0].rstrip("/").rpartition(":")[2]))
+
+
 def test_the_api_draws_and_serves_no_other_files(studio: Any, tmp_path: Path) -> None:
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError

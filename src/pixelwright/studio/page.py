@@ -44,22 +44,28 @@ def launch(jobs: Jobs, port: int | None, share: bool = False) -> None:
 def serve(jobs: Jobs, port: int | None, share: bool = False) -> tuple[gr.Blocks, str]:
     """The page on 127.0.0.1 and its address, public where `share` asks for that.
 
-    Nothing is served but what the page shows: pictures it wrote, and sample grids of runs.
+    Nothing is served but what the page shows: pictures it wrote, and sample grids of runs. Raises UserError:
+    the port is taken.
     """
     page = build(jobs)
     page.queue(default_concurrency_limit=8)
-    _, local, public = page.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=share,
-        quiet=True,
-        prevent_thread_lock=True,
-        max_file_size=LARGEST_UPLOAD,
-        allowed_paths=[str(jobs.out.resolve())],
-        css_paths=[STYLE],
-        theme=_theme(),
-        footer_links=["api"],
-    )
+    try:
+        _, local, public = page.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=LARGEST_UPLOAD,
+            allowed_paths=[str(jobs.out.resolve())],
+            css_paths=[STYLE],
+            theme=_theme(),
+            footer_links=["api"],
+        )
+    except OSError as error:
+        if port is None or "empty port" not in str(error):
+            raise
+        raise UserError(f"port {port} is taken: give another --port, or leave it out") from None
     return page, public or local
 
 
