@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -91,12 +92,24 @@ def test_one_model_is_in_memory_at_a_time(jobs: Jobs, model: str, tmp_path: Path
     assert jobs.models.get(str(other.parent)) is not first
 
 
-def test_sheets_vary_one_or_two_settings(jobs: Jobs, model: str) -> None:
+def test_sheets_vary_one_or_two_settings(jobs: Jobs, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ("class or prompt", "cat\ndog")
     *_, sheet = jobs.compare("me", form(model), ("steps", "1\n2\n3"), rows)
     assert sheet.images.shape == (6, 16, 16, 3)
     *_, plain = jobs.draw("me", form(model, classes=["dog"], steps=2, count=1))
     assert torch.equal(sheet.images[4], plain.images[0])
+    copy = str(jobs.models.runs / "b")
+    shutil.copytree(model, Path(copy) / "model")
+    (Path(copy) / "config.yaml").write_text("{}")
+    loaded: list[str] = []
+    monkeypatch.setattr(
+        "pixelwright.studio.models.load", lambda source: loaded.append(source) or pw.load(source)
+    )
+    *_, both = jobs.compare("me", form(model), ("model", f"{copy}\n{model}"), ("steps", "1\n2"))
+    assert len(loaded) <= 2  # each model once, though there are two rows
+    assert both.files != sheet.files
+    assert torch.equal(both.images[0], both.images[1])  # the same weights
+    assert not torch.equal(both.images[0], both.images[2])  # other steps
     with Image.open(sheet.files[0]) as image:
         assert image.width > image.height > 100
 

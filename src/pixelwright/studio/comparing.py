@@ -34,16 +34,16 @@ def cells(
     columns: tuple[str, Sequence[str]],
     rows: tuple[str, Sequence[str]] | None,
     stop: threading.Event,
-) -> Iterator[Tensor]:
-    """A picture, uint8 [H,W,3], for each row and column, row by row. Models change as seldom as they can only
-    where they are the rows. Raises UserError: nothing or too much to draw, or a value that does not fit."""
+) -> Iterator[tuple[int, Tensor]]:
+    """(place, picture uint8 [H,W,3]) for each row and column; places count row by row. Each model is loaded
+    once. Raises UserError: nothing or too much to draw, or a value that does not fit."""
     axis, values = columns
     below = [drawing] if rows is None else [vary(drawing, rows[0], value) for value in rows[1]]
     wanted = [dataclasses.replace(vary(each, axis, v), count=1) for each in below for v in values]
     if not 1 <= len(wanted) <= MOST:
         raise UserError(f"{len(wanted)} pictures are asked for; give 1 to {MOST} values, one a line")
     shape: torch.Size | None = None
-    for each in wanted:
+    for place, each in sorted(enumerate(wanted), key=lambda pair: pair[1].model):
         words = each.words(models.config(each.model))
         *_, last = frames(models.get(each.model), each, words, stop)
         if stop.is_set():
@@ -51,4 +51,4 @@ def cells(
         if shape not in (None, last.images[0].shape):
             raise UserError("the models draw pictures of several sizes: give a size under Draw")
         shape = last.images[0].shape
-        yield last.images[0]
+        yield place, last.images[0]

@@ -1,5 +1,6 @@
 """What the buttons of the page do: methods of one object, called with the values of a form."""
 
+import itertools
 import json
 import threading
 import time
@@ -148,16 +149,17 @@ class Jobs:
         )
         chosen, stop = None if down[0] == texts.NONE else down, self._flag(session)
         count = len(across[1]) * (1 if chosen is None else len(chosen[1]))
-        done: list[Tensor] = []
-        for image in comparing.cells(self.models, drawing, across, chosen, stop):
-            done.append(image)
-            yield Progress(torch.stack(done), texts.DRAWING.format(step=len(done), steps=count))
-        if not done or len(done) < count:
+        done: dict[int, Tensor] = {}
+        for place, image in comparing.cells(self.models, drawing, across, chosen, stop):
+            done[place] = image
+            yield Progress(image[None], texts.DRAWING.format(step=len(done), steps=count))
+        if len(done) < count:
             yield Progress(torch.zeros(0), texts.NOT_WHOLE)
             return
         make_folder(self.out)
-        path = self.out / f"compare-{time.strftime('%Y%m%d-%H%M%S')}.png"
-        images, names = torch.stack(done), [] if chosen is None else [v for v in chosen[1] for _ in across[1]]
+        path = self._free("compare", ".png")
+        images = torch.stack([done[place] for place in range(count)])
+        names = [] if chosen is None else [value for value in chosen[1] for _ in across[1]]
         scale = max(1, 160 // images.shape[1])
         save_grid(images, path, len(across[1]), scale, titles=across[1], captions=names or None)
         yield Progress(images, texts.COMPARED.format(count=count), (path,))
@@ -202,11 +204,16 @@ class Jobs:
         known = [path for path in map(Path, files) if path.parent.resolve() == self.out.resolve()]
         if not known:
             raise UserError(texts.EMPTY)
-        path = self.out / f"pictures-{time.strftime('%Y%m%d-%H%M%S')}.zip"
+        path = self._free("pictures", ".zip")
         with replacing(path) as part, zipfile.ZipFile(part, "w") as archive:
             for file in known:
                 archive.write(file, file.name)
         return path
+
+    def _free(self, stem: str, suffix: str) -> Path:
+        """The first numbered file of the folder that is not there."""
+        paths = (self.out / f"{stem}-{number:03d}{suffix}" for number in itertools.count())
+        return next(path for path in paths if not path.exists())
 
     def _flag(self, session: str) -> threading.Event:
         """The stop flag of the job that a session begins."""

@@ -17,9 +17,9 @@ class AdapterConfig(Config, where="adapter"):
     """Their product is multiplied by alpha / rank."""
     targets: tuple[Text, ...] = ()
     """Linear layers and convolutions that get matrices: their names, or the ends of their names after a
-    point, such as [qkv, proj, detailer.*]. None: attention and MLP of the backbone's blocks."""
+    point, such as [qkv, proj, detailer.*]. Empty: attention and MLP of the backbone's blocks."""
     modules_to_save: tuple[Text, ...] = ()
-    """Modules that are trained as a whole and saved with the adapter, named in the same way. None: the class
+    """Modules that are trained as a whole and saved with the adapter, named in the same way. Empty: the class
     table, where the run has other classes than init."""
     dropout: Decay = 0.0
     """Share of the inputs of the matrices that is left out in training."""
@@ -71,3 +71,6 @@ class SubjectConfig(Config, where="subject"):
             if getattr(self, name):
                 kind = "captions" if text else "classes"
                 raise UserError(f"subject.{name} is given, but the model draws from {kind}: leave it out")
+        for name in ("prior_share", "prior_prompts"):
+            if not self.prior_images and getattr(self, name) != getattr(SubjectConfig, name):
+                raise UserError(f"subject.{name} is given without prior images: give subject.prior_images")
