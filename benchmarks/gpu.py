@@ -1,7 +1,7 @@
-"""What a GPU has to show, in one call: tests, speed of the XL models, kernels, and a training on CIFAR-10.
+"""What a GPU has to show, in one call: tests, speed of the XL models, kernels, and small trainings.
 
     export PYTHONPATH=src                                        # or pixelwright installed
-    python benchmarks/gpu.py --out gpu --minutes 9 --cifar10 cifar10/train.zip
+    python benchmarks/gpu.py --out gpu --minutes 9 --cifar10 cifar10/train.zip --emoji emoji
     python benchmarks/gpu.py --out gpu --parts models,kernels    # these alone, and all the time for them
     python benchmarks/gpu.py --out dry --dry-run                 # toy sizes, on any machine: seconds
     python benchmarks/gpu.py --out gpu --join models             # afterwards: model folders from the weights
@@ -14,9 +14,9 @@ Parts, the most wanted first; of several, each runs in a process of its own and 
   of the model's arithmetic over the time, against the fastest bf16 matrix product of the same run; idle is
   the share of a step in which no kernel runs (kernels by the profiler, steps timed without it);
 - kernels: attention by sdpa, flash and math, and RMSNorm plain, ours and compiled; 1 minute;
-- cifar10: PixelDiT and DiP at S/4 on CIFAR-10 with the settings of configs/cifar10-*-ti.yaml at batch 256, as
-  many steps as fit into what is left; a sample sheet each, and the FID where --features and --reference are
-  given (see docs/evaluation.md).
+- training: the runs of configs/*-gpu.yaml (CIFAR-10 with PixelDiT and DiP, captioned Shapes, emoji), each
+  as many steps as fit into its share of what is left; a sample sheet each, and the FID of those on CIFAR-10
+  where --features and --reference are given (see docs/evaluation.md). --only NAME,NAME picks some of them.
 
 OUT/gpu.json and OUT/gpu.md are written anew after every row. A row or part that fails is there with its
 traceback, and the next goes on. A part that does not end is ended 45 seconds after its time.
@@ -24,9 +24,8 @@ traceback, and the next goes on. A part that does not end is ended 45 seconds af
 Nothing is installed: benchmarks/gpu-requirements.txt lists what is needed beside torch. To a machine without
 a network travel: this repository; a folder of wheels of that list, installed before by
 `pip install --no-index --find-links WHEELS -r benchmarks/gpu-requirements.txt`; CIFAR-10 as a zip (49 MB, a
-folder a class); the folder of features with its reference. Back come gpu.json, gpu.md, cifar10-MODEL.png and
-the averaged weights in bf16. The whole S/4 has 62 and 67 MiB of them: so the models have --depth 5 of its 12
-blocks by default, 27 and 31 MiB, each in files below 16 MiB; --depth 12 is the whole S/4, five files each.
+folder a class); the folder of features with its reference. Back come gpu.json, gpu.md and of each training a
+sample sheet, its log and the averaged weights in bf16, in files below 16 MiB.
 """
 
 import argparse
@@ -45,8 +44,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from gpu_cifar10 import join, train
 from gpu_speed import attention_and_norms, models
+from gpu_training import join, train
 from machine import Machine, machine_name, measure_machine
 from timing import interleave, spread, waiting
 
@@ -57,7 +56,7 @@ from pixelwright.html import markdown_table
 
 ROOT = Path(__file__).parents[1]
 TESTS = ("tests/test_cuda.py", "tests/test_rng.py", "tests/acceleration/test_graphs.py")
-SHARES = {"tests": 2.0, "models": 4.0, "kernels": 1.0}  # minutes; cifar10 has what is left
+SHARES = {"tests": 2.0, "models": 4.0, "kernels": 1.0}  # minutes; training has what is left
 GRACE = 45.0  # seconds over its time after which a part is ended
 
 
@@ -74,12 +73,11 @@ class Plan(NamedTuple):
     seconds: float  # for the runs of a row, after its first
     matrix: int  # side of the largest matrix
     attention: Mapping[str, tuple[int, int, int, int]]  # [B, L, heads, d]
-    trained: Mapping[str, str]  # preset -> file of settings
-    batch: int  # of the training on CIFAR-10
+    trained: tuple[str, ...]  # files of settings in configs/
     measured: int  # samples for FID
 
 
-SETTINGS = ("configs/cifar10-pixeldit-ti.yaml", "configs/cifar10-dip-ti.yaml")
+TRAINED = ("cifar10-pixeldit-gpu", "cifar10-dip-gpu", "t2i-shapes-gpu", "t2i-emoji-gpu")
 SHAPES = {
     "XL/16, one image with guidance": (2, 256, 16, 72),
     "XL/16, 64 images": (64, 256, 16, 72),
@@ -87,13 +85,11 @@ SHAPES = {
 }
 REAL = Plan(
     models=("dip-xl-16", "pixeldit-xl-16"), size=256, steps=100, batches=(64, 128), plain_batch=32, workers=8,
-    repeats=10, seconds=5.0, matrix=8192, attention=SHAPES, batch=256, measured=10_000,
-    trained=dict(zip(("pixeldit-s-4", "dip-s-4"), SETTINGS, strict=True)),
+    repeats=10, seconds=5.0, matrix=8192, attention=SHAPES, measured=10_000, trained=TRAINED,
 )  # fmt: skip
 DRY = Plan(
     models=("dip-n-8", "pixeldit-n-8"), size=32, steps=3, batches=(2, 4), plain_batch=2, workers=0,
-    repeats=1, seconds=0.1, matrix=64, attention={"toy": (1, 16, 2, 8)}, batch=4, measured=16,
-    trained=dict(zip(("pixeldit-n-4", "dip-n-4"), SETTINGS, strict=True)),
+    repeats=1, seconds=0.1, matrix=64, attention={"toy": (1, 16, 2, 8)}, measured=16, trained=TRAINED,
 )  # fmt: skip
 Found = tuple[str, dict[str, Any]]
 """What a row says, and its figures."""
@@ -252,15 +248,16 @@ def tests(job: Job) -> None:
     job.row("pytest " + " ".join(files), run, "all pass")
 
 
-# --- 4. CIFAR-10 --------------------------------------------------------------------------------------------
-def cifar10(job: Job) -> None:
+# --- 4. training --------------------------------------------------------------------------------------------
+def training(job: Job) -> None:
     """Train each model in its share of what is left."""
-    options, plan = job.options, job.plan
-    if not (options.cifar10 or options.dry_run):
-        raise UserError("part cifar10 needs --cifar10 FILE.zip, or a folder with a sub-folder for each class")
-    for number, (name, settings) in enumerate(plan.trained.items()):
-        seconds = job.left / (len(plan.trained) - number)
-        job.row(f"{name}, CIFAR-10", partial(train, job, name, ROOT / settings, seconds))
+    names = job.options.only or job.plan.trained
+    for kind in ("cifar10", "emoji"):
+        if any(kind in name for name in names) and not (getattr(job.options, kind) or job.options.dry_run):
+            raise UserError(f"part training needs --{kind} PATH, or --only without it")
+    for number, name in enumerate(names):
+        seconds = job.left / (len(names) - number)
+        job.row(name, partial(train, job, ROOT / "configs" / f"{name}.yaml", seconds))
 
 
 # --- command line -------------------------------------------------------------------------------------------
@@ -268,7 +265,7 @@ PARTS: dict[str, Callable[[Job], None]] = {
     "tests": tests,
     "models": models,
     "kernels": attention_and_norms,
-    "cifar10": cifar10,
+    "training": training,
 }
 
 
@@ -284,7 +281,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts (default: %(default)s)")
     parser.add_argument("--cifar10", type=Path, help="zip or folder of CIFAR-10's training images")
-    parser.add_argument("--depth", type=int, default=5, help="blocks of the trained models (12: whole S/4)")
+    parser.add_argument("--emoji", type=Path, help="folder of the emoji's shards")
+    parser.add_argument("--only", type=lambda x: x.split(","), help=f"trainings of {', '.join(TRAINED)}")
     parser.add_argument("--features", help="folder of an in-domain classifier, for FID")
     parser.add_argument("--reference", help="statistics made with it, by pixelwright reference")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes, on any machine")
@@ -293,6 +291,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.parts = options.parts.split(",")
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"--parts names {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if unknown := [name for name in options.only or () if name not in TRAINED]:
+        parser.error(f"--only names {', '.join(unknown)}; there are {', '.join(TRAINED)}")
     if bool(options.features) != bool(options.reference):
         parser.error("give --features and --reference together, or neither")
     return options

@@ -3,11 +3,12 @@
 import json
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpu
-import gpu_cifar10
 import gpu_speed
+import gpu_training
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from pixelwright.evaluation.features.classifier import Classifier, ClassifierCon
 from pixelwright.evaluation.images import open_images
 from pixelwright.evaluation.references import build_reference
 from pixelwright.images import save_png
+from pixelwright.training import LoopConfig, OptimConfig
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler, which does nothing
@@ -66,9 +68,9 @@ def test_the_real_plan_is_that_of_the_goals() -> None:
     plan = gpu.REAL
     assert (plan.models, plan.size, plan.steps) == (("dip-xl-16", "pixeldit-xl-16"), 256, 100)
     assert {key[1] for key in gpu_speed.GOALS if isinstance(key, tuple)} == set(plan.models)
-    assert list(plan.trained) == ["pixeldit-s-4", "dip-s-4"]
-    assert all((ROOT / path).is_file() for path in (*plan.trained.values(), *gpu.TESTS))
-    assert list(gpu.PARTS) == ["tests", "models", "kernels", "cifar10"]
+    assert all((ROOT / "configs" / f"{name}.yaml").is_file() for name in plan.trained)
+    assert all((ROOT / path).is_file() for path in gpu.TESTS)
+    assert list(gpu.PARTS) == ["tests", "models", "kernels", "training"]
 
 
 def test_kernels(tmp_path: Path) -> None:
@@ -87,29 +89,42 @@ def test_kernels(tmp_path: Path) -> None:
 def test_a_training_leaves_weights_below_the_limit_and_a_sheet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "DRY", gpu.DRY._replace(trained={"dip-n-4": gpu.SETTINGS[1]}))
-    monkeypatch.setattr(gpu_cifar10, "FILE_LIMIT", 2**19)
+    monkeypatch.setattr(gpu_training, "FILE_LIMIT", 2**19)
     config = ClassifierConfig(num_classes=3, size=8, widths=(4, 6, 8))
     save_classifier(config, Classifier(config), tmp_path / "features")
     features = str(tmp_path / "features")
     save_shapes(tmp_path / "images")
     images = open_images(str(tmp_path / "images"))
     build_reference(images, open_extractor(features), tmp_path / "reference.npz")
-    averaged, write = [], gpu_cifar10.write_weights
-    monkeypatch.setattr(gpu_cifar10, "write_weights", lambda *a: averaged.append(a[0]) or write(*a))
+    averaged, write = [], gpu_training.write_weights
+    monkeypatch.setattr(gpu_training, "write_weights", lambda *a: averaged.append(a[0]) or write(*a))
     more = ("--features", features, "--reference", str(tmp_path / "reference.npz"))
-    code, found = dry(tmp_path, "cifar10", *more)
+    code, found = dry(tmp_path, "training", "--only", "cifar10-dip-gpu", *more)
     (row,) = found["rows"]
-    assert code == 0 and "3 of 3 steps of 4" in row["result"] and "of 16 samples" in row["result"]
-    assert row["figures"]["loss"] > 0 and row["figures"]["fid"] > 0
-    assert (tmp_path / "cifar10-dip-n-4.png").stat().st_size > 0
+    assert code == 0 and "3 steps of 4" in row["result"] and "of 16 samples" in row["result"]
+    assert row["figures"]["loss"][0] > 0 and row["figures"]["fid"] > 0
+    assert (tmp_path / "cifar10-dip-gpu.png").stat().st_size > 0
     files = [tmp_path / name for name in row["figures"]["files"]]
     assert len(files) > 1 and all(file.stat().st_size < 2**19 + 2**14 for file in files)
     assert gpu.main(["--out", str(tmp_path), "--join", str(tmp_path / "models")]) == 0
-    joined = pw.load(tmp_path / "models" / "cifar10-dip-n-4")
+    joined = pw.load(tmp_path / "models" / "cifar10-dip-gpu")
     assert joined.config == averaged[0].config
     for key, value in averaged[0].state_dict().items():
         assert torch.equal(joined.state_dict()[key], value.to(torch.bfloat16))
+
+
+def test_the_learning_rate_falls_with_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(gpu_training.time, "monotonic", lambda: now[0])
+    pace = gpu_training.Pace(10.0)
+    trainer: Any = SimpleNamespace(config=LoopConfig(run="x", optim=OptimConfig(lr=1.0)), stopped=False)
+    trainer.request_stop = lambda: setattr(trainer, "stopped", True)
+    pace.on_start(trainer)
+    rates = []
+    for now[0] in (103.0, 106.0, 108.0, 109.0, 110.0):
+        pace.on_step(trainer)
+        rates.append(trainer.config.optim.lr)
+    assert rates == pytest.approx([1.0, 1.0, 0.5, 0.25, 1e-6]) and trainer.stopped
 
 
 def test_parts_run_apart_and_go_on_after_one_that_fails(
@@ -184,9 +199,9 @@ def test_mistakes(
     assert "names speed; there are tests, models" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         gpu.main(["--out", str(tmp_path), "--features", "x"])
-    job = gpu.Job("cifar10", gpu.parse(["--out", "x"]), gpu.REAL, torch.device("cpu"), [], 0.0)
+    job = gpu.Job("training", gpu.parse(["--out", "x"]), gpu.REAL, torch.device("cpu"), [], 0.0)
     with pytest.raises(UserError, match="needs --cifar10"):
-        gpu.cifar10(job)
+        gpu.training(job)
 
 
 def test_the_list_of_packages_has_all_that_the_package_needs_beside_torch() -> None:
