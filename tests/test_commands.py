@@ -36,6 +36,7 @@ SIZES = {
     "sample": "--steps 2 --device cpu",
     "evaluate runs": "--steps 2 --device cpu",
     "evaluate models": "--num-samples 16 --steps 2 --device cpu",
+    "evaluate imagenet256": "--size 32 --num-samples 16 --steps 2 --device cpu",
     "evaluation train-features": "--epochs 1 --device cpu --overwrite",
     "prompts shapes": "--images 1 --steps 1 --device cpu",
     "prompts geneval ": "--images 1 --steps 1 --size 16 --device cpu",

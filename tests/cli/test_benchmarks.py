@@ -134,36 +134,3 @@ def test_geneval_score_of_an_official_file(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out/results.json").read_text())
     assert report["overall"] == 0.75 and report["scores"]["colors"]["images"] == 4
     assert "0.750" in (tmp_path / "out/report.md").read_text()
-
-
-def test_geneval_score_of_pictures_goes_on_where_it_stopped(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pixelwright.evaluation.prompts import detection
-
-    seen: list[bytes] = []
-
-    class Detector:
-        path = "stub"
-
-        def __init__(self, *_: object) -> None: ...
-
-        def check(self, classes: object) -> None: ...
-
-        def __call__(self, image: object) -> list[object]:
-            if len(seen) == 3:
-                raise KeyboardInterrupt
-            seen.append(b"")
-            return []
-
-    monkeypatch.setattr(detection, "Mask2Former", Detector)
-    monkeypatch.setattr(detection, "ClipColours", Detector)
-    assert geneval(model, tmp_path, "--images", "2") == 0
-    words = ["prompts", "geneval-score", str(tmp_path / "out"), "--out", str(tmp_path / "score")]
-    assert main(words) == 130
-    file = tmp_path / "score" / "results.jsonl"
-    file.write_text(file.read_text() + '{"filename": "half of a li')
-    seen.clear()
-    assert main(words) == 0 and len(seen) == 1
-    report = json.loads((tmp_path / "score/results.json").read_text())
-    assert report["images"]["images"] == 4 and "not the official detector" in report["scorer"]

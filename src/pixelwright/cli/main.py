@@ -22,7 +22,6 @@ COMMANDS = {
     "edit": "edit pictures with a model: change them, inpaint, outpaint",
     "restore": "enlarge, sharpen, colour or complete pictures with a model",
     "evaluate": "FID and other metrics of a model or of images",
-    "reproduce": "measure a published figure again",
     "reference": "reference statistics of a data set, for evaluate",
     "evaluation": "train the features to evaluate with",
     "prompts": "text-to-image benchmarks: ShapesBench, GenEval, DPG-Bench",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,7 @@ network. OUT gets the images, results.json, report.md and sheet.png.{RESUME}"""
 GENEVAL = f"""Draw the images of GenEval in its own layout (OUT/00000/samples/0000.png), which the official
 scorer reads.{RESUME}"""
 
-GENEVAL_SCORE = """Report the scores of GenEval: those in the result file of the official scorer (PATH is a
-.jsonl), or, where PATH is a folder of images, by its rules over Mask2Former and CLIP from transformers. The
-latter are not the official networks, and the report says so. Interrupted, the same command goes on."""
+GENEVAL_SCORE = "Report the scores of GenEval from the result file (.jsonl) that its scorer wrote."
 
 DPG = f"""Draw the images of DPG-Bench: OUT/grids/KEY.png, four images each, for its own scorer.{RESUME}"""
 
@@ -142,57 +141,28 @@ def _geneval(options: Namespace) -> None:
     print(f"{len(images)} images of {len(tasks)} prompts are in {out}, as GenEval's scorer reads them")
 
 
-def _geneval_score_parser() -> Parser:
-    example = "  pixelwright prompts geneval-score bench/geneval --out bench/geneval-score --device cuda"
-    parser = Parser("prompts geneval-score", GENEVAL_SCORE, example)
-    add = parser.add_argument
-    add("path", metavar="PATH", help="a result file (.jsonl), or a folder of images")
-    add("--out", type=str, required=True, metavar="DIR", help="folder for the report")
-    add("--detector", type=str | None, metavar="PATH", help="folder or hub name of a Mask2Former on COCO")
-    add("--clip", type=str | None, metavar="PATH", help="folder or hub name of a CLIP")
-    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+def _score_parser(name: str, description: str, file: str) -> Parser:
+    """A parser for the file that a benchmark's own scorer wrote."""
+    parser = Parser(f"prompts {name}", description, f"  pixelwright prompts {name} {file} --out bench/{name}")
+    parser.add_argument("path", metavar="FILE", help="the file that the benchmark's scorer wrote")
+    parser.add_argument("--out", type=str, required=True, metavar="DIR", help="folder for the report")
     return parser
 
 
 def _geneval_score(options: Namespace) -> None:
-    out, path = Path(options.out), Path(options.path)
-    if path.is_dir():
-        file, scorer = out / "results.jsonl", _score_images(path, out / "results.jsonl", options)
-    else:
-        file, scorer = path, f"the result file {path.name}"
-    result = geneval.read_results(file)
+    path = Path(options.path)
+    result = geneval.read_results(path)
     rows = [[tag, str(score), str(score.images)] for tag, score in result.tasks.items()]
     overall, as_json = common.overall(result.tasks), common.as_json
     rows.append(["overall", f"{overall:.3f}", str(result.images.images)])
     table = markdown_table(["task", "score", "images"], rows)
     text = (
-        f"# GenEval: {escape_markdown(path.name)}\n\nScored by {escape_markdown(scorer)}.\n\n{table}\n"
+        f"# GenEval: {escape_markdown(path.name)}\n\n{table}\n"
         f"Overall is the mean of the tasks. Correct images: {result.images}; prompts with at least one:\n"
         f"{result.prompts}.\n"
     )
-    report = {"benchmark": "GenEval", "scorer": scorer, "overall": overall, "scores": as_json(result.tasks)}
-    _write(out, report | as_json({"images": result.images, "prompts": result.prompts}), text)
-
-
-def _score_images(folder: Path, file: Path, options: Namespace) -> str:
-    """Write the result file of a folder of images, going on with one that is there; who scored it."""
-    from pixelwright.evaluation.prompts.detection import CLIP, DETECTOR, ClipColours, Mask2Former
-
-    images = geneval.find_images(folder)
-    device = resolve_device(options.device)
-    detector = Mask2Former(options.detector or DETECTOR, device)
-    detector.check(clause["class"] for _, task in images for clause in task["include"])
-    colours = ClipColours(options.clip or CLIP, device)
-    scorer = f"{detector.path} and {colours.path} in transformers, which is not the official detector"
-    common.record_settings(file.parent, {"images": str(folder), "scorer": scorer})
-    done = geneval.scored(file)
-    with file.open("a", encoding="utf-8") as lines:
-        for path, task in tqdm(images, initial=len(done), unit="image", disable=None):
-            if str(path) not in done:
-                line = geneval.score_image(path, task, detector, colours)
-                lines.write(json.dumps(line) + "\n")
-                lines.flush()
-    return scorer
+    report = {"benchmark": "GenEval", "overall": overall, "scores": as_json(result.tasks)}
+    _write(Path(options.out), report | as_json({"images": result.images, "prompts": result.prompts}), text)
 
 
 def _dpg_parser() -> Parser:
@@ -211,14 +181,6 @@ def _dpg(options: Namespace) -> None:
     print(f"{len(prompts)} grids are in {out / 'grids'}; the scorer takes --pic-num 4 --resolution {side}")
 
 
-def _dpg_score_parser() -> Parser:
-    example = "  pixelwright prompts dpg-score dpg-bench_results.txt --out bench/dpg-score"
-    parser = Parser("prompts dpg-score", DPG_SCORE, example)
-    parser.add_argument("path", metavar="FILE", help="the text file that the scorer of DPG-Bench wrote")
-    parser.add_argument("--out", type=str, required=True, metavar="DIR", help="folder for the report")
-    return parser
-
-
 def _dpg_score(options: Namespace) -> None:
     path = Path(options.path)
     result = dpg.read_results(path)
@@ -232,7 +194,9 @@ def _dpg_score(options: Namespace) -> None:
 SUBCOMMANDS = {
     "shapes": Command(_shapes_parser, _shapes),
     "geneval": Command(_geneval_parser, _geneval),
-    "geneval-score": Command(_geneval_score_parser, _geneval_score),
+    "geneval-score": Command(
+        partial(_score_parser, "geneval-score", GENEVAL_SCORE, "results.jsonl"), _geneval_score
+    ),
     "dpg": Command(_dpg_parser, _dpg),
-    "dpg-score": Command(_dpg_score_parser, _dpg_score),
+    "dpg-score": Command(partial(_score_parser, "dpg-score", DPG_SCORE, "dpg-bench_results.txt"), _dpg_score),
 }

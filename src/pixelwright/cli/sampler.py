@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse import Namespace
 
 from pixelwright.cli.fields import settings
-from pixelwright.cli.parsing import WEIGHTS, Add, Parser, add_device, add_imports
+from pixelwright.cli.parsing import WEIGHTS, Parser, add_device, add_imports
 from pixelwright.config import NonNegativeInt, PositiveInt, convert
 from pixelwright.diffusion.guidance import interval_words
 from pixelwright.diffusion.solvers import check_solver
@@ -50,14 +50,6 @@ def add_arguments(parser: Parser, batch_size: int, for_images_too: bool = False)
     default = None if for_images_too else batch_size
     help_text = f"images drawn together (default: {batch_size})"
     add("--batch-size", type=PositiveInt | None, default=default, help=help_text)
-    add_machine(add, for_images_too)
-    help_text = "approximate: the backbone runs in one of N evaluations only (default: 1, exact)"
-    add("--reuse", type=PositiveInt | None, metavar="N", help=help_text)
-    add_imports(add)
-
-
-def add_machine(add: Add, for_images_too: bool = False) -> None:
-    """What images are drawn on, and how fast."""
     add_device(add)
     auto = None if for_images_too else "auto"
     help_text = "auto: bf16 where the device computes in it; fp32: in full, without TF32; int8: approximate, "
@@ -67,6 +59,9 @@ def add_machine(add: Add, for_images_too: bool = False) -> None:
     add("--attention", type=Literal["auto", "sdpa", "flash", "math"] | None, default=auto, help=help_text)
     help_text = "compile the network: needs a C++ compiler, and a minute the first time"
     add("--compile", action="store_true", help=help_text)
+    help_text = "approximate: the backbone runs in one of N evaluations only (default: 1, exact)"
+    add("--reuse", type=PositiveInt | None, metavar="N", help=help_text)
+    add_imports(add)
 
 
 def source_of(model: str, step: int | None) -> str:

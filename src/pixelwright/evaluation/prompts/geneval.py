@@ -1,49 +1,26 @@
-"""GenEval (arXiv 2310.11513): its folder layout, its rules, and its scores read back.
+"""GenEval (arXiv 2310.11513): its folder layout, and its scores read back.
 
 The official scorer needs mmdet and CUDA. Images are therefore written as it reads them, and the file it
-writes is read into our report. For a first look without it, its rules are applied here to what a `Detector`
-finds (`detection` has one); such scores are not the official ones, and the report says so.
+writes is read into our report.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from pixelwright.data.layout import is_hidden
-from pixelwright.data.shapes import Array
 from pixelwright.errors import UserError
-from pixelwright.evaluation.prompts.common import Box, PromptImage, Score, noise_index, relations, tally
-from pixelwright.files import parse_json, read_lines, read_text, write_text
+from pixelwright.evaluation.prompts.common import PromptImage, Score, noise_index, tally
+from pixelwright.files import parse_json, read_lines, write_text
 from pixelwright.images import load_png, save_grid
 
-THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # of a detection's confidence
-MOST_OBJECTS = 16  # of one class
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 GRID_COLUMNS = 4
 
 Task = dict[str, Any]  # A line of the metadata file: "tag", "prompt", "include" and perhaps "exclude"
-
-
-@dataclass(frozen=True)
-class Detection:
-    """One detection."""
-
-    name: str
-    score: float
-    box: Box  # in pixels
-    mask: Array  # bool [H, W]
-
-
-Detector = Callable[[Image.Image], Sequence[Detection]]
-Colours = Callable[[Sequence[Detection]], Sequence[str]]
-"""The colour, among COLOURS, of each of several objects of one class."""
-ColourOf = Callable[[Image.Image, Sequence[Detection]], Sequence[str]]  # the same, of objects in an image
 
 
 # --- images in the official layout -------------------------------------------------------------------------
@@ -93,95 +70,6 @@ def write_grids(images: Iterable[PromptImage]) -> None:
         save_grid(tiles, folder / "grid.png", columns=GRID_COLUMNS)
 
 
-# --- the rules --------------------------------------------------------------------------------------------
-def keep(found: Iterable[Detection], tag: str) -> dict[str, list[Detection]]:
-    """The detections that count, by class, the most confident first."""
-    threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
-    kept: dict[str, list[Detection]] = {}
-    for thing in sorted(found, key=lambda thing: -thing.score):
-        if thing.score > threshold:
-            kept.setdefault(thing.name, []).append(thing)
-    return {name: things[:MOST_OBJECTS] for name, things in kept.items()}
-
-
-def assess(task: Task, objects: Mapping[str, Sequence[Detection]], colours: Colours) -> str:
-    """What is wrong with an image; "" if it is correct.
-
-    Every clause of "include" must hold, for the most confident objects of its class as many as it asks for;
-    no class of "exclude" may occur as often as it says.
-    """
-    faults: list[str] = []
-    groups: list[Sequence[Detection] | None] = []  # of each clause, the objects that meet it
-    for clause in task["include"]:
-        group = objects.get(clause["class"], [])[: clause["count"]]
-        fault = _fault(clause, group, groups, colours)
-        faults += [fault] if fault else []
-        groups.append(None if fault else group)
-    for clause in task.get("exclude", []):
-        count = len(objects.get(clause["class"], []))
-        if count >= clause["count"]:
-            faults.append(f"expected {clause['class']}<{clause['count']}, found {count}")
-    return "\n".join(faults)
-
-
-Groups = Sequence[Sequence[Detection] | None]
-
-
-def _fault(clause: Mapping[str, Any], group: Sequence[Detection], groups: Groups, colours: Colours) -> str:
-    """What is wrong with the objects of one clause: their number, their colour, their place."""
-    name, count = clause["class"], clause["count"]
-    if len(group) < count:
-        return f"expected {name}>={count}, found {len(group)}"
-    if "color" in clause:
-        named = list(colours(group))
-        if named.count(clause["color"]) < count:
-            return f"expected {clause['color']} {name}>={count}, found {', '.join(named)}"
-    if "position" in clause:
-        relation, target = clause["position"]
-        others = groups[target]
-        if others is None:
-            return f"no target for {name} to be {relation}"
-        for words in (relations(a.box, b.box) for a in group for b in others):
-            if relation not in words:
-                return f"expected {name} {relation} target, found {' and '.join(sorted(words)) or 'neither'}"
-    return ""
-
-
-def score_image(path: Path, task: Task, detector: Detector, colour_of: ColourOf) -> dict[str, Any]:
-    """A line of the result file, as the official scorer writes it."""
-    image = Image.fromarray(load_png(path).numpy())
-    objects = keep(detector(image), task["tag"])
-    reason = assess(task, objects, lambda group: colour_of(image, group))
-    details = json.dumps({name: [[*f.box, f.score] for f in group] for name, group in objects.items()})
-    line = {"filename": str(path), "tag": task["tag"], "prompt": task["prompt"], "correct": not reason}
-    return {**line, "reason": reason, "metadata": json.dumps(task), "details": details}
-
-
-def scored(file: Path) -> set[str]:
-    """The images that a result file has; a last line that an interruption cut short is removed from it."""
-    if not file.exists():
-        return set()
-    text = read_text(file)
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(file, whole)
-    return {line["filename"] for line in _result_lines(file)} if whole else set()
-
-
-def find_images(folder: Path) -> list[tuple[Path, Task]]:
-    """The images in a folder of the official layout, each with its task; UserError if it has none."""
-    found = []
-    for file in sorted(folder.glob("*/metadata.jsonl")):
-        if file.parent.name.isdigit():
-            (task,) = read_metadata(file)
-            images = sorted((file.parent / "samples").glob("*.png"))
-            found += [(path, task) for path in images if not is_hidden(path.name)]
-    if not found:
-        layout = "00000/samples/0000.png beside 00000/metadata.jsonl"
-        raise UserError(f'"{folder}" holds no images such as {layout}')
-    return found
-
-
 # --- scores -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Result:
@@ -193,7 +81,7 @@ class Result:
 
 
 def read_results(path: Path) -> Result:
-    """The result file (jsonl) of the official scorer or of `score_image`. Raises UserError, naming the line,
+    """The result file (jsonl) of the official scorer. Raises UserError, naming the line,
     for another, for an image that is there twice, and for an outcome that is not true or false."""
     found: list[tuple[str, bool]] = []
     prompts: dict[str, bool] = {}
