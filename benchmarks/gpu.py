@@ -221,28 +221,17 @@ def run_apart(arguments: list[str], options: argparse.Namespace) -> int:
 # --- 1. tests -----------------------------------------------------------------------------------------------
 def tests(job: Job) -> None:
     """The tests that need CUDA, and those around them."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-rfs",
-        "-m",
-        "slow or not slow",
-        "-p",
-        "hypothesispytest",
-    ]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-rfs", "--tb=short", "-p", "hypothesispytest"]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     files = TESTS[:1] if job.options.dry_run else TESTS
 
     def run() -> Found:
         how: dict[str, Any] = {"cwd": ROOT, "env": environment, "timeout": max(1.0, job.left)}
-        run = subprocess.run(
-            [*command, "-m", "slow or not slow", *files], capture_output=True, text=True, **how
-        )
+        command = [*pytest, "-m", "slow or not slow", *files]
+        run = subprocess.run(command, capture_output=True, text=True, **how)
         lines = (run.stdout.strip() or run.stderr).splitlines()
         if run.returncode:
-            raise RuntimeError("\n".join([lines[-1], *lines[-200:]]))
+            raise RuntimeError("\n".join([lines[-1], *lines[-400:]]))
         return lines[-1].strip("= "), {"lines": lines[-20:]}
 
     job.row("pytest " + " ".join(files), run, "all pass")
