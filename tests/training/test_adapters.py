@@ -15,7 +15,8 @@ import pixelwright as pw
 from pixelwright.cli.main import main
 from pixelwright.data import DataConfig
 from pixelwright.errors import UserError
-from pixelwright.images import load_png
+from pixelwright.evaluation.report import read_report
+from pixelwright.images import load_png, save_png
 from pixelwright.models.folder import save
 from pixelwright.text.config import TextConfig
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer, train
@@ -243,6 +244,49 @@ def test_the_command_line_draws_with_adapters_and_merges_them(
     for file in drawn.glob("0*.png"):
         assert torch.equal(load_png(file), load_png(tmp_path / "again" / file.name))
     assert same_weights(pw.load(merged), pw.load(base, adapter={run: 0.5}))
+
+
+def test_other_commands_take_adapters(adapted: Any, base: Path, tmp_path: Path) -> None:
+    """As they take the model that an adapter is merged into; a report tells the two weights apart."""
+    run, photo = train(adapted(adapter=WIDE)), tmp_path / "photo.png"
+    save(pw.load(base, adapter={run: 0.5}), tmp_path / "merged")
+    save_png(torch.arange(192, dtype=torch.uint8).view(8, 8, 3), photo)
+    folder = tmp_path / "samples"
+    words = ["sample", str(base), "--labels", "all", "--out", str(folder), "--steps", "2", "--device", "cpu"]
+    assert main(words) == 0
+    reference = tmp_path / "reference.npz"
+    assert main(["reference", str(folder), str(reference), "--features", "pixels", "--device", "cpu"]) == 0
+    few = ["--num-samples", "24", "--batch-size", "8", "--reference", str(reference)]
+    commands = {
+        "evaluate": ["evaluate", "MODEL", *few],
+        "edit": ["edit", str(photo), "--model", "MODEL", "--target", "red circle"],
+        "restore": [
+            "restore",
+            str(photo),
+            "--model",
+            "MODEL",
+            "--task",
+            "colourise",
+            "--target",
+            "red circle",
+        ],
+    }
+    found = {}
+    adapter = ["--adapter", f"{run}=0.5"]
+    ways = {"with": (base, adapter), "merged": (tmp_path / "merged", []), "without": (base, [])}
+    for name, words in commands.items():
+        for way, (model, more) in ways.items():
+            out = tmp_path / f"{name}-{way}"
+            given = [str(model) if word == "MODEL" else word for word in words]
+            fast = ["--steps", "2", "--device", "cpu", "--precision", "fp32", "--out", str(out)]
+            assert main([*given, *more, *fast]) == 0, name
+            found[name, way] = load_png(out / "photo.png") if name != "evaluate" else read_report(out)
+    for name in ("edit", "restore"):
+        assert torch.equal(found[name, "with"], found[name, "merged"]), name
+        assert not torch.equal(found[name, "with"], found[name, "without"]), name
+    one, merged, without = (found["evaluate", way] for way in ways)
+    assert one.images.checksum == merged.images.checksum != without.images.checksum
+    assert one.name == "base + run" and " + 0.5 x " in one.generation["weights"]
 
 
 def test_frozen_matrices_in_bf16(adapted: Any) -> None:

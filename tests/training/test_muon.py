@@ -47,6 +47,8 @@ def test_singular_values_become_equal(shape: tuple[int, ...], dtype: torch.dtype
     cosine = nn.functional.cosine_similarity(found.flatten(1), (u @ v).flatten(1))
     assert cosine.min() > 0.97
     assert not orthogonal(torch.zeros(shape, dtype=dtype)).any()
+    tiny = orthogonal((x * 2**-90).to(dtype)).float()  # whose squares are 0 in float32
+    assert torch.equal(tiny, found)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with 2.9")

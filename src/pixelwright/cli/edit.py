@@ -12,7 +12,7 @@ from torch import Tensor
 import pixelwright as pw
 from pixelwright.acceleration import accelerate
 from pixelwright.cli import pictures, sampler
-from pixelwright.cli.parsing import Parser
+from pixelwright.cli.parsing import Parser, adapters_of
 from pixelwright.config import NonNegativeInt, PositiveInt, UnitInterval
 from pixelwright.device import keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.sample import as_condition
@@ -70,19 +70,20 @@ def run(options: Namespace) -> None:
     keep_memory()
     device = resolve_device(options.device)
     name_precision(options.precision, device)
-    source = sampler.source_of(options.model, options.step)
-    config = load_config(source)
+    source, adapter = sampler.source_of(options.model, options.step), adapters_of(options.adapter)
+    config = load_config(source, adapter)
     if options.method == "flowedit" and options.sampler is None:
         config = dataclasses.replace(config, sampler=flowedit_preset(config))
     chosen = sampler.choose(options, config)
     print(chosen.text)
     how = options.precision, options.compile, chosen.reuse, None, options.attention
-    model = accelerate(pw.load(source, options.weights).to(device), *how)
+    model = accelerate(pw.load(source, options.weights, adapter).to(device), *how)
     target = None if options.target is None else as_condition(options.target, model, options.negative)
     given: dict[str, Any] = {name: options[name] for name in OWN if options[name] is not None}
     given |= {"method": options.method, "seed": options.seed, "sampler": chosen.sampler}
     noted = {"model": source, "weights": options.weights, "target": options.target, "mask": options.mask}
     noted |= {"negative": options.negative, "padding_mask_crop": options.padding_mask_crop}
+    noted |= {"adapter": options.adapter}
     if "source" in given:
         given["source"] = as_condition(given["source"], model)
         noted["source"] = options.source

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from pixelwright.acceleration.reuse import check_reuse
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import labels_for
-from pixelwright.cli.parsing import MODEL, Parser, image_size
+from pixelwright.cli.parsing import MODEL, Parser, adapters_of, image_size
 from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.errors import UserError
@@ -20,6 +20,7 @@ from pixelwright.evaluation.images import open_images
 from pixelwright.evaluation.measure import Report, Settings
 from pixelwright.evaluation.report import HTML, JSON, as_json, metric_rows, summary, warnings, write_report
 from pixelwright.files import write_text
+from pixelwright.hub.adapters import FOLDER as ADAPTER
 from pixelwright.hub.checkpoint import is_model, load_config
 from pixelwright.hub.runs import is_checkpoint
 from pixelwright.models.config import DenoiserConfig
@@ -90,7 +91,8 @@ def _settings(options: Namespace) -> Settings:
 
 # ---------------------------------------------------------------- images that exist
 def _evaluate_images(options: Namespace) -> None:
-    for name in (*DEFAULTS, *sampler.FIELDS, "sampler", "reuse", "compile", "attention", "step", "weights"):
+    more = ("sampler", "reuse", "compile", "attention", "step", "weights", "adapter")
+    for name in (*DEFAULTS, *sampler.FIELDS, *more):
         if options[name] not in (None, False, []):
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option} is for a model, and {options.subject} is none: leave it out")
@@ -141,16 +143,16 @@ def _evaluate_model(options: Namespace) -> None:
     axes = [sweep.parse_axis(text) for text in settings["sweep"]]
     if settings["keep_images"] and not axes:
         raise UserError("--keep-images is for a --sweep; the images of one evaluation are kept anyway")
-    source = sampler.source_of(options.subject, options.step)
-    config = load_config(source)
+    source, adapter = sampler.source_of(options.subject, options.step), adapters_of(options.adapter)
+    config = load_config(source, adapter)
     generation = plan(config, options, settings)
     points = sweep.plan(generation, axes)
     classes = (config.num_classes, config.class_names)
     labels = labels_for(settings["labels"], generation.num_samples, *classes, generation.seed)
-    name = settings["name"] or name_of(source, options.weights)
+    name = settings["name"] or " + ".join([name_of(source, options.weights), *map(name_of, adapter or ())])
     measured = (options.reference, options.features, _settings(options))
     how = settings["images"], options.compile, options.attention or "auto", options.weights
-    with opened(source, name, labels, options.device, *measured, *how) as evaluation:
+    with opened(source, name, labels, options.device, *measured, *how, adapter=adapter) as evaluation:
         layout = evaluation.layout
         if not axes:
             if layout.main:
@@ -185,10 +187,10 @@ def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -
 
 
 def name_of(source: str, weights: str | None = None) -> str:
-    """What a report calls a model: the run, the folder or the file; of a checkpoint the run and the step."""
+    """What a report calls a model or adapter: its run, folder or file; of a checkpoint run and step."""
     path = Path(source)
     words = [path.stem or source] if weights is None else [path.stem or source, weights]
-    if path.name == "model":
+    if path.name in ("model", ADAPTER):
         words[0] = path.resolve().parent.name
     elif is_checkpoint(path):
         words = [path.resolve().parent.parent.name, *words[1:], words[0]]

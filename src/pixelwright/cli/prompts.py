@@ -12,7 +12,7 @@ from tqdm import tqdm
 import pixelwright as pw
 from pixelwright.acceleration import accelerate
 from pixelwright.cli import sampler
-from pixelwright.cli.parsing import MODEL, Command, Parser, image_size
+from pixelwright.cli.parsing import MODEL, Command, Parser, adapters_of, image_size
 from pixelwright.device import name_precision, resolve_device
 from pixelwright.errors import UserError
 from pixelwright.evaluation.generate import checksum
@@ -72,14 +72,14 @@ def _draw(options: Namespace, images: Sequence[common.PromptImage]) -> str:
     """Draw what is missing; the title of the report."""
     device = resolve_device(options.device)
     precision = name_precision(options.precision, device)
-    source = sampler.source_of(options.model, options.step)
-    config = load_config(source)
+    source, adapter = sampler.source_of(options.model, options.step), adapters_of(options.adapter)
+    config = load_config(source, adapter)
     if not config.takes_text:
         raise UserError(f"{config.name} draws from classes; give a model of captions")
     chosen = sampler.choose(options, config)
     size = image_size(options.size) or config.image_size
     settings = {
-        "weights": checksum(source, options.weights),
+        "weights": checksum(source, options.weights, adapter),
         "size": size,
         "seed": options.seed,
         **chosen.as_dict(),
@@ -88,7 +88,7 @@ def _draw(options: Namespace, images: Sequence[common.PromptImage]) -> str:
     print(chosen.text)
     if todo := common.missing(images):
         how = options.compile, chosen.reuse, None, options.attention
-        model = accelerate(pw.load(source, options.weights).to(device), precision, *how)
+        model = accelerate(pw.load(source, options.weights, adapter).to(device), precision, *how)
         prompts = [image.prompt for image in todo]
         draw = common.draw_with(model, prompts, options.seed, size=size, sampler=chosen.sampler)
         with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", disable=None) as bar:

@@ -9,8 +9,8 @@ from jsonargparse import Namespace
 
 import pixelwright as pw
 from pixelwright.cli import pictures, sampler
-from pixelwright.cli.parsing import WEIGHTS, Parser, add_device, add_imports
-from pixelwright.config import FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pixelwright.cli.parsing import Parser, adapters_of, add_device, add_imports
+from pixelwright.config import FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 from pixelwright.device import keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.sample import as_condition
 from pixelwright.editing import RESTORATION, operators
@@ -101,8 +101,7 @@ def parser() -> Parser:
     add("--guidance-scale", type=FiniteFloat, default=1.0, help="classifier-free guidance; 1 is without")
     add("--time-shift", type=PositiveFloat, default=1.0, help="above 1 spends more steps near the noise")
     add = parser.section("which weights, and what they run on", advanced=True)
-    add("--step", type=NonNegativeInt | None, metavar="N", help="of a run: the checkpoint of step N")
-    add("--weights", type=str | None, metavar="NAME", help=WEIGHTS)
+    sampler.add_weights(add)
     add("--batch-size", type=PositiveInt, default=8, help="pictures restored together")
     add_device(add)
     add("--precision", type=Literal["auto", "bf16", "fp32"], default="auto", help="auto, bf16 or fp32")
@@ -118,9 +117,9 @@ def run(options: Namespace) -> None:
     keep_memory()
     device = resolve_device(options.device)
     name_precision(options.precision, device)
-    source = sampler.source_of(options.model, options.step)
-    load_config(source)
-    model = pw.load(source, options.weights).to(device)
+    source, adapter = sampler.source_of(options.model, options.step), adapters_of(options.adapter)
+    load_config(source, adapter)
+    model = pw.load(source, options.weights, adapter).to(device)
     labels = None if options.target is None else as_condition(options.target, model)
     names = ("method", "steps", "scale", "eta", "guidance_scale", "time_shift", "seed")
     given = {name: options[name] for name in names if options[name] is not None}
@@ -137,6 +136,6 @@ def run(options: Namespace) -> None:
             shown = [[("input", image), *column] for image, column in zip(images, shown, strict=True)]
         return list(zip(results, shown, strict=True))
 
-    own = ("sigma", "length", "angle", "levels", "mask", "task", "simulate", "target", "weights")
+    own = ("sigma", "length", "angle", "levels", "mask", "task", "simulate", "target", "weights", "adapter")
     noted = {"model": source, **{name: options[name] for name in own}, **given}
     pictures.process(options, noted, options.batch_size, change)

@@ -13,7 +13,7 @@ import pixelwright as pw
 from pixelwright.acceleration import accelerate
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import labels_for, parse_labels
-from pixelwright.cli.parsing import MODEL, Parser, adapters_of, add_adapter, image_size
+from pixelwright.cli.parsing import MODEL, Parser, adapters_of, image_size
 from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.device import keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.solvers import Step
@@ -62,7 +62,6 @@ def parser() -> Parser:
     help_text = "N, ROWS COLUMNS or WIDTHxHEIGHT (default: the model's own)"
     add("--size", type=str, nargs="+", metavar="N", help=help_text)
     add("--seed", type=int, default=0, help="seed of the noise")
-    add_adapter(add)
     sampler.add_arguments(parser, batch_size=16)
     add = parser.section("further options", advanced=True)
     add("--start-index", type=NonNegativeInt, default=0, help="index of the first image")

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse import Namespace
 
 from pixelwright.cli.fields import settings
-from pixelwright.cli.parsing import WEIGHTS, Parser, add_device, add_imports
+from pixelwright.cli.parsing import WEIGHTS, Add, Parser, add_adapter, add_device, add_imports
 from pixelwright.config import NonNegativeInt, PositiveInt, convert
 from pixelwright.diffusion.guidance import interval_words
 from pixelwright.diffusion.solvers import check_solver
@@ -36,9 +36,7 @@ def add_arguments(parser: Parser, batch_size: int, for_images_too: bool = False)
     """The options; a command that takes images in place of a model must know what was given: then the
     default of these is None."""
     text = "Settings that are not given are those of the model's own preset, where it has one."
-    add = parser.section("which weights")
-    add("--step", type=NonNegativeInt | None, metavar="N", help="of a run: the checkpoint of step N")
-    add("--weights", type=str | None, metavar="NAME", help=WEIGHTS)
+    add_weights(parser.section("which weights"))
     add = parser.section("sampler", text)
     help_text = f"settings to start from: {', '.join(SAMPLER_PRESETS)} (default: the model's own preset)"
     add("--sampler", type=str | None, metavar="PRESET|none", help=help_text)
@@ -62,6 +60,13 @@ def add_arguments(parser: Parser, batch_size: int, for_images_too: bool = False)
     help_text = "approximate: the backbone runs in one of N evaluations only (default: 1, exact)"
     add("--reuse", type=PositiveInt | None, metavar="N", help=help_text)
     add_imports(add)
+
+
+def add_weights(add: Add) -> None:
+    """Which weights of a model."""
+    add("--step", type=NonNegativeInt | None, metavar="N", help="of a run: the checkpoint of step N")
+    add("--weights", type=str | None, metavar="NAME", help=WEIGHTS)
+    add_adapter(add)
 
 
 def source_of(model: str, step: int | None) -> str:

@@ -25,6 +25,7 @@ from pixelwright.evaluation.images import BATCH, ImageSet, open_images
 from pixelwright.evaluation.measure import DEFAULT, Report, Settings, check_comparable, collect, compare
 from pixelwright.evaluation.references import Reference, read_reference
 from pixelwright.evaluation.report import JSON, read_report, write_report
+from pixelwright.hub.adapters import Adapters
 from pixelwright.hub.checkpoint import load
 from pixelwright.models.denoiser import PixelDenoiser
 
@@ -152,14 +153,15 @@ def opened(
     compile: bool = False,
     attention: str = "auto",
     weights: str | None = None,
+    adapter: Adapters | None = None,
 ) -> Iterator[Evaluation]:
     """The model of `source` with what it is measured with, in every process. Reference and features are read
-    by the main process, which alone needs them; a UserError of one process is raised in all. `weights`: as in
-    `pixelwright.load`."""
+    by the main process, which alone needs them; a UserError of one process is raised in all. `weights` and
+    `adapter`: as in `pixelwright.load`."""
     with together(lambda: connect(device, ParallelConfig(timeout=TIMEOUT))) as layout:
         scorers: list[Scorer] = []
         layout.first(lambda: scorers.append(Scorer.open(reference, features, layout.device, settings)))
-        digest = layout.first(lambda: checksum(source, weights))
+        digest = layout.first(lambda: checksum(source, weights, adapter))
         scorer = scorers[0] if scorers else None
-        model = load(source, weights).to(layout.device)
+        model = load(source, weights, adapter).to(layout.device)
         yield Evaluation(name, model, labels, layout, scorer, form, digest, compile, attention)

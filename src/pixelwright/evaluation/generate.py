@@ -34,6 +34,7 @@ from pixelwright.distributed.parallel import Layout
 from pixelwright.errors import UserError
 from pixelwright.evaluation.images import IMAGES, LABELS
 from pixelwright.files import raw_bytes, read_json, replacing, sha256, write_text
+from pixelwright.hub.adapters import Adapters, read_adapters
 from pixelwright.hub.checkpoint import open_checkpoint
 from pixelwright.models.config import SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
@@ -82,10 +83,15 @@ class Generation(SamplerSettings):
         return range(batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_samples))
 
 
-def checksum(source: str | os.PathLike[str], weights: str | None = None) -> str:
-    """SHA-256 of the weights of anything that `pixelwright.load` reads; `weights` are those of that name."""
+def checksum(
+    source: str | os.PathLike[str], weights: str | None = None, adapter: Adapters | None = None
+) -> str:
+    """SHA-256 of the weights of anything that `pixelwright.load` reads; `weights` are those of that name, and
+    of each adapter its own follows, with its weight."""
     found = ",".join(sha256(file) for file in open_checkpoint(source, weights).files)
-    return found if weights is None else f"{found} ({weights})"
+    found = found if weights is None else f"{found} ({weights})"
+    more = () if adapter is None else read_adapters(adapter)
+    return " + ".join([found, *(f"{weight!r} x {each.digest}" for each, weight in more)])
 
 
 # ---------------------------------------------------------------- drawing

@@ -143,15 +143,16 @@ def with_adapters(model: PixelDenoiser, adapters: Adapters) -> PixelDenoiser:
 
     Raises UserError: adapters of another model, or of different classes; a weight that is no finite number.
     """
-    return merge(model, _read(adapters))
+    return merge(model, read_adapters(adapters))
 
 
 def config_with(config: DenoiserConfig, adapters: Adapters) -> DenoiserConfig:
     """The config that `with_adapters` gives a model. Raises UserError: as it does."""
-    return _config_with(config, [adapter for adapter, _ in _read(adapters)])
+    return _config_with(config, [adapter for adapter, _ in read_adapters(adapters)])
 
 
-def _read(adapters: Adapters) -> list[tuple[Adapter, float]]:
+def read_adapters(adapters: Adapters) -> list[tuple[Adapter, float]]:
+    """Adapters, each with its weight, by default 1. Raises UserError: see `with_adapters`."""
     places = [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
     weights = adapters if isinstance(adapters, Mapping) else dict.fromkeys(places, 1.0)
     for place, weight in weights.items():

@@ -51,8 +51,8 @@ def orthogonal(x: Tensor) -> Tensor:
     """
     wide = x.mT if x.shape[-2] > x.shape[-1] else x
     least = torch.finfo(torch.float32).tiny
-    size = torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True, dtype=torch.float32) + least
-    y = wide / size.to(x.dtype)
+    # By the largest entry first: squares of tiny gradients would be 0.
+    y = wide / (torch.linalg.vector_norm(wide, torch.inf, dim=(1, 2), keepdim=True) + least)
     for number in range(STEPS):
         gram = y @ y.mT
         square = gram @ gram
