@@ -60,9 +60,13 @@ def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def png_name(number: int, word: str) -> str:
-    """The file of a drawn image: its number, and the class or prompt in letters that every system takes."""
-    slug = re.sub(r"[^\w]+", "-", word)[:40].strip("-").lower()
-    return f"{number:06d}-{slug or 'image'}.png"
+    """The file of a drawn image: its number, and the class or prompt."""
+    return f"{number:06d}-{slug(word) or 'image'}.png"
+
+
+def slug(text: str) -> str:
+    """A text as part of a file's name, in letters that every system takes; "" where it has none."""
+    return re.sub(r"[^\w]+", "-", text)[:40].strip("-").lower()
 
 
 def load_png(path: str | os.PathLike[str]) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pixelwright as pw
-from pixelwright.models.config import TextNote
+from pixelwright.models.config import SamplerPreset, TextNote
 from tests.encoders import tiny_bert
 
 
@@ -26,6 +26,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a model of two classes."""
     settings = {"class_names": ["cat", "dog"], "image_size": (16, 16)}
     return save(tmp_path_factory.mktemp("models") / "classes", "dip-n-8", num_classes=2, **settings)
+
+
+@pytest.fixture(scope="session")
+def quick_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a model of two classes, whose preset draws in one step."""
+    settings = {"class_names": ["cat", "dog"], "image_size": (16, 16), "sampler": SamplerPreset(steps=1)}
+    return save(tmp_path_factory.mktemp("models") / "quick", "dip-n-8", num_classes=2, **settings)
 
 
 @pytest.fixture(scope="session")

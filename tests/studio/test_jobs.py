@@ -21,14 +21,15 @@ from pixelwright.errors import UserError
 from pixelwright.images import from_uint8, load_png
 from pixelwright.studio.drawing import MOST
 from pixelwright.studio.editing import METHODS, Edit
+from pixelwright.studio.finetuning import FOLDER
 from pixelwright.studio.jobs import Form, Jobs
 from pixelwright.studio.models import Models
 
 
 @pytest.fixture
 def jobs(model: str, tmp_path: Path) -> Jobs:
-    models = Models([model], tmp_path / "runs", torch.device("cpu"))
-    return Jobs(models, tmp_path / "out")
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    return Jobs(Models([model], (runs, out / FOLDER), torch.device("cpu")), runs, out)
 
 
 def form(model: str, /, **values: object) -> Form:
@@ -92,18 +93,45 @@ def test_one_model_is_in_memory_at_a_time(jobs: Jobs, model: str, tmp_path: Path
     assert jobs.models.get(str(other.parent)) is not first
 
 
+def test_a_model_that_changed_is_read_anew(jobs: Jobs, model: str, tmp_path: Path) -> None:
+    shutil.copytree(model, run := jobs.runs / "a" / "model")
+    (run.parent / "config.yaml").write_text("{}")
+    before = jobs.models.get(str(run.parent))
+    changed = pw.load(model)
+    torch.nn.init.zeros_(next(iter(changed.parameters())))
+    pw.save(changed, run)
+    assert jobs.models.get(str(run.parent)) is not before
+
+
+def test_models_that_come_with_the_package_are_offered(
+    jobs: Jobs, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model, tmp_path / "shipped" / "toy")
+    monkeypatch.setattr("pixelwright.hub.shipped.PLACES", (tmp_path / "shipped",))
+    assert jobs.models.choices() == [model, "pixelwright/toy"]
+    *_, last = jobs.draw("me", form("pixelwright/toy", count=1))
+    assert jobs.restored(last.files[0]).model == "pixelwright/toy"
+
+
+def test_what_the_page_cannot_restore_is_refused(jobs: Jobs, model: str, tmp_path: Path) -> None:
+    command = ["sample", model, "--labels", "1", "--steps", "2", "--reuse", "2", "--out"]
+    main([*command, str(tmp_path / "cli")])
+    with pytest.raises(UserError, match="--reuse 2"):
+        jobs.restored(tmp_path / "cli" / "000000-dog.png")
+
+
 def test_sheets_vary_one_or_two_settings(jobs: Jobs, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ("class or prompt", "cat\ndog")
     *_, sheet = jobs.compare("me", form(model), ("steps", "1\n2\n3"), rows)
     assert sheet.images.shape == (6, 16, 16, 3)
     *_, plain = jobs.draw("me", form(model, classes=["dog"], steps=2, count=1))
     assert torch.equal(sheet.images[4], plain.images[0])
-    copy = str(jobs.models.runs / "b")
+    copy = str(jobs.runs / "b")
     shutil.copytree(model, Path(copy) / "model")
     (Path(copy) / "config.yaml").write_text("{}")
     loaded: list[str] = []
     monkeypatch.setattr(
-        "pixelwright.studio.models.load", lambda source: loaded.append(source) or pw.load(source)
+        "pixelwright.studio.models.load", lambda source, **_: loaded.append(source) or pw.load(source)
     )
     *_, both = jobs.compare("me", form(model), ("model", f"{copy}\n{model}"), ("steps", "1\n2"))
     assert len(loaded) <= 2  # each model once, though there are two rows

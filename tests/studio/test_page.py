@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pixelwright.data import DataConfig
 from pixelwright.errors import UserError
 from pixelwright.images import load_png
 from pixelwright.models.config import SamplerSettings
+from pixelwright.studio.finetuning import FOLDER
 from pixelwright.studio.jobs import Jobs
 from pixelwright.studio.models import Models
 from pixelwright.training import TrainConfig, train
@@ -37,15 +39,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Gradio's own
 
 
 @pytest.fixture(scope="module")
-def studio(model: str, text_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """(address, jobs) of a page with both models, and one that is damaged."""
+def studio(
+    model: str, text_model: str, quick_model: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """(address, jobs) of a page with these models, and one that is damaged."""
     from pixelwright.studio.page import serve
 
     folder = tmp_path_factory.mktemp("studio")
     shutil.copytree(model, broken := folder / "broken")
     (broken / "model.safetensors").write_bytes(b"nothing")
-    models = Models([model, text_model, str(broken)], folder / "runs", torch.device("cpu"))
-    jobs = Jobs(models, folder / "out")
+    runs, out = folder / "runs", folder / "out"
+    models = Models([model, text_model, str(broken), quick_model], (runs, out / FOLDER), torch.device("cpu"))
+    jobs = Jobs(models, runs, out)
     page, address = serve(jobs, None)
     yield address, jobs
     page.close()
@@ -173,7 +178,7 @@ def test_a_run_is_watched_while_it_trains(page: Any, studio: Any) -> None:
     page.get_by_role("tab", name="Watch").click()
     sync_api.expect(page.locator("#state")).to_contain_text("no runs")
     data = DataConfig(path="shapes", size=16, shapes_count=32)
-    run = str(studio[1].models.runs / "live")
+    run = str(studio[1].runs / "live")
     how: Any = {"batch_size": 2, "steps": 60, "log_every": 5, "sample_every": 30, "device": "cpu"}
     config = TrainConfig(run=run, model=ModelConfig("dip-n-8"), data=data, **how)
     training = threading.Thread(target=train, args=(config,))
@@ -183,6 +188,57 @@ def test_a_run_is_watched_while_it_trains(page: Any, studio: Any) -> None:
     sync_api.expect(page.locator("#state")).to_contain_text("live: step 60", timeout=60_000)
     sync_api.expect(page.locator("#samples img")).to_be_visible(timeout=60_000)
     sync_api.expect(page.locator("#curve img")).to_be_visible()
+
+
+def test_a_fine_tuning_survives_the_page_and_a_kill_and_its_adapter_draws(
+    page: Any, browser: Any, studio: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="adapters need peft")
+    address, jobs = studio
+    files = [tmp_path / f"..%2f{i}.jpg" for i in range(3)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (30, 20), (80 * i, 0, 0)).save(file)
+    choose(page, "Model", Path(jobs.models.sources[3]).name)
+    page.get_by_role("tab", name="Fine-tune").click()
+    page.set_input_files("#tuned input[type=file]", [str(file) for file in files])
+    sync_api.expect(page.locator("#tuned")).to_contain_text("f2")
+    page.locator("#shows textarea, #shows input").first.fill("My ../Fox!")
+    page.locator("#finetune-steps textarea, #finetune-steps input").first.fill("40")
+    page.click("#finetune")
+    state = page.locator("#finetuning-state")
+    sync_api.expect(state).to_contain_text("my-fox", timeout=60_000)
+    page.close()
+    run = jobs.out / FOLDER / "my-fox"
+    while not list((run / "checkpoints").glob("step-*")):
+        assert "failed" not in (told := jobs.finetuning.state("my-fox")), told
+        time.sleep(0.05)
+    jobs.finetuning._last[1].kill()
+
+    page = visit(browser, address)
+    page.get_by_role("tab", name="Fine-tune").click()
+    state = page.locator("#finetuning-state")
+    sync_api.expect(state).to_contain_text("Resume goes on to step 40", timeout=60_000)
+    page.click("#resume-finetuning")
+    sync_api.expect(state).to_contain_text("is done (step 40", timeout=120_000)
+    sync_api.expect(page.locator("#finetuning-samples img").first).to_be_visible()
+    assert {path.name for path in run.parent.rglob("*.jpeg")} == {"000.jpeg", "001.jpeg", "002.jpeg"}
+    assert run.parent.resolve() == (jobs.out / FOLDER).resolve()
+
+    page.get_by_role("tab", name="Draw").click()
+    choose(page, "Model", "my-fox")
+    choose(page, "Classes", "My ../Fox!")
+    fill(page, "Pictures", "1")
+    draw(page, "1 drawn in")
+    note = json.loads(Image.open(newest(jobs)).info["pixelwright"])
+    assert (note["model"], note["adapter"]) == (jobs.models.sources[3], str(run))
+    again = pw.sample(pw.load(note["model"], adapter=run), "My ../Fox!", SamplerSettings(steps=1))
+    assert torch.equal(load_png(newest(jobs)), again[0])
+    form = jobs.restored(newest(jobs))
+    assert (form.model, form.classes) == (str(run), ["My ../Fox!"])
+    command, python = jobs.as_code(form)
+    assert command.startswith(f"pixelwright sample {note['model']} --adapter {run} ")
+    assert f"adapter='{run}'" in python
+    page.close()
 
 
 UPLOADS = {"corrupt": "cannot be read", "large": "100 megapixels", "text": "cannot be read"}

@@ -27,6 +27,7 @@ from pixelwright.models.config import DenoiserConfig, SamplerSettings
 MOST = 64  # pictures of one request
 TOGETHER = 16  # pictures in a batch
 EVERY = 0.25  # seconds between two previews
+COMMAND_LINE = {"weights", "reuse"}  # settings of `pixelwright sample` that the page has not
 SAMPLER = tuple(field.name for field in dataclasses.fields(SamplerSettings))
 
 
@@ -34,7 +35,7 @@ SAMPLER = tuple(field.name for field in dataclasses.fields(SamplerSettings))
 class Drawing:
     """One request: `count` pictures of the classes or prompts of `drawn`, in turn."""
 
-    model: str
+    model: str  # as the page offers it
     drawn: tuple[str, ...]  # class names or numbers (none: all classes, evenly), or one prompt
     count: int
     seed: int
@@ -55,15 +56,18 @@ class Drawing:
             drawn = tuple(names[label] for label in chosen)
         return [drawn[i % len(drawn)] for i in range(self.count)]
 
-    def record(self, i: int, word: str) -> dict[str, Any]:
-        """How picture i is drawn again, in the words of samples.jsonl."""
-        what = {"model": self.model, "drawn": word, "seed": str(self.seed), "index": str(self.index + i)}
+    def record(self, i: int, word: str, model: str, adapter: str | None) -> dict[str, Any]:
+        """How picture i is drawn again by a model and an adapter, in the words of samples.jsonl."""
+        what = {"model": model} | ({} if adapter is None else {"adapter": adapter})
+        what |= {"drawn": word, "seed": str(self.seed), "index": str(self.index + i)}
         return what | dataclasses.asdict(self.sampler)
 
-    def command(self, takes_text: bool) -> str:
+    def command(self, takes_text: bool, model: str, adapter: str | None) -> str:
         """The command line that draws the same pictures."""
-        drawn = ["--prompt" if takes_text else "--labels", *self.drawn] if self.drawn else []
-        words = ["pixelwright", "sample", self.model, *drawn, "--num-images", self.count, "--seed", self.seed]
+        words: list[Any] = ["pixelwright", "sample", model]
+        words += ["--adapter", adapter] if adapter else []
+        words += ["--prompt" if takes_text else "--labels", *self.drawn] if self.drawn else []
+        words += ["--num-images", self.count, "--seed", self.seed]
         words += ["--start-index", self.index] if self.index else []
         words += ["--size", *self.size] if self.size else []
         for name, value in dataclasses.asdict(self.sampler).items():
@@ -71,13 +75,13 @@ class Drawing:
             words += [f"--{name.replace('_', '-')}", *values] if values != [None] else []
         return shlex.join(map(str, [*words, "--out", "samples"]))
 
-    def python(self, config: DenoiserConfig) -> str:
+    def python(self, config: DenoiserConfig, model: str, adapter: str | None) -> str:
         """The Python that draws the same pictures."""
         more = "" if self.size is None else f", size={self.size}"
         more += f", start_index={self.index}" if self.index else ""
         return (
             "import pixelwright as pw\n\n"
-            f"model = pw.load({self.model!r})\n"
+            f"model = pw.load({model!r}{f', adapter={adapter!r}' if adapter else ''})\n"
             f"sampler = pw.{self.sampler!r}\n"
             f"images = pw.sample(model, {self.words(config)!r}, sampler, seed={self.seed}{more})\n"
         )
@@ -100,9 +104,10 @@ def as_number(text: str) -> float | int | str:
 
 
 def note_of(file: Path) -> tuple[dict[str, Any], SamplerSettings, tuple[int, int]]:
-    """How a picture was drawn: what `Drawing.record` gives, its sampler settings and its (height, width).
+    """How a picture was drawn: what `Drawing.record` gives (an adapter as its model), its sampler settings
+    and its (height, width).
 
-    Raises UserError: no PNG, or one without a note of ours.
+    Raises UserError: no PNG, one without a note of ours, or drawn with what only the command line has.
     """
     try:
         with Image.open(file, formats=["PNG"]) as image:  # its pixels are not decoded
@@ -112,9 +117,14 @@ def note_of(file: Path) -> tuple[dict[str, Any], SamplerSettings, tuple[int, int
     try:
         note = dict(json.loads(text or ""))
         known = {key: str(note[key]) for key in ("model", "drawn", "seed", "index")}
+        known["model"] = str(note.get("adapter", known["model"]))
         sampler = read(SamplerSettings, {name: note[name] for name in SAMPLER}, "the picture")
     except (ValueError, KeyError, TypeError):
         raise UserError("the picture does not say how it was drawn; drop one drawn here") from None
+    for name in COMMAND_LINE & note.keys():
+        raise UserError(
+            f"the picture was drawn with --{name} {note[name]}: `pixelwright sample` has that alone"
+        )
     return known, sampler, size
 
 

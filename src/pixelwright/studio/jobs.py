@@ -21,6 +21,7 @@ from pixelwright.models.config import DenoiserConfig, SamplerSettings
 from pixelwright.studio import comparing, texts
 from pixelwright.studio.drawing import SAMPLER, Drawing, as_number, frames, note_of, whole
 from pixelwright.studio.editing import Edit, edited, prepared, read_upload
+from pixelwright.studio.finetuning import FOLDER, Finetuning
 from pixelwright.studio.models import Models
 
 EDITED = "pixelwright edit"  # text chunk of an edited picture
@@ -84,10 +85,17 @@ class Progress(NamedTuple):
 
 
 class Jobs:
-    """The jobs of a page, one at a time on its device; each can be stopped by the session that began it."""
+    """The jobs of a page, one at a time on its device; each can be stopped by the session that began it.
 
-    def __init__(self, models: Models, out: Path) -> None:
-        self.models, self.out = models, out
+    Args:
+        models: what may be drawn with.
+        runs: the folder of runs that are watched.
+        out: the folder for pictures and fine-tunings.
+    """
+
+    def __init__(self, models: Models, runs: Path, out: Path) -> None:
+        self.models, self.runs, self.out = models, runs, out
+        self.finetuning = Finetuning(models, out / FOLDER)
         self._stops: dict[str, threading.Event] = {}
 
     def stop(self, session: str) -> None:
@@ -113,8 +121,8 @@ class Jobs:
     def as_code(self, form: Form) -> tuple[str, str]:
         """The command line and the Python that draw the same pictures. Raises UserError as `draw`."""
         config = self._config(form.model)
-        drawing = form.drawing(config.takes_text)
-        return drawing.command(config.takes_text), drawing.python(config)
+        drawing, parts = form.drawing(config.takes_text), self.models.parts(str(form.model))
+        return drawing.command(config.takes_text, *parts), drawing.python(config, *parts)
 
     def _config(self, model: str | None) -> DenoiserConfig:
         if not model:
@@ -222,8 +230,10 @@ class Jobs:
 
     def _write(self, drawing: Drawing, words: Sequence[str], images: Tensor) -> Iterator[Path]:
         """Write pictures, each with a note of how it was drawn."""
-        notes = [json.dumps(drawing.record(i, word), ensure_ascii=False) for i, word in enumerate(words)]
-        return self._numbered(words, images, [{NOTE: note} for note in notes])
+        parts = self.models.parts(drawing.model)
+        notes = [drawing.record(i, word, *parts) for i, word in enumerate(words)]
+        chunks = [{NOTE: json.dumps(note, ensure_ascii=False)} for note in notes]
+        return self._numbered(words, images, chunks)
 
     def _numbered(
         self, words: Sequence[str], images: Tensor, notes: Sequence[dict[str, str]]

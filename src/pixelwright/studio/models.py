@@ -1,4 +1,4 @@
-"""The models that the page may draw with, of which one is in memory at a time."""
+"""The models that may be drawn with, of which one is in memory at a time."""
 
 import gc
 import threading
@@ -9,7 +9,10 @@ import torch
 
 from pixelwright.acceleration import AcceleratedDenoiser, accelerate
 from pixelwright.errors import UserError, nearest
-from pixelwright.hub.checkpoint import is_model_folder, load, load_config
+from pixelwright.files import read_json
+from pixelwright.hub.adapters import SETTINGS, WEIGHTS, find_adapter
+from pixelwright.hub.checkpoint import is_model_folder, load, load_config, locate
+from pixelwright.hub.shipped import PREFIX, shipped
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.remote import is_address
 
@@ -27,44 +30,59 @@ class Models:
 
     Args:
         sources: model folders, runs, files of weights or hf:// addresses.
-        runs: a folder of runs, whose models are offered too.
+        folders: folders of runs, whose models and adapters are offered too.
         device, precision: as for `acceleration.accelerate`.
     """
 
     def __init__(
-        self, sources: Sequence[str], runs: Path, device: torch.device, precision: str = "auto"
+        self, sources: Sequence[str], folders: Sequence[Path], device: torch.device, precision: str = "auto"
     ) -> None:
-        self.sources, self.runs, self.device, self.precision = tuple(sources), runs, device, precision
+        self.sources, self.folders = tuple(sources), tuple(folders)
+        self.device, self.precision = device, precision
         self._lock = threading.Lock()
-        self._configs: dict[str, DenoiserConfig] = {}
-        self._held: tuple[str, AcceleratedDenoiser] | None = None
+        self._configs: dict[tuple[str, int], DenoiserConfig] = {}
+        self._held: tuple[tuple[str, int], AcceleratedDenoiser] | None = None
 
     def choices(self) -> list[str]:
-        """The models named at the start, then the runs that have one by now."""
-        folders = (self.runs / name for name in runs_in(self.runs))
-        found = [str(folder) for folder in folders if is_model_folder(folder / "model")]
-        return list(dict.fromkeys((*self.sources, *found)))
+        """The models named at the start, the runs that have one by now, those that come with the package."""
+        runs = (folder / name for folder in self.folders for name in runs_in(folder))
+        found = (str(run) for run in runs if is_model_folder(run / "model") or find_adapter(run) is not None)
+        return list(dict.fromkeys((*self.sources, *found, *(PREFIX + name for name in shipped()))))
+
+    def parts(self, source: str) -> tuple[str, str | None]:
+        """A model and the adapter that goes with it: where `source` is a run that trained an adapter, the
+        model it was trained on and itself. Raises UserError: the page does not offer `source`."""
+        choices = self.choices()  # a name that is typed must not make the page read other files
+        if source not in choices and not is_address(source):
+            raise UserError(f'the page does not offer the model "{source}"{nearest(source, choices)}')
+        if is_address(source) or (found := find_adapter(Path(source))) is None:
+            return source, None
+        if not isinstance(base := read_json(found / SETTINGS).get("base_model_name_or_path"), str):
+            raise UserError(f"{found} does not say which model it was trained on")
+        return base, source
 
     def config(self, source: str) -> DenoiserConfig:
         """Raises UserError: the page does not offer this model, or it cannot be read."""
-        self._check(source)
-        if source not in self._configs:
-            self._configs[source] = load_config(source)
-        return self._configs[source]
+        if (key := self._key(source)) not in self._configs:
+            self._configs[key] = load_config(*self.parts(source))
+        return self._configs[key]
 
     def get(self, source: str) -> AcceleratedDenoiser:
-        """A model, ready to draw; the one before is let go of first. Raises UserError as `config`."""
-        self._check(source)
+        """A model, ready to draw, read anew where its file has changed; the one before is let go of first.
+        Raises UserError as `config`."""
+        key = self._key(source)
         with self._lock:
-            if self._held is None or self._held[0] != source:
+            if self._held is None or self._held[0] != key:
                 self._held = None
                 gc.collect()  # so that two models are never in memory together
-                made = accelerate(load(source).to(self.device), self.precision)
-                self._held = source, made
+                model, adapter = self.parts(source)
+                self._held = key, accelerate(load(model, adapter=adapter).to(self.device), self.precision)
             return self._held[1]
 
-    def _check(self, source: str) -> None:
-        """A name that is typed must not make the page read files that were not offered."""
-        choices = self.choices()
-        if source not in choices and not is_address(source):
-            raise UserError(f'the page does not offer the model "{source}"{nearest(source, choices)}')
+    def _key(self, source: str) -> tuple[str, int]:
+        """The model, and when its file was written."""
+        model, adapter = self.parts(source)
+        if is_address(model):
+            return source, 0
+        file = locate(model) if adapter is None else (find_adapter(Path(adapter)) or Path()) / WEIGHTS
+        return source, file.stat().st_mtime_ns if file.exists() else 0

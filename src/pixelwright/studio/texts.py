@@ -1,9 +1,9 @@
 """All texts of the page."""
 
 TITLE = "pixelwright studio"
-INTRO = "Draw with pixel-space diffusion transformers, and watch them train."
+INTRO = "Draw, edit and fine-tune with pixel-space diffusion transformers, and watch them train."
 
-DRAW_TAB, COMPARE_TAB, WATCH_TAB = "Draw", "Compare", "Watch"
+DRAW_TAB, EDIT_TAB, COMPARE_TAB, FINETUNE_TAB, WATCH_TAB = "Draw", "Edit", "Compare", "Fine-tune", "Watch"
 
 # Draw
 NO_MODEL = "there is no model to draw with: give one to `pixelwright studio --model`, or pick a run"
@@ -49,7 +49,6 @@ PYTHON = "Python"
 EMPTY = "Nothing has been drawn in this session yet."
 
 # Edit
-EDIT_TAB = "Edit"
 UPLOAD = "Picture to edit (PNG, JPEG or WebP)"
 PAINT = "Paint over what is to be drawn anew"
 METHOD = "Method"
@@ -84,6 +83,31 @@ SHEET = "Sheet"
 NOT_WHOLE = "Stopped before the sheet was whole."
 COMPARED = "{count} pictures from the same noise."
 
+# Fine-tune
+FINETUNE_INTRO = (
+    "Teach the model a subject or style from a few pictures. Training goes on when this page is closed."
+)
+TUNING_PICTURES = "Pictures (1 to 500)"
+SHOWS = "What they show"
+SHOWS_HELP = "A class of the model or a new one; for models of prompts a prompt such as a photo of sks dog"
+NAME = "Name (optional)"
+NAME_HELP = "Of the fine-tuning; empty: what the pictures show"
+TUNING_STEPS_HELP = "Empty: by the number of pictures"
+FLIP = "Mirror pictures"
+FLIP_HELP = "Not where they have text, logos or sides"
+START = "Start"
+FINETUNING = "Fine-tuning"
+STOP_TUNING = "Save and stop"
+RESUME = "Resume"
+NO_FINETUNING = "There is no fine-tuning yet."
+NOTHING_SHOWN = "nothing says what the pictures show: give a class or a prompt"
+STARTING = "{name}: preparing, which takes a while …"
+TRAINING = "{name} is being trained: {progress}; {steps:,} steps in all."
+TUNED = "{name} is done ({progress}) and is in the list of models."
+PAUSED = "{name} was stopped: {progress}; Resume goes on to step {steps:,}."
+NOT_BEGUN = "{name} was stopped before its first step: start it again."
+FAILED = "{name} failed: {why}"
+
 # Watch
 RUNS = "Runs"
 NO_RUNS = (
@@ -91,5 +115,5 @@ NO_RUNS = (
 )
 CURVE = "Curve"
 SAMPLES = "Samples"
-SAMPLES_OF = "Samples of"
-SAMPLES_AT = "Of all grids over the run, this one"
+SAMPLES_AT = "Samples over the run: 0 is the first grid, 1 the newest"
+NOT_LOGGED = "nothing is logged yet"

@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 from pixelwright.errors import UserError, nearest
-from pixelwright.html import line_chart
-from pixelwright.images import load_png
+from pixelwright.html import escape_markdown, line_chart
 from pixelwright.studio import texts
 from pixelwright.studio.models import runs_in
 from pixelwright.training.loggers import LOG, read_log, smooth
@@ -55,24 +52,29 @@ def _chart(logs: tuple[Path, ...], value: str, changes: tuple[int, ...]) -> str:
     )
 
 
-def _state(runs: Path, name: str) -> str:
-    """A line on how far a run is, and what happened in it."""
-    lines = read_log(folder_of(runs, name) / LOG)
+def progress(run: Path) -> tuple[int, str]:
+    """The last step that a run has logged, and a line on how far it is and what happened in it."""
+    lines = read_log(run / LOG)
     last = next((line for line in reversed(lines) if "seconds" in line), None)
     if last is None:
-        return f"{name}: nothing is logged yet"
-    text = f"{name}: step {last['step']:,}, loss {last['loss']:.4f}, {last['images_per_second']:g} images/s"
-    return "; ".join([text, *(f"step {step:,}: {what}" for step, what in list(events_of(lines))[-3:])])
+        return 0, texts.NOT_LOGGED
+    loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
+    text = f"step {last['step']:,}, loss {loss}, {last['images_per_second']:g} images/s"
+    events = (f"step {step:,}: {what}" for step, what in list(events_of(lines))[-3:])
+    return last["step"], "; ".join([text, *events])
 
 
 def overview(runs: Path, names: Sequence[str]) -> str:
     """A line for each run, in Markdown."""
     if not names:
         return texts.NO_RUNS.format(folder=runs)
-    return "\n".join(f"- {html.escape(_state(runs, name))}" for name in names)
+    states = {name: progress(folder_of(runs, name))[1] for name in names}
+    return "\n".join(f"- {escape_markdown(f'{name}: {state}')}" for name, state in states.items())
 
 
-def grid(runs: Path, name: str | None, place: float) -> np.ndarray | None:
-    """The sample grid of a run, [H,W,3], at a place from its first (0) to its newest (1); None: none yet."""
-    grids = [] if name is None else sorted(grids_of(folder_of(runs, name)).items())
-    return load_png(grids[round(place * (len(grids) - 1))][1]).numpy() if grids else None
+def grids(runs: Path, names: Sequence[str], place: float = 1.0) -> list[tuple[Path, str]]:
+    """A sample grid of each run that has one, with its caption, at a place from the run's first grid (0) to
+    its newest (1)."""
+    found = {name: list(grids_of(folder_of(runs, name)).items()) for name in names}
+    chosen = {name: each[round(place * (len(each) - 1))] for name, each in found.items() if each}
+    return [(path, f"{name}, step {step:,}") for name, (step, path) in chosen.items()]

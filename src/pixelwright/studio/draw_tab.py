@@ -1,0 +1,157 @@
+"""The tabs that draw: one request, and one with its settings varied."""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pixelwright.diffusion.solvers import SOLVERS
+from pixelwright.studio import texts
+from pixelwright.studio.comparing import AXES
+from pixelwright.studio.drawing import MOST
+from pixelwright.studio.jobs import Form, Jobs
+from pixelwright.studio.widgets import ONE_AT_A_TIME, enlarged, one_line, session_of, stopper
+
+_SHOWN: dict[str, Any] = {
+    "object_fit": "contain",
+    "height": "auto",
+    "interactive": False,
+    "elem_classes": "gallery",
+}
+_CODE: dict[str, Any] = {"interactive": False, "lines": 2, "show_line_numbers": False, "wrap_lines": True}
+
+
+def draw_tab(jobs: Jobs, model: Any) -> list[Any]:
+    """Pictures of a class or prompt; returns the fields of the form, in the order of `Form`."""
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=300):
+            form = _form(jobs, model)
+            with gr.Row():
+                draw = gr.Button(texts.DRAW, variant="primary", elem_id="draw")
+                stop = gr.Button(texts.STOP, variant="stop", elem_id="stop")
+            with gr.Row():
+                reset, seed = gr.Button(texts.RESET, size="sm"), gr.Button(texts.NEW_SEED, size="sm")
+        with gr.Column(scale=2, min_width=320):
+            status = gr.Markdown(texts.READY, elem_id="status")
+            pictures = gr.Gallery(label=texts.PICTURES, format="png", columns=4, elem_id="pictures", **_SHOWN)
+            session = gr.Gallery(label=texts.SESSION, columns=6, elem_id="session", **_SHOWN)
+            with gr.Row(equal_height=False):
+                dropped = gr.File(label=texts.RESTORE, file_types=[".png"], height=170, elem_id="restore")
+                download = gr.DownloadButton(texts.DOWNLOAD, size="sm", elem_id="download")
+            with gr.Accordion(texts.AS_CODE, open=False):
+                command = gr.Code(label=texts.COMMAND, language="shell", **_CODE)
+                python = gr.Code(label=texts.PYTHON, language="python", **_CODE)
+    kept = gr.State([])
+
+    def drawn(request: gr.Request, before: list[str], *values: Any) -> Iterator[Any]:
+        same, shown = gr.skip(), None  # a picture that is sent again would be stored again
+        yield texts.LOADING, [], same, same, "", ""
+        with one_line():
+            code = jobs.as_code(Form(*values))
+            for progress in jobs.draw(session_of(request), Form(*values)):
+                files = [*map(str, progress.files), *before] if progress.files else same
+                sent = same if progress.images is shown else enlarged(progress.images)
+                shown = progress.images
+                yield progress.text, sent, files, files, *code
+
+    def restored(file: str) -> list[Any]:
+        with one_line():
+            found = jobs.restored(Path(file))
+            return [texts.RESTORED, *_fields(jobs, found)]
+
+    def zipped(files: Sequence[str]) -> str:
+        with one_line():
+            return str(jobs.zipped(files))
+
+    outputs = [status, pictures, session, kept, command, python]
+    draw.click(drawn, [kept, *form], outputs, api_name="draw", show_progress_on=[status], **ONE_AT_A_TIME)
+    stop.click(stopper(jobs), api_name="stop", queue=False)
+    for event in (form[0].change, reset.click):
+        event(lambda model: _preset(jobs, model), form[0], form, api_visibility="private")
+    seed.click(lambda: random.randrange(1 << 31), None, form[4], api_visibility="private")
+    dropped.upload(restored, dropped, [status, *form], api_name="restore")
+    download.click(zipped, kept, download, api_visibility="private")
+    return form
+
+
+def _form(jobs: Jobs, model: Any) -> list[Any]:
+    """The fields of `Form`, in its order, with the preset of the model."""
+    first = jobs.preset(model.value) if model.value else Form()
+    classes = gr.Dropdown(
+        jobs.class_names(first.model),
+        multiselect=True,
+        label=texts.CLASSES,
+        info=texts.CLASSES_HELP,
+        elem_id="classes",
+        visible=not jobs.takes_text(first.model),
+    )
+    prompt = gr.Textbox(
+        "", label=texts.PROMPT, lines=2, elem_id="prompt", visible=jobs.takes_text(first.model)
+    )
+    with gr.Row():
+        count = gr.Number(first.count, label=texts.COUNT, precision=0, minimum=1, maximum=MOST, min_width=90)
+        seed = gr.Number(first.seed, label=texts.SEED, precision=0, minimum=0, min_width=90)
+    steps = gr.Slider(1, 250, first.steps, step=1, label=texts.STEPS)
+    guidance = gr.Slider(
+        0, 15, first.guidance_scale, step=0.05, label=texts.GUIDANCE, info=texts.GUIDANCE_HELP
+    )
+    with gr.Accordion(texts.MORE, open=False):
+        solver = gr.Dropdown(list(SOLVERS), value=first.solver, label=texts.SOLVER)
+        interval = gr.Textbox(first.interval, label=texts.INTERVAL, info=texts.INTERVAL_HELP)
+        shift = gr.Number(first.time_shift, label=texts.SHIFT, minimum=0.01)
+        with gr.Row():
+            width = gr.Textbox("", label=texts.WIDTH, info=texts.SIZE_HELP, min_width=90)
+            height = gr.Textbox("", label=texts.HEIGHT, info=texts.SIZE_HELP, min_width=90)
+        index = gr.Number(0, label=texts.INDEX, info=texts.INDEX_HELP, precision=0, minimum=0)
+        more = gr.Textbox(first.more, label=texts.FURTHER, info=texts.FURTHER_HELP)
+    basic = [model, classes, prompt, count, seed, steps, guidance]
+    return [*basic, solver, interval, shift, width, height, index, more]
+
+
+def _preset(jobs: Jobs, model: str) -> list[Any]:
+    """The fields of the form as the model's preset has them; class, prompt, count and seed stay."""
+    with one_line():
+        _, classes, prompt, _, _, *others = _fields(jobs, jobs.preset(model))
+        return [gr.skip(), classes, gr.update(visible=prompt["visible"]), gr.skip(), gr.skip(), *others]
+
+
+def _fields(jobs: Jobs, form: Form) -> list[Any]:
+    """The fields of the form with the values of `form`, and what goes with its model."""
+    text = jobs.takes_text(form.model)
+    names = jobs.class_names(form.model)
+    values = vars(form) | {
+        "classes": gr.update(choices=names, value=list(form.classes), visible=not text),
+        "prompt": gr.update(value=form.prompt, visible=text),
+    }
+    return list(values.values())
+
+
+def compare_tab(jobs: Jobs, form: list[Any]) -> None:
+    """A sheet of the form's request with one or two settings varied."""
+    gr.Markdown(texts.COMPARE_INTRO)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=300):
+            across = gr.Dropdown(list(AXES), value="guidance scale", label=texts.COLUMNS)
+            columns = gr.Textbox("1\n2\n4", label=texts.COLUMN_VALUES, lines=4)
+            down = gr.Dropdown([texts.NONE, *AXES], value=texts.NONE, label=texts.ROWS)
+            rows = gr.Textbox("", label=texts.ROW_VALUES, lines=4)
+            with gr.Row():
+                compare = gr.Button(texts.COMPARE, variant="primary", elem_id="compare")
+                stop = gr.Button(texts.STOP, variant="stop")
+        with gr.Column(scale=2, min_width=320):
+            status = gr.Markdown(texts.READY)
+            sheet = gr.Image(label=texts.SHEET, interactive=False, type="filepath", elem_id="sheet")
+
+    def compared(request: gr.Request, *values: Any) -> Iterator[Any]:
+        axes, below, pairs = values[:2], values[2:4], values[4:]
+        with one_line():
+            for progress in jobs.compare(session_of(request), Form(*pairs), axes, below):
+                yield progress.text, str(progress.files[0]) if progress.files else None
+
+    inputs = [across, columns, down, rows, *form]
+    compare.click(
+        compared, inputs, [status, sheet], api_name="compare", show_progress_on=[status], **ONE_AT_A_TIME
+    )
+    stop.click(stopper(jobs), api_visibility="private", queue=False)

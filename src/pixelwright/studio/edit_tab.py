@@ -1,0 +1,65 @@
+"""The tab that edits and restores a picture."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pixelwright.studio import texts
+from pixelwright.studio.editing import METHODS, Edit
+from pixelwright.studio.jobs import Jobs
+from pixelwright.studio.widgets import ONE_AT_A_TIME, enlarged, one_line, session_of, stopper
+
+_MASK: dict[str, Any] = {
+    "type": "pil",
+    "sources": (),
+    "transforms": (),
+    "layers": False,
+    "brush": gr.Brush(default_size=40, colors=["#ff3b7f"], color_mode="fixed"),
+    "height": 420,
+}
+
+
+def edit_tab(jobs: Jobs, model: Any) -> None:
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=300):
+            file = gr.File(label=texts.UPLOAD, file_types=["image"], height=170, elem_id="upload")
+            methods = [(text, name) for name, text in METHODS.items()]
+            method = gr.Dropdown(methods, value="inpaint", label=texts.METHOD, elem_id="method")
+            target = gr.Textbox("", label=texts.TARGET, elem_id="target")
+            source = gr.Textbox("", label=texts.SOURCE)
+            strength = gr.Slider(0, 1, 1, step=0.01, label=texts.STRENGTH, info=texts.STRENGTH_HELP)
+            with gr.Row():
+                guidance = gr.Textbox("", label=texts.GUIDANCE, info=texts.OWN, min_width=90)
+                steps = gr.Textbox("", label=texts.STEPS, info=texts.OWN, min_width=90)
+            seed = gr.Number(0, label=texts.SEED, precision=0, minimum=0)
+            fit = gr.Checkbox(True, label=texts.FIT)
+            with gr.Row():
+                button = gr.Button(texts.EDIT, variant="primary", elem_id="edit")
+                stop = gr.Button(texts.STOP, variant="stop")
+        with gr.Column(scale=2, min_width=320):
+            painted = gr.ImageEditor(label=texts.PAINT, elem_id="painted", **_MASK)
+            status = gr.Markdown(texts.READY, elem_id="edit-status")
+            slider = gr.ImageSlider(label=texts.BEFORE_AFTER, format="png", elem_id="slider")
+            files = gr.Files(label=texts.PICTURES, interactive=False, elem_id="edited")
+
+    def shown(path: str | None, source: str, whole: bool) -> Any:
+        with one_line():
+            image = None if path is None else jobs.prepared(source, Path(path), whole)
+        return None if image is None else {"background": enlarged(image)[0], "layers": [], "composite": None}
+
+    def edited(request: gr.Request, name: str, path: str | None, value: Any, *values: Any) -> Iterator[Any]:
+        layers = (value or {}).get("layers") or [None]
+        with one_line():
+            form = Edit.of(path, layers[0], *values)
+            for progress in jobs.edit(session_of(request), name, form):
+                before, after = enlarged(progress.images)
+                yield progress.text, (before, after), [*map(str, progress.files)]
+
+    for event in (file.upload, fit.change):
+        event(shown, [file, model, fit], painted, api_visibility="private")
+    inputs = [model, file, painted, method, target, source, strength, guidance, steps, seed, fit]
+    outputs = [status, slider, files]
+    button.click(edited, inputs, outputs, api_name="edit", show_progress_on=[status], **ONE_AT_A_TIME)
+    stop.click(stopper(jobs), api_visibility="private", queue=False)
