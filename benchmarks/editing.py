@@ -1,26 +1,29 @@
 """FlowEdit beside SDEdit on Shapes: a change of colour, the background kept.
 
-    python benchmarks/editing.py MODEL --count 48 --out docs/results/editing
+    python benchmarks/editing.py MODEL --out docs/results/editing
 
-For each strength and n_max: the share of images whose object is nearest to the colour of the target, and the
-root mean square change of the background in levels of 0 to 255. The object is where a scene differs from
-itself without objects.
+For each strength or n_max, and guidance: the share of images whose object is nearest to the colour of the
+target, and the root mean square change of the background in levels of 0 to 255; curves of one against the
+other. The object is where a scene differs from itself without objects.
 """
 
 import argparse
 import dataclasses
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import pyplot
 from torch import Tensor
 
 import pixelwright as pw
 from pixelwright.data import Shapes, open_source
 from pixelwright.data.config import DataConfig
 from pixelwright.data.shapes import COLOURS, render
-from pixelwright.images import save_grid
 
 
 def drawn(shapes: Shapes, index: int, size: int) -> tuple[Tensor, Tensor, int, int]:
@@ -47,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--count", type=int, default=48)
-    parser.add_argument("--variation", type=float, default=0.6, help="that of the training set")
+    parser.add_argument("--variation", type=float, default=0.25, help="that of the training set")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     model = pw.load(options.model)
@@ -59,38 +62,52 @@ def main() -> None:
     images, masks = torch.stack([each[0] for each in found]), torch.stack([each[1] for each in found])
     source, target = ([each[place] for each in found] for place in (2, 3))
     names = [shapes.class_names[label] for label in target]
-    runs: list[tuple[str, dict[str, object]]] = [
-        (f"sdedit {strength}", {"method": "sdedit", "strength": strength, "guidance_scale": 2.0})
-        for strength in (0.3, 0.5, 0.6, 0.7, 0.8)
-    ]
-    for scale in (2.0, 4.0):
-        for n_max in (20, 33, 42, 50):
-            more = {"method": "flowedit", "source": source, "n_max": n_max, "guidance_scale": scale}
-            runs.append((f"flowedit {n_max}, {scale:g}", more))
-    rows, columns = [], [images]
-    for name, more in runs:
-        edited = pw.edit(model, images, target, **more)  # type: ignore[arg-type]
+    rows = []
+    for method, more in runs(source):
+        start = time.perf_counter()
+        edited = pw.edit(model, images, target, method=method, **more)
+        seconds = (time.perf_counter() - start) / len(images)
         change = (edited.float() - images.float()).square().mean(-1)
-        background = torch.stack(
-            [each[~mask].mean().sqrt() for each, mask in zip(change, masks, strict=True)]
-        )
-        row = {
-            "run": name,
-            "agreement": agreement(edited, masks, names),
-            "background": float(background.mean()),
-        }
-        print(json.dumps(row), flush=True)
-        rows.append(row)
-        columns.append(edited)
+        kept = [each[~mask].mean().sqrt() for each, mask in zip(change, masks, strict=True)]
+        row = {"method": method, **{name: value for name, value in more.items() if name != "source"}}
+        row |= {"agreement": agreement(edited, masks, names), "background": float(torch.stack(kept).mean())}
+        rows.append({**row, "seconds": seconds})
+        print(json.dumps(rows[-1]), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    chosen = [0, 2, 4, 5, 7, 11, 12]
-    sheet = torch.stack([columns[i][row] for row in range(8) for i in chosen])
-    titles = [
-        "source",
-        *(runs[i - 1][0].replace("sdedit", "SDE").replace("flowedit", "FE") for i in chosen[1:]),
-    ]
-    save_grid(sheet, options.out / "editing.png", len(chosen), 3, titles)
+    (options.out / "editing.json").write_text(json.dumps(rows, indent=1) + "\n")
+    plot(rows, options.out / "editing-curve.png")
+
+
+def runs(source: list[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Methods and settings that are compared."""
+    for guidance in (1.0, 2.0, 4.0):
+        for strength in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
+            yield "sdedit", {"strength": strength, "guidance_scale": guidance}
+    for weaker, guidance in ((1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (1.5, 2.0), (1.5, 4.0)):
+        for n_max in (15, 25, 33, 40, 45, 50):
+            scales = {"source_guidance_scale": weaker, "guidance_scale": guidance}
+            yield "flowedit", {"source": source, "n_max": n_max, **scales}
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """A curve over strength or n_max for each pair of guidance scales."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        scales = [row[name] for name in ("source_guidance_scale", "guidance_scale") if name in row]
+        curves.setdefault(f"{row['method']} {'/'.join(f'{scale:g}' for scale in scales)}", []).append(row)
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for name, points in curves.items():
+        style = "--" if name.startswith("sdedit") else "-"
+        axes.plot(
+            *zip(*((p["background"], p["agreement"]) for p in points), strict=True),
+            style,
+            marker="o",
+            label=name,
+        )
+    axes.set(xlabel="change of the background, levels of 255", ylabel="share with the target's colour")
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
 
 
 if __name__ == "__main__":

@@ -41,9 +41,11 @@ def classical(task: str, operator: ops.Operator, y: Tensor) -> tuple[str, Tensor
     if isinstance(operator, ops.AveragePool):
         return "bicubic", F.interpolate(y, scale_factor=operator.factor, mode="bicubic").clamp(-1, 1)
     if isinstance(operator, ops.Blur):
-        kernel, unit = operator.kernel.numpy(), (y / 2 + 0.5).clamp(1e-4, 1).numpy()
+        kernel, reach = operator.kernel.numpy(), len(operator.kernel)
+        unit = F.pad(y / 2 + 0.5, [reach] * 4, mode="circular").clamp(1e-4, 1).numpy()  # as the blur goes on
         found = [[richardson_lucy(plane, kernel, num_iter=30) for plane in image] for image in unit]
-        return "Richardson-Lucy", torch.from_numpy(np.array(found)).float() * 2 - 1
+        inside = np.array(found)[..., reach:-reach, reach:-reach]
+        return "Richardson-Lucy", torch.from_numpy(inside).float() * 2 - 1
     if isinstance(operator, ops.Grey):
         return "grey", y.expand(-1, 3, -1, -1)
     assert isinstance(operator, ops.Mask)
