@@ -125,6 +125,27 @@ def test_strength_1_is_the_text_to_image_pipeline() -> None:
     assert torch.equal(arrays(plain.images), arrays(edited.images))
 
 
+def test_a_cropped_mask_is_edited_as_edit_does_and_the_rest_keeps_its_bytes() -> None:
+    images, sampler = pictures(2, 32, 24), pw.SamplerSettings(solver="euler", steps=4)
+    mask = torch.zeros(2, 32, 24, dtype=torch.bool)
+    mask[0, 3:9, 5:9], mask[1, 20:31, 2:20] = True, True
+    masks = [Image.fromarray(each.numpy()).convert("L") for each in mask]
+    common = {"class_labels": [1, 2], "num_inference_steps": 4, "padding_mask_crop": 3}
+    drawn = arrays(pipe(OursInside)(image=shown(images), mask_image=masks, **common).images)
+    more = {"mask_image": mask, "padding_mask_crop": 3}
+    expected = pw.edit(DIT, images, [1, 2], method="inpaint", sampler=sampler, **more)
+    assert (drawn.int() - expected.int()).abs().max() <= 1
+    assert torch.equal(drawn[~mask], images[~mask]) and not torch.equal(drawn[mask], images[mask])
+    several = pipe(OursInside)(
+        image=shown(images), mask_image=masks, num_images_per_prompt=2, output_type="np", **common
+    ).images
+    assert several.shape == (4, 32, 24, 3)
+    assert torch.equal(
+        (torch.from_numpy(several[2:]) * 255).round()[:, ~mask[1]],
+        images[1:].float().expand(2, -1, -1, -1)[:, ~mask[1]],
+    )
+
+
 def test_images_may_be_arrays_and_tensors_and_one_goes_for_all() -> None:
     images = pictures(1)
     forms = (shown(images)[0], images.numpy() / 255, images.permute(0, 3, 1, 2).float() / 255)
@@ -172,7 +193,13 @@ def test_captions_are_edited_and_a_pipeline_is_made_of_another() -> None:
         (
             PixelDenoiserInpaintPipeline,
             {"mask_image": Image.new("L", (8, 16))},
-            "mask_image is 16x8, the image",
+            r"mask_image is \[1, 16, 8\]; give \[2, 16, 16\]",
+        ),
+        (PixelDenoiserInpaintPipeline, {"mask_image": Image.new("L", (16, 16))}, "black all over"),
+        (
+            PixelDenoiserInpaintPipeline,
+            {"mask_image": Image.fromarray(half(1)[0].numpy()), "padding_mask_crop": -1},
+            "padding_mask_crop is -1; give a whole number",
         ),
     ],
 )

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import pixelwright as pw
+from pixelwright.diffusion.sample import as_condition
 from pixelwright.editing import operators as ops
 from pixelwright.editing.inputs import as_images, crop_box
 from pixelwright.models.backbones import PatchDiTConfig
@@ -19,6 +20,7 @@ from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.jit import JiTConfig
 from pixelwright.models.mmdit import MMDiTConfig
+from pixelwright.models.pixeldit2 import PixelDiT2Config
 from pixelwright.models.text_dit import TextDiTConfig
 from tests.editing.gaussian import GaussianModel
 
@@ -46,11 +48,29 @@ def tiny(backbone: Any, name: str, **more: Any) -> PixelDenoiser:
     return randomised(DenoiserConfig(backbone, LinearConfig(), name=name, image_size=(SIDE, SIDE), **more))
 
 
+def grounded() -> PixelDenoiser:
+    """PixelDiT2, with an encoder of random weights."""
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": PATCH}
+    model = tiny(
+        PixelDiT2Config(16, 1, 2, PATCH, num_classes=CLASSES, encoder_size=16, grounding_heads=2),
+        "pixeldit2",
+        prediction="x",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = DINOv3ViTModel(DINOv3ViTConfig(hidden_size=16, **sizes))
+    model.backbone.encoder.model = encoder.requires_grad_(False).eval()
+    return model
+
+
 MODELS = {
     "patch-dit": tiny(PatchDiTConfig(16, 1, 2, PATCH, num_classes=CLASSES), "patch-dit"),
     "mmdit": tiny(MMDiTConfig(16, 1, 2, PATCH, text_size=8, text_length=4), "mmdit"),
     "text-dit": tiny(TextDiTConfig(16, 1, 2, PATCH, text_size=8, text_length=4, text_depth=1), "text-dit"),
     "jit": tiny(JiTConfig(16, 1, 2, PATCH, num_classes=CLASSES), "jit", prediction="x", noise_scale=2.0),
+    "pixeldit2": grounded(),
 }
 FAMILIES = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 DIT = MODELS["patch-dit"]
@@ -149,6 +169,7 @@ def test_results_do_not_depend_on_the_batch(model: PixelDenoiser) -> None:
         {"method": "sdedit"},
         {"method": "inpaint", "mask_image": mask, "resampling": 2},
         {"method": "flowedit", "source": source},
+        {"method": "outpaint", "margins": (4, 0, 0, 4)},
     ]
     for more in settings:
         whole = pw.edit(model, images, target, steps=4, start_index=5, **more)
@@ -180,6 +201,21 @@ def test_restored_images_agree_with_the_measurement(model: PixelDenoiser, method
     assert next(model.parameters()).grad is before
     shown = pw.restore(model, y, operator, method=method, labels=words(model, 1, 2), steps=4)
     assert shown.dtype == torch.uint8 and shown.shape == (2, SIDE, SIDE, 3)
+
+
+@FAMILIES
+def test_gradients_of_restoration_go_through_the_whole_model(model: PixelDenoiser) -> None:
+    random = torch.Generator().manual_seed(0)
+    x, along, weight = torch.randn(3, 2, 3, SIDE, SIDE, generator=random)
+    condition = as_condition(words(model, 1, 2), model)
+
+    def output(x: Tensor) -> Tensor:
+        return (model(x, torch.full((2,), 0.4), condition).double() * weight).sum()
+
+    (g,) = torch.autograd.grad(output(x.requires_grad_()), x)
+    with torch.no_grad():
+        expected = (output(x + 1e-2 * along) - output(x - 1e-2 * along)) / 2e-2
+    assert float((g * along).sum()) == pytest.approx(float(expected), rel=0.01)
 
 
 def test_ddnm_agrees_below_a_hundred_thousandth_in_float32() -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixelwright.editing.inputs import as_masks, cut_out, put_back
 from pixelwright.editing.methods import keep, noised
 from pixelwright.errors import UserError
 from pixelwright.hub.diffusers import PixelDenoiserPipeline, StepEnd
 from pixelwright.hub.schedulers import lay_grid
+from pixelwright.images import from_uint8, to_uint8
 from pixelwright.models.conditions import TextCondition
 from pixelwright.models.config import GuidanceEnds
 
@@ -104,6 +106,7 @@ class PixelDenoiserInpaintPipeline(PixelDenoiserImg2ImgPipeline):
         prompt: Sequence[str] | str | None = None,
         image: Any = None,
         mask_image: Any = None,
+        padding_mask_crop: int | None = None,
         strength: float = 1.0,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
@@ -125,17 +128,23 @@ class PixelDenoiserInpaintPipeline(PixelDenoiserImg2ImgPipeline):
 
         Args:
             mask_image: one for all images, or one each, of their size; white (1) = repaint.
+            padding_mask_crop: edit what is masked with so many pixels around it alone, at the model's size.
             The others are those of `PixelDenoiserImg2ImgPipeline`.
         """
-        options = dict(locals())
-        pixels = self._pixels(image, torch.device("cpu"))
-        if mask_image is None:
-            raise UserError("mask_image is missing; give a picture, an array or a tensor, white = repaint")
-        mask = _processor(mask=True).preprocess(mask_image) > 0.5
-        if mask.shape[2:] != pixels.shape[2:]:
-            size, own = (f"{each.shape[2]}x{each.shape[3]}" for each in (mask, pixels))
-            raise UserError(f"mask_image is {size}, the image {own}: give a mask of its size")
-        return self._edit(options, mask)
+        options, device = dict(locals()), torch.device("cpu")
+        images = to_uint8(self._pixels(image, device))
+        if mask_image is not None:
+            mask_image = _processor(mask=True).preprocess(mask_image)[:, 0] > 0.5
+        mask = as_masks(mask_image, images)
+        if padding_mask_crop is None:
+            return self._edit(options, mask[:, None])
+        size = self.transformer.denoiser.config.image_size or (images.shape[1], images.shape[2])
+        parts, inside, boxes = cut_out(images, mask, padding_mask_crop, size)
+        part = {"image": parts.permute(0, 3, 1, 2) / 255, "output_type": "latent", "return_dict": True}
+        drawn = to_uint8(self._edit({**options, **part}, inside[:, None]).images).cpu()
+        rows = torch.arange(len(images)).repeat_interleave(len(drawn) // len(images))
+        x = put_back(drawn, images[rows], mask[rows], [boxes[row] for row in rows])
+        return self._result(from_uint8(x), options)
 
 
 def _processor(mask: bool = False) -> Any:

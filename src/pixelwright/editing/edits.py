@@ -20,7 +20,7 @@ from pixelwright.diffusion.sample import (
 )
 from pixelwright.diffusion.solvers import StepCallback, check_solver, solve
 from pixelwright.editing import methods
-from pixelwright.editing.inputs import Images, as_images, as_masks, condition_of, crop_box, cut, grow, resize
+from pixelwright.editing.inputs import Images, as_images, as_masks, condition_of, cut_out, grow, put_back
 from pixelwright.errors import UserError, nearest
 from pixelwright.images import from_uint8
 from pixelwright.models.conditions import Condition
@@ -214,18 +214,9 @@ def _inpaint(task: _Task) -> Tensor:
     mask = as_masks(task.given.get("mask_image"), images)
     if padding is None:
         return _repaint(task, mask)
-    if not isinstance(padding, int) or padding < 0:
-        raise UserError(f"padding_mask_crop is {padding!r}; give a whole number of pixels of at least 0")
     size = task.model.config.image_size or (images.shape[1], images.shape[2])
-    boxes = [crop_box(each, padding, size) for each in mask]
-    parts = torch.stack([cut(each, box, size) for each, box in zip(images, boxes, strict=True)])
-    shown = (mask[..., None].expand(-1, -1, -1, 3) * 255).to(torch.uint8)
-    inside = torch.stack([cut(each, box, size)[..., 0] > 0 for each, box in zip(shown, boxes, strict=True)])
-    drawn = _repaint(dataclasses.replace(task, images=parts), inside)
-    result = images.clone()
-    for image, part, (top, left, height, width) in zip(result, drawn, boxes, strict=True):
-        image[top : top + height, left : left + width] = resize(part[None], (height, width))[0]
-    return torch.where(mask[..., None], result, images)
+    parts, inside, boxes = cut_out(images, mask, padding, size)
+    return put_back(_repaint(dataclasses.replace(task, images=parts), inside), images, mask, boxes)
 
 
 def _outpaint(task: _Task) -> Tensor:

@@ -123,10 +123,34 @@ def crop_box(mask: Tensor, padding: int, size: tuple[int, int]) -> Box:
     return top, left, height, width
 
 
-def cut(image: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
-    """A box of uint8 [H,W,3], resized to (height, width) bicubically."""
+def cut_out(
+    images: Tensor, mask: Tensor, padding: int, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, list[Box]]:
+    """What a mask [B,H,W] marks in uint8 [B,H,W,3] and `padding` pixels around it, resized to (height, width)
+    bicubically, with its mask, and where it was; see `crop_box`. Raises UserError: no number of pixels."""
+    if not isinstance(padding, int) or padding < 0:
+        raise UserError(f"padding_mask_crop is {padding!r}; give a whole number of pixels of at least 0")
+    boxes = [crop_box(each, padding, size) for each in mask]
+    shown = (mask[..., None].expand(-1, -1, -1, 3) * 255).to(torch.uint8)
+
+    def parts(of: Tensor) -> Tensor:
+        return torch.cat([resize(_inside(each, box), size) for each, box in zip(of, boxes, strict=True)])
+
+    return parts(images), parts(shown)[..., 0] > 0, boxes
+
+
+def put_back(parts: Tensor, images: Tensor, mask: Tensor, boxes: Sequence[Box]) -> Tensor:
+    """The images with what `cut_out` gave where they are masked."""
+    result = images.clone()
+    for image, part, box in zip(result, parts, boxes, strict=True):
+        _inside(image, box)[:] = resize(part[None], box[2:])
+    return torch.where(mask[..., None], result, images)
+
+
+def _inside(image: Tensor, box: Box) -> Tensor:
+    """[H,W,3] -> a view of the box, [1,height,width,3]."""
     top, left, height, width = box
-    return resize(image[top : top + height, left : left + width][None], size)[0]
+    return image[None, top : top + height, left : left + width]
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -52,7 +52,8 @@ class DINOv3:
     """A frozen DINOv3 that is read when it is first called. No module: it is neither trained nor saved.
 
     Called as (noisy images [B,3,H,W], (rows, columns)) -> its normed patch tokens [B, rows·columns, size] in
-    float32. On the meta device, tokens without contents; FLOPs are not counted then.
+    float32. On the meta device, tokens without contents; FLOPs are not counted then. Gradients go back to the
+    images where these ask for them, as restoration does.
 
     Raises UserError: it cannot be read, or has tokens of another width.
     """
@@ -62,7 +63,6 @@ class DINOv3:
         self.model: Any = None
         """The `DINOv3ViTModel`; one that is put here takes the place of the named one."""
 
-    @torch.no_grad()
     def __call__(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         rows, columns = grid
         if x.device.type == "meta":
