@@ -24,7 +24,7 @@ from pixelwright.cli.main import main
 from pixelwright.errors import UserError
 from pixelwright.evaluation.features import EXTRACTORS, classifier, open_extractor
 from pixelwright.evaluation.features import training as fitting
-from pixelwright.evaluation.features.classifier import ClassifierConfig, ClassifierFeatures
+from pixelwright.evaluation.features.classifier import ClassifierFeatures
 from pixelwright.evaluation.features.inception import PREFIX, resized
 from pixelwright.rng import generator
 
@@ -255,37 +255,6 @@ def test_activations_of_the_classifier(trained: Path) -> None:
     one = extractor(pictures(5, 16)[2:3])
     torch.testing.assert_close(one.features, found.features[2:3], rtol=1e-4, atol=1e-5)
     assert open_extractor(f"in-domain:{trained}").info.same_network(extractor.info)
-
-
-def test_training_that_was_stopped_ends_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    settings = fitting.Training(size=16, epochs=2, batch_size=64)
-    source = fitting.held_out(fitting.Labelled(pictures(200, 16), torch.arange(200) % 4))
-    config = ClassifierConfig(4, 16, (8, 8, 8))
-
-    def train(folder: Path, stop_at: int | None = None) -> bytes:
-        seen = 0
-
-        def progress(images: int, loss: float) -> None:
-            nonlocal seen
-            seen += images
-            if stop_at is not None and seen >= stop_at:
-                raise Stop
-
-        fitting.train(config, settings, *source, folder, CPU, progress=progress)
-        return (folder / classifier.WEIGHTS).read_bytes()
-
-    (tmp_path / "b").mkdir()
-    whole = train(tmp_path / "a")
-    with pytest.raises(Stop):
-        train(tmp_path / "b", stop_at=300)
-    assert train(tmp_path / "b") == whole
-    with pytest.raises(Stop):
-        train(tmp_path / "a", stop_at=300)
-    with pytest.raises(UserError, match="unfinished training with other settings"):
-        fitting.train(config, fitting.Training(size=16, epochs=3), *source, tmp_path / "a", CPU)
 
 
 def test_augmentation_shifts_and_flips() -> None:

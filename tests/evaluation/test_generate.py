@@ -138,7 +138,7 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> N
     [
         ("room", "write_text", 0),  # before the work folder says whose it is
         ("work", "write", 2),
-        ("room", "write_text", 2),  # before the settings stand beside the images
+        ("room", "write_text", 1),  # before the settings stand beside the images
         ("work", "finish", 0),
         ("shutil", "rmtree", 0),  # when all is there
     ],
@@ -160,17 +160,6 @@ def test_stopped_anywhere_it_ends_alike(
             make(model_folder, out)
     np.testing.assert_array_equal(read(make(model_folder, out)), expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, f"{name}.json"])
-
-
-def test_a_torn_line_of_progress_is_no_batch(model_folder: Path, tmp_path: Path) -> None:
-    progress = room._Progress(tmp_path, 0)
-    progress.add(1)
-    progress.add(12)
-    file = tmp_path / "done-00000.txt"
-    file.write_text(file.read_text()[:-1])  # "1\n12": the end of a line is missing
-    assert progress.gather() == {1}
-    room._Progress(tmp_path, 0).add(57)
-    assert room._Progress(tmp_path, 1).read() == {1, 57}
 
 
 def test_finished_work_is_left_alone(

@@ -23,7 +23,6 @@ from pixelwright.training.ema import EMA
 from pixelwright.training.inputs import Inputs
 from pixelwright.training.loggers import JsonLines, Run, smooth
 from pixelwright.training.optim import build_optimizer, learning_rate
-from pixelwright.training.report import plot_losses
 
 from .conftest import Tiny, same_state, weights_of
 
@@ -200,7 +199,6 @@ def test_the_run_folder(tiny: Tiny) -> None:
         "config.yaml",
         "lock.txt",
         "log.jsonl",
-        "loss.png",
         "report.html",
         "tensorboard",
         "samples",
@@ -213,8 +211,6 @@ def test_the_run_folder(tiny: Tiny) -> None:
     assert [line["lr"] for line in lines] == pytest.approx([8e-4, 1e-3, 1e-3])
     rates = {"images_per_second", "images_per_second_wall"}
     assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", "seconds", "skipped", "loss_by_time", *rates}
-    with Image.open(folder / "loss.png") as plot:
-        assert plot.size[0] > 300
 
 
 @pytest.mark.usefixtures("no_extras")
@@ -232,10 +228,10 @@ def test_missing_extras_are_told_once(tiny: Tiny, capsys: pytest.CaptureFixture[
     folder = train(tiny(steps=6, sample_every=2))
     told = capsys.readouterr().err
     assert told.count("TensorBoard is off") == 1
-    assert told.count("loss.png and report.html are off") == 1
+    assert told.count("report.html is off") == 1
     assert told.count('pip install "pixelwright[train]"') == 2
     assert not (folder / "tensorboard").exists()
-    assert not (folder / "loss.png").exists()
+    assert not (folder / "report.html").exists()
 
 
 @pytest.mark.usefixtures("no_extras")
@@ -248,11 +244,6 @@ def test_progress_lines_without_a_terminal(tiny: Tiny, capsys: pytest.CaptureFix
 def test_smoothing_has_no_bias_at_the_start() -> None:
     assert smooth([2.0, 2.0, 2.0]) == pytest.approx([2, 2, 2])
     assert smooth([]) == []
-
-
-def test_a_plot_of_an_empty_log_is_none(tmp_path: Path) -> None:
-    plot_losses(tmp_path)
-    assert not (tmp_path / "loss.png").exists()
 
 
 def test_the_log_is_cut_where_lines_that_will_come_again(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def parser() -> Parser:
     help_text = "reference statistics (.npz): ours or ADM's"
     add("--reference", type=str, required=True, metavar="REF", help=help_text)
     add("--features", type=str | None, metavar="KIND[:PLACE]", help=f"{FEATURES} (default: the reference's)")
-    help_text = "folder for report.html, .md and .json, and for the images of a model, which needs it"
+    help_text = "folder for report.html and report.json, and for the images of a model, which needs it"
     add("--out", type=str | None, metavar="DIR", help=help_text)
     help_text = "of images: crop to N x N; of a model: N or ROWS COLUMNS"
     add("--size", type=int, nargs="+", metavar="N", help=help_text)

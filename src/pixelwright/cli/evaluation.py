@@ -30,8 +30,7 @@ EXAMPLES = """  pixelwright evaluation train-features cifar/train.zip features/c
 TRAIN = """Train a small classifier on labelled images, in minutes on a CPU: its features, class probabilities
 and a feature map are what `pixelwright evaluate --features OUT` compares.
 
-Interrupted, the same command goes on from the last whole epoch. Numbers are comparable where the classifier
-is the same file: keep it."""
+Numbers are comparable where the classifier is the same file: keep it."""
 
 
 def parser() -> Parser:

@@ -18,7 +18,7 @@ from pixelwright.training import Interrupted, TrainConfig, load_config, train
 
 DESCRIPTION = """Train a model as YAML files say; settings on the command line override them.
 
-The run folder gets the configuration, logs (log.jsonl, tensorboard/), sample grids, a loss plot, checkpoints
+The run folder gets the configuration, logs (log.jsonl, tensorboard/), sample grids, a report, checkpoints
 and the averaged weights (model/), which `pixelwright sample` reads. Ctrl-C saves and leaves; the same command
 continues the run, with the same result as one without a stop. --help=advanced shows all settings."""
 

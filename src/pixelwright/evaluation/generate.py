@@ -41,6 +41,7 @@ from pixelwright.models.denoiser import PixelDenoiser
 
 UNFINISHED = ".generate"  # at the end of the name of the folder that the work is in
 SETTINGS = "settings.json"
+WRITTEN = ".written"  # an empty file for each batch that is written
 DATE = (1980, 1, 1, 0, 0, 0)  # of every member of a zip, so that equal content makes equal files
 ENCODERS, ENCODED = 4, 256  # threads that encode PNG files, images they have at a time
 PLAIN_SECONDS = 30.0  # between two signs of life where there is no terminal
@@ -130,8 +131,7 @@ def generate(
     if layout.first(lambda: _claim(work, made_by)):
         return out
     fast = prepare(model, generation.precision, compile, attention, generation.reuse)
-    progress = _Progress(work.folder, layout.rank)
-    done = layout.first(progress.gather)
+    done = layout.first(work.written)
     left = [k for k in range(generation.batches) if k not in done]
     sizes = {k: len(generation.indices(k)) for k in range(generation.batches)}
     with progress_bar("generating", generation.num_samples, sum(sizes[k] for k in done), layout.main) as bar:
@@ -141,9 +141,9 @@ def generate(
 
         for k in left[layout.rank :: layout.world]:
             work.write(generation.indices(k).start, draw(fast, generation, labels, k, show))
-            progress.add(k)
+            work.note(k)
             if layout.main:
-                bar.update(sum(sizes[k] for k in progress.read()) - bar.n)
+                bar.update(sum(sizes[k] for k in work.written()) - bar.n)
     layout.highest(0)  # wait for the others
     layout.first(lambda: _finish(work, labels, made_by))
     return out
@@ -224,6 +224,14 @@ class Work:
             file.flush()
             os.fsync(file.fileno())
 
+    def note(self, batch: int) -> None:
+        """Note that a batch is written."""
+        (self.folder / f"{batch}{WRITTEN}").touch()
+
+    def written(self) -> set[int]:
+        """The batches that any process has written, now or in an earlier run."""
+        return {int(file.stem) for file in self.folder.glob(f"*{WRITTEN}")}
+
     def finish(self, labels: Tensor) -> None:
         """Make `out` of all images, in one step: .npz, .zip, or else a folder. `labels` int64 [N]."""
         kind, names = self.out.suffix.lower(), [f"{i:06d}.png" for i in range(len(labels))]
@@ -263,31 +271,6 @@ def _png(image: np.ndarray) -> bytes:
 
 
 # ---------------------------------------------------------------- progress
-class _Progress:
-    """The batches that are written, a line each, in a file for each process."""
-
-    def __init__(self, work: Path, rank: int) -> None:
-        self._work, self._own = work, work / f"done-{rank:05}.txt"
-
-    def read(self) -> set[int]:
-        """The batches that any process has written, now or in an earlier run."""
-        files = self._work.glob("done*.txt")
-        return {int(line) for file in files for line in file.read_text().split("\n")[:-1]}
-
-    def gather(self) -> set[int]:
-        """The same, written down in one file, so that no process goes on after a line that a kill tore."""
-        done = self.read()
-        write_text(self._work / "done.txt", "".join(f"{batch}\n" for batch in sorted(done)))
-        for file in self._work.glob("done-*.txt"):
-            file.unlink()
-        return done
-
-    def add(self, batch: int) -> None:
-        """A batch is written."""
-        with self._own.open("a") as file:
-            file.write(f"{batch}\n")
-
-
 def progress_bar(what: str, total: int, done: int = 0, shown: bool = True) -> "tqdm[Any]":
     """A bar that counts images; where there is no terminal, a line every half minute."""
     interval = 0.1 if sys.stderr.isatty() else PLAIN_SECONDS

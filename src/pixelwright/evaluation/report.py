@@ -1,4 +1,4 @@
-"""What an evaluation tells: report.json for machines, report.html and report.md for people.
+"""What an evaluation tells: report.json for machines, report.html for people.
 
 The numbers stand beside everything that makes them comparable, and beside what they are the numbers of: a
 sheet of samples, and the training images nearest to those that look most like copies.
@@ -24,7 +24,7 @@ from pixelwright.files import make_folder, read_json, write_text
 from pixelwright.images import save_grid
 
 FORMAT = 2
-JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
+JSON, HTML = "report.json", "report.html"
 SHEET, NEIGHBOURS = "sheet.png", "neighbours.png"
 SHEET_IMAGES = 64
 SHEET_PIXELS = 1024  # side of the sheet, about
@@ -55,7 +55,6 @@ def write_report(report: Report, folder: Path, images: ImageSet) -> None:
     save_grid(sheet, folder / SHEET, columns=8, scale=scale)
     drawn = _draw_neighbours(report, images, folder / NEIGHBOURS)
     write_text(folder / HTML, page(report, folder / SHEET, folder / NEIGHBOURS if drawn else None))
-    write_text(folder / MARKDOWN, markdown(report))
     write_text(folder / JSON, as_json(report))
 
 
@@ -189,16 +188,6 @@ def summary(report: Report) -> str:
     reasons = doubts(report)
     doubt = f", not a measurement ({', '.join(reasons)})" if reasons else ""
     return f"{report.images.count:,} images{doubt}: {', '.join(numbers)}"
-
-
-def markdown(report: Report) -> str:
-    """The numbers and what makes them comparable, in Markdown."""
-    title, numbers = (html.escape_markdown(text) for text in (report.name, summary(report)))
-    lines = [f"# Evaluation of {title}", "", numbers, ""]
-    if notes := warnings(report):
-        lines += [*(f"- {html.escape_markdown(note)}" for note in notes), ""]
-    lines.append(html.markdown_table(HEADER, metric_rows(report)))
-    return "\n".join([*lines, html.markdown_table(("what", "value"), provenance(report))])
 
 
 # ---------------------------------------------------------------- several reports

@@ -20,7 +20,7 @@ from pixelwright.models.conditions import Condition
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.config import SampleConfig
 from pixelwright.training.loggers import say
-from pixelwright.training.report import plot_losses, write_report
+from pixelwright.training.report import write_report
 
 if TYPE_CHECKING:
     from pixelwright.training.trainer import Trainer
@@ -83,7 +83,7 @@ class Banner(Callback):
             shown = subject and (subject.class_name or subject.prompt)
             option, some = ("--prompt", "...") if trainer.model.config.takes_text else ("--labels", "all")
             what = f"{option} {shlex.quote(shown or some)}"
-            say(f"{trainer.step:,} steps in {time}; samples, loss.png and report.html are in {folder}")
+            say(f"{trainer.step:,} steps in {time}; samples and report.html are in {folder}")
             say(f"draw more: pixelwright sample {trainer.weights.named(folder)} {what} --out drawn")
 
 
@@ -139,7 +139,7 @@ class SampleGrid(Callback):
 
 
 class Report(Callback):
-    """RUN/loss.png and RUN/report.html, if matplotlib is installed."""
+    """RUN/report.html, if matplotlib is installed."""
 
     def __init__(self, every: int = 1000) -> None:
         self.every, self._warned = every, False
@@ -148,9 +148,8 @@ class Report(Callback):
         if not trainer.layout.main:
             return
         try:
-            plot_losses(trainer.folder)
             write_report(trainer.folder)
         except ImportError:
             if not self._warned:
-                say('loss.png and report.html are off: pip install "pixelwright[train]"')
+                say('report.html is off: pip install "pixelwright[train]"')
             self._warned = True

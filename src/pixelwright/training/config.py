@@ -321,7 +321,7 @@ class TrainConfig(LoopConfig):
     evaluation: EvaluationConfig | None = None
     """Metrics measured during training; None: none."""
     sample_every: NonNegativeInt = 1000
-    """Steps between two sample grids and loss plots; 0 draws none but at the end."""
+    """Steps between two sample grids and reports; 0 draws none but at the end."""
     loggers: tuple[Annotated[Any, LOGGERS], ...] = ("tensorboard", "progress")
     """Beside log.jsonl: tensorboard, progress, or {type: wandb, project: ..., mode: offline} and the like."""
 

@@ -1,4 +1,4 @@
-"""loss.png and report.html of a run: how it goes, what it draws, what happened, from its folder alone."""
+"""report.html of a run: how it goes, what it draws, what happened, from its folder alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -8,7 +8,7 @@ from typing import Any
 
 from pixelwright.errors import UserError
 from pixelwright.evaluation.samples import LOOKS
-from pixelwright.files import replacing, write_text
+from pixelwright.files import write_text
 from pixelwright.html import line_chart, render
 from pixelwright.images import read_notes
 from pixelwright.training.config import LoopConfig, TrainConfig
@@ -210,28 +210,3 @@ def changed(config: Any, where: str = "") -> Iterator[tuple[str, str]]:
             yield from changed(value, f"{name}.")
         elif value != getattr(default, field.name, field.default):
             yield name, str(list(value) if isinstance(value, tuple) else value)
-
-
-def plot_losses(run: Path) -> None:
-    """Draw loss (raw and smoothed), gradient norm and learning rate over the steps as RUN/loss.png. Raises
-    ImportError: matplotlib is not installed."""
-    from matplotlib.figure import Figure  # late: it takes a while, and is an extra
-
-    lines = [line for line in read_log(run / LOG) if line.get("loss") is not None]
-    if not lines:
-        return
-    columns = {name: [line[name] for line in lines] for name in ("step", "loss", "grad_norm", "lr")}
-    figure = Figure(figsize=(8, 8))
-    figure.subplots_adjust(left=0.12, right=0.98, top=0.98, bottom=0.06, hspace=0.05)
-    axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.5, 1])
-    titles = {"loss": "loss", "grad_norm": "gradient norm", "lr": "learning rate"}
-    for axis, (name, title), colour in zip(axes, titles.items(), ("C0", "C1", "C2"), strict=True):
-        values, faint = columns[name], 0.3 if name == "loss" else 1.0
-        axis.plot(columns["step"], values, color=colour, alpha=faint, label="between two lines, mean")
-        axis.set(ylabel=title, yscale="linear" if name == "lr" else "log")
-        axis.grid(alpha=0.3)
-    axes[0].plot(columns["step"], smooth(columns["loss"]), color="C0", label="smoothed")
-    axes[0].legend()
-    axes[2].set(xlabel="step")
-    with replacing(run / "loss.png") as part:
-        figure.savefig(part, format="png", dpi=100)

@@ -1,9 +1,5 @@
-"""Training of the in-domain classifier: labelled images in memory, plain SGD, a triangle of a learning rate.
+"""Training of the in-domain classifier: labelled images in memory, plain SGD, a learning rate like a roof."""
 
-An interrupted training goes on from the last whole epoch and ends with the same weights.
-"""
-
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,8 +8,6 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,11 +17,9 @@ from pixelwright.data.sources import Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
 from pixelwright.errors import UserError
 from pixelwright.evaluation.features.classifier import Classifier, ClassifierConfig, save_classifier
-from pixelwright.files import replacing
 from pixelwright.images import from_uint8
 from pixelwright.rng import generator
 
-UNFINISHED = "unfinished.safetensors"
 MEMORY_LIMIT = 4 << 30  # bytes of decoded images
 HELD_OUT = 10  # one image in so many is for the test where there is no other test set
 WARM_UP = 0.2  # of all steps
@@ -110,29 +102,17 @@ def train(
     progress: Callable[[int, float], object] = lambda images, loss: None,
 ) -> ClassifierConfig:
     """Train, measure the accuracy on the test set, save into `folder`; returns the config that was saved.
-    `progress(images, loss)` is called after every step, and for the images of epochs that were there."""
+    `progress(images, loss)` is called after every step."""
     count = len(train_set.labels)
     network = _initial(config, settings).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    momenta = {name: torch.zeros_like(weights) for name, weights in network.named_parameters()}
+    decay, momentum = settings.weight_decay, settings.momentum
     optimiser = torch.optim.SGD(
-        network.parameters(),
-        settings.lr,
-        settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=True,
+        network.parameters(), settings.lr, momentum, weight_decay=decay, nesterov=True
     )
-    job = json.dumps([asdict(replace(config, accuracy=None)), asdict(settings), count])
-    state = {f"model.{name}": value for name, value in network.state_dict().items()}
-    state |= {f"momentum.{name}": value for name, value in momenta.items()}
-    start = _restore(folder / UNFINISHED, job, state)
-    for name, weights in network.named_parameters():
-        optimiser.state[weights]["momentum_buffer"] = momenta[name]
-    if start:
-        progress(start * count, math.nan)
     sizes = -(-count // settings.batch_size) - (count % settings.batch_size == 1)  # steps of an epoch
     steps = settings.epochs * sizes
-    for epoch in range(start, settings.epochs):
+    for epoch in range(settings.epochs):
         order = torch.randperm(count, generator=settings.generator("order", epoch))
         for step, picks in enumerate(order.split(settings.batch_size)[:sizes]):  # one image has no statistics
             optimiser.param_groups[0]["lr"] = settings.rate((epoch * sizes + step + 1) / steps, 1 / steps)
@@ -149,12 +129,8 @@ def train(
             if not math.isfinite(value := float(loss.detach())):
                 raise UserError(f"the classifier's loss is {value} in epoch {epoch + 1}: give a lower --lr")
             progress(len(picks), value)
-        with replacing(folder / UNFINISHED) as part:
-            kept = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-            save_file(kept, part, {"job": job, "epoch": str(epoch + 1)})
     done = replace(config, accuracy=_accuracy(network, test_set, device), settings=asdict(settings))
     save_classifier(done, network, folder)
-    (folder / UNFINISHED).unlink(missing_ok=True)
     return done
 
 
@@ -167,21 +143,6 @@ def _initial(config: ClassifierConfig, settings: Training) -> Classifier:
             weights.data = noise * math.sqrt(2 / weights[0].numel())
     network.head.bias.data.zero_()
     return network
-
-
-def _restore(path: Path, job: str, state: dict[str, Tensor]) -> int:
-    """Copy what an interrupted training left into `state`; the whole epochs it had. Raises UserError if its
-    settings were others."""
-    if not path.is_file():
-        return 0
-    with safe_open(path, "pt") as file:
-        if file.metadata()["job"] != job:
-            text = f"{path} is of an unfinished training with other settings or images"
-            raise UserError(f"{text}: use those, or remove it")
-        with torch.no_grad():
-            for name, value in state.items():
-                value.copy_(file.get_tensor(name))
-        return int(file.metadata()["epoch"])
 
 
 def _accuracy(network: Classifier, test_set: Labelled, device: torch.device) -> float:
