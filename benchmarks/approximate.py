@@ -1,4 +1,4 @@
-"""What approximate sampling costs and gains: int8 products, a backbone that runs in one of N evaluations.
+"""What approximate sampling costs and gains: int8 products beside fewer steps.
 
     python benchmarks/approximate.py quality runs/pixeldit runs/dip --step 6000 --features features/cifar10 \\
         --reference cifar10.npz --out approximate.jsonl --pictures pictures
@@ -43,7 +43,6 @@ class Way(NamedTuple):
 
     title: str
     precision: str = "bf16"
-    reuse: int = 1
     fewer: int = 1
     """Divides the steps of the solver."""
 
@@ -51,16 +50,14 @@ class Way(NamedTuple):
 WAYS = [
     Way("exact"),
     Way("int8", "int8"),
-    Way("reuse 2", reuse=2),
     Way("half the steps", fewer=2),
-    Way("reuse 3", reuse=3),
     Way("a third of the steps", fewer=3),
 ]
 
 
 def prepare(model: pw.PixelDenoiser, compile: bool) -> dict[Way, AcceleratedDenoiser]:
     """The model for each way."""
-    return {way: accelerate(model, way.precision, compile, way.reuse) for way in WAYS}
+    return {way: accelerate(model, way.precision, compile) for way in WAYS}
 
 
 def draw(

@@ -13,20 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pixelwright as pw
-from pixelwright.acceleration import accelerate
-from pixelwright.acceleration.reuse import Reused
 from pixelwright.diffusion import sample as sampling
 from pixelwright.diffusion.flow import shift_time
 from pixelwright.diffusion.guidance import AutoGuidance, CFGPlusPlus, IntervalCFG
 from pixelwright.diffusion.solvers import SOLVERS, Step, Velocity, solve, timesteps
 from pixelwright.errors import NotFinite
-from pixelwright.models.backbones import GlobalState, PatchDiTConfig
-from pixelwright.models.conditions import TextCondition
-from pixelwright.models.config import DenoiserConfig, Placement, SamplerSettings
+from pixelwright.models.config import SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.detailers.linear import LinearConfig
-from pixelwright.models.detailers.unet import UNetConfig
-from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.models.prediction import to_velocity
 from tests.recordings import recording
 
@@ -233,12 +226,12 @@ def with_weights(model: PixelDenoiser, std: float = 0.05) -> PixelDenoiser:
     return model
 
 
-def draw(model: PixelDenoiser, labels: object, reuse: int = 1, **given: Any) -> Tensor:
+def draw(model: PixelDenoiser, labels: object, **given: Any) -> Tensor:
     """`pw.sample` with the settings of the sampler among the others."""
     names = {f.name for f in dataclasses.fields(SamplerSettings)}
     sampler = SamplerSettings(**{name: value for name, value in given.items() if name in names})
     more = {name: value for name, value in given.items() if name not in names}
-    return pw.sample(model if reuse == 1 else Reused(model, reuse), labels, sampler, **more)
+    return pw.sample(model, labels, sampler, **more)
 
 
 SETTINGS = {"steps": 4, "guidance_scale": 2.0, "guidance_interval": (0.1, 0.9)}
@@ -280,96 +273,6 @@ def test_one_batched_call_equals_two_functions(model: PixelDenoiser) -> None:
         hook.remove()
         apart = solve(IntervalCFG(2.0, (0.3, 0.8))(branch(labels), branch(null)), noise, grid)
     torch.testing.assert_close(batched, apart, rtol=1e-5, atol=1e-5)
-
-
-# --- Tokens that serve several evaluations (approximate) ---------------------------------------------------
-
-
-def evaluations(model: PixelDenoiser, **changes: object) -> tuple[list[int], list[int]]:
-    """Images in each pass of the backbone and of the detailer, of a run of four images."""
-    passes: tuple[list[int], list[int]] = ([], [])
-    parts = (model.backbone.blocks[0], model.detailer)
-    hooks = [
-        part.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(len(inputs[0])))
-        for part, seen in zip(parts, passes, strict=True)
-    ]
-    draw(model, [0, 1, 2, 3], size=(8, 8), **{"steps": 8, **changes})
-    for hook in hooks:
-        hook.remove()
-    return passes
-
-
-def test_the_backbone_runs_in_one_of_so_many_evaluations(model: PixelDenoiser) -> None:
-    assert evaluations(model) == (8 * [4], 8 * [4])
-    assert evaluations(model, reuse=3) == (3 * [4], 8 * [4])  # evaluations 0, 3 and 6
-    assert evaluations(model, reuse=100) == ([4], 8 * [4])
-    assert evaluations(model, reuse=2, batch_size=3) == (4 * [3] + 4 * [1], 8 * [3] + 8 * [1])
-    # heun: 15 evaluations, of which 0, 4, 8 and 12
-    assert evaluations(model, reuse=4, solver="heun") == (4 * [4], 15 * [4])
-    # guidance in steps 2 to 5: a pass where it begins, and where it ends
-    guided = {"guidance_scale": 2.0, "guidance_interval": (0.2, 0.7)}
-    assert evaluations(model, reuse=3, **guided) == ([4, 8, 8, 4], [4, 4, 8, 8, 8, 8, 4, 4])
-
-
-@torch.no_grad()
-def test_between_two_passes_tokens_go_on_in_a_line(model: PixelDenoiser) -> None:
-    """By hand, at times that are not evenly spaced; pixels, time and label are those of each evaluation."""
-    labels = torch.tensor([2, 0])
-    x = sampling.noise_of([0, 1], (8, 8), 1)
-    times = torch.tensor([0.1, 0.15, 0.3, 0.55])
-    velocity = sampling.model_velocity(Reused(model, 2), labels, SamplerSettings())
-    found = [velocity(x + t, t) for t in times]
-    t0, t1, t2, t3 = (t.expand(2) for t in times)
-
-    def state(t: Tensor) -> GlobalState:
-        return model.global_stage(x + t[0], t, labels)[0]
-
-    def detail(t: Tensor, tokens: Tensor) -> Tensor:
-        return model.detailer(x + t[0], state(t)._replace(tokens=tokens))
-
-    first, second = state(t0).tokens, state(t2).tokens
-    expected = [
-        model(x + t0[0], t0, labels),
-        detail(t1, first),
-        model(x + t2[0], t2, labels),
-        detail(t3, first + (second - first) * (0.55 - 0.1) / (0.3 - 0.1)),
-    ]
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert torch.equal(found[0], expected[0]) and torch.equal(found[2], expected[2])
-
-
-def test_an_image_does_not_depend_on_its_batch_when_tokens_are_kept() -> None:
-    model = with_weights(pw.create("pixeldit-n-4", num_classes=4), std=0.2)
-    changes = {"steps": 7, "guidance_scale": 2.0, "guidance_interval": (0.2, 0.7), "reuse": 3}
-    whole = draw(model, [0, 1, 2, 3], size=(8, 8), **changes)
-    parts = draw(model, [0, 1, 2, 3], size=(8, 8), batch_size=1, **changes)
-    assert (whole.int() - parts.int()).abs().max() <= 1
-    exact = draw(model, [0, 1, 2, 3], size=(8, 8), **{**changes, "reuse": 1})
-    assert not torch.equal(whole, exact)
-
-
-def test_tokens_of_captions_are_kept_too() -> None:
-    backbone = MMDiTConfig(24, 2, 2, 8, text_size=16, text_length=5)
-    model = with_weights(PixelDenoiser(DenoiserConfig(backbone, UNetConfig((8,)))), std=0.2)
-    condition = TextCondition(torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)))
-    settings = {"size": (16, 16), "steps": 6, "guidance_scale": 2.0}
-    exact, kept, far = (draw(model, condition, reuse=n, **settings).float() for n in (1, 2, 6))
-    assert 0 < (exact - kept).abs().mean() < (exact - far).abs().mean()
-
-
-@pytest.mark.parametrize(
-    ("detailer", "placement"),
-    [(LinearConfig(), "post-hoc"), (UNetConfig((8,)), "intermediate"), (UNetConfig((8,)), "hybrid")],
-)
-def test_tokens_are_not_kept_where_the_pixels_pass_through_the_backbone(
-    detailer: Any, placement: Placement
-) -> None:
-    config = DenoiserConfig(PatchDiTConfig(24, 2, 2, 8, num_classes=3), detailer, placement=placement)
-    with pytest.raises(pw.UserError, match="reuse is 2, but in custom the pixels of each step"):
-        accelerate(PixelDenoiser(config), reuse=2)
-    with pytest.raises(pw.UserError, match="reuse is 0; it must be a whole number"):
-        accelerate(PixelDenoiser(config), reuse=0)
 
 
 def test_the_callback_sees_every_step_and_the_model_keeps_its_mode(model: PixelDenoiser) -> None:

@@ -173,17 +173,6 @@ def test_finished_work_is_left_alone(
 
 
 # --- other settings ----------------------------------------------------------------------------------------
-def test_images_of_approximate_settings_do_not_mix_with_exact_ones(tmp_path: Path) -> None:
-    pw.save(pw.create("pixeldit-n-4", num_classes=4, image_size=(8, 8)), tmp_path / "model")
-    model, out, other = tmp_path / "model", tmp_path / "a.npz", tmp_path / "b.npz"
-    make(model, out, num_samples=4)
-    with pytest.raises(UserError, match="reuse: 1 -> 2"):
-        make(model, out, num_samples=4, reuse=2)
-    make(model, other, num_samples=4, reuse=2)
-    with pytest.raises(UserError, match="reuse: 2 -> 1"):
-        make(model, other, num_samples=4)
-
-
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
     ("change", "said"),

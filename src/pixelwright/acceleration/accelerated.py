@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from pixelwright.acceleration.graphs import CudaRecord, Graphs
 from pixelwright.acceleration.kernels import check_attention, kernels
 from pixelwright.acceleration.parts import FastUNet, product
-from pixelwright.acceleration.reuse import Reused, check_reuse
 from pixelwright.device import PRECISIONS, check_compiler, check_int8, name_precision
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import Condition
@@ -44,7 +43,6 @@ def accelerate(
     model: "PixelDenoiser | AcceleratedDenoiser",
     precision: str = "auto",
     compile: bool = False,
-    reuse: int = 1,
     graphs: bool | None = None,
     attention: str = "auto",
 ) -> "AcceleratedDenoiser":
@@ -58,23 +56,22 @@ def accelerate(
             for CPUs with AVX-512 VNNI), or auto: bf16 where the device has it.
         compile: blocks are compiled, one static kernel for each shape. Needs a C++ compiler, and some seconds
             the first time that a shape is met.
-        reuse: above 1 approximate: the backbone runs in one of so many evaluations, see `Reused`.
-        graphs: replay evaluations as CUDA graphs; by default with `compile` on CUDA at `reuse` 1.
+        graphs: replay evaluations as CUDA graphs; by default with `compile` on CUDA.
         attention: auto, sdpa, flash or math, see `kernels.ATTENTION`.
 
     Raises:
-        UserError: a precision, graphs, attention or `reuse` that this device or model cannot have.
+        UserError: a precision, graphs or attention that this device cannot have.
     """
     if isinstance(model, AcceleratedDenoiser):
         return model
     if compile:
         check_compiler()
     on_cuda = model.device.type == "cuda"
-    if graphs and (not on_cuda or reuse > 1):
-        raise UserError(f"graphs is true on {model.device}, reuse {reuse}; it needs CUDA and reuse 1")
+    if graphs and not on_cuda:
+        raise UserError(f"graphs is true on {model.device}; it needs CUDA")
     precision = name_precision(precision, model.device)
-    graphs = compile and on_cuda and reuse == 1 if graphs is None else graphs
-    return AcceleratedDenoiser(model, precision, compile, reuse, graphs, attention)
+    graphs = compile and on_cuda if graphs is None else graphs
+    return AcceleratedDenoiser(model, precision, compile, graphs, attention)
 
 
 _PREPARED: "WeakKeyDictionary[PixelDenoiser, dict[tuple[Any, ...], AcceleratedDenoiser]]" = (
@@ -84,22 +81,18 @@ _PREPARED: "WeakKeyDictionary[PixelDenoiser, dict[tuple[Any, ...], AcceleratedDe
 
 
 def prepare(
-    model: "PixelDenoiser | AcceleratedDenoiser",
-    precision: str,
-    compile: bool,
-    attention: str,
-    reuse: int = 1,
+    model: "PixelDenoiser | AcceleratedDenoiser", precision: str, compile: bool, attention: str
 ) -> "AcceleratedDenoiser":
     """As `accelerate`, but made once for each model and these settings, and kept while the model lives:
     compiled kernels and graphs are there in later calls. It has the weights of the model as they are now."""
     if isinstance(model, AcceleratedDenoiser):
         return model
-    key = (model.device, name_precision(precision, model.device), compile, attention, reuse)
+    key = (model.device, name_precision(precision, model.device), compile, attention)
     made = _PREPARED.setdefault(model, {})
     if key in made:
         made[key].load(model)
     else:
-        made[key] = accelerate(model, precision, compile, reuse, attention=attention)
+        made[key] = accelerate(model, precision, compile, attention=attention)
     return made[key]
 
 
@@ -161,26 +154,24 @@ class AcceleratedDenoiser:
 
     @torch.no_grad()
     def __init__(
-        self, model: PixelDenoiser, precision: str, compile: bool, reuse: int, graphs: bool, attention: str
+        self, model: PixelDenoiser, precision: str, compile: bool, graphs: bool, attention: str
     ) -> None:
-        check_reuse(reuse, model.config)
         check_attention(attention, model.device)
         self.config: DenoiserConfig = model.config
         self.device, self.precision, self.attention = model.device, precision, attention
         self._dtype = PRECISIONS[precision] or model.dtype
-        self._network = network = _copy(model, self._dtype)
-        for unit in network.units() if compile else ():
+        self._network = _copy(model, self._dtype)
+        for unit in self._network.units() if compile else ():
             unit.forward = _compiled(unit.forward)
         self._graphs = Graphs(CudaRecord(self.device)) if graphs else None
-        self._call: Any = network if reuse == 1 else Reused(network, reuse)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """See `PixelDenoiser.forward`; without gradients and without a tap."""
         with kernels(self.device, self.precision, self.attention):
             if self._graphs is not None:
-                return self._graphs(self._call, x, t, condition)
-            return self._call(x, t, condition)
+                return self._graphs(self._network, x, t, condition)
+            return self._network(x, t, condition)
 
     @torch.no_grad()
     def load(self, model: PixelDenoiser) -> None:

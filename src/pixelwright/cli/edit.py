@@ -76,7 +76,7 @@ def run(options: Namespace) -> None:
         config = dataclasses.replace(config, sampler=flowedit_preset(config))
     chosen = sampler.choose(options, config)
     print(chosen.text)
-    how = options.precision, options.compile, chosen.reuse, None, options.attention
+    how = options.precision, options.compile, None, options.attention
     model = accelerate(pw.load(source, options.weights, adapter).to(device), *how)
     target = None if options.target is None else as_condition(options.target, model, options.negative)
     given: dict[str, Any] = {name: options[name] for name in OWN if options[name] is not None}

@@ -5,7 +5,6 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from pixelwright.acceleration.reuse import check_reuse
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import labels_for
 from pixelwright.cli.parsing import MODEL, Parser, adapters_of, image_size
@@ -91,7 +90,7 @@ def _settings(options: Namespace) -> Settings:
 
 # ---------------------------------------------------------------- images that exist
 def _evaluate_images(options: Namespace) -> None:
-    more = ("sampler", "reuse", "compile", "attention", "step", "weights", "adapter")
+    more = ("sampler", "compile", "attention", "step", "weights", "adapter")
     for name in (*DEFAULTS, *sampler.FIELDS, *more):
         if options[name] not in (None, False, []):
             option = f"--{name.replace('_', '-')}"
@@ -180,7 +179,6 @@ def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -
     config.check_size(*size)
     precision = name_precision(settings["precision"], resolve_device(options.device))
     chosen = sampler.choose(options, config)
-    check_reuse(chosen.reuse, config)
     more = chosen.as_dict() | {name: settings[name] for name in ("num_samples", "seed", "batch_size")}
     labels = " ".join(settings["labels"])
     return Generation(model=config.name, weights="", size=size, labels=labels, precision=precision, **more)

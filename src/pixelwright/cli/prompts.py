@@ -87,8 +87,8 @@ def _draw(options: Namespace, images: Sequence[common.PromptImage]) -> str:
     common.record_settings(Path(options.out), {**settings, "precision": precision})
     print(chosen.text)
     if todo := common.missing(images):
-        how = options.compile, chosen.reuse, None, options.attention
-        model = accelerate(pw.load(source, options.weights, adapter).to(device), precision, *how)
+        how = precision, options.compile, None, options.attention
+        model = accelerate(pw.load(source, options.weights, adapter).to(device), *how)
         prompts = [image.prompt for image in todo]
         draw = common.draw_with(model, prompts, options.seed, size=size, sampler=chosen.sampler)
         with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", disable=None) as bar:

@@ -87,7 +87,7 @@ def run(options: Namespace) -> None:
     chosen = sampler.choose(options, config)
     condition, words = _condition(options, config, device)
     print(chosen.text)
-    how = options.precision, options.compile, chosen.reuse, None, options.attention
+    how = options.precision, options.compile, None, options.attention
     model = accelerate(pw.load(source, options.weights, adapter).to(device), *how)
     weights = {} if options.weights is None else {"weights": options.weights}
     weights |= {"adapter": " ".join(options.adapter)} if adapter else {}

@@ -24,12 +24,11 @@ class Chosen(NamedTuple):
     """The settings that a command draws with."""
 
     sampler: SamplerSettings
-    reuse: int
     text: str  # what is used, and where it comes from, in one line
 
     def as_dict(self) -> dict[str, Any]:
-        """All settings by name; `reuse` where it is not 1."""
-        return dataclasses.asdict(self.sampler) | ({"reuse": self.reuse} if self.reuse > 1 else {})
+        """All settings by name."""
+        return dataclasses.asdict(self.sampler)
 
 
 def add_arguments(parser: Parser, batch_size: int, for_images_too: bool = False) -> None:
@@ -57,8 +56,6 @@ def add_arguments(parser: Parser, batch_size: int, for_images_too: bool = False)
     add("--attention", type=Literal["auto", "sdpa", "flash", "math"] | None, default=auto, help=help_text)
     help_text = "compile the network: needs a C++ compiler, and a minute the first time"
     add("--compile", action="store_true", help=help_text)
-    help_text = "approximate: the backbone runs in one of N evaluations only (default: 1, exact)"
-    add("--reuse", type=PositiveInt | None, metavar="N", help=help_text)
     add_imports(add)
 
 
@@ -95,11 +92,8 @@ def choose(options: Namespace, config: DenoiserConfig) -> Chosen:
     check_solver(sampler.solver)
     source = "no preset" if preset is None else f"preset {preset.name}: {preset.origin}"
     source += f"; given: {', '.join(given)}" if given else ""
-    reuse, where = options.reuse or 1, interval_words(sampler)
-    text = (
-        f"{sampler.solver}, {sampler.steps} steps, guidance {sampler.guidance_scale:g} {where}, time shift "
-    )
+    text = f"{sampler.solver}, {sampler.steps} steps, guidance {sampler.guidance_scale:g} "
+    text += f"{interval_words(sampler)}, time shift "
     text += f"{sampler.time_shift:g}{f' from t = {sampler.time_start:g}' if sampler.time_start else ''}"
     text += f", last step {sampler.last_step:g}" if sampler.last_step else ""
-    text += f"{f', backbone in 1 of {reuse} evaluations' if reuse > 1 else ''}"
-    return Chosen(sampler, reuse, f"{text}, seed {options.seed or 0} ({source})")
+    return Chosen(sampler, f"{text}, seed {options.seed or 0} ({source})")

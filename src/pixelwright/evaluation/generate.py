@@ -26,7 +26,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pixelwright.acceleration import prepare
-from pixelwright.acceleration.reuse import check_reuse
 from pixelwright.data.sources import LABEL_FILE
 from pixelwright.diffusion.sample import Denoiser, sample
 from pixelwright.diffusion.solvers import Step, StepCallback, check_solver
@@ -64,15 +63,12 @@ class Generation(SamplerSettings):
     batch_size: int
     """Images drawn together. Noise does not depend on it, the rounding of sums does."""
     precision: Literal["fp32", "bf16", "int8"]
-    reuse: int = 1
-    """Above 1 approximate; see `acceleration.reuse.Reused`."""
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         check_solver(self.solver)
-        check_reuse(self.reuse)
         super().__post_init__()
 
     @property
@@ -130,7 +126,7 @@ def generate(
     work, made_by = Work(out, generation.num_samples, generation.size), settings_of(generation, labels)
     if layout.first(lambda: _claim(work, made_by)):
         return out
-    fast = prepare(model, generation.precision, compile, attention, generation.reuse)
+    fast = prepare(model, generation.precision, compile, attention)
     done = layout.first(work.written)
     left = [k for k in range(generation.batches) if k not in done]
     sizes = {k: len(generation.indices(k)) for k in range(generation.batches)}
