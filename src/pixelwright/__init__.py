@@ -23,81 +23,40 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0.dev0"
 
-__all__ = [
-    "AcceleratedDenoiser",
-    "Callback",
-    "Logger",
-    "Objective",
-    "PixelDenoiser",
-    "SamplerPreset",
-    "SamplerSettings",
-    "TextCondition",
-    "Trainer",
-    "UserError",
-    "accelerate",
-    "as_condition",
-    "create",
-    "data",
-    "diffusion",
-    "edit",
-    "editing",
-    "evaluation",
-    "hub",
-    "interpolate",
-    "invert",
-    "load",
-    "load_config",
-    "models",
-    "register_backbone",
-    "register_detailer",
-    "register_logger",
-    "register_objective",
-    "restore",
-    "sample",
-    "save",
-    "text",
-    "train",
-    "training",
-]
+__all__ = ["AcceleratedDenoiser", "Callback", "Logger", "Objective", "PixelDenoiser", "SamplerPreset"]
+__all__ += ["SamplerSettings", "TextCondition", "Trainer", "UserError", "accelerate", "as_condition"]
+__all__ += ["create", "data", "diffusion", "edit", "editing", "evaluation", "hub", "interpolate", "invert"]
+__all__ += ["load", "load_config", "models", "register_backbone", "register_detailer", "register_logger"]
+__all__ += ["register_objective", "restore", "sample", "save", "text", "train", "training"]
 
 # Where the public names live; imported when first used, so that `pixelwright --help` need not wait for torch.
 _PACKAGES = ("data", "diffusion", "editing", "evaluation", "hub", "models", "text", "training")
 _HOMES = {
-    "AcceleratedDenoiser": "acceleration",
-    "Callback": "training.callbacks",
-    "Logger": "training.loggers",
-    "Objective": "training.objectives",
-    "PixelDenoiser": "models.denoiser",
-    "SamplerPreset": "models.config",
-    "SamplerSettings": "models.config",
-    "TextCondition": "models.conditions",
-    "Trainer": "training",
-    "UserError": "errors",
-    "accelerate": "acceleration",
-    "as_condition": "diffusion.sample",
-    "create": "models.folder",
-    "edit": "editing",
-    "interpolate": "editing",
-    "invert": "editing",
-    "load": "hub.checkpoint",
-    "load_config": "training",
-    "register_backbone": "models.backbones",
-    "register_detailer": "models.detailers",
-    "register_logger": "training.loggers",
-    "register_objective": "training.objectives",
-    "restore": "editing",
-    "sample": "diffusion.sample",
-    "save": "models.folder",
-    "train": "training",
+    "acceleration": "AcceleratedDenoiser accelerate",
+    "diffusion.sample": "as_condition sample",
+    "editing": "edit interpolate invert restore",
+    "errors": "UserError",
+    "hub.checkpoint": "load",
+    "models.backbones": "register_backbone",
+    "models.conditions": "TextCondition",
+    "models.config": "SamplerPreset SamplerSettings",
+    "models.denoiser": "PixelDenoiser",
+    "models.detailers": "register_detailer",
+    "models.folder": "create save",
+    "training": "Trainer load_config train",
+    "training.callbacks": "Callback",
+    "training.loggers": "Logger register_logger",
+    "training.objectives": "Objective register_objective",
 }
+_PLACES = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return import_module(f"pixelwright.{name}")
-    if name not in _HOMES:
+    if name not in _PLACES:
         raise AttributeError(f"module 'pixelwright' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"pixelwright.{_HOMES[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"pixelwright.{_PLACES[name]}"), name)
     return value
 
 

@@ -25,32 +25,7 @@ from pixelwright.training.objectives import (
 )
 from pixelwright.training.trainer import Trainer
 
-__all__ = [
-    "Callback",
-    "FlowMatching",
-    "Interrupted",
-    "JsonLines",
-    "Logger",
-    "LoopConfig",
-    "ModelConfig",
-    "Objective",
-    "ObjectiveConfig",
-    "OptimConfig",
-    "Progress",
-    "Repa",
-    "RepaConfig",
-    "Report",
-    "SampleConfig",
-    "SampleGrid",
-    "TensorBoard",
-    "TrainConfig",
-    "Trainer",
-    "Wandb",
-    "WandbConfig",
-    "build_trainer",
-    "load_config",
-    "register_logger",
-    "register_objective",
-    "save_config",
-    "train",
-]
+__all__ = ["Callback", "FlowMatching", "Interrupted", "JsonLines", "Logger", "LoopConfig", "ModelConfig"]
+__all__ += ["Objective", "ObjectiveConfig", "OptimConfig", "Progress", "Repa", "RepaConfig", "Report"]
+__all__ += ["SampleConfig", "SampleGrid", "TensorBoard", "TrainConfig", "Trainer", "Wandb", "WandbConfig"]
+__all__ += ["build_trainer", "load_config", "register_logger", "register_objective", "save_config", "train"]

@@ -16,22 +16,7 @@ from pixelwright.training.objectives.frequency import FrequencyConfig, Frequency
 from pixelwright.training.objectives.perceptual import Perceptual, PerceptualConfig
 from pixelwright.training.objectives.repa import Repa, RepaConfig
 
-__all__ = [
-    "OBJECTIVES",
-    "FlowMatching",
-    "FlowMatchingConfig",
-    "Forward",
-    "FrequencyConfig",
-    "FrequencyLoss",
-    "Logs",
-    "Losses",
-    "Objective",
-    "ObjectiveConfig",
-    "Perceptual",
-    "PerceptualConfig",
-    "Repa",
-    "RepaConfig",
-    "build_objectives",
-    "check_objectives",
-    "register_objective",
-]
+__all__ = ["OBJECTIVES", "FlowMatching", "FlowMatchingConfig", "Forward", "FrequencyConfig"]
+__all__ += ["FrequencyLoss", "Logs", "Losses", "Objective", "ObjectiveConfig", "Perceptual"]
+__all__ += ["PerceptualConfig", "Repa", "RepaConfig", "build_objectives", "check_objectives"]
+__all__ += ["register_objective"]
