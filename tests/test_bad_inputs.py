@@ -330,23 +330,10 @@ CASES = [
         files(a_dot_jsonl="hello"),
     ),
     Case(
-        "results that are none",
-        ["prompts", "geneval-score", "a.jsonl", "--out", "out"],
-        '"a.jsonl", line 1',
-        files(a_dot_jsonl="{}"),
-    ),
-    Case(
-        "results that are a folder",
-        ["prompts", "geneval-score", "empty", "--out", "out"],
-        '"empty" cannot be read',
-        lambda: Path("empty").mkdir(),
-    ),
-    Case(
         "prompts missing",
         ["prompts", "dpg", "model", "--prompts", "nowhere", "--out", "out"],
         '"nowhere" holds no .txt',
     ),
-    Case("scores missing", ["prompts", "dpg-score", "nowhere", "--out", "out"], '"nowhere" cannot be read'),
     # images
     Case(
         "captions that tell left from right, mirrored",

@@ -131,7 +131,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def benchmark_files(root: Path) -> None:
-    """What GenEval and DPG-Bench publish, and what their scorers write."""
+    """What GenEval and DPG-Bench publish."""
     task = {
         "tag": "single_object",
         "include": [{"class": "bench", "count": 1}],
@@ -140,12 +140,8 @@ def benchmark_files(root: Path) -> None:
     metadata = root / "geneval" / "prompts" / "evaluation_metadata.jsonl"
     metadata.parent.mkdir(parents=True)
     metadata.write_text(json.dumps(task) + "\n")
-    result = {"filename": "00000/samples/0000.png", **task, "correct": True, "metadata": json.dumps(task)}
-    (root / "results.jsonl").write_text(json.dumps(result) + "\n")
     (root / "ELLA" / "dpg_bench" / "prompts").mkdir(parents=True)
     (root / "ELLA" / "dpg_bench" / "prompts" / "0.txt").write_text("a red star")
-    summary = "L1 category scores:\n\tentity: 90.0\nDPG-Bench score: 75.0\n"
-    (root / "dpg-bench_results.txt").write_text(f"grids/0.png, 1.0, 0.5, 0.75, 0.75, 0.75\n{summary}")
 
 
 @pytest.fixture

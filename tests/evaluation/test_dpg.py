@@ -1,4 +1,4 @@
-"""DPG-Bench: grids under the names of the prompts, the noise of a key, and the judge's file read back."""
+"""DPG-Bench: grids under the names of the prompts, the noise of a key."""
 
 from __future__ import annotations
 
@@ -12,19 +12,6 @@ from pixelwright.errors import UserError
 from pixelwright.evaluation.prompts import dpg
 from pixelwright.evaluation.prompts.common import draw_missing
 from pixelwright.images import load_png
-
-RESULTS = """grids/a.png, 1.0, 0.5, 0.75, 0.75, 0.75
-grids/b.png, 0.5, 0.5, 0.5, 0.5, 0.5
-Model: grids
-L1 category scores:
-\tentity: 90.5
-\trelation: 75.0
-L2 category scores:
-\tentity - whole: 91.0
-Image path: grids
-Save results to: results.txt
-DPG-Bench score: 62.5
-"""
 
 
 def prompts(folder: Path, **texts: str) -> Path:
@@ -56,23 +43,6 @@ def test_the_noise_depends_on_the_key_alone(tmp_path: Path) -> None:
     whole = {p.path.name: p.index for p in dpg.images_of(tmp_path, {"a": "x", "b": "y", "c": "z"})}
     part = {p.path.name: p.index for p in dpg.images_of(tmp_path, {"c": "other"})}
     assert part.items() <= whole.items() and len(set(whole.values())) == 12
-
-
-def test_the_judges_file(tmp_path: Path) -> None:
-    file = tmp_path / "results.txt"
-    file.write_text(RESULTS)
-    assert dpg.read_results(file) == dpg.Result(62.5, {"entity": 90.5, "relation": 75.0}, 2)
-    file.write_text("".join(RESULTS.splitlines(True)[:2]))  # interrupted before the summary
-    assert dpg.read_results(file) == dpg.Result(62.5, {}, 2)
-    for content, said in (
-        ("", "holds no scores"),
-        ("hello", "holds no scores"),
-        ("a.png, 1.0, 1.0\nb.png, 1.0, 1.0\na.png, 0.5, 0.5\n", "line 3: a.png is there twice"),
-        ("a.png, 1.0.0, 1.0", "holds no scores"),
-    ):
-        file.write_text(content)
-        with pytest.raises(UserError, match=said):
-            dpg.read_results(file)
 
 
 def test_hidden_files_are_no_prompts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""GenEval: the official layout and its result file."""
+"""GenEval: the official layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from pixelwright.errors import UserError
 from pixelwright.evaluation.prompts import geneval
-from pixelwright.evaluation.prompts.common import Box, draw_missing, overall, relations
+from pixelwright.evaluation.prompts.common import Box, draw_missing, relations
 from pixelwright.images import load_png
 
 ONE = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
@@ -49,7 +49,7 @@ def test_relations_need_more_than_a_tenth_of_the_extents_and_half_of_the_distanc
     assert words(40, 20) == {"right of"} and words(3, 30) == {"below"}
 
 
-# --- layout, result files -----------------------------------------------------------------------
+# --- layout -----------------------------------------------------------------------
 
 
 def write(path: Path, lines: list[Any]) -> Path:
@@ -79,24 +79,6 @@ def test_the_official_layout(tmp_path: Path) -> None:
     assert load_png(tmp_path / "out/00000/grid.png").shape == (12, 4 * 10 + 2, 3)
 
 
-def test_the_official_result_file(tmp_path: Path) -> None:
-    """As pandas writes it: all columns of the official scorer, tags in the order of its folders."""
-    rows = [
-        {"filename": f"x/{n}", "tag": tag, "prompt": tag, "correct": n % 4 < hits, "reason": "",
-         "details": "{}", "metadata": json.dumps({"tag": tag, "prompt": n // 4})}
-        for tag, hits in (("colors", 3), ("two_object", 1), ("position", 0))
-        for n in range(8)
-    ]  # fmt: skip
-    result = geneval.read_results(write(tmp_path / "results.jsonl", rows))
-    assert [(tag, s.correct, s.images) for tag, s in result.tasks.items()] == [
-        ("colors", 6, 8),
-        ("two_object", 2, 8),
-        ("position", 0, 8),
-    ]
-    assert overall(result.tasks) == pytest.approx(1 / 3)
-    assert (result.prompts.correct, result.prompts.images) == (4, 6)
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -112,25 +94,3 @@ def test_lines_that_are_no_tasks_are_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "metadata.jsonl").write_text(json.dumps(ONE) + "\n" + line)
     with pytest.raises(UserError, match="line 2 is no task of GenEval"):
         geneval.read_metadata(tmp_path / "metadata.jsonl")
-
-
-GOOD = {"filename": "0.png", "tag": "colors", "prompt": "a\u2028b", "correct": True}
-
-
-def test_files_that_are_no_results_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "results.jsonl"
-    for content, said in (
-        ("", "is empty"),
-        ('{"tag": "x"}', "line 1 is no result"),
-        ("{", "line 1 is malformed"),
-        ("[]", "line 1 is no result"),
-        (json.dumps(GOOD) + "\n" + json.dumps(GOOD), 'line 2: the image "0.png" is there twice'),
-        (json.dumps({**GOOD, "correct": "False"}), "line 1 .*\"correct\" is 'False', not true or false"),
-        (json.dumps({**GOOD, "correct": 1}), "line 1 .*not true or false"),
-        (json.dumps(GOOD) + "\n\n", "line 2 is blank"),
-    ):
-        file.write_text(content)
-        with pytest.raises(UserError, match=said):
-            geneval.read_results(file)
-    with pytest.raises(UserError, match="cannot be read"):
-        geneval.read_results(tmp_path / "nowhere")

@@ -1,10 +1,8 @@
 """`pixelwright prompts`: does a text-to-image model draw what prompts say?"""
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 from tqdm import tqdm
@@ -18,17 +16,14 @@ from pixelwright.errors import UserError
 from pixelwright.evaluation.generate import checksum
 from pixelwright.evaluation.prompts import common, dpg, geneval, shapesbench
 from pixelwright.files import replacing, write_text
-from pixelwright.html import escape_markdown, markdown_table
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import load_png
 
-DESCRIPTION = "Does a text-to-image model draw what prompts say? Draw a benchmark's images, and score them."
+DESCRIPTION = "Does a text-to-image model draw what prompts say? Draw the images of a benchmark."
 
 EXAMPLES = """  pixelwright prompts shapes runs/shapes-t2i --out bench/shapes --guidance-scale 3
   pixelwright prompts geneval models/pixeldit-t2i --metadata evaluation_metadata.jsonl --out bench/geneval
-  pixelwright prompts geneval-score bench/geneval/results.jsonl --out bench
   pixelwright prompts dpg models/pixeldit-t2i --prompts dpg_bench/prompts --out bench/dpg
-  pixelwright prompts dpg-score dpg-bench_results.txt --out bench
 
 `pixelwright prompts shapes --help` and so on list the settings."""
 
@@ -43,11 +38,7 @@ network. OUT gets the images, results.json, report.md and sheet.png.{RESUME}"""
 GENEVAL = f"""Draw the images of GenEval in its own layout (OUT/00000/samples/0000.png), which the official
 scorer reads.{RESUME}"""
 
-GENEVAL_SCORE = "Report the scores of GenEval from the result file (.jsonl) that its scorer wrote."
-
 DPG = f"""Draw the images of DPG-Bench: OUT/grids/KEY.png, four images each, for its own scorer.{RESUME}"""
-
-DPG_SCORE = "Report the scores of DPG-Bench from the text file that its scorer wrote."
 
 
 def parser() -> Parser:
@@ -96,12 +87,6 @@ def _draw(options: Namespace, images: Sequence[common.PromptImage]) -> str:
     return f"{config.name}, {chosen.text}"
 
 
-def _write(out: Path, report: Mapping[str, Any], text: str) -> None:
-    write_text(out / "results.json", json.dumps(report, indent=2) + "\n")
-    write_text(out / "report.md", text)
-    print(text)
-
-
 def _shapes_parser() -> Parser:
     parser = _drawing_parser("shapes", SHAPES, "runs/shapes-t2i --out bench/shapes --guidance-scale 3")
     parser.add_argument("--images", type=int, default=4, help="images of each prompt")
@@ -118,7 +103,9 @@ def _shapes(options: Namespace) -> None:
     result = shapesbench.Result(shapesbench.assess_images(bar, options.images), options.images)
     with replacing(out / "sheet.png") as part:
         shapesbench.sheet(result, images).save(part, format="PNG")
-    _write(out, {"model": title, **result.as_json()}, result.markdown(title))
+    write_text(out / "results.json", json.dumps({"model": title, **result.as_json()}, indent=2) + "\n")
+    write_text(out / "report.md", text := result.markdown(title))
+    print(text)
 
 
 def _geneval_parser() -> Parser:
@@ -141,30 +128,6 @@ def _geneval(options: Namespace) -> None:
     print(f"{len(images)} images of {len(tasks)} prompts are in {out}, as GenEval's scorer reads them")
 
 
-def _score_parser(name: str, description: str, file: str) -> Parser:
-    """A parser for the file that a benchmark's own scorer wrote."""
-    parser = Parser(f"prompts {name}", description, f"  pixelwright prompts {name} {file} --out bench/{name}")
-    parser.add_argument("path", metavar="FILE", help="the file that the benchmark's scorer wrote")
-    parser.add_argument("--out", type=str, required=True, metavar="DIR", help="folder for the report")
-    return parser
-
-
-def _geneval_score(options: Namespace) -> None:
-    path = Path(options.path)
-    result = geneval.read_results(path)
-    rows = [[tag, str(score), str(score.images)] for tag, score in result.tasks.items()]
-    overall, as_json = common.overall(result.tasks), common.as_json
-    rows.append(["overall", f"{overall:.3f}", str(result.images.images)])
-    table = markdown_table(["task", "score", "images"], rows)
-    text = (
-        f"# GenEval: {escape_markdown(path.name)}\n\n{table}\n"
-        f"Overall is the mean of the tasks. Correct images: {result.images}; prompts with at least one:\n"
-        f"{result.prompts}.\n"
-    )
-    report = {"benchmark": "GenEval", "overall": overall, "scores": as_json(result.tasks)}
-    _write(Path(options.out), report | as_json({"images": result.images, "prompts": result.prompts}), text)
-
-
 def _dpg_parser() -> Parser:
     parser = _drawing_parser("dpg", DPG, "models/pixeldit-t2i --prompts dpg_bench/prompts --out bench/dpg")
     parser.add_argument("--prompts", required=True, metavar="DIR", help="the folder of its KEY.txt files")
@@ -181,22 +144,8 @@ def _dpg(options: Namespace) -> None:
     print(f"{len(prompts)} grids are in {out / 'grids'}; the scorer takes --pic-num 4 --resolution {side}")
 
 
-def _dpg_score(options: Namespace) -> None:
-    path = Path(options.path)
-    result = dpg.read_results(path)
-    scores = {**result.categories, "overall": result.score}
-    table = markdown_table(["category", "score"], [[name, f"{score:.2f}"] for name, score in scores.items()])
-    text = f"# DPG-Bench: {escape_markdown(path.name)}\n\n{table}\n{result.prompts} prompts.\n"
-    report = {"benchmark": "DPG-Bench", "overall": result.score, "prompts": result.prompts}
-    _write(Path(options.out), {**report, "scores": result.categories}, text)
-
-
 SUBCOMMANDS = {
     "shapes": Command(_shapes_parser, _shapes),
     "geneval": Command(_geneval_parser, _geneval),
-    "geneval-score": Command(
-        partial(_score_parser, "geneval-score", GENEVAL_SCORE, "results.jsonl"), _geneval_score
-    ),
     "dpg": Command(_dpg_parser, _dpg),
-    "dpg-score": Command(partial(_score_parser, "dpg-score", DPG_SCORE, "dpg-bench_results.txt"), _dpg_score),
 }

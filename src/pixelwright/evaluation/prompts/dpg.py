@@ -1,12 +1,10 @@
-"""DPG-Bench (arXiv 2403.05135): images as 2x2 grids under the names of its prompts, and its scores.
+"""DPG-Bench (arXiv 2403.05135): images as 2x2 grids under the names of its prompts.
 
 Its scorer, a visual question answering model, is run with its own code on the folder of grids.
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,10 +12,9 @@ import torch
 from pixelwright.data.layout import is_hidden
 from pixelwright.errors import UserError
 from pixelwright.evaluation.prompts.common import PromptImage, noise_index
-from pixelwright.files import read_lines, read_text
+from pixelwright.files import read_text
 from pixelwright.images import load_png, save_grid
 
-NUMBER = r"\d+(?:\.\d+)?"
 IMAGES = 4  # per prompt: the scorer cuts a grid into 2x2
 
 
@@ -50,40 +47,3 @@ def write_grids(images: Sequence[PromptImage], folder: Path) -> None:
         key = paths[0].stem.rpartition("-")[0]
         tiles = torch.stack([load_png(path) for path in paths])  # [4, H, W, 3]
         save_grid(tiles, folder / f"{key}.png", columns=2, gap=0)
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result file of the scorer, in percent."""
-
-    score: float
-    categories: dict[str, float]
-    """Entity, attribute, relation, global, other; empty where the file has none yet."""
-    prompts: int
-
-
-def read_results(path: Path) -> Result:
-    """The text file that the scorer writes: a line per grid (its name, the scores of its images and their
-    mean) and the summary at its end. Raises UserError: it is another, or has a grid twice."""
-    lines = read_lines(path)
-    means: dict[str, float] = {}
-    found: dict[str, float] = {}
-    total: float | None = None
-    inside = False  # the block "L1 category scores:"
-    for number, line in enumerate(lines, 1):
-        if match := re.fullmatch(rf"(.+\.png)(?:, {NUMBER})+, ({NUMBER})", line):
-            if match[1] in means:
-                raise UserError(f'"{path}", line {number}: {match[1]} is there twice: keep one of the two')
-            means[match[1]] = float(match[2])
-        elif match := re.match(rf"DPG-Bench score: ({NUMBER})", line):
-            total = float(match[1])
-        if line.endswith("category scores:"):
-            inside = line.startswith("L1")
-        elif inside and (match := re.fullmatch(rf"\t(.+): ({NUMBER})", line)):
-            found[match[1]] = float(match[2])
-        else:
-            inside = False
-    if not means:
-        raise UserError(f'"{path}" holds no scores of DPG-Bench (lines "KEY.png, 1.0, 0.9"): give another')
-    score = 100 * sum(means.values()) / len(means) if total is None else total
-    return Result(score, found, len(means))
