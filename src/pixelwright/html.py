@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 MOST_POINTS = 1500  # of a line in a chart; more are averaged in groups
 GREY = "#808080"  # of text and axes in charts: legible on white and on black
@@ -20,9 +20,11 @@ GREY = "#808080"  # of text and axes in charts: legible on white and on black
 
 @cache
 def templates() -> Environment:
-    """The templates of the package; a value that a template needs and does not get is an error."""
-    loader = PackageLoader("pixelwright")
-    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    """The templates of the package; a value that a template needs and does not get is an error. Values are
+    escaped in those of HTML."""
+    how: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "keep_trailing_newline": True}
+    escape = select_autoescape(["html.j2"])
+    found = Environment(loader=PackageLoader("pixelwright"), autoescape=escape, **how)
     found.globals["number_text"] = number_text
     return found
 

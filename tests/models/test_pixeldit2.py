@@ -13,7 +13,6 @@ import pixelwright as pw
 from pixelwright.diffusion import flow
 from pixelwright.diffusion.guidance import Branch, IntervalCFG
 from pixelwright.diffusion.solvers import solve
-from pixelwright.hub.dinov3 import dinov3_from_timm
 from pixelwright.models.conditions import null_like
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
@@ -21,6 +20,7 @@ from pixelwright.models.prediction import to_velocity
 from pixelwright.models.presets import PRESETS, preset
 from pixelwright.training.objectives.repa import Projector, alignment_loss
 from tests.hub.published import prefixed
+from tests.models.dinov3 import dinov3_from_timm
 from tests.models.test_jit import error, outputs, with_gradients
 from tests.recordings import recording, weights
 

@@ -8,46 +8,10 @@ from PIL import Image
 
 from pixelwright.diffusion.guidance import interval_words
 from pixelwright.files import write_text
+from pixelwright.html import templates
 from pixelwright.models.config import DenoiserConfig, SamplerPreset
 
 CARD, SAMPLES = "README.md", "samples"
-_TEMPLATE = """---
-library_name: diffusers
-pipeline_tag: {task}
-{licence_key}tags:
-- pixelwright
-- pixel-space-diffusion
----
-
-# {name}
-
-A pixel-space diffusion transformer without a VAE: {parts}, {parameters:,} parameters, for {drawn} at {size}.
-
-## Use
-
-```python
-from pixelwright.hub.diffusers import PixelDenoiserPipeline
-
-pipe = PixelDenoiserPipeline.from_pretrained("{repository}")
-image = pipe({argument}, num_inference_steps={steps}, guidance_scale={scale:g}).images[0]
-```
-
-## Recipe
-
-{recipe}
-
-## Source
-
-{source}
-
-## Licence
-
-{licence}
-
-## Samples
-
-{samples}
-"""
 
 
 def write_card(
@@ -60,37 +24,33 @@ def write_card(
     """Write the card and its samples into a saved pipeline, unless there is a card already."""
     if (folder / CARD).exists():
         return
-    shown = []
-    for i, image in enumerate(samples):
+    names = [f"{SAMPLES}/{i:03d}.png" for i in range(len(samples))]
+    for name, image in zip(names, samples, strict=True):
         (folder / SAMPLES).mkdir(exist_ok=True)
-        image.save(folder / SAMPLES / f"{i:03d}.png")
-        shown.append(f"![sample {i}]({SAMPLES}/{i:03d}.png)")
+        image.save(folder / name)
     sampler, source = config.sampler or SamplerPreset(), config.provenance
-    recipe = f"Solver {sampler.solver}, {sampler.steps} steps, guidance {sampler.guidance_scale:g} "
-    recipe += f"{interval_words(sampler)}, time shift {sampler.time_shift:g} from t = {sampler.time_start:g}."
-    licence = source.licence if source is not None else None
-    unknown = "No licence is recorded with the weights; say here under which terms they may be used."
-    origin = "Trained with pixelwright."
-    if source is not None:
-        digests = source.sha256 or ("not recorded",) * len(source.files)
-        files = zip(source.files, digests, strict=True)
-        origin = f"{source.read} of " + ", ".join(f"`{file}` (SHA-256 `{digest}`)" for file, digest in files)
-    text = _TEMPLATE.format(
-        task="text-to-image" if config.takes_text else "unconditional-image-generation",
-        licence_key="license: other\n" if licence else "",
-        name=config.name,
-        parts=f"{type(config.backbone).__name__} with {type(config.detailer).__name__}".replace("Config", ""),
-        parameters=parameters,
-        drawn="captions" if config.takes_text else f"{config.num_classes} classes",
-        size="any size" if config.image_size is None else "x".join(map(str, config.image_size)) + " pixels",
-        repository=repository,
-        argument='prompt="a fox in the snow"' if config.takes_text else "class_labels=[0]",
-        steps=sampler.steps,
-        scale=sampler.guidance_scale,
-        recipe=f"{recipe} {sampler.origin}" if config.sampler else "None is recorded with the weights.",
-        source=origin,
-        licence=licence or unknown,
-        samples="\n".join(shown) or "None are given.",
+    files = () if source is None else source.files
+    digests = (source and source.sha256) or ("not recorded",) * len(files)
+    text = (
+        templates()
+        .get_template("card.md.j2")
+        .render(
+            config=config,
+            parameters=parameters,
+            repository=repository,
+            parts=f"{type(config.backbone).__name__} with {type(config.detailer).__name__}".replace(
+                "Config", ""
+            ),
+            drawn="captions" if config.takes_text else f"{config.num_classes} classes",
+            size="any size"
+            if config.image_size is None
+            else "x".join(map(str, config.image_size)) + " pixels",
+            sampler=sampler,
+            interval=interval_words(sampler),
+            files=list(zip(files, digests, strict=True)),
+            licence=source and source.licence,
+            samples=names,
+        )
     )
     write_text(folder / CARD, text)
 

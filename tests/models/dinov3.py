@@ -1,4 +1,4 @@
-"""DINOv3 in timm's names as the model of transformers."""
+"""DINOv3 in the names of timm, as recordings hold it, as the model of transformers."""
 
 from collections.abc import Mapping
 from typing import Any
