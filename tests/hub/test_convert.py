@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import pixelwright as pw
 from pixelwright.cli.main import main
@@ -82,22 +82,6 @@ def test_converting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         assert main(["convert", str(file), str(tmp_path / out)]) == 0
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_the_mean_of_models(tmp_path: Path) -> None:
-    public = weights("pixeldit_c2i")
-    for i in range(3):
-        scaled = {key: (value * (i + 1)).bfloat16() for key, value in public.items()}
-        save_file(scaled, tmp_path / f"{i}.safetensors")
-    paths = [str(tmp_path / f"{i}.safetensors") for i in range(3)]
-    command = ["convert", paths[0], str(tmp_path / "mean"), "--average", *paths[1:]]
-    assert main([*command, "--dtype", "fp32"]) == 0
-    back = pw.hub.to_public(pw.load(tmp_path / "mean"))
-    for key, value in public.items():
-        exact = sum((value * (i + 1)).bfloat16().double() for i in range(3)) / 3
-        assert torch.equal(back[key], exact.float())
-    provenance = read_config(tmp_path / "mean").provenance
-    assert provenance is not None and len(provenance.files) == len(provenance.sha256) == 3
 
 
 def test_the_model_does_not_depend_on_the_file(tmp_path: Path) -> None:

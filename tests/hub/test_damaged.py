@@ -383,8 +383,6 @@ def test_the_files_that_the_damaged_ones_are_made_from(tmp_path: Path) -> None:
         (["x.safetensors", "y", "--dtype", "fp8"], "fp8"),
         (["x.safetensors", "y", "--weights", "ema"], "EMA"),
         (["x.safetensors", "y", "--sampler", "pixeldit"], "pixeldit-xl-512"),
-        (["x.safetensors", "y", "--average", "dip.safetensors"], "backbone differs"),
-        (["x.safetensors", "y", "--average", "nowhere.ckpt"], "nowhere.ckpt"),
         (["large.safetensors", "y", "--dtype", "fp16"], "as float16"),
     ],
 )
@@ -398,7 +396,6 @@ def test_what_cannot_be_done_is_said(
     monkeypatch.chdir(tmp_path)
     public = weights(NAME)
     save_file(public, "x.safetensors")
-    save_file(weights("dip"), "dip.safetensors")
     save_file({**public, QKV: public[QKV] * 1e9}, "large.safetensors")
     Path("full").mkdir()
     Path("full/precious").touch()

@@ -24,7 +24,6 @@ sampler presets: {", ".join(SAMPLER_PRESETS)}"""
 
 EXAMPLES = """  pixelwright convert imagenet256_pixeldit_xl_epoch320.ckpt models/pixeldit-xl --dtype bf16
   pixelwright convert models/pixeldit-xl back.ckpt --to public
-  pixelwright convert a.ckpt models/mean --average b.ckpt c.ckpt
   pixelwright convert runs/mine models/mine --weights power-0.05
   pixelwright convert models/base models/mine --merge-adapter runs/mine runs/style=0.7"""
 
@@ -41,8 +40,6 @@ def parser() -> Parser:
     add("--to", type=Literal["folder", "public"], default="folder", help=help_text)
     help_text = "convert the weights (default: as they are)"
     add("--dtype", type=Literal["bf16", "fp16", "fp32"] | None, help=help_text)
-    help_text = "further models; the mean of SOURCE and these is written"
-    add("--average", type=str, nargs="+", default=[], metavar="SOURCE", help=help_text)
     help_text = "sampler preset to record (default: that of the published result, where it is known)"
     add("--sampler", type=str | None, metavar="PRESET|none", help=help_text)
     help_text = "fields of the config that the file does not tell, such as in_context_start=2"
@@ -53,7 +50,7 @@ def parser() -> Parser:
 
 def run(options: Namespace) -> None:
     """Convert the source, with the adapters that are to be merged, and say what was read and written."""
-    settings = {name: options[name] for name in ("weights", "to", "dtype", "average", "sampler")}
+    settings = {name: options[name] for name in ("weights", "to", "dtype", "sampler")}
     told = _told(options["set"])
     if adapter := adapters_of(options.merge_adapter):
         with tempfile.TemporaryDirectory(prefix="merged-") as folder:

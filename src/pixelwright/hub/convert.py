@@ -5,7 +5,6 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +42,6 @@ def convert(
     weights: str | None = None,
     to: Layout = "folder",
     dtype: str | None = None,
-    average: Sequence[str | os.PathLike[str]] = (),
     sampler: str | None = None,
     settings: Settings | None = None,
 ) -> DenoiserConfig:
@@ -56,7 +54,6 @@ def convert(
         to: "folder" for config.json and model.safetensors; "public" for the published key names, with the
             prefixes and dicts of the family in a .ckpt or .pth, without them in a .safetensors.
         dtype: "bf16", "fp16" or "fp32"; by default weights keep theirs.
-        average: further models of the same architecture; the mean of all, `source` among them, is written.
         sampler: a key of `SAMPLER_PRESETS`, or "none", in place of what is known of the source.
         settings: fields of the config that the source does not tell.
 
@@ -64,8 +61,8 @@ def convert(
         the config that was written (with to="public", that would have been).
 
     Raises:
-        UserError: a source that cannot be read, models that do not fit together, weights that are not finite
-            (in the new dtype), or `out` exists. Nothing is left behind then.
+        UserError: a source that cannot be read, weights that are not finite (in the new dtype), or `out`
+            exists. Nothing is left behind then.
     """
     out = Path(out)
     if dtype is not None and dtype not in DTYPES:
@@ -73,27 +70,26 @@ def convert(
     if to not in ("folder", "public"):
         raise UserError(f'unknown layout "{to}"{nearest(to, ("folder", "public"))}')
     _check_out(out, to)
-    checkpoints = [_open(path, weights, sampler, settings) for path in (source, *average)]
-    first = checkpoints[0]
-    config = _shared_config(checkpoints)
+    checkpoint = _open(source, weights, sampler, settings)
+    config = checkpoint.config
     if dtype is None:
-        check_one_dtype(first)
+        check_one_dtype(checkpoint)
     specs = {
         name: torch.empty(spec.shape, dtype=DTYPES[dtype] if dtype else spec.dtype, device="meta")
-        for name, spec in first.specs.items()
+        for name, spec in checkpoint.specs.items()
     }
 
     def read(name: str) -> Tensor:
-        return _mean(checkpoints, name, specs[name].dtype)
+        return _cast(checkpoint, name, specs[name].dtype)
 
     if to == "folder":
         with replacing(out) as part:
             part.mkdir()
-            config = dataclasses.replace(config, provenance=_provenance(checkpoints))
+            config = dataclasses.replace(config, provenance=_provenance(checkpoint))
             write_weights(part, config, specs, read)
     else:
         _write_public(out, config, specs, read)
-    announce(first.note)
+    announce(checkpoint.note)
     announce_licence(config)
     return config
 
@@ -117,48 +113,24 @@ def _check_out(out: Path, to: Layout) -> None:
         raise UserError(f"{out} exists already; give another name, or remove it first")
 
 
-def _shared_config(checkpoints: Sequence[Checkpoint]) -> DenoiserConfig:
-    """The first model's config; its sampler preset only where all have the same."""
-    first, *others = checkpoints
-    for other, part in product(others, ("backbone", "detailer", "placement", "prediction")):
-        ours, theirs = getattr(first.config, part), getattr(other.config, part)
-        if ours != theirs:
-            both = f"{first.place} and {other.place} cannot be averaged"
-            raise UserError(f"{both}: their {part} differs ({ours} and {theirs})")
-    same = all(other.config.sampler == first.config.sampler for other in others)
-    return first.config if same else dataclasses.replace(first.config, sampler=None)
-
-
-def _mean(checkpoints: Sequence[Checkpoint], name: str, dtype: torch.dtype) -> Tensor:
-    """The mean in float64, one model's tensor at a time, in `dtype`; of one model the tensor itself."""
-    first, *others = checkpoints
-    mean = first.read(name)
-    if others:
-        mean = mean.double()
-        for other in others:
-            mean += other.read(name)
-        mean /= len(checkpoints)
-    if mean.dtype == dtype:
-        return mean
-    check_finite(name, cast := mean.to(dtype), f"{first.place} as {str(dtype).removeprefix('torch.')}")
+def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
+    """A tensor in `dtype`."""
+    tensor = checkpoint.read(name)
+    if tensor.dtype == dtype:
+        return tensor
+    cast = tensor.to(dtype)
+    check_finite(name, cast, f"{checkpoint.place} as {str(dtype).removeprefix('torch.')}")
     return cast
 
 
-def _provenance(checkpoints: Sequence[Checkpoint]) -> Provenance:
+def _provenance(checkpoint: Checkpoint) -> Provenance:
     """Every file with its digest. A folder that records where it comes from hands that on."""
-    one = checkpoints[0].config.provenance
-    if len(checkpoints) == 1 and one is not None and one.sha256:
-        return one
-    names: list[str] = []
-    licences: dict[str, None] = {}
-    for checkpoint in checkpoints:
-        note, files = checkpoint.config.provenance, [file.name for file in checkpoint.files]
-        names += note.files if note is not None and len(note.files) == len(files) else files
-        licences |= dict.fromkeys([note.licence] if note is not None and note.licence else [])
-    digests = tuple(sha256(file) for checkpoint in checkpoints for file in checkpoint.files)
-    read = f"mean of {len(checkpoints)} models: " if len(checkpoints) > 1 else ""
-    read += checkpoints[0].read_as
-    return Provenance(tuple(names), digests, read, "; ".join(licences) or None)
+    note, files = checkpoint.config.provenance, tuple(file.name for file in checkpoint.files)
+    if note is not None and note.sha256:
+        return note
+    names = note.files if note is not None and len(note.files) == len(files) else files
+    digests = tuple(sha256(file) for file in checkpoint.files)
+    return Provenance(names, digests, checkpoint.read_as, note.licence if note is not None else None)
 
 
 def _write_public(
