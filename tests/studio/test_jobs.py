@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import shutil
 import threading
@@ -18,7 +19,7 @@ from PIL import Image
 import pixelwright as pw
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
-from pixelwright.images import from_uint8, load_png
+from pixelwright.images import NOTE, from_uint8, load_png, read_notes, save_png
 from pixelwright.studio.drawing import MOST
 from pixelwright.studio.editing import METHODS, Edit
 from pixelwright.studio.finetuning import FOLDER
@@ -114,10 +115,12 @@ def test_models_that_come_with_the_package_are_offered(
 
 
 def test_what_the_page_cannot_restore_is_refused(jobs: Jobs, model: str, tmp_path: Path) -> None:
-    command = ["sample", model, "--labels", "1", "--steps", "2", "--reuse", "2", "--out"]
-    main([*command, str(tmp_path / "cli")])
-    with pytest.raises(UserError, match="--reuse 2"):
-        jobs.restored(tmp_path / "cli" / "000000-dog.png")
+    main(["sample", model, "--labels", "1", "--steps", "2", "--out", str(tmp_path / "cli")])
+    picture = tmp_path / "cli" / "000000-dog.png"
+    note = json.loads(read_notes(picture)[NOTE])
+    save_png(load_png(picture), picture, {NOTE: json.dumps({**note, "weights": "raw"})})
+    with pytest.raises(UserError, match="--weights raw"):
+        jobs.restored(picture)
 
 
 def test_sheets_vary_one_or_two_settings(jobs: Jobs, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from pixelwright.models.config import DenoiserConfig, SamplerSettings
 MOST = 64  # pictures of one request
 TOGETHER = 16  # pictures in a batch
 EVERY = 0.25  # seconds between two previews
-COMMAND_LINE = {"weights", "reuse"}  # settings of `pixelwright sample` that the page has not
+COMMAND_LINE = {"weights"}  # settings of `pixelwright sample` that the page has not
 SAMPLER = tuple(field.name for field in dataclasses.fields(SamplerSettings))
 
 
