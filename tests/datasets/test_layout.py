@@ -13,11 +13,13 @@ import unicodedata
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pixelwright.data import Batches, DataConfig, Source, ZipSource, open_source
+from pixelwright.data import Batches, DataConfig, Source, ZipSource, layout, open_source
 from pixelwright.data.layout import tidy, wrapper
 from pixelwright.errors import UserError
 
@@ -149,10 +151,38 @@ def test_clutter_of_systems_is_passed_over(tmp_path: Path, form: str) -> None:
 def test_kinds_that_are_not_read_are_counted_and_named(
     tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    members = {**PETS, "cat/b.HEIC": b"x", "eel/c.heic": b"x", "eel/d.jxl": b"x"}
+    members = {**PETS, "cat/b.DNG": b"x", "eel/c.dng": b"x", "eel/d.jxl": b"x"}
     opened(make(tmp_path / form, members))
-    assert "left out 2 .heic, 1 .jxl, which are not read" in caplog.text
+    assert "left out 2 .dng, 1 .jxl, which are not read" in caplog.text
     assert "nothing is left of eel" in caplog.text
+
+
+def heic(picture: Image.Image, **more: Any) -> bytes:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    picture.save(buffer := io.BytesIO(), "HEIF", quality=-1, **more)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_heic_is_read_upright_where_the_extra_is_installed(tmp_path: Path, form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    data = heic(Image.new("RGB", (64, 32), (9, 9, 9)), exif=exif.tobytes())
+    source = opened(make(tmp_path / form, {**PETS, "eel/a.HEIC": data, "eel/b.heif": data}))
+    assert source.class_names == ("cat", "dog", "eel") and labels(source) == [0, 0, 1, 2, 2]
+    assert source[3].image.size == source.dimensions(3) == (32, 64)
+    assert source[3].image.getpixel((0, 0)) == pytest.approx((9, 9, 9), abs=1)
+
+
+def test_heic_is_named_with_the_extra_where_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(layout, "SUFFIXES", layout.SUFFIXES - layout.HEIF)
+    monkeypatch.setattr(layout, "FOREIGN", layout.FOREIGN | layout.HEIF)
+    assert len(opened(make(tmp_path / "set", {**PETS, "cat/b.HEIC": b"x"}))) == 3
+    assert "left out 1 .heic, which are not read" in caplog.text
+    assert 'or pip install "pixelwright[heif]"' in caplog.text
 
 
 def test_archives_beside_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -234,3 +234,7 @@ def test_captions_of_which_some_are_empty(tmp_path: Path) -> None:
     columns = {"image": cells([0, 1, 2]), "captions": [["one", ""], ["", None], [None, "two"]]}
     source = opened(write(tmp_path / "a.parquet", columns))
     assert [(c := source[i].all_captions) and c.texts for i in range(3)] == [("one",), None, ("two",)]
+    assert (
+        source.uncaptioned() == 1
+        and opened(write(tmp_path / "b.parquet", {"image": cells([0])})).uncaptioned()
+    )

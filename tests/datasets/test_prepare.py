@@ -242,12 +242,12 @@ def test_commands(
     assert main(["data", "prepare", "photos", "out.zip", "--size", "8"]) == 0
     said = capsys.readouterr().out
     assert "out.zip: 18 images of 2 classes in a zip" in said and "ant/03.png: the file is empty" in said
-    assert main(["data", "check", "photos", "--images", "9", "--side", "8"]) == 1
+    assert main(["data", "check", "photos"]) == 1 and not list(tmp_path.glob("*.png"))
     said = capsys.readouterr().out
     assert "20 images, 18 readable" in said and "unreadable images: 2" in said and "11  ant" in said
-    with Image.open("contact-sheet.png") as sheet:
+    assert main(["data", "check", "out.zip", "--sheet", "s.png", "--images", "9", "--side", "8"]) == 0
+    with Image.open("s.png") as sheet:
         assert sheet.size == (3 * 10 + 2, 3 * 10 + 2)
-    assert main(["data", "check", "out.zip", "--sheet", "s.png"]) == 0
     assert "nothing is broken" in capsys.readouterr().out
     assert main(["data"]) == 0
 
@@ -271,6 +271,7 @@ BAD = {
     "check a pattern": (["check", "no-{0..3}.tar"], "no file matches"),
     "check no workers": (["check", "photos", "--workers", "0"], "--workers is 0"),
     "check images": (["check", "photos", "--images", "-1"], "--images is -1"),
+    "check without a sheet": (["check", "photos", "--images", "9"], "give --sheet FILE"),
     "check side": (["check", "photos", "--side", "0"], "--side is 0"),
 }
 

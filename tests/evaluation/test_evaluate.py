@@ -95,6 +95,7 @@ def test_one_page_of_several_evaluations(
     monkeypatch.chdir(tmp_path)
     assert main(["report", *folders]) == 0
     assert (tmp_path / "comparison.html").read_text() == text
+    assert main(["report", *folders]) == 2 and main(["report", *folders, "--overwrite"]) == 0
 
 
 # --- the plan of a sweep -----------------------------------------------------------------------------------

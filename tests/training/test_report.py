@@ -119,7 +119,9 @@ def test_runs_are_compared(
     assert all(str(image["src"]).startswith("data:image/") for image in page.images)
     assert main(["report", str(runs[0]), str(runs[0])]) == 2
     assert "is named twice" in capsys.readouterr().err
-    assert main(["report", str(runs[0]), str(tmp_path)]) == 2
+    assert main(["report", *map(str, runs)]) == 2
+    assert "comparison.html is there already: give another --out, or --overwrite" in capsys.readouterr().err
+    assert main(["report", str(runs[0]), str(tmp_path), "--overwrite"]) == 2
     assert "is no run folder" in capsys.readouterr().err
 
 

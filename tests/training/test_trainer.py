@@ -332,8 +332,8 @@ def test_a_run_tells_what_it_is_and_what_to_type_next(tiny: Tiny, capfd: pytest.
     folder = train(tiny(steps=2))
     said = capfd.readouterr().err
     model = pw.load(folder)
-    million = sum(p.numel() for p in model.parameters()) / 1e6
-    assert f"model   {model.config.name}, {million:.1f} M parameters, on cpu, fp32" in said
+    count = sum(p.numel() for p in model.parameters())
+    assert f"model   {model.config.name}, {count:,} parameters, on cpu, fp32" in said
     assert f"run     {folder}: steps 0 to 2, " in said and "images  " in said
     command = next(line for line in said.splitlines() if line.startswith("draw more: "))
     words = command.removeprefix("draw more: pixelwright ").replace(

@@ -7,11 +7,12 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from pixelwright.cli.parsing import Command, Parser
-from pixelwright.config import NonNegativeInt, PositiveInt
+from pixelwright.config import PositiveInt
 from pixelwright.data.check import check, contact_sheet, describe
 from pixelwright.data.config import DataConfig
 from pixelwright.data.open import find_source
 from pixelwright.data.prepare import REPORT, Job, Quality, prepare
+from pixelwright.errors import UserError
 from pixelwright.images import save_grid
 
 DESCRIPTION = "Prepare a data set for training, or check one."
@@ -29,11 +30,12 @@ whole; until then the work is in OUT.prepare, and the same command goes on where
 outcome does not depend on the number of workers."""
 
 CHECK = """Read every image of a data set: name what is broken, count classes, sizes and aspect ratios, and
-draw a contact sheet.
+with --sheet draw a contact sheet.
 
 Exit code 0 if all is whole, 1 if something is broken, 2 if the data set cannot be opened."""
 
 SHOWN = 20  # skipped images that are named on the screen
+IMAGES, SIDE = 64, 96  # of a contact sheet
 
 
 def parser() -> Parser:
@@ -58,9 +60,9 @@ def _check_parser() -> Parser:
     add = parser.add_argument
     add("path", metavar="PATH", help="the images: what data.path can be")
     add("--workers", type=PositiveInt, default=1, help="processes that read")
-    add("--sheet", default="contact-sheet.png", help="where the contact sheet goes")
-    add("--images", type=NonNegativeInt, default=64, help="images on the sheet; 0: no sheet")
-    add("--side", type=PositiveInt, default=96, help="their side in pixels")
+    add("--sheet", type=str | None, metavar="FILE", help="draw a contact sheet into this PNG file")
+    add("--images", type=PositiveInt, default=IMAGES, help="images on the sheet")
+    add("--side", type=PositiveInt, default=SIDE, help="their side in pixels")
     return parser
 
 
@@ -79,11 +81,13 @@ def _prepare(options: Namespace) -> int:
 
 
 def _check(options: Namespace) -> int:
+    if options.sheet is None and (options.images, options.side) != (IMAGES, SIDE):
+        raise UserError("--images and --side are those of a contact sheet: give --sheet FILE too")
     source = find_source(DataConfig(path=options.path, size=options.side))
     with tqdm(total=len(source), unit="image", desc="checking", disable=None) as bar:
         found = check(source, options.workers, bar.update)
     print(describe(found, source))
-    if options.images and len(found.broken) < found.images:
+    if options.sheet is not None and len(found.broken) < found.images:
         sheet = Path(options.sheet).expanduser()
         save_grid(contact_sheet(source, options.images, options.side), sheet)
         print(f"contact sheet: {sheet}", file=sys.stderr)

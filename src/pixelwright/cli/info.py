@@ -133,6 +133,8 @@ def report(info: Info) -> str:
     """The table as text."""
     config, (rows, columns) = info.config, info.size
     condition = f"{config.num_classes} classes" + (" with names" if config.class_names else "")
+    if config.name in PRESETS and config.num_classes == 1000:
+        condition += " (a run's model: those of its images)"
     if config.takes_text:
         backbone: Any = config.backbone
         condition = f"captions of up to {backbone.text_length} tokens of {backbone.text_size}"

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
@@ -59,7 +60,7 @@ class Parser:
         )
         self._types: dict[str, tuple[str, Any, bool]] = {}  # by the key of a value: option, type, one of many
         self._names: list[str] = []
-        self._hidden: list[tuple[argparse.Action, str]] = []  # options of advanced sections, with their help
+        self._hidden: list[Callable[[], None]] = []  # what shows the advanced sections and their options
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_argument(self, *names: str, **more: Any) -> None:
@@ -68,12 +69,14 @@ class Parser:
 
     def section(self, title: str, text: str | None = None, advanced: bool = False) -> Add:
         """A section of the help; what it returns adds an option to it, as `add_argument` does."""
-        group = self._parser.add_argument_group(title, text)
+        group = self._parser.add_argument_group(title, None if advanced else text)
+        if advanced:
+            self._hidden.append(partial(setattr, group, "description", text))
 
         def add(*names: str, **more: Any) -> None:
             action = self._add(group.add_argument, names, more)
             if advanced:
-                self._hidden.append((action, action.help or ""))
+                self._hidden.append(partial(setattr, action, "help", action.help))
                 action.help = argparse.SUPPRESS
 
         return add
@@ -111,8 +114,8 @@ class Parser:
     def parse(self, words: list[str]) -> Namespace:
         """The options in `words`, converted and checked. Raises UserError naming the option."""
         if ADVANCED in words:
-            for action, text in self._hidden:
-                action.help = text
+            for show in self._hidden:
+                show()
             words = ["--help"]
         try:
             options = self._parser.parse_args([self._known(word) for word in words])

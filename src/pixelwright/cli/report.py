@@ -33,6 +33,7 @@ def parser() -> Parser:
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a run, several, or evaluations")
     about = "the page of several (default: comparison.html)"
     parser.add_argument("--out", type=str | None, metavar="FILE", help=about)
+    parser.add_argument("--overwrite", action="store_true", help="write over a page that is there")
     add_imports(parser.add_argument)
     return parser
 
@@ -40,12 +41,12 @@ def parser() -> Parser:
 def run(options: Namespace) -> None:
     """Write the report and print its path."""
     try:
-        print(_write([Path(folder) for folder in options.folders], options.out))
+        print(_write([Path(folder) for folder in options.folders], options.out, options.overwrite))
     except ImportError:
         raise UserError('the report needs matplotlib: pip install "pixelwright[train]"') from None
 
 
-def _write(folders: Sequence[Path], out: str | None) -> Path:
+def _write(folders: Sequence[Path], out: str | None, overwrite: bool) -> Path:
     evaluations = [folder for folder in folders if (folder / JSON).exists()]
     if len(folders) == 1 and not evaluations:
         if out is not None:
@@ -54,6 +55,8 @@ def _write(folders: Sequence[Path], out: str | None) -> Path:
     if evaluations and (others := [folder for folder in folders if folder not in evaluations]):
         raise UserError(f"{evaluations[0]} is an evaluation and {others[0]} is none: give one kind")
     page, names = Path(out or "comparison.html").expanduser(), names_of(folders)
+    if page.exists() and not overwrite:
+        raise UserError(f"{page} is there already: give another --out, or --overwrite")
     if not evaluations:
         write_comparison(dict(zip(names, folders, strict=True)), page)
         return page

@@ -27,14 +27,16 @@ from pixelwright.text import encode_for
 from pixelwright.text.config import read_prompts
 
 GRID = 100  # most images in grid.png
+COUNT = 16  # images without --labels and --num-images
 
 DESCRIPTION = f"""Draw images from a trained model: PNG files by index and class or prompt, samples.jsonl with
 what each was drawn from, and grid.png of the first {GRID}.
 
-Give --labels to a model of classes, --prompt or --prompts to one of captions. Image i depends on the seed and
-on i alone. The sampler settings that are used are printed. --help=advanced shows all options."""
+A model of classes draws them in turn, or --labels; one of captions draws --prompt or --prompts. Image i
+depends on the seed and on i alone. The sampler settings that are used are printed. --help=advanced shows all
+options."""
 
-EXAMPLES = """  pixelwright sample runs/first --num-images 64 --out samples
+EXAMPLES = """  pixelwright sample runs/first --out samples
   pixelwright sample runs/first --labels "dog*8, cat*4" --out pets
   pixelwright sample runs/first --step 1500 --weights raw --labels all --out early
   pixelwright sample runs/first --labels "golden retriever" 7,7,7 --out dogs --guidance-scale 2.5 --seed 3
@@ -57,7 +59,7 @@ def parser() -> Parser:
     add("--prompt", nargs="+", type=str, default=[], metavar="TEXT", help="one image per prompt")
     add("--prompts", type=str | None, metavar="FILE", help="a text file with one prompt a line")
     add("--negative", type=str | None, metavar="TEXT", help="prompt that guidance leads away from")
-    help_text = "how many images: labels or prompts in turn (without --labels: all classes, evenly)"
+    help_text = f"how many images: labels or prompts in turn (without --labels: classes, evenly; {COUNT})"
     add("--num-images", type=PositiveInt | None, metavar="N", help=help_text)
     help_text = "N, ROWS COLUMNS or WIDTHxHEIGHT (default: the model's own)"
     add("--size", type=str, nargs="+", metavar="N", help=help_text)
@@ -149,6 +151,10 @@ def _condition(
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(f"{option} is given, but {config.name} draws from classes; give --labels")
         classes = (config.num_classes, config.class_names)
+        if not options.labels:
+            count = count or COUNT
+            many = f", evenly of {config.num_classes} classes: --labels names some" if classes[0] > 1 else ""
+            print(f"drawing {count} images{many}")
         if count is not None:
             labels = labels_for(options.labels or ["balanced"], count, *classes, options.seed).tolist()
         else:

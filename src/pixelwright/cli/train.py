@@ -59,7 +59,7 @@ def parser() -> Parser:
 
 
 def _add(add: Add, setting: Setting) -> None:
-    add(f"--{setting.key}", type=setting.hint, default=argparse.SUPPRESS, help=setting.help)
+    add(f"--{setting.key.replace('_', '-')}", type=setting.hint, default=argparse.SUPPRESS, help=setting.help)
 
 
 def _about(group: str) -> str:

@@ -9,17 +9,19 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 
 from pixelwright.errors import UserError
 
 KINDS = "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
-SUFFIXES = frozenset(KINDS.split())
+HEIF = frozenset(("heic", "heif", "hif"))  # read where pillow-heif is installed
+SUFFIXES = frozenset(KINDS.split()) | (HEIF if find_spec("pillow_heif") else frozenset())
 _RAW = "arw cr2 cr3 dng nef orf pef raf raw rw2 srw"
 _OTHER = (
     "apng avifs cur dcm dds dib emf eps exr fits hdr heic heics heif hif icns ico j2c j2k jls jpc jpf jpx"
 )
 _OTHER += " jxl jxr mpo pcx pfm psd rgb sgi svg svgz wdp wmf xbm xcf xpm"
-FOREIGN = frozenset(f"{_RAW} {_OTHER}".split())  # suffixes of pictures that are not read
+FOREIGN = frozenset(f"{_RAW} {_OTHER}".split()) - SUFFIXES  # of pictures that are not read
 TEXTS = ("caption", "text", "txt")  # suffixes of captions; a later one goes before an earlier one
 SYSTEM = frozenset(("__macosx", "@eadir", "$recycle.bin", "#recycle", "recycler", "@recycle", "#snapshot"))
 SYSTEM |= {"@recently-snapshot", "system volume information", "lost+found"}
@@ -73,7 +75,8 @@ def unread(names: Sequence[str]) -> list[str]:
     if foreign := [name for name in names if suffix(name) in FOREIGN]:
         counts = ", ".join(f"{n} .{kind}" for kind, n in sorted(Counter(map(suffix, foreign)).items()))
         text = f'left out {counts}, which are not read, such as "{shown(foreign[0])}"'
-        notes.append(f"{text}: convert them to PNG or JPEG")
+        extra = ', or pip install "pixelwright[heif]"' if HEIF & set(map(suffix, foreign)) else ""
+        notes.append(f"{text}: convert them to PNG or JPEG{extra}")
     if bare := [name for name in names if name and not suffix(name) and not name.endswith("/")]:
         notes.append(f'left out {len(bare)} files without a suffix, such as "{shown(bare[0])}"')
     root = wrapper(found)

@@ -5,6 +5,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -138,11 +139,23 @@ class ParquetSource(StoredImages):
         return data
 
     def _captions(self, index: int) -> Captions | None:
-        (group, row), name = self._place(index), f'"{self.name(index)}"'
+        group, row = self._place(index)
+        return self._caption([self._group(group)[c][row] for c in self._text], f'"{self.name(index)}"')
+
+    def _caption(self, cells: Sequence[Any], name: str) -> Captions | None:
         try:
-            return from_meta({c: self._group(group)[c][row].as_py() for c in self._text}, name)
+            return from_meta({c: cell.as_py() for c, cell in zip(self._text, cells, strict=True)}, name)
         except UnicodeDecodeError as error:
             raise UserError(f"a text of {name} is not UTF-8: save it as UTF-8") from error
+
+    def uncaptioned(self) -> int:
+        captioned = 0
+        for number in range(len(self.files) if self._text else 0):
+            table = self._open(number).read(self._text, use_threads=False)
+            for cells in zip(*map(table.column, self._text), strict=True):
+                with suppress(UserError):
+                    captioned += self._caption(cells, "a row") is not None
+        return len(self) - captioned
 
     def _group(self, group: int) -> Any:
         if group not in self._kept:

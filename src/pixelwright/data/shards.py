@@ -19,7 +19,7 @@ import numpy as np
 
 from pixelwright.data import layout
 from pixelwright.data.captions import Captions, from_meta, from_text, halves
-from pixelwright.data.layout import FOREIGN, SUFFIXES, TEXTS, is_hidden, shown, suffix, tidy
+from pixelwright.data.layout import FOREIGN, HEIF, SUFFIXES, TEXTS, is_hidden, shown, suffix, tidy
 from pixelwright.data.sources import StoredImages, identity, open_each
 from pixelwright.data.transforms import UnreadableImage
 from pixelwright.errors import UserError
@@ -105,6 +105,9 @@ class ShardSource(StoredImages):
             return from_meta(parse_json(text, f"the .json of {name}"), name)
         return from_text(text, f"the .txt of {name}")
 
+    def uncaptioned(self) -> int:
+        return int((self._texts[:, 1] == 0).sum())
+
     def _read(self, index: int, span: np.ndarray) -> bytes:
         offset, size = map(int, span)
         if size > LIMIT:
@@ -140,7 +143,7 @@ class Index(NamedTuple):
 def read_index(shard: Path) -> Index:
     """The index of a shard, from the cache if the file is the one it was made of. What the shard leaves out
     is told in a warning. Raises tarfile.TarError if the shard is damaged, OSError if it cannot be read."""
-    kept = cache_folder() / "shards" / f"{digest(INDEX_VERSION, *identity(shard))}.json"
+    kept = cache_folder() / "shards" / f"{digest(INDEX_VERSION, HEIF <= SUFFIXES, *identity(shard))}.json"
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
         index = Index(**found)._replace(classes={int(k): name for k, name in found["classes"].items()})

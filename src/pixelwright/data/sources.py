@@ -70,7 +70,6 @@ class StoredImages(ABC):
     path: Path
     class_names: tuple[str, ...] | None
     class_captions = False  # whether the name of its class is the caption of an image that has none
-    uncaptioned = 0  # images without a caption, where that is known without reading all
 
     def set_labels(self, labels: Sequence[int], class_names: Sequence[str] | None) -> None:
         """`labels` [n] are numbers, one for each image."""
@@ -106,6 +105,10 @@ class StoredImages(ABC):
     @abstractmethod
     def _captions(self, index: int) -> Captions | None:
         """The captions of an image, None if it has none. Raises UserError: those it has cannot be read."""
+
+    @abstractmethod
+    def uncaptioned(self) -> int:
+        """How many images have no caption; texts in files of their own are not opened for that."""
 
 
 class _Files(StoredImages):
@@ -148,7 +151,6 @@ class _Files(StoredImages):
         }
         self._beside = {name: own for name, own in found.items() if own}
         self._metadata = self._read_metadata(visible)
-        self.uncaptioned = len(set(self._names) - self._beside.keys() - self._metadata.keys())
         texts -= {name for own in self._beside.values() for name in own}
         if left_out := sorted(name for name in texts if suffix(name) != "json"):
             text = '"%s": left out %d texts beside no image of their name, such as "%s"'
@@ -196,6 +198,9 @@ class _Files(StoredImages):
             if found := from_text(data, place) if suffix(text) != "json" else own:
                 return found
         return None
+
+    def uncaptioned(self) -> int:
+        return len(set(self._names) - self._beside.keys() - self._metadata.keys())
 
 
 class FolderSource(_Files):

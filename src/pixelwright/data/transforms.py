@@ -2,6 +2,9 @@
 
 import io
 import re
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -34,7 +37,7 @@ def read_image(data: bytes) -> Image.Image:
     if not data:
         raise UnreadableImage("the file is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(data) as image:
             image.load()
             turn, rgb = TURNS.get(_orientation(image)), _to_rgb(image, data)
             upright = rgb if turn is None else rgb.transpose(turn)
@@ -50,11 +53,23 @@ def read_image(data: bytes) -> Image.Image:
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
+@cache
+def _register_heif() -> None:
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+
+
+def _open(data: bytes) -> Image.Image:
+    """The image in a file, HEIC too where pillow-heif is installed (the extra `heif`)."""
+    _register_heif()
+    return Image.open(io.BytesIO(data))
+
+
 def read_size(data: bytes) -> tuple[int, int]:
     """(width, height) of an image file as it is shown, from its header alone. Raises UnreadableImage if there
     is no such header."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(data) as image:
             if image.format == "TIFF":  # which Pillow itself turns upright, the size at once
                 return image.size
             if image.format == "PNG" and not LATE_EXIF.search(data):  # or it would be decoded to look behind

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pixelwright.data import DataConfig, Source, UnreadableImage, open_source
 from pixelwright.data.loader import as_floats
+from pixelwright.data.sources import StoredImages
 from pixelwright.device import resolve_precision
 from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.distributed import parallel
@@ -142,13 +143,13 @@ def _start(config: TrainConfig, model: PixelDenoiser, layout: parallel.Layout, b
 
 def check_captions(source: Source, settings: DataConfig, layout: parallel.Layout) -> None:
     """Say how many images have no caption, and what can be done. Raises UserError: none has one."""
-    missing = getattr(source, "uncaptioned", 0)
-    if not missing or settings.class_captions:
+    missing = 0 if settings.class_captions or not isinstance(source, StoredImages) else source.uncaptioned()
+    if not missing:
         return
     text = f"{missing:,} of {len(source):,} images of {settings.path} have no caption"
-    remedy = "write cat.txt beside cat.jpg"
+    remedy = "give each one (cat.txt beside cat.jpg, a column caption)"
     if source.class_names is not None:
-        remedy += ", or give --data.class_captions true, and the name of its folder is the caption of each"
+        remedy += ", or give --data.class-captions true, and the name of its folder is the caption of each"
     if missing == len(source):
         raise UserError(f"{text}: {remedy}")
     if layout.main:

@@ -71,7 +71,7 @@ class Banner(Callback):
         say(f"images  {len(source):,}{classes} from {self.place}, at {side}")
         machine = f"{trainer.device}{many}, {precision}"
         steps = f"steps {trainer.step:,} to {config.steps:,}, {config.batch_size} images each"
-        say(f"model   {model.config.name}, {count / 1e6:.1f} M parameters, on {machine}")
+        say(f"model   {model.config.name}, {count:,} parameters, on {machine}")
         say(f"run     {trainer.folder}: {steps}")
         if config.compile:
             say("compiling: the first step takes about a minute, once")
@@ -81,10 +81,11 @@ class Banner(Callback):
             time, folder = tqdm.format_interval(trainer.clock.wall()), trainer.folder
             subject = getattr(trainer.config, "subject", None)
             shown = subject and (subject.class_name or subject.prompt)
-            option, some = ("--prompt", "...") if trainer.model.config.takes_text else ("--labels", "all")
-            what = f"{option} {shlex.quote(shown or some)}"
+            takes_text = trainer.model.config.takes_text
+            option = f" {'--prompt' if takes_text else '--labels'} {shlex.quote(shown or '...')}"
+            what = f"{trainer.weights.named(folder)}{option if shown or takes_text else ''}"
             say(f"{trainer.step:,} steps in {time}; samples and report.html are in {folder}")
-            say(f"draw more: pixelwright sample {trainer.weights.named(folder)} {what} --out drawn")
+            say(f"draw more: pixelwright sample {what} --out drawn")
 
 
 class SampleGrid(Callback):
