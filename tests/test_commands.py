@@ -91,7 +91,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("toys")
     (root / "configs").symlink_to(ROOT / "configs")
     images = pictures(root / "samples")
-    for name in ("my-images", "images", "imagenet-256", "cifar10/train", "cifar10/test"):
+    shutil.copytree(images, root / "my-photos")
+    for name in ("images", "imagenet-256", "cifar10/train", "cifar10/test"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.make_archive(str(root / name), "zip", images)
     shutil.copytree(images, root / "IMAGENET" / "train")
@@ -165,8 +166,9 @@ def made_by(words: list[str]) -> str:
     if words[0] in ("train", "finetune", "sample"):
         option = "--out" if words[0] == "sample" else "--run"
         return words[words.index(option) + 1] if option in words else "runs/debug"
-    place = {"reference": 2, "convert": 2, "data": 3}.get(words[0])
-    return "nothing" if place is None else words[place]
+    if words[:2] == ["data", "prepare"]:
+        return words[3]
+    return words[2] if words[0] in ("reference", "convert") else "nothing"
 
 
 def remove(path: Path) -> None:

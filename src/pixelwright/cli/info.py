@@ -99,13 +99,13 @@ def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str
         + (f", teacher {human(costs.teacher_flops, '')})" if costs.projector else ")"),
         f"FLOPs of a step {human(costs.image_flops * config.batch_size, ''):>13}",
         "",
-        f"{'GiB on each GPU':<26}" + "".join(f"{column:>17}" for column in columns),
+        f"{'GiB on each GPU':<26}" + "".join(f"{column:>20}" for column in columns),
     ]
     for name in (*(field.name for field in fields(Memory)), "total"):
         sizes = [getattr(memory, name) for memory in costs.memory.values()]
         if any(sizes):
             label = name + notes.get(name, "")
-            lines.append(f"  {label:<24}" + "".join(f"{size / 2**30:>17.2f}" for size in sizes))
+            lines.append(f"  {label:<24}" + "".join(f"{size / 2**30:>20.2f}" for size in sizes))
     plural = "s" if gpus > 1 else ""
     lines += [
         "",
