@@ -1,6 +1,7 @@
 """The plain model leaves PyTorch: torch.export and ONNX, before and after it has been called."""
 
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from pixelwright.models.conditions import TextCondition
 from pixelwright.models.denoiser import PixelDenoiser
 
 FAMILIES = ["dip-ti-8", "pixeldit-ti-8", "dit-ti-8"]
+RELATIVES = ["jit-ti-8", "pixnerd-ti-8", "deco-ti-8", "ddt-ti-8"]
 SIDE = 32
 
 
 def make(name: str) -> PixelDenoiser:
     torch.manual_seed(0)
-    model = pw.create(name, num_classes=4, image_size=(SIDE, SIDE), depth=1).eval().requires_grad_(False)
+    more = {"in_context_start": 0} if name.startswith("jit") else {}
+    model = pw.create(name, num_classes=4, image_size=(SIDE, SIDE), depth=1, **more).eval()
+    model.requires_grad_(False)
     for parameter in model.parameters():  # nothing that starts at zero stays there
         torch.nn.init.normal_(parameter, std=0.05)
     return model
@@ -28,8 +32,9 @@ def inputs(batch: int, side: int = SIDE) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(batch, 3, side, side), torch.rand(batch), torch.arange(batch) % 4
 
 
-@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "warm"), [*product(FAMILIES, (False, True)), *((name, True) for name in RELATIVES)]
+)
 def test_torch_export_of_any_batch(name: str, warm: bool) -> None:
     model, batch = make(name), torch.export.Dim("batch", min=1, max=64)
     if warm:
@@ -41,7 +46,10 @@ def test_torch_export_of_any_batch(name: str, warm: bool) -> None:
         torch.testing.assert_close(exported.module()(*given), model(*given), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["pixeldit-ti-8", "dip-ti-8"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in RELATIVES]
+
+
+@pytest.mark.parametrize("name", ["pixeldit-ti-8", "dip-ti-8", *SLOW])
 def test_onnx_gives_the_same(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime: Any = pytest.importorskip("onnxruntime")
