@@ -153,8 +153,8 @@ def _condition(
         classes = (config.num_classes, config.class_names)
         if not options.labels:
             count = count or COUNT
-            many = f", evenly of {config.num_classes} classes: --labels names some" if classes[0] > 1 else ""
-            print(f"drawing {count} images{many}")
+            spread = f" spread over {config.num_classes} classes; --labels chooses" if classes[0] > 1 else ""
+            print(f"drawing {count} images{spread}")
         if count is not None:
             labels = labels_for(options.labels or ["balanced"], count, *classes, options.seed).tolist()
         else:
