@@ -1,105 +1,194 @@
-"""A new class from few pictures: adapters, all weights, and training from scratch, each for as many steps.
+"""Thirty pictures and one small model: adapters, all weights, and training from scratch for as many steps.
 
-    python benchmarks/finetuning.py BASE OUT --pictures 30 --steps 300 --seeds 3
+    python benchmarks/finetuning.py food BASE OUT --features CLASSIFIER --photos imagenet1k-sample
+    python benchmarks/finetuning.py pink BASE OUT
 
-BASE is a run or model of classes at a small size. The new class is a cross, drawn here, which "shapes"
-does not have; 200 further crosses are the reference. Writes OUT/results.json, and OUT/samples.png with a row
-for each way.
+food: BASE draws the classes of CIFAR-10 and learns another from photographs of food (a folder with images.zip
+and classes.json of ImageNet's classes, one image each). pink: BASE draws captioned Shapes and learns a colour
+that these lack, from pink circles, squares and triangles; pink stars are asked for, and never shown. Seeds
+are run one after the other: OUT/results.json has those that are done, OUT/samples.png the first samples of
+the last seed, a row for each way.
 """
 
 import argparse
+import io
 import json
-import math
+import random
 import time
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
+from torch import Tensor
 
 import pixelwright as pw
-from pixelwright.cli.main import main
+from pixelwright.cli import finetune
+from pixelwright.data.shapes import COLOURS, GROUNDS, SHAPES, Background, Object, Scene, render
 from pixelwright.data.transforms import cover
-from pixelwright.diffusion.labels import balanced_labels
 from pixelwright.evaluation.features import open_extractor
 from pixelwright.evaluation.metrics import kid
 from pixelwright.evaluation.neighbours import memorisation
+from pixelwright.evaluation.prompts.shape_detection import AWAY, oklab
 from pixelwright.images import save_grid
-from pixelwright.rng import generator
+from pixelwright.training import OptimConfig, train
 
-CLASS, HELD_OUT, SAMPLES, SHOWN = "cross", 200, 128, 12
+PICTURES, SAMPLES, SHOWN = 30, 32, 12
+SCRATCH = "from scratch"
 WAYS: dict[str, list[str]] = {
     "LoRA, rank 4": ["--rank", "4"],
     "LoRA, rank 16": ["--rank", "16"],
-    "LoRA, rank 16, 96 prior images": ["--rank", "16", "--prior", "96"],
+    "LoRA, rank 16, 48 prior images": ["--rank", "16", "--prior", "48"],
     "all weights": ["--method", "full"],
+    SCRATCH: ["--method", "full"],
 }
+FOOD = [*range(924, 959), *range(960, 970), 987, 988, 989]  # of ImageNet's classes; 30 are trained on
+PINK = ("pink", ((255, 105, 190), (255, 225, 240)))
+SHOWN_SHAPES, STAR = ("circle", "square", "triangle"), "a pink star"
+KEPT = [f"{'an' if colour == 'orange' else 'a'} {colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
-def cross(index: int, side: int) -> Image.Image:
-    """A cross of some place, size, colour and ground."""
-    u = torch.rand(10, generator=generator(0, "cross", index)).tolist()
-    image = Image.new("RGB", (256, 256), tuple(round(90 + 90 * each) for each in u[:3]))
-    x, y, reach = 96 + 64 * u[3], 96 + 64 * u[4], 56 + 24 * u[5]
-    colour = tuple(round(255 * each) for each in u[6:9])
-    for dx, dy in ((reach, 16), (16, reach)):
-        ImageDraw.Draw(image).rectangle((x - dx, y - dy, x + dx, y + dy), fill=colour)
-    return image.resize((side, side), Image.Resampling.BOX)
-
-
-def stack(images: list[Image.Image], side: int) -> torch.Tensor:
+def stack(images: list[Image.Image], side: int) -> Tensor:
     """[N,H,W,3] in uint8."""
-    rows = [torch.tensor(list(cover(image, side, side).tobytes()), dtype=torch.uint8) for image in images]
-    return torch.stack(rows).view(-1, side, side, 3)
+    return torch.from_numpy(np.stack([np.asarray(cover(image, side, side)) for image in images]))
 
 
-def measured(model: Any, base: Any, real: dict[str, torch.Tensor], seed: int) -> tuple[dict[str, float], Any]:
-    """What a model learned, forgot and memorised, with pixels as features; and its samples of the class."""
-    extract = open_extractor("pixels")
+class Study:
+    """What is taught: files of pictures, those held out, and what is asked for."""
 
-    def features(images: torch.Tensor) -> torch.Tensor:
-        return extract(images).features
+    def __init__(self, base: Path, features: str) -> None:
+        self.base, self.extract = pw.load(base).float(), open_extractor(features)
+        self.side = (self.base.config.image_size or (32,))[0]
+        self.train, self.held_out = Tensor(), Tensor()  # images
 
-    settings = pw.SamplerSettings(steps=25, guidance_scale=2.0)
-    more: dict[str, Any] = {"batch_size": 64, "size": real["train"].shape[1]}
-    label = CLASS if model.config.class_names else 0
-    drawn = pw.sample(model, [label] * SAMPLES, settings, seed=100 + seed, **more)
-    one, train = features(drawn), features(real["train"])
-    numbers = torch.arange(SAMPLES), torch.arange(len(train))
-    found = {
-        "learned": kid(features(real["held out"]), one, 1, SAMPLES).value,
-        "memorised": memorisation(one, numbers[0], train, numbers[1]).share,
-    }
-    if model.config.num_classes > 1:
-        labels = balanced_labels(SAMPLES, base.config.num_classes)
-        before = features(pw.sample(base, labels, settings, seed=1, **more))
-        after = features(pw.sample(model, labels, settings, seed=200 + seed, **more))
-        found["forgotten"] = kid(before, after, 1, SAMPLES).value
-    return found, drawn[:SHOWN]
+    def features(self, images: Tensor) -> Tensor:
+        """[N,D]"""
+        return self.extract(images).features
+
+    def draw(self, model: Any, asked: list[Any], seed: int) -> Tensor:
+        """An image of each label or prompt."""
+        settings = pw.SamplerSettings("ab2", 12, 2.0, (0.1, 1.0))
+        return pw.sample(model, asked, settings, seed=seed, size=(self.side, self.side), batch_size=32)
+
+    def measured(self, model: Any, asked: list[Any], kept: list[Any], seed: int) -> tuple[Any, Tensor]:
+        """What was learned, memorised and forgotten; and the samples of the subject."""
+        drawn = self.draw(model, asked, 100 + seed)
+        one, real = self.features(drawn), self.features(self.train)
+        numbers = torch.arange(SAMPLES), torch.arange(len(real))
+        found = {
+            "learned": kid(self.features(self.held_out), one, 1, SAMPLES).value,
+            "memorised": memorisation(one, numbers[0], real, numbers[1]).share,
+        }
+        if kept:
+            before, after = self.draw(self.base, kept, 1), self.draw(model, kept, 200 + seed)
+            found["forgotten"] = kid(self.features(before), self.features(after), 1, len(kept)).value
+            found |= self.more(model, after, seed)
+        return found, drawn[:SHOWN]
+
+    def more(self, model: Any, kept: Tensor, seed: int) -> dict[str, float]:
+        """Further figures; `kept` are images of what the base knew."""
+        return {}
 
 
-def train(way: str, base: Path, out: Path, steps: int, seed: int) -> tuple[Any, float]:
-    """The model that a way of training gives, and its seconds."""
-    run, begun = out / f"{way.replace(', ', '-').replace(' ', '-')}-{seed}", time.perf_counter()
-    if way == "from scratch":
-        words = ["train", "--model.preset", str(base / "model"), "--data.path", str(out / "all")]
-        words += [
-            "--data.size",
-            str(pw.load(base).config.image_size[0]),
-            "--optim.lr",
-            "2e-3",
-            "--seed",
-            str(seed),
-        ]
-        words += ["--steps", str(steps), "--batch-size", "8", "--ema_decay", "0.97", "--sample_every", "0"]
-        words += ["--optim.warmup", "3%", "--optim.cooldown", "25%", "--run", str(run), "--data.flip", "true"]
-    else:
-        words = ["finetune", str(base), str(out / "all" / CLASS), "--class", CLASS, "--steps", str(steps)]
-        words += ["--run", str(run), "--seed", str(seed), *WAYS[way]]
-    if main(words):
-        raise SystemExit(f"{way} failed")
-    seconds = time.perf_counter() - begun
-    return pw.load(base, adapter=run) if (run / "adapter").exists() else pw.load(run), seconds
+class Food(Study):
+    """A new class from photographs."""
+
+    def __init__(self, base: Path, features: str, photos: Path, folder: Path) -> None:
+        super().__init__(base, features)
+        classes = json.loads((photos / "classes.json").read_text())
+        wnids = [classes[index]["wnid"] for index in FOOD]
+        random.Random(0).shuffle(wnids)
+        with zipfile.ZipFile(photos / "images.zip") as file:
+            images = [Image.open(io.BytesIO(file.read(f"{wnid}/{wnid}.jpg"))) for wnid in wnids]
+        pixels = stack(images, self.side)
+        self.train, self.held_out = pixels[:PICTURES], pixels[PICTURES:]
+        self.pictures, self.words = folder / "all" / "food", ["--class", "food"]
+        self.prior: list[str] = []
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images[:PICTURES]):
+            image.save(self.pictures / f"{number:02}.png")
+
+    def ask(self, model: Any, scratch: bool) -> tuple[list[Any], list[Any]]:
+        """Labels of the subject, and of what the base knew."""
+        classes = self.base.config.num_classes
+        return [0 if scratch else classes] * SAMPLES, [] if scratch else [i % classes for i in range(SAMPLES)]
+
+
+class Pink(Study):
+    """A new word for a colour."""
+
+    def __init__(self, base: Path, features: str, folder: Path) -> None:
+        super().__init__(base, features)
+        COLOURS[PINK[0]] = PINK[1]
+        prompts = [f"a pink {SHOWN_SHAPES[i % 3]}" for i in range(PICTURES + 200)]
+        pixels = torch.from_numpy(np.stack([self._picture(i, p) for i, p in enumerate(prompts)]))
+        self.train, self.held_out = pixels[:PICTURES], pixels[PICTURES:]
+        self.pictures = folder / "all" / "pink"
+        self.words, self.prior = ["--no-flip"], ["--prior-prompts", *KEPT]
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        for number, (image, prompt) in enumerate(zip(self.train, prompts[:PICTURES], strict=True)):
+            Image.fromarray(image.numpy()).save(self.pictures / f"{number:02}.png")
+            (self.pictures / f"{number:02}.txt").write_text(prompt)
+
+    def _picture(self, number: int, prompt: str) -> Any:
+        dice = random.Random(number)
+        place = (dice.uniform(0.35, 0.65), dice.uniform(0.35, 0.65))
+        thing = (prompt.split()[-1], "pink", "plain", place, dice.uniform(0.22, 0.32), dice.uniform(0, 6.28))
+        ground = dice.choice(list(GROUNDS))
+        return render(Scene((Object(*thing),), Background("plain", ground, ground, 0.0)), self.side)
+
+    def ask(self, model: Any, scratch: bool) -> tuple[list[Any], list[Any]]:
+        """Prompts of the subject, and of what the base knew."""
+        return [f"a pink {SHOWN_SHAPES[i % 3]}" for i in range(SAMPLES)], KEPT
+
+    def more(self, model: Any, kept: Tensor, seed: int) -> dict[str, float]:
+        """Shares of images in the colour that was asked for."""
+        prompts, kept_prompts = self.ask(model, False)
+        asked = {
+            "pink": (self.draw(model, prompts, 100 + seed), prompts),
+            "old colours": (kept, kept_prompts),
+        }
+        asked["pink stars"] = self.draw(model, [STAR] * 24, 300 + seed), [STAR] * 24
+        return {
+            name: float(
+                np.mean([colour_of(x) in p.split() for x, p in zip(images.numpy(), texts, strict=True)])
+            )
+            for name, (images, texts) in asked.items()
+        }
+
+
+def colour_of(image: Any) -> str:
+    """The name of the colour of what is not ground."""
+    edge = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
+    pixels = oklab(image)
+    inside = np.linalg.norm(pixels - oklab(np.median(edge, axis=0)[None]), axis=-1) > AWAY
+    if not inside.any():
+        return "none"
+    mean = pixels[inside].mean(0)
+    known = {name: oklab(np.array([rgb], np.float32))[0] for name, (rgb, _) in COLOURS.items()}
+    return min(known, key=lambda name: float(np.linalg.norm(known[name] - mean)))
+
+
+def trained(way: str, study: Any, base: Path, run: Path, steps: int, seed: int) -> tuple[Any, float]:
+    """The model that a way of training gives, and its processor seconds."""
+    words = [str(base), str(study.pictures), *study.words, *WAYS[way], "--run", str(run)]
+    words += study.prior if "--prior" in words else []
+    options = finetune.parser().parse([*words, "--steps", str(steps), "--seed", str(seed), "--device", "cpu"])
+    config = finetune.config_of(options)
+    assert config.subject is not None
+    config = replace(config, sample_every=0, loggers=(), subject=replace(config.subject, samples=0))
+    config = replace(config, sample=replace(config.sample, count=1))
+    if way == SCRATCH:
+        optim = OptimConfig(lr=2e-3, warmup="3%", cooldown="25%")
+        data = replace(config.data, path=str(study.pictures.parent))
+        config = replace(config, init=None, subject=None, optim=optim, data=data)
+    begun = time.process_time()
+    train(config)
+    seconds = time.process_time() - begun
+    return (pw.load(base, adapter=run) if (run / "adapter").exists() else pw.load(run)).float(), seconds
 
 
 def spread(rows: list[dict[str, float]]) -> dict[str, str]:
@@ -107,43 +196,41 @@ def spread(rows: list[dict[str, float]]) -> dict[str, str]:
     found = {}
     for name in rows[0]:
         values = torch.tensor([row[name] for row in rows], dtype=torch.float64)
-        found[name] = f"{values.mean():.4f} ± {values.std() if len(rows) > 1 else math.nan:.4f}"
+        found[name] = f"{values.mean():.4f} ± {values.std(correction=len(rows) > 1):.4f}"
     return found
 
 
-def study() -> None:
+def main() -> None:
     """Train and measure all ways."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("study", choices=["food", "pink"])
     parser.add_argument("base", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pictures", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--photos", type=Path, default="imagenet1k-sample")
+    parser.add_argument("--features", default="pixels")
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    base, out = pw.load(options.base), options.out
-    side = base.config.image_size[0]
-    folder = out / "all" / CLASS
-    folder.mkdir(parents=True, exist_ok=True)
-    images = [cross(i, side) for i in range(options.pictures + HELD_OUT)]
-    for i, image in enumerate(images[: options.pictures]):
-        image.save(folder / f"{i:03}.png")
-    parts = images[: options.pictures], images[options.pictures :]
-    real = {name: stack(part, side) for name, part in zip(("train", "held out"), parts, strict=True)}
-    rows, grid = {}, [real["train"][:SHOWN]]
-    for way in (*WAYS, "from scratch"):
-        found = []
-        for seed in range(options.seeds):
-            model, seconds = train(way, options.base, out, options.steps, seed)
-            numbers, drawn = measured(model, base, real, seed)
-            found.append({**numbers, "seconds": seconds})
-        rows[way] = spread(found)
-        grid.append(drawn)
-        print(way, rows[way], flush=True)
-        (out / "results.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-    save_grid(torch.cat(grid), out / "samples.png", columns=SHOWN, scale=max(1, 64 // side))
+    torch.set_num_threads(1)
+    common, out = (options.base, options.features), options.out
+    study: Any = Food(*common, options.photos, out) if options.study == "food" else Pink(*common, out)
+    rows: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    if options.study == "pink":
+        rows["before"] = [study.measured(study.base, *study.ask(study.base, False), 7)[0]]
+    for seed in range(options.seeds):
+        shown = []
+        for way in WAYS:
+            run = out / f"{way.replace(', ', '-').replace(' ', '-')}-{seed}"
+            model, seconds = trained(way, study, options.base, run, options.steps, seed)
+            numbers, drawn = study.measured(model, *study.ask(model, way == SCRATCH), seed)
+            rows[way].append({**numbers, "seconds": seconds})
+            shown.append(drawn)
+            print(seed, way, rows[way][-1], flush=True)
+            found = {"rows": rows, "spread": {name: spread(each) for name, each in rows.items() if each}}
+            (out / "results.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        save_grid(torch.cat(shown), out / "samples.png", columns=SHOWN, scale=max(1, 64 // study.side))
 
 
 if __name__ == "__main__":
-    study()
+    main()

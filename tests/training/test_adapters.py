@@ -20,8 +20,8 @@ from pixelwright.images import load_png, save_png
 from pixelwright.models.folder import save
 from pixelwright.text.config import TextConfig
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer, train
-from pixelwright.training.config import HealthConfig, ParallelConfig
-from pixelwright.training.finetune_config import AdapterConfig
+from pixelwright.training.config import HealthConfig
+from pixelwright.training.finetune_config import AdapterConfig, SubjectConfig
 
 from .conftest import Tiny, same_state
 from .test_init import Named
@@ -158,6 +158,9 @@ def test_a_model_of_captions(tiny: Tiny, bert: Path) -> None:
         "data": DataConfig(path="shapes-captions", size=8, shapes_count=24),
     }
     base = train(tiny("captions", steps=3, **more))
+    with pytest.raises(UserError, match="prior_prompts is given without prior images"):
+        tiny("none", init=str(base), subject=SubjectConfig(prior_prompts=("a star",), samples=0), **more)
+    tiny("measured", init=str(base), subject=SubjectConfig(prior_prompts=("a star",)), **more)
     config = tiny("run", init=str(base), adapter=AdapterConfig(rank=2), steps=3, **more)
     trainer = build_trainer(config)
     matrices = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -310,7 +313,11 @@ def test_frozen_matrices_in_bf16(adapted: Any) -> None:
         ({"init": None}, "adapter is given without init"),
         ({"freeze": ("x",)}, "leave out train_only and freeze"),
         ({"adapter": {"frozen_dtype": "bf16"}}, "adapter.frozen_dtype is bf16, precision fp32"),
-        ({"parallel": ParallelConfig(mode="fsdp")}, "adapter is for ddp"),
+        (
+            {"subject": SubjectConfig("wug", prior_share=0.3)},
+            "subject.prior_share is given without prior images",
+        ),
+        ({"subject": SubjectConfig("wug", prior_prompts=("a dog",))}, "draws from classes: leave it out"),
     ],
 )
 def test_mistakes_in_the_settings(adapted: Any, changes: dict[str, Any], told: str) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pixelwright.data import DataConfig
 from pixelwright.diffusion import flow
@@ -35,6 +36,7 @@ from pixelwright.training import (
     train,
 )
 from pixelwright.training.config import HealthConfig, ParallelConfig
+from pixelwright.training.finetune_config import AdapterConfig, SubjectConfig
 from pixelwright.training.objectives import FrequencyConfig, PerceptualConfig, RepaConfig
 from tests.recordings import recording
 
@@ -42,6 +44,8 @@ from .conftest import log_of, same_state, weights_of
 from .processes import digest_of, record
 
 STEPS, HALF = 8, 4
+PEFT = find_spec("peft") is not None
+ADAPTER = "adapter/adapter_model.safetensors"
 PROCESSES = Path(__file__).with_name("processes.py")
 FSDP = ParallelConfig(mode="fsdp", timeout=60)
 DDP = ParallelConfig(mode="ddp", timeout=60)
@@ -167,6 +171,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
         for name, settings in losses.items():
             train(make(folder, f"losses-{name}-alone", **settings))
         train(make(folder, "rollback-alone", **ROLLBACK))
+        lora: dict[str, Any] = {
+            "init": str(folder / "alone" / "model"),
+            "adapter": AdapterConfig(rank=4),
+            "subject": SubjectConfig(class_name="wug", prior_images=4, samples=4),
+            "steps": 4,
+        }
+        if PEFT:
+            train(make(folder, "lora-alone", **lora))
         text: dict[str, Any] = {
             "text": TextConfig("minilm", path=str(bert), cache=str(folder / "features")),
             "flow": flow.FlowConfig(null_probability=0.5),
@@ -212,6 +224,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
         "bf16-ddp": (make(folder, "bf16-ddp", "text", parallel=DDP, **half), None),
         "bf16-fsdp": (make(folder, "bf16-fsdp", "text", parallel=FSDP, **half), None),
         "init-fsdp": (make(folder, "init-fsdp", parallel=FSDP, **init), None),
+        **{
+            f"lora-{layout.mode}": (make(folder, f"lora-{layout.mode}", parallel=layout, **lora), None)
+            for layout in (DDP, FSDP)
+            if PEFT
+        },
         "stopped": (make(folder, "stopped", steps=5000, sample_every=0, log_every=50), None),
         "failing": (make(folder, "failing"), None),
     }
@@ -235,7 +252,7 @@ def report(pair: Pair, name: str) -> list[dict[str, Any]]:
 def same_losses(one: Path, other: Path) -> None:
     """Equal but for the order of float32 sums, which Adam's division carries from step to step."""
     for key in ("loss", "grad_norm"):
-        first, second = ([line[key] for line in log_of(folder)] for folder in (one, other))
+        first, second = ([line[key] for line in log_of(folder) if key in line] for folder in (one, other))
         assert len(first) == len(second) > 0
         assert second == pytest.approx(first, rel=1e-5)
 
@@ -286,6 +303,21 @@ def test_two_processes_roll_back_as_one(pair: Pair) -> None:
     assert any("rollbacks" in line for line in alone)
     for key in ("step", "lr", "rollbacks"):
         assert [line.get(key) for line in alone] == [line.get(key) for line in two]
+
+
+@pytest.mark.skipif(not PEFT, reason="LoRA needs peft (extra finetune)")
+@pytest.mark.parametrize("name", ["lora-ddp", "lora-fsdp"])
+def test_two_processes_train_an_adapter_as_one(pair: Pair, name: str) -> None:
+    """With prior images, and measures of what is learned; under FSDP each holds its share of the model."""
+    first, second = report(pair, name)
+    same_losses(pair.folder / "lora-alone", pair.folder / name)
+    found, expected = (load_file(pair.folder / run / ADAPTER) for run in (name, "lora-alone"))
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=2e-7)
+    if name == "lora-fsdp":
+        assert (first["drawn"], second["drawn"]) == (True, False)
+        assert first["held"] + second["held"] == first["weights"]
 
 
 @pytest.mark.parametrize("name", ["text-ddp", "text-fsdp"])

@@ -11,6 +11,7 @@ import sys
 import time
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from pixelwright.errors import UserError
 from pixelwright.training import (
     Interrupted,
     OptimConfig,
+    SampleConfig,
     TrainConfig,
     Trainer,
     build_trainer,
@@ -28,6 +30,7 @@ from pixelwright.training import (
     save_config,
     train,
 )
+from pixelwright.training.finetune_config import AdapterConfig, SubjectConfig
 
 from .conftest import Tiny, log_of, same_state
 
@@ -79,6 +82,48 @@ def test_killed_at_random_and_continued(tiny: Tiny, processes) -> None:  # type:
     same_log(Path(undisturbed.run), Path(config.run))
     left = sorted(path.name for path in Path(config.run, "checkpoints").iterdir())
     assert left == ["step-0000035", "step-0000040"]
+
+
+def test_a_fine_tuning_killed_at_random_and_continued(tiny: Tiny, processes) -> None:  # type: ignore[no-untyped-def]
+    """While prior images are drawn, and twice in training: the same images, adapter, averages and state."""
+    pytest.importorskip("peft", reason="LoRA needs peft (extra finetune)")
+    more: dict[str, Any] = {
+        "init": str(train(tiny("base", steps=2))),
+        "adapter": AdapterConfig(rank=4, dropout=0.2),
+        "subject": SubjectConfig(class_name="wug", prior_images=64, samples=0),
+        "sample": SampleConfig(count=4, steps=20),
+        "ema_more": (0.5,),
+        "steps": 40,
+    }
+    undisturbed, config = tiny("undisturbed", **more), tiny("killed", **more)
+    train(undisturbed)
+    run, dice, kills = Path(config.run), random.Random(time.time_ns()), 0
+    log = run / "log.jsonl"
+
+    def steps() -> int:
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+    def drawing() -> bool:
+        return any(part.name.startswith("killed-prior") for part in run.parent.iterdir())
+
+    for begun in (drawing, lambda: steps() > dice.randrange(2, 12), lambda: steps() > dice.randrange(14, 36)):
+        process = processes.Process(target=train, args=(config,))
+        process.start()
+        while process.is_alive() and not begun():
+            time.sleep(0.002)
+        time.sleep(dice.random() * 0.03)
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    assert kills >= 2
+    train(config)
+    same_state(final_state(undisturbed), final_state(config))
+    for folder in ("adapter", "-prior"):
+        one, other = (Path(f"{each.run}{'/' * (folder[0] != '-')}{folder}") for each in (undisturbed, config))
+        names = {file.name for file in one.iterdir()}  # beside them may be what a kill left half written
+        left = {file.name for file in other.iterdir()} - names
+        assert len(names) >= 3 and all(name.endswith(".tmp") for name in left)
+        assert all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 7, 19])

@@ -61,7 +61,7 @@ def parser() -> Parser:
         type=str,
         default=[],
         metavar="TEXT",
-        help="what these show, for captions",
+        help="what these show, and what forgetting is measured by, for captions",
     )
     add("--features", type=str, default="pixels", help="what is compared by, as in evaluate")
     add = parser.section("training")

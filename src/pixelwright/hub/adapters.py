@@ -192,8 +192,9 @@ def _config_with(old: DenoiserConfig, adapters: Sequence[Adapter]) -> DenoiserCo
             raise UserError(f"{adapter.place} is an adapter of another model ({'; '.join(changed)})")
         if old.class_names != config.class_names != new.class_names:
             raise UserError(f"{adapter.place} has other classes than {adapters[0].place}: use one at a time")
-        classes = {"backbone": new.backbone, "class_names": new.class_names}
-        config = dataclasses.replace(config, **classes, sampler=new.sampler or config.sampler)
+        own: dict[str, Any] = {"backbone": new.backbone, "class_names": new.class_names}
+        own |= {"sampler": new.sampler or config.sampler, "image_size": new.image_size or config.image_size}
+        config = dataclasses.replace(config, **own)
     return config
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pixelwright.distributed import checkpoint as checkpoints
 from pixelwright.errors import UserError
 from pixelwright.hub.adapters import FOLDER, Adapter, inject, merge, peft, save_adapter
+from pixelwright.hub.checkpoint import load
 from pixelwright.models.denoiser import PixelDenoiser
-from pixelwright.models.folder import skeleton
 from pixelwright.training.config import TrainConfig
 from pixelwright.training.finetune_config import AdapterConfig
 from pixelwright.training.freezing import freeze, matching
@@ -24,7 +24,6 @@ from pixelwright.training.weights import Weights
 
 INSIDE = "backbone.blocks."
 MODULATION = ("adaLN",)  # not among the targets unless they are named
-BASE = ".base_layer"  # what peft puts into the name of a weight beside which it puts matrices
 
 
 def add_adapter(
@@ -103,16 +102,13 @@ class AdapterWeights(Weights):
         return {name: x for name, x in self.model.state_dict().items() if name in self._trained}
 
     def plain(self, weights: dict[str, Tensor]) -> PixelDenoiser:
-        """A model of its own with the adapter merged into it."""
-        base = skeleton(self.model.config)
-        whole = {
-            name.replace(BASE, ""): x for name, x in self.model.state_dict().items() if ".lora_" not in name
-        }
-        base.load_state_dict({name: x.float() for name, x in whole.items()}, assign=True)
+        """The model of `init`, which no process need hold as a whole, with the adapter merged into it."""
+        device = next(iter(weights.values())).device
+        base = load(self.lora.base_model_name_or_path).to(device, torch.float32)
         return merge(base, [(self._adapter(weights), 1.0)]).requires_grad_(True)  # as `Weights.plain`
 
     def export(self, checkpoint: Path, run: Path) -> None:
-        weights = {name: torch.empty_like(x, device="cpu") for name, x in self.tensors().items()}
+        weights = {name: torch.empty(x.shape, dtype=x.dtype) for name, x in self.tensors().items()}
         checkpoints.load(checkpoint, {"ema": weights})
         save_adapter(self._adapter(weights), run / FOLDER)
 

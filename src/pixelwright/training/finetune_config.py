@@ -36,8 +36,6 @@ class AdapterConfig(Config, where="adapter"):
             raise UserError("adapter is given without init: say which model it is for, such as --init MODEL")
         if run.train_only or run.freeze:
             raise UserError("adapter freezes all weights itself: leave out train_only and freeze")
-        if run.parallel.mode == "fsdp":
-            raise UserError("parallel.mode is fsdp, adapter is for ddp: give --parallel.mode ddp")
         if self.frozen_dtype == "bf16" and run.precision == "fp32":
             raise UserError("adapter.frozen_dtype is bf16, precision fp32: give --precision bf16")
 
@@ -56,7 +54,7 @@ class SubjectConfig(Config, where="subject"):
     prior_share: UnitInterval = 0.5
     """About this share of the batches are prior images."""
     prior_prompts: tuple[str, ...] = ()
-    """Models of captions: what prior images are drawn of, such as [a dog]."""
+    """Models of captions: what prior images and the measure of forgetting are drawn from, as [a dog]."""
     samples: NonNegativeInt = 32
     """Images drawn to measure what is learned and forgotten, as often as the grid is drawn; 0: none."""
     features: Text = "pixels"
@@ -71,6 +69,7 @@ class SubjectConfig(Config, where="subject"):
             if getattr(self, name):
                 kind = "captions" if text else "classes"
                 raise UserError(f"subject.{name} is given, but the model draws from {kind}: leave it out")
-        for name in ("prior_share", "prior_prompts"):
-            if not self.prior_images and getattr(self, name) != getattr(SubjectConfig, name):
+        used = {"prior_share": self.prior_images, "prior_prompts": self.prior_images or self.samples}
+        for name, images in used.items():
+            if not images and getattr(self, name) != getattr(SubjectConfig, name):
                 raise UserError(f"subject.{name} is given without prior images: give subject.prior_images")

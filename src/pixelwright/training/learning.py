@@ -54,13 +54,12 @@ class Learning(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """Measure the model of init, and in a new run what the numbers are before the first step."""
-        if not trainer.layout.main:
-            return
-        self._shown = self._images(trainer.model.config.image_size or (self.config.data.size,) * 2)
-        base = load(self.init).to(trainer.device)
-        self._classes = base.config.num_classes
-        if (kept := self._kept()) is not None:
-            self._before = self._features(self._draw(base, kept, 1, trainer))
+        if trainer.layout.main:
+            self._shown = self._images(trainer.model.config.image_size or (self.config.data.size,) * 2)
+            base = load(self.init).to(trainer.device)
+            self._classes = base.config.num_classes
+            if (kept := self._kept()) is not None:
+                self._before = self._features(self._draw(base, kept, 1, trainer))
         if trainer.step == 0:
             self.on_step(trainer)
 
