@@ -8,8 +8,9 @@ import torch
 from jsonargparse import Namespace
 from tqdm import tqdm
 
+from pixelwright.cli.fields import settings
 from pixelwright.cli.parsing import Command, Parser, add_device
-from pixelwright.config import NonNegativeInt, PositiveFloat, PositiveInt
+from pixelwright.config import PositiveInt
 from pixelwright.data.config import DataConfig
 from pixelwright.data.open import open_source
 from pixelwright.data.sources import Source
@@ -46,12 +47,8 @@ def train_parser() -> Parser:
     add("out", metavar="OUT", help="folder for the classifier; made if it does not exist")
     add("--test", type=str | None, metavar="PATH", help="images to test on (default: a tenth of SRC)")
     add("--images", type=PositiveInt | None, help="use N images of SRC (default: all)")
-    add("--size", type=PositiveInt, default=32, help="side of the images in pixels")
-    add("--epochs", type=PositiveInt, default=8, help="passes over the images")
-    add("--batch-size", type=PositiveInt, default=256, help="images per step")
-    add("--lr", type=PositiveFloat, default=0.2, help="highest learning rate")
-    add("--seed", type=NonNegativeInt, default=0, help="of weights, order and augmentation")
-    add("--no-flip", action="store_true", help="do not mirror images left to right")
+    for name, hint, text in settings(Training):
+        add(f"--{name.replace('_', '-')}", type=hint, default=getattr(Training, name), help=text)
     add("--overwrite", action="store_true", help="replace a classifier that is in OUT")
     add_device(add)
     help_text = "auto is bf16 where the device computes in it"
@@ -66,23 +63,22 @@ def train_features(options: Namespace) -> int:
         raise UserError(f"{out} holds a classifier already: give another folder, or --overwrite")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give a folder")
-    given = {name: options[name] for name in ("size", "epochs", "batch_size", "lr", "seed")}
-    settings = Training(flip=not options.no_flip, **given)
+    how = Training(**{name: options[name] for name, *_ in settings(Training)})
     device = resolve_device(options.device)
-    source = _open(options.source, settings.size)
-    test_source = None if options.test is None else _open(options.test, settings.size)
+    source = _open(options.source, how.size)
+    test_source = None if options.test is None else _open(options.test, how.size)
     classes, tested = source.num_classes, options.test or "a tenth of it"
-    config = ClassifierConfig(classes, settings.size, source=options.source, tested_on=tested)
+    config = ClassifierConfig(classes, how.size, source=options.source, tested_on=tested)
     if test_source is not None and test_source.num_classes > classes:
         more = f'"{options.test}" has {test_source.num_classes} classes'
         raise UserError(f'{more}, "{options.source}" {classes}')
-    train_set = _read(source, settings.size, options.images)
+    train_set = _read(source, how.size, options.images)
     if test_source is None:
         train_set, test_set = held_out(train_set)
     else:
-        test_set = _read(test_source, settings.size)
+        test_set = _read(test_source, how.size)
     make_folder(out)
-    total = settings.epochs * len(train_set.labels)
+    total = how.epochs * len(train_set.labels)
     with tqdm(total=total, unit="image", desc="training", disable=None) as bar:
 
         def advance(images: int, loss: float) -> None:
@@ -90,7 +86,7 @@ def train_features(options: Namespace) -> int:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
         autocast = resolve_precision(options.precision, device)
-        done = train(config, settings, train_set, test_set, out, device, autocast, advance)
+        done = train(config, how, train_set, test_set, out, device, autocast, advance)
     assert done.accuracy is not None
     print(f"{out}: {100 * done.accuracy:.2f} % of {len(test_set.labels)} test images are named rightly")
     return 0

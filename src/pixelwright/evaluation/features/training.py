@@ -38,9 +38,11 @@ class Training(Config, where=""):
     lr: checks.PositiveFloat = 0.2
     """Highest learning rate; it rises for a fifth of the steps and falls to 0."""
     momentum: Decay = 0.9
+    """Of SGD."""
     weight_decay: checks.NonNegativeFloat = 5e-4
+    """Of all weights, added to their gradients."""
     smoothing: Decay = 0.1
-    """Of the labels."""
+    """Share of each label that is spread over all classes."""
     flip: bool = True
     """Mirror half of the images."""
     seed: NonNegativeInt = 0
