@@ -108,6 +108,7 @@ class CudaRecord:
                 with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                     output = function()
             except RuntimeError as error:
+                self.pool = torch.cuda.graph_pool_handle()  # the old one stays in the recording that failed
                 raise CannotRecord(str(error).splitlines()[0]) from error
         current.wait_stream(self.stream)
         return output, graph.replay

@@ -54,14 +54,15 @@ def orthogonal(x: Tensor) -> Tensor:
     # By the largest entry first: squares of tiny gradients would be 0.
     y = wide / (torch.linalg.vector_norm(wide, torch.inf, dim=(1, 2), keepdim=True) + least)
     for number in range(STEPS):
-        gram = y @ y.mT
-        square = gram @ gram
+        gram = torch.bmm(y, y.mT)
         if number == 0:
-            scale = (torch.linalg.vector_norm(square.float(), dim=(1, 2), keepdim=True) + least) ** -0.25
-            y, gram, square = (
-                (z * scale**power).to(z.dtype) for z, power in ((y, 1), (gram, 2), (square, 4))
+            square = torch.linalg.vector_norm(
+                torch.bmm(gram, gram), dim=(1, 2), keepdim=True, dtype=torch.float32
             )
-        y = torch.baddbmm(y, B * gram + C * square, y, beta=A)
+            scale = ((square + least) ** -0.25).to(x.dtype)
+            y, gram = y * scale, gram * scale**2
+        polynomial = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
+        y = torch.baddbmm(y, polynomial, y, beta=A)
     return y.mT if x.shape[-2] > x.shape[-1] else y
 
 
@@ -97,9 +98,11 @@ class Muon(torch.optim.AdamW):
         taken, momentum = self.found_inf == 0, group["momentum"]
         weights, means = ([local(x) for x in each] for each in (parameters, self._means(parameters)))
         # Where the step is left out the gradient, which may be no number, is as the mean, which then stays.
-        gradients = [torch.where(taken, local(g), mean) for g, mean in zip(gradients, means, strict=True)]
-        torch._foreach_lerp_(means, gradients, 1 - momentum)
-        torch._foreach_lerp_(gradients, means, momentum)
+        mean = torch.stack(means)  # [k, ...], as are the next
+        gradient = torch.where(taken, torch.stack([local(g) for g in gradients]), mean)
+        mean.lerp_(gradient, 1 - momentum)
+        torch._foreach_copy_(means, mean.unbind())
+        stack = gradient.lerp_(mean, momentum).flatten(2).to(self.compute or gradient.dtype)  # [k, m, n]
         step = group["lr"] * taken
 
         def update(x: Tensor) -> Tensor:
@@ -107,11 +110,9 @@ class Muon(torch.optim.AdamW):
             moved = orthogonal(x) * (step * self.rms * max(x.shape[1:]) ** 0.5)
             return moved.reshape(-1, group["parts"] * x.shape[1], x.shape[2])
 
-        stack = torch.stack([g.flatten(1).to(self.compute or g.dtype) for g in gradients])
-        updates = by_shares(update, stack, parameters[0])
+        updates = by_shares(update, stack, parameters[0]).to(mean.dtype)
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - step * group["weight_decay"])
-        for weight, moved in zip(weights, updates.unbind(), strict=True):
-            weight.sub_(moved.view_as(weight))
+        torch._foreach_sub_(weights, updates.view_as(mean).unbind())
         for p in parameters:
             p.grad = None  # which AdamW passes over
