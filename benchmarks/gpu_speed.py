@@ -24,6 +24,7 @@ from pixelwright.training import LoopConfig, OptimConfig, Trainer
 
 WAYS = {
     "eager": {},
+    "eager, graphs": {"graphs": True},
     "compiled": {"compile": True, "graphs": False},
     "compiled, graphs": {"compile": True, "graphs": True},
 }
@@ -51,7 +52,7 @@ def models(job: Any) -> None:
     for name in plan.models:
         draw = Work("sampling", name, 1, plan.size, job.precision, job.device.type, steps=plan.steps)  # type: ignore[arg-type]
         training(job, replace(draw, kind="training", batch_size=plan.batches[1]), OURS)
-        for way in ("compiled", "eager"):
+        for way in list(WAYS)[-2::-1] if job.device.type == "cuda" else ("compiled", "eager"):
             latency(job, draw, OURS, way)
 
 

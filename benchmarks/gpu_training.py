@@ -55,7 +55,7 @@ def train(job: Any, settings: Path, seconds: float) -> tuple[str, dict[str, Any]
     """Train, draw, measure and write the weights, in about so many seconds."""
     options, name, begun = job.options, settings.stem, time.monotonic()
     config = timed_config(job, settings)
-    trainer = build_trainer(config, callbacks=[pace := Pace(seconds - min(40.0, seconds / 5))])
+    trainer = build_trainer(config, callbacks=[pace := Pace(seconds - min(90.0, seconds / 5))])
     with suppress(Interrupted):
         trainer.run()
     trained = time.monotonic() - begun

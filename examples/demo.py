@@ -2,7 +2,8 @@
 
     python examples/demo.py                  # a few minutes on two CPU cores; Ctrl-C saves, again continues
 
-Writes runs/demo/{dip,pixeldit}/ (weights, logs, sample grids on the way) and runs/demo/comparison.png.
+Writes runs/demo/{dip,pixeldit}/ (weights, logs, sample grids on the way), runs/demo/comparison.png, and first
+runs/demo/cifar10.png, of a model that comes with the package.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 import pixelwright as pw
 from pixelwright.data import Shapes, open_source
+from pixelwright.hub.shipped import shipped
 from pixelwright.images import save_grid
 from pixelwright.training import load_config
 
@@ -64,6 +66,7 @@ def train_both() -> None:
     }
     processes = {name: start(name) for name in MODELS}
     try:
+        draw_shipped(RUNS / "cifar10.png")
         while any(process.poll() is None for process in processes.values()):
             show_progress(bars)
             time.sleep(1)
@@ -80,6 +83,14 @@ def train_both() -> None:
             log = RUNS / f"{name}.log"
             print(f"training {name} failed, see {log}:\n{log.read_text()[-600:]}", file=sys.stderr)
             raise SystemExit(process.returncode)
+
+
+def draw_shipped(path: Path) -> None:
+    """Three images of each class by a model that comes with the package."""
+    if "cifar10" in shipped() and not path.exists():
+        model = pw.load("pixelwright/cifar10")
+        save_grid(pw.sample(model, [*range(10)] * 3, batch_size=30), path, columns=10, scale=3)
+        print(f"meanwhile: what a small model draws after five minutes of a GPU: {path}", flush=True)
 
 
 shown = [0.0]  # when a line of progress was printed
