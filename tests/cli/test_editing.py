@@ -1,6 +1,8 @@
 """`pixelwright edit` and `restore`: files in and out, what a PNG carries, going on, what is refused."""
 
+import shlex
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 import pixelwright as pw
+from pixelwright.cli import edit as cli_edit
+from pixelwright.cli import restore as cli_restore
 from pixelwright.cli.main import main
 from pixelwright.editing import operators
 from pixelwright.images import from_uint8, load_png
@@ -54,6 +58,14 @@ def test_a_result_is_what_python_gives(model: Path, photo: Path, tmp_path: Path)
     sheet = load_png(tmp_path / "dog-sheet.png")
     assert sheet.shape[1] > 2 * SIDE
     assert (load_png(photo).numpy() == pixels()).all()
+
+
+@pytest.mark.parametrize("command", [cli_edit, cli_restore])
+def test_the_examples_of_the_help_are_commands(command: ModuleType) -> None:
+    for line in command.EXAMPLES.splitlines():
+        words = shlex.split(line)
+        options = command.parser().parse(words[2:])
+        assert options.out == words[-1] and options.model == "M"
 
 
 def test_flowedit_has_its_own_defaults(model: Path, photo: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`edit`, `invert`, `interpolate` and `restore` on tiny models of every family."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from pixelwright.editing import operators as ops
 from pixelwright.editing.inputs import as_images, crop_box
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.conditions import TextCondition
-from pixelwright.models.config import DenoiserConfig
+from pixelwright.models.config import DenoiserConfig, TextNote
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.jit import JiTConfig
@@ -23,6 +24,7 @@ from pixelwright.models.mmdit import MMDiTConfig
 from pixelwright.models.pixeldit2 import PixelDiT2Config
 from pixelwright.models.text_dit import TextDiTConfig
 from tests.editing.gaussian import GaussianModel
+from tests.encoders import tiny_bert
 
 CLASSES, SIDE, PATCH = 3, 16, 4
 RESTORED = {
@@ -151,6 +153,10 @@ def test_outpainting_grows_the_canvas_around_the_same_bytes(
     edited = pw.edit(DIT, images, 1, method="outpaint", margins=margins, steps=2)
     assert edited.shape == (2, size[0] + top + bottom, size[1] + left + right, 3)
     assert torch.equal(edited[:, top : top + size[0], left : left + size[1]], images)
+
+
+def test_flowedit_of_classes_to_the_source_is_the_input_by_default() -> None:
+    assert torch.equal(pw.edit(DIT, pictures(), [1, 2], [1, 2], "flowedit"), pictures())
 
 
 @FAMILIES
@@ -402,3 +408,27 @@ def test_weights_mode_and_input_stay_as_they_were(model: PixelDenoiser) -> None:
     pw.edit(model, images, words(model, 1, 2), method="inpaint", mask_image=half(), steps=2)
     assert torch.equal(images, kept) and not model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_prompts_go_through_every_method(tmp_path: Path) -> None:
+    note = TextNote("minilm", str(tiny_bert(tmp_path / "bert")))
+    model = tiny(MMDiTConfig(16, 1, 2, PATCH, text_size=24, text_length=4), "text", text=note)
+    images, red, blue = pictures(), "a red star", "a blue star"
+    methods: list[dict[str, Any]] = [
+        {"method": "sdedit"},
+        {"method": "inpaint", "mask_image": half()},
+        {"method": "outpaint", "margins": (0, 0, 4, 0)},
+        {"method": "flowedit", "source": blue},
+    ]
+    for more in methods:
+        edited = pw.edit(model, images, red, steps=3, guidance_scale=4.0, **more)
+        each = pw.edit(model, images, as_condition([red, red], model), steps=3, guidance_scale=4.0, **more)
+        assert torch.equal(edited, each)
+        other = pw.edit(model, images, blue, steps=3, guidance_scale=4.0, **more)
+        assert not torch.equal(edited, other), more
+    y = ops.Grey().A(torch.rand(2, 3, SIDE, SIDE))
+    for method in pw.editing.RESTORATION:
+        restored = [pw.restore(model, y, ops.Grey(), method, text, 3) for text in ([red, blue], red)]
+        assert torch.equal(restored[0][0], restored[1][0]) and not torch.equal(restored[0], restored[1])
+    assert not torch.equal(pw.invert(model, images, red, 3), pw.invert(model, images, blue, 3))
+    assert len(pw.interpolate(model, red, blue, 3)) == 3

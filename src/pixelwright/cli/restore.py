@@ -69,7 +69,7 @@ each shows input and result. Called again, it goes on with the pictures that hav
 
 EXAMPLES = """  pixelwright restore small.png --model M --task sr4 --out large.png
   pixelwright restore scans --model M --task colourise --method pigdm --out coloured
-  pixelwright restore photo.png --model M --task fill --mask scratches.png --labels dog --out whole.png
+  pixelwright restore photo.png --model M --task fill --mask scratches.png --target dog --out whole.png
   pixelwright restore photo.png --model M --task deblur --sigma 1.5 --simulate --out shown.png"""
 
 
