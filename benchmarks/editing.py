@@ -66,9 +66,9 @@ def main() -> None:
     print(json.dumps({"own colour found in the pictures": agreement(images, masks, own)}))
     rows = []
     for method, more in runs(source):
-        start = time.perf_counter()
+        start = time.process_time()
         edited = pw.edit(model, images, target, method=method, **more)
-        seconds = (time.perf_counter() - start) / len(images)
+        seconds = (time.process_time() - start) / len(images)
         change = (edited.float() - images.float()).square().mean(-1)
         kept = [each[~mask].mean().sqrt() for each, mask in zip(change, masks, strict=True)]
         row = {"method": method, **{name: value for name, value in more.items() if name != "source"}}

@@ -1,4 +1,4 @@
-"""Restoration of test images beside classical methods: PSNR, SSIM, distance to the measurement, time.
+"""Restoration of test images beside classical methods: PSNR, SSIM, distance to y, processor time.
 
     python benchmarks/restoration.py MODEL cifar10/test.zip --count 100 --out docs/results/restoration
 
@@ -85,14 +85,14 @@ def main() -> None:
     rows, shown = [], []
     for task, operator in tasks(size).items():
         y = operator.A(from_uint8(truth))
-        start = time.perf_counter()
+        start = time.process_time()
         name, x = classical(task, operator, y)
-        rows.append(score(task, name, x, truth, y, time.perf_counter() - start))
+        rows.append(score(task, name, x, truth, y, time.process_time() - start))
         columns = [truth[0], to_uint8(operator.pinv(y))[0], to_uint8(x)[0]]
         for method in METHODS:
-            start = time.perf_counter()
+            start = time.process_time()
             x = pw.restore(model, y, operator, method, labels, options.steps, "float", batch_size=25)
-            rows.append(score(task, method, x, truth, y, time.perf_counter() - start))
+            rows.append(score(task, method, x, truth, y, time.process_time() - start))
             columns.append(to_uint8(x)[0])
         print("\n".join(json.dumps(row, ensure_ascii=False) for row in rows[-5:]), flush=True)
         shown += columns

@@ -33,7 +33,7 @@ EXAMPLES = """  pixelwright edit photos --model M --target dog --strength 0.5 --
   pixelwright edit photo.png --model M --method inpaint --mask hole.png --target "a bench" --out bench.png
   pixelwright edit photo.png --model M --method outpaint --margins 64 0 64 0 --target "a beach" --out wide"""
 
-OWN = ("strength", "source", "source_guidance_scale", "n_max", "n_min", "n_avg", "margins", "resampling")
+OWN = tuple(name for names in METHODS.values() for name in names if name != "mask_image")
 
 
 def parser() -> Parser:
@@ -82,13 +82,10 @@ def run(options: Namespace) -> None:
     given: dict[str, Any] = {name: options[name] for name in OWN if options[name] is not None}
     given |= {"method": options.method, "seed": options.seed, "sampler": chosen.sampler}
     noted = {"model": source, "weights": options.weights, "target": options.target, "mask": options.mask}
-    noted |= {"negative": options.negative, "padding_mask_crop": options.padding_mask_crop}
-    noted |= {"adapter": options.adapter}
+    noted |= {"negative": options.negative, "adapter": options.adapter}
     if "source" in given:
         given["source"] = as_condition(given["source"], model)
         noted["source"] = options.source
-    if options.padding_mask_crop is not None:
-        given["padding_mask_crop"] = options.padding_mask_crop
 
     def change(read: list[pictures.Picture], jobs: list[pictures.Job]) -> pictures.Results:
         images = torch.stack([picture.pixels for picture in read])
