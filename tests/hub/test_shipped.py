@@ -50,8 +50,11 @@ def test_drawn_from_in_half_precision(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_path_of_that_name_goes_first(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
-    with pytest.raises(UserError, match="tiny"):
+    with pytest.raises(
+        UserError, match=r"tiny holds no weights; the model of the package is pixelwright/tiny"
+    ):
         pw.load("tiny")
+    assert pw.load("pixelwright/tiny").config.num_classes == 2
 
 
 def test_unknown_names_tell_those_there_are(tiny: Path) -> None:

@@ -86,6 +86,10 @@ def locate(source: str | os.PathLike[str]) -> Path:
     own = next((each for each in (path, path / "model") if is_model_folder(each)), None)
     if own is None and find_adapter(path) is not None:
         raise UserError(f"{path} holds an adapter: give the model it is for, with this as its adapter")
+    if own is None and name in shipped.shipped() and not weight_names(_names(path)):
+        raise UserError(
+            f"the folder {path} holds no weights; the model of the package is {shipped.PREFIX}{name}"
+        )
     return own / WEIGHTS if own is not None else path / only_weights(_names(path), str(path))
 
 
