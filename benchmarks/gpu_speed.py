@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -84,7 +85,7 @@ def training(job: Any, work: Work, side: str) -> None:
             figures = {"seconds": seconds, "images_per_second": work.batch_size / seconds, "mfu": mfu}
             text = f"{seconds:.3g} s a step, {figures['images_per_second']:.4g} images/s, MFU {mfu:.0%}"
             if job.device.type == "cuda":
-                figures["kernels"] = busy = kernel_seconds(step, 3)
+                figures["kernels"], figures["longest_kernels"] = busy, _ = kernel_seconds(step, 3)
                 text += f", idle {max(0.0, 1 - busy / seconds):.1%}" if busy else ", idle unknown"
         return text, figures | memory(job)
 
@@ -123,9 +124,9 @@ def memory(job: Any) -> dict[str, float]:
     return {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if job.device.type == "cuda" else {}
 
 
-def kernel_seconds(step: Callable[[], object], count: int) -> float:
+def kernel_seconds(step: Callable[[], object], count: int) -> tuple[float, dict[str, float]]:
     """Seconds of a step in which at least one kernel runs; copies from and to the CPU are none. 0 where the
-    profiler sees nothing."""
+    profiler sees nothing. And the seconds of the kernels that take the longest, by name."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         for _ in range(count):
@@ -134,8 +135,11 @@ def kernel_seconds(step: Callable[[], object], count: int) -> float:
     events = [
         e for e in found.events() or () if e.device_type == DeviceType.CUDA and not e.is_user_annotation
     ]
-    spans = [(e.time_range.start, e.time_range.end) for e in events if not re.search("HtoD|DtoH", e.name)]
-    return covered(spans) / 1e6 / count
+    events = [e for e in events if not re.search("HtoD|DtoH", e.name)]
+    spans, by_name = [(e.time_range.start, e.time_range.end) for e in events], Counter[str]()
+    for event, (start, end) in zip(events, spans, strict=True):
+        by_name[event.name[:80]] += (end - start) / 1e6 / count
+    return covered(spans) / 1e6 / count, dict(by_name.most_common(20))
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
