@@ -49,6 +49,19 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def dinov3(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A DINOv3 with random weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import DINOv3ViTConfig, DINOv3ViTModel
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    folder = tmp_path_factory.mktemp("dinov3") / "model"
+    DINOv3ViTModel(DINOv3ViTConfig(**sizes, num_register_tokens=4)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text encoder with random weights."""
     return tiny_bert(tmp_path_factory.mktemp("bert") / "model")

@@ -1,6 +1,5 @@
 """Models of other families train, draw, are saved, read and continued as those of the two papers are."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +51,6 @@ def test_recomputed_activations_have_the_same_dropout(tiny: Tiny) -> None:
         train(config)
         states.append(build_trainer(config).state())
     same_state(*states)
-
-
-@pytest.fixture(scope="module")
-def dinov3(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A DINOv3 with random weights."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers import DINOv3ViTConfig, DINOv3ViTModel
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
-    folder = tmp_path_factory.mktemp("dinov3") / "model"
-    DINOv3ViTModel(DINOv3ViTConfig(**sizes, num_register_tokens=4)).save_pretrained(folder)
-    return str(folder)
 
 
 def test_pixeldit2_trains_draws_and_goes_on(tiny: Tiny, dinov3: str) -> None:

@@ -54,7 +54,10 @@ MODELS = {
     "dip": ModelConfig("dip-ti-4", hidden_size=16, depth=2, num_heads=2),
     "text": ModelConfig("dip-t2i-ti", hidden_size=16, depth=2, num_heads=2),
     "pixeldit": ModelConfig("pixeldit-ti-4", hidden_size=16, depth=2, num_heads=2, placement="hybrid"),
+    "jit": ModelConfig("jit-n-4", hidden_size=16, depth=2, num_heads=2),
+    "asymflow": ModelConfig("jit-n-4", hidden_size=16, depth=2, num_heads=2, prediction="asymmetric", rank=6),
 }
+OTHERS = ("jit", "pixeldit2", "asymflow")
 
 
 # So low a threshold finds spikes in any run.
@@ -65,9 +68,9 @@ ROLLBACK: dict[str, Any] = {
 }
 
 
-def make(folder: Path, run: str, model: str = "dit", **changes: Any) -> TrainConfig:
+def make(folder: Path, run: str, model: str | ModelConfig = "dit", **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
-        "model": MODELS[model],
+        "model": MODELS[model] if isinstance(model, str) else model,
         "data": DataConfig(path="shapes", size=8, shapes_count=24, flip=True),
         # Adam divides by the gradient's size; a larger eps keeps it from enlarging the rounding of tiny ones.
         "optim": OptimConfig(lr=1e-3, warmup=2, eps=1e-4),
@@ -142,8 +145,12 @@ class Pair(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pair:
+def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, dinov3: str, bert: Path) -> Pair:
     """Runs in one process, here, and then runs in two."""
+    grounding = {"encoder": dinov3, "encoder_size": 24, "grounding_heads": 2, "in_context_start": 1}
+    sizes: dict[str, Any] = {"hidden_size": 16, "depth": 2, "num_heads": 2, "patch_size": 4}
+    grounded = ModelConfig("pixeldit2-b-16", **sizes, backbone=grounding)
+    others = {name: {"model": MODELS.get(name, grounded), "steps": 3} for name in OTHERS}
     folder = tmp_path_factory.mktemp("pair")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -157,6 +164,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
             train(make(folder, f"{model}-alone", model, steps=3))
             muon = {"steps": 4, "optim": OptimConfig("muon", lr=1e-3, weight_decay=0.1, eps=1e-4)}
             train(make(folder, f"muon-{model}-alone", model, **muon))
+        for name, settings in others.items():
+            train(make(folder, f"{name}-alone", **settings))
         repa: dict[str, Any] = {
             "data": DataConfig(path="shapes", size=16, shapes_count=24),
             "objectives": (RepaConfig(teacher=str(dino), depth=1, until=2),),
@@ -212,6 +221,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dino: Path, bert: Path) -> Pa
                 None,
             )
             for model in ("dip", "pixeldit")
+            for layout in (DDP, FSDP)
+        },
+        **{
+            f"{name}-{layout.mode}": (
+                make(folder, f"{name}-{layout.mode}", **settings, parallel=layout),
+                None,
+            )
+            for name, settings in others.items()
             for layout in (DDP, FSDP)
         },
         "repa-ddp": (make(folder, "repa-ddp", parallel=DDP, **repa), None),
@@ -387,6 +404,18 @@ def test_the_detailers_are_sharded_and_recomputed(pair: Pair, model: str) -> Non
     first, second = report(pair, model)
     assert first["held"] + second["held"] == first["weights"]
     same_losses(pair.folder / f"{model}-alone", pair.folder / model)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_of_other_families_train_as_in_one_process(pair: Pair, name: str, mode: str) -> None:
+    first, second = report(pair, f"{name}-{mode}")
+    assert first["held"] + second["held"] == first["weights"] * (2 if mode == "ddp" else 1)
+    same_losses(pair.folder / f"{name}-alone", pair.folder / f"{name}-{mode}")
+    one, other = (weights_of(pair.folder / f"{name}-{run}") for run in ("alone", mode))
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        torch.testing.assert_close(other[key], tensor, rtol=1e-4, atol=2e-7)
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
