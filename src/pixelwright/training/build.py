@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,12 +87,13 @@ def build_trainer(
     model = build_model(config, source, text, "meta" if layout.sharded and not layout.main else "cpu")
     begun = resume is not None or bool(checkpoint_folders(Path(config.run)))
     weights = _start(config, model, layout, begun)
-    batches = batches_of(source, config.data, config, layout, text is not None)
+    batches = partial(batches_of, source, config.data, config, captions=text is not None)
     if model.subspace is not None and not begun and config.init is None and model.device.type != "meta":
-        model.subspace.data.copy_(find_subspace(model, batches))
+        alone = replace(layout, rank=0, world=1)  # the same images, however many processes there are
+        model.subspace.data.copy_(find_subspace(model, batches(layout=alone)))
     return Trainer(
         model,
-        batches,
+        batches(layout=layout),
         config,
         build_objectives(config.objectives, model, config.seed),
         callbacks=(*_callbacks(config, model.config.num_classes, pictures, text, layout), *callbacks),
@@ -114,7 +115,7 @@ def find_subspace(model: PixelDenoiser, batches: Batched) -> Tensor:
         found += as_floats(batch.images, batch.flipped)
         if len(found) >= PCA_IMAGES:
             break
-    patches = patchify(torch.stack(found), model.config.patch_size).flatten(0, 1)  # [N, 3·P²]
+    patches = patchify(torch.stack(found[:PCA_IMAGES]), model.config.patch_size).flatten(0, 1)  # [N, 3·P²]
     return principal_patches(patches, len(model.subspace))
 
 
