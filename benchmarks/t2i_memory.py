@@ -35,7 +35,7 @@ def main() -> None:
     size = (options.size, options.size)
     config = preset(options.preset)
     assert isinstance(config.backbone, MMDiTConfig)
-    predicted = describe(config, size, dtype=torch.bfloat16, device="cpu")
+    predicted = describe(config, size, dtype=torch.bfloat16)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     model = pw.create(options.preset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from itertools import accumulate
 
@@ -86,11 +87,27 @@ def test_flops_of_every_part_equal_the_formulas(name: str) -> None:
     assert info.flops == backboneflops_by_part(width, 3, patch, tokens) + head
 
 
-def test_pixeldit_xl_has_the_published_cost() -> None:
-    """PixelDiT, table of models: 797M parameters, 311 GFLOPs at 256²."""
-    model = skeleton(preset("pixeldit-xl-16"))
-    assert sum(p.numel() for p in model.parameters()) == 797_383_203
-    assert human(sum(flops_by_part(model, (256, 256)).values()), "FLOPs") == "311 GFLOPs"
+@pytest.mark.parametrize(
+    ("attention", "parameters", "cost"), [("patches", 797_383_203, "311"), ("pixels", None, "82247")]
+)
+def test_pixeldit_xl_has_the_published_cost(attention: str, parameters: int | None, cost: str) -> None:
+    """PixelDiT at 256²: 797M parameters and 311 GFLOPs; 82,247 GFLOPs with attention among all pixels."""
+    config = preset("pixeldit-xl-16")
+    detailer = dataclasses.replace(config.detailer, attention=attention)
+    model = skeleton(dataclasses.replace(config, detailer=detailer))
+    assert parameters in (None, sum(p.numel() for p in model.parameters()))
+    assert f"{sum(flops_by_part(model, (256, 256)).values()) / 1e9:.0f}" == cost
+
+
+def test_the_encoder_of_pixeldit2_is_counted() -> None:
+    """As in the published count with the frozen DINOv3; its FLOPs by the formula of a ViT-S/16."""
+    info = describe(preset("pixeldit2-b-16"), dtype=torch.bfloat16)
+    assert info.parameters == 165_325_184 and info.weight_bytes == 2 * 143_729_024 + 4 * 21_596_160
+    block = linear(261, 384, 12 * 384) + 2 * linear(261, 384, 261)  # 256 patches, class, registers
+    encoder = next(part for part in info.parts if part.name == "encoder")
+    assert encoder.flops == pytest.approx(12 * block + linear(256, 768, 384), rel=0.005)
+    plain = describe(preset("pixeldit2-b-16"))
+    assert plain.sampling_bytes > plain.weight_bytes == 4 * 165_325_184
 
 
 def test_parts_between_the_blocks_are_counted_too() -> None:

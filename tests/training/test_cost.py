@@ -9,9 +9,10 @@ from torch import Tensor
 
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
+from pixelwright.models.vision import size_of
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer, save_config, train
 from pixelwright.training.config import ParallelConfig
-from pixelwright.training.cost import FORWARD_AND_BACKWARD, cost, gpu_hours, teacher_of
+from pixelwright.training.cost import FORWARD_AND_BACKWARD, cost, gpu_hours
 from pixelwright.training.finetune_config import AdapterConfig
 from pixelwright.training.objectives import RepaConfig
 from pixelwright.training.summary import PeakMemory
@@ -134,10 +135,24 @@ def test_hours_by_hand(tiny: Tiny) -> None:
 
 def test_dinov2_base_is_counted_as_published() -> None:
     """86.6M parameters, and the ones of its blocks are 12·D² each."""
-    teacher = teacher_of("facebook/dinov2-base")
+    teacher = size_of("facebook/dinov2-base", "repa.teacher")
     assert teacher.parameters == pytest.approx(12 * 12 * 768**2, rel=0.03)
     with pytest.raises(UserError, match='did you mean "facebook/dinov2-base"'):
-        teacher_of("facebook/dinov2-bass")
+        size_of("facebook/dinov2-bass", "repa.teacher")
+
+
+def test_the_encoder_of_pixeldit2_is_counted(tiny: Tiny, dinov3: str) -> None:
+    """By the config.json of its folder; once a step, since it has no gradients."""
+    sizes: dict[str, Any] = {"hidden_size": 16, "depth": 2, "num_heads": 2, "patch_size": 4}
+    more = {"encoder": dinov3, "encoder_size": 24, "grounding_heads": 2, "in_context_start": 1}
+    config = tiny(model=ModelConfig("pixeldit2-b-16", **sizes, backbone=more))
+    costs, encoder = cost(config), size_of(dinov3, "encoder")
+    assert encoder == (24, 1, (4 * 24 + 2 * 48) * 24, 5)
+    assert costs.frozen_flops == 2 * encoder.parameters * 9 + 4 * 9**2 * 24  # 2 x 2 patches and 5 more tokens
+    assert costs.image_flops == 3 * costs.forward_flops + costs.frozen_flops
+    assert costs.memory["single", False].frozen == 4 * encoder.parameters
+    with pytest.raises(UserError, match="encoder is nothing, whose size is not known"):
+        size_of("nothing", "encoder")
 
 
 def test_the_command_prints_it(tiny: Tiny, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:

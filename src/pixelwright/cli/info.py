@@ -96,7 +96,7 @@ def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str
         f"parameters {costs.parameters:>18,}"
         + (f" and {costs.projector:,} of REPA" if costs.projector else ""),
         f"FLOPs of an image {human(costs.image_flops, ''):>11}  (one pass {human(costs.forward_flops, '')}"
-        + (f", teacher {human(costs.teacher_flops, '')})" if costs.projector else ")"),
+        + (f", frozen networks {human(costs.frozen_flops, '')})" if costs.frozen_flops else ")"),
         f"FLOPs of a step {human(costs.image_flops * config.batch_size, ''):>13}",
         "",
         f"{'GiB on each GPU':<26}" + "".join(f"{column:>20}" for column in columns),

@@ -1,16 +1,59 @@
 """DINOv2 and DINOv3 through transformers: REPA's teacher, features to evaluate with, and grounding."""
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixelwright.errors import UserError
+from pixelwright.errors import UserError, nearest
 from pixelwright.files import raw_bytes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, over [0,1]
 OFFSET = 0.1  # which DINOv2 adds to a grid before it interpolates its position table
+
+
+class VisionSize(NamedTuple):
+    """The size of a vision transformer."""
+
+    hidden: int  # D
+    depth: int
+    parameters: int
+    extra: int = 1  # tokens that are no patches: of the class, and registers
+
+    def flops(self, patches: int) -> int:
+        """Of one image: each parameter meets each token once, and attention."""
+        tokens = patches + self.extra
+        return 2 * self.parameters * tokens + 4 * self.depth * tokens**2 * self.hidden
+
+
+SIZES = {
+    "facebook/dinov2-small": VisionSize(384, 12, 22_056_576),
+    "facebook/dinov2-base": VisionSize(768, 12, 86_580_480),
+    "facebook/dinov2-large": VisionSize(1024, 24, 304_368_640),
+    "facebook/dinov2-giant": VisionSize(1536, 40, 1_136_480_768),
+    "facebook/dinov3-vits16-pretrain-lvd1689m": VisionSize(384, 12, 21_596_160, 5),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": VisionSize(768, 12, 85_659_648, 5),
+}
+"""Of the published DINOv2 and DINOv3."""
+
+
+def size_of(name: str, setting: str) -> VisionSize:
+    """Size of a vision transformer, from the table or the config.json of its folder, which is not read
+    further. Raises UserError otherwise, naming `setting`."""
+    if name in SIZES:
+        return SIZES[name]
+    try:
+        values = json.loads((Path(name) / "config.json").read_text())
+        hidden, depth = int(values["hidden_size"]), int(values["num_hidden_layers"])
+        inner = int(values.get("intermediate_size") or values["mlp_ratio"] * hidden)
+        extra = 1 + int(values.get("num_register_tokens", 0))
+    except (OSError, ValueError, KeyError, TypeError):
+        unknown = f"{setting} is {name}, whose size is not known"
+        raise UserError(f"{unknown}{nearest(name, SIZES)}; or give its folder") from None
+    return VisionSize(hidden, depth, (4 * hidden + 2 * inner) * hidden * depth, extra)
 
 
 def load_dinov2(name: str, setting: str, extra: str) -> Any:
@@ -52,8 +95,8 @@ class DINOv3:
     """A frozen DINOv3 that is read when it is first called. No module: it is neither trained nor saved.
 
     Called as (noisy images [B,3,H,W], (rows, columns)) -> its normed patch tokens [B, rows·columns, size] in
-    float32. On the meta device, tokens without contents; FLOPs are not counted then. Gradients go back to the
-    images where these ask for them, as restoration does.
+    float32. On the meta device, tokens without contents. Gradients go back to the images where these ask for
+    them, as restoration does.
 
     Raises UserError: it cannot be read, or has tokens of another width.
     """

@@ -5,11 +5,10 @@ that is alive is followed. Not counted: what the libraries take for themselves (
 buffers of NCCL, fragments), and the copy of the weights that a measurement of updates makes for a moment.
 """
 
-import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,12 +19,20 @@ from pixelwright.distributed import parallel
 from pixelwright.errors import UserError, nearest
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
+from pixelwright.models.vision import VisionSize, size_of
 from pixelwright.training.adapters import trained_weights
 from pixelwright.training.config import TrainConfig
 from pixelwright.training.objectives import FlowMatching, Losses, Repa, RepaConfig
 from pixelwright.training.objectives.teacher import teacher_grid
 from pixelwright.training.optim import build_optimizer
-from pixelwright.training.summary import AsOnDevice, PeakMemory, bytes_of, example_inputs, flops_by_part
+from pixelwright.training.summary import (
+    AsOnDevice,
+    PeakMemory,
+    bytes_of,
+    encoder_of,
+    example_inputs,
+    flops_by_part,
+)
 
 Mode = Literal["single", "ddp", "fsdp"]
 PEAK_TFLOPS = {
@@ -34,29 +41,6 @@ PEAK_TFLOPS = {
 }
 """Dense bf16 products, 10^12 operations a second, from the makers' data sheets."""
 FORWARD_AND_BACKWARD = 3  # forward passes: the backward pass has two products for each
-
-
-class TeacherSize(NamedTuple):
-    """The size of a vision transformer that REPA learns from."""
-
-    hidden: int  # D
-    depth: int
-    parameters: int
-
-    def flops(self, side: tuple[int, int]) -> int:
-        """Of one image: each parameter meets each token once, and attention."""
-        rows, columns = teacher_grid(side)
-        tokens = rows * columns + 1
-        return 2 * self.parameters * tokens + 4 * self.depth * tokens**2 * self.hidden
-
-
-TEACHERS = {
-    "facebook/dinov2-small": TeacherSize(384, 12, 22_056_576),
-    "facebook/dinov2-base": TeacherSize(768, 12, 86_580_480),
-    "facebook/dinov2-large": TeacherSize(1024, 24, 304_368_640),
-    "facebook/dinov2-giant": TeacherSize(1536, 40, 1_136_480_768),
-}
-"""Of the published DINOv2."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +52,7 @@ class Memory:
     optimizer: int
     gradients: int
     gathered: int  # FSDP: the parts of other GPUs that are held for the units at work
-    teacher: int  # REPA's, whole on every GPU
+    frozen: int  # REPA's teacher and PixelDiT2's encoder, whole on every GPU
     activations: int  # all else alive at the peak: kept for the backward pass, autocast's copies of weights
 
     @property
@@ -83,7 +67,7 @@ class Cost:
     parameters: int  # of the model
     projector: int  # parameters of REPA's projector
     forward_flops: int  # of one image through the model
-    teacher_flops: int
+    frozen_flops: int  # of one image through REPA's teacher and PixelDiT2's encoder
     image_flops: int  # of one image in training; with `parallel.checkpointing` the second forward pass too
     batch: int  # images of a GPU at one time
     memory: dict[tuple[Mode, bool], Memory]  # by mode, and whether activations are recomputed
@@ -91,17 +75,19 @@ class Cost:
 
 def cost(config: TrainConfig, gpus: int = 1) -> Cost:
     """What a run of this configuration takes on `gpus` GPUs. Raises UserError: the batch or the copies of the
-    weights do not divide among the GPUs, or the size of the teacher is not known."""
+    weights do not divide among the GPUs, or the size of a frozen network is not known."""
     if gpus < 1:
         raise UserError(f"--gpus is {gpus}: give at least 1")
     parallel.check(config.parallel, gpus, config.batch_size, config.accumulate)
     model, side = skeleton(config.model.denoiser()), (config.data.size, config.data.size)
     repa = repa_of(config)
-    teacher = None if repa is None else teacher_of(repa.teacher)
+    teacher = None if repa is None else size_of(repa.teacher, "repa.teacher")
     projector = sum(p.numel() for p in _losses(config, model, teacher).objectives.parameters())
     forward = sum(flops_by_part(model, side).values())
     passed = forward + 2 * projector * (side[0] // model.config.patch_size) ** 2
-    teacher_flops = 0 if teacher is None else teacher.flops(side)
+    frozen = 0 if teacher is None else teacher.flops(math.prod(teacher_grid(side)))
+    if (encoder := encoder_of(model.config)) is not None:
+        frozen += encoder.flops((side[0] // model.config.patch_size) ** 2)
     modes: list[Mode] = ["single"] if gpus == 1 else ["ddp"]
     modes += ["fsdp"] if gpus > 1 and config.optim.name != "came" and config.adapter is None else []
     kinds = [(mode, recompute) for mode in modes for recompute in (False, True)]
@@ -109,8 +95,8 @@ def cost(config: TrainConfig, gpus: int = 1) -> Cost:
         parameters=sum(p.numel() for p in model.parameters()),
         projector=projector,
         forward_flops=forward,
-        teacher_flops=teacher_flops,
-        image_flops=(_passes(config) + config.parallel.checkpointing) * passed + teacher_flops,
+        frozen_flops=frozen,
+        image_flops=(_passes(config) + config.parallel.checkpointing) * passed + frozen,
         batch=config.batch_size // gpus // config.accumulate,
         memory={kind: _memory(config, gpus, *kind, teacher) for kind in kinds},
     )
@@ -133,20 +119,6 @@ def peak_tflops(name: str) -> float:
     return PEAK_TFLOPS[name]
 
 
-def teacher_of(name: str) -> TeacherSize:
-    """Size of a teacher, from the table or the config.json of its folder. Raises UserError otherwise."""
-    if name in TEACHERS:
-        return TEACHERS[name]
-    try:
-        values = json.loads((Path(name) / "config.json").read_text())
-        hidden, depth = int(values["hidden_size"]), int(values["num_hidden_layers"])
-        inner = 4 + 2 * int(values["mlp_ratio"])
-    except (OSError, ValueError, KeyError, TypeError):
-        unknown = f"repa.teacher is {name}, whose size is not known"
-        raise UserError(f"{unknown}{nearest(name, TEACHERS)}; or give its folder") from None
-    return TeacherSize(hidden, depth, inner * hidden**2 * depth)
-
-
 def repa_of(config: TrainConfig) -> RepaConfig | None:
     """The settings of REPA, where it is among the objectives."""
     return next((each for each in config.objectives if isinstance(each, RepaConfig)), None)
@@ -162,7 +134,7 @@ class _Tokens(NamedTuple):
         return torch.empty(len(images), rows * columns, self.size, device=images.device)
 
 
-def _losses(config: TrainConfig, model: PixelDenoiser, teacher: TeacherSize | None) -> Losses:
+def _losses(config: TrainConfig, model: PixelDenoiser, teacher: VisionSize | None) -> Losses:
     """What is minimised, without contents: flow matching and REPA."""
     repa = repa_of(config)
     aligned = [] if repa is None or teacher is None else [Repa(repa, model, _Tokens(teacher.hidden))]
@@ -170,7 +142,7 @@ def _losses(config: TrainConfig, model: PixelDenoiser, teacher: TeacherSize | No
 
 
 def _memory(
-    config: TrainConfig, gpus: int, mode: Mode, recompute: bool, teacher: TeacherSize | None
+    config: TrainConfig, gpus: int, mode: Mode, recompute: bool, teacher: VisionSize | None
 ) -> Memory:
     shards = gpus // (config.parallel.replicas or 1) if mode == "fsdp" else 1
     compute = None if config.precision == "fp32" else torch.bfloat16
@@ -193,9 +165,9 @@ def _memory(
     if not kept:  # each gradient appears in the backward pass, when activations go
         activations = max(0, activations - gradients)
 
-    taught = 0 if teacher is None else 4 * teacher.parameters
+    frozen = 4 * sum(each.parameters for each in (teacher, encoder_of(model.config)) if each is not None)
     own, averages, state, gradients = (-(-size // shards) for size in (weights, averages, state, gradients))
-    return Memory(own, averages, state, gradients, gathered, taught, activations)
+    return Memory(own, averages, state, gradients, gathered, frozen, activations)
 
 
 def _bytes(tensor: Tensor) -> int:

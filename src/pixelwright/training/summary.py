@@ -22,6 +22,7 @@ from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
+from pixelwright.models.vision import VisionSize, size_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Info:
     batch_size: int
     parts: tuple[Part, ...]
     dtype: torch.dtype  # of the weights, to sample
-    weight_bytes: int  # in that dtype
+    weight_bytes: int  # in that dtype, but for the encoder's, which are float32
     sampling_bytes: int  # peak memory of sampling a batch with guidance in that dtype: weights, activations
     training_bytes: int
     """Peak memory of a training step of a batch in float32: weights, EMA, gradients, AdamW's two moments and
@@ -81,7 +82,8 @@ def describe(
         autocast: torch.bfloat16 for the memory under autocast.
 
     Raises:
-        UserError: no size known, a size that does not divide into patches, or a batch size below 1.
+        UserError: no size known, a size that does not divide into patches, a batch size below 1, or an
+            encoder (PixelDiT2) whose size is not known.
     """
     size = size or config.image_size
     if size is None:
@@ -95,10 +97,21 @@ def describe(
     for name, part in model.named_children():
         count = sum(p.numel() for p in part.parameters())
         parts.append(Part(name, type(part).__name__, count, flops.get(name, 0)))
-    training = _peak(model, size, batch_size, autocast, train=True)
-    model.to(dtype)
-    sampling = _peak(model, size, 2 * batch_size, autocast, train=False)  # guidance: the null class too
-    return Info(config, size, batch_size, tuple(parts), dtype, bytes_of(model), sampling, training, autocast)
+    frozen = 0
+    if (encoder := encoder_of(config)) is not None:
+        grid = size[0] // config.patch_size * (size[1] // config.patch_size)
+        parts.append(Part("encoder", "frozen", encoder.parameters, encoder.flops(grid)))
+        frozen = 4 * encoder.parameters
+    training = frozen + _peak(model, size, batch_size, autocast, train=True)
+    weights = frozen + bytes_of(model.to(dtype))
+    sampling = frozen + _peak(model, size, 2 * batch_size, autocast, train=False)  # guidance: the null class
+    return Info(config, size, batch_size, tuple(parts), dtype, weights, sampling, training, autocast)
+
+
+def encoder_of(config: DenoiserConfig) -> VisionSize | None:
+    """The frozen encoder of the noisy image (PixelDiT2), None where there is none. Raises UserError: its size
+    is not known."""
+    return size_of(config.backbone.encoder, "encoder") if config.grounded else None
 
 
 def example_inputs(
