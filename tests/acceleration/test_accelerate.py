@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -32,6 +32,9 @@ from pixelwright.models.detailers.unet import UNetConfig, UNetUp
 from pixelwright.models.jit import JiTConfig
 from pixelwright.models.layers import SHORT, attend, attention_at_once
 from pixelwright.models.mmdit import MMDiTConfig
+from pixelwright.models.pixeldit2 import PixelDiT2Config
+from pixelwright.models.text_dit import TextDiTConfig
+from pixelwright.models.vision import DINOv3
 from tests.recordings import difference
 
 CLASSES = PatchDiTConfig(hidden_size=24, depth=2, num_heads=2, patch_size=8, num_classes=3)
@@ -65,6 +68,33 @@ CONFIGS = [
     ),
     *(DenoiserConfig(TEXT, detailer) for detailer in (*RELATIVES, *DETAILERS[1:3])),
 ]
+KEYS = TextDiTConfig(24, 2, 2, 8, text_size=16, text_length=5, text_depth=1)
+GROUNDED = PixelDiT2Config(24, 2, 2, 8, 3, 4, 1, encoder_size=6, grounding_heads=2)
+OTHERS = [  # kept apart: a model of classes comes last above
+    *(
+        DenoiserConfig(KEYS, detailer)
+        for detailer in (NerfConfig(1, 8, 2, "rotary", False, False), RELATIVES[1])
+    ),
+    DenoiserConfig(
+        dataclasses.replace(KEYS, bottleneck=6, absolute_positions=True),
+        LinearConfig("layer", modulation=False),
+        prediction="x",
+    ),
+    DenoiserConfig(GROUNDED, LinearConfig(channels_last=True), prediction="x"),
+    DenoiserConfig(JIT, RELATIVES[0], prediction="asymmetric", rank=5),
+]
+
+
+@pytest.fixture(autouse=True)
+def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of DINOv3: the six numbers of each patch's colours, mean and spread."""
+
+    def features(self: DINOv3, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        patches = x.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1)).transpose(3, 4).flatten(4)
+        found = torch.cat((patches.mean(-1), patches.std(-1)), 1)  # [B, 6, rows, columns]
+        return found.flatten(2).transpose(1, 2)
+
+    monkeypatch.setattr(DINOv3, "__call__", features)
 
 
 def network(config: DenoiserConfig) -> PixelDenoiser:
@@ -90,7 +120,9 @@ def inputs(config: DenoiserConfig) -> tuple[torch.Tensor, torch.Tensor, Conditio
     return x, t, torch.arange(3)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.detailer}, {c.placement}, {c.takes_text}")
+@pytest.mark.parametrize(
+    "config", [*CONFIGS, *OTHERS], ids=lambda c: f"{c.detailer}, {c.placement}, {c.takes_text}"
+)
 @torch.no_grad()
 def test_it_equals_the_model(config: DenoiserConfig) -> None:
     """To rounding in float32; in bfloat16 its error is at most twice that of autocast."""
@@ -149,11 +181,15 @@ def test_no_gradient_comes_through_it() -> None:
     assert not accelerate(network(CONFIGS[0]), "fp32")(x.requires_grad_(), t, y).requires_grad
 
 
-COMPILED = [(CONFIGS[0], "bf16"), (DenoiserConfig(CLASSES, DETAILERS[2]), "bf16"), (CONFIGS[-1], "fp32")]
+COMPILED: list[Any] = [
+    *((CONFIGS[0], "bf16"), (DenoiserConfig(CLASSES, DETAILERS[2]), "bf16"), (CONFIGS[-1], "fp32")),
+    *((DenoiserConfig(CLASSES, detailer), "fp32") for detailer in RELATIVES[:5]),
+    *(pytest.param(config, "fp32", marks=pytest.mark.slow) for config in OTHERS),
+]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("config", "precision"), COMPILED, ids=["unet", "pit", "text"])
+@pytest.mark.parametrize(("config", "precision"), COMPILED, ids=str)
 @torch.no_grad()
 def test_compiled_blocks_equal_eager_ones(config: DenoiserConfig, precision: str) -> None:
     model = network(config)

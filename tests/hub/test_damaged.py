@@ -278,7 +278,7 @@ CASES: dict[str, tuple[Callable[[Path], str], str]] = {
     "NaN": (tensors(set_value(QKV, float("nan"))), "holds NaN weights"),
     "infinity": (state(set_value(f"ema_denoiser.{QKV}", float("inf"))), "holds infinite weights"),
     "two networks": (tensors(lambda t: t.update(weights("dip"))), "both PixelDiT and DiP"),
-    "no network": (tensors(lambda t: t.clear()), "none of"),
+    "no network": (tensors(lambda t: t.clear()), "of no known network"),
     "half a network for text": (
         tensors(lambda t: (t.clear(), t.update({k: torch.zeros(s) for k, s in T2I.items()}))),
         'misses "pixel_blocks.0',

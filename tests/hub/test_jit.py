@@ -87,7 +87,11 @@ def changed(**tensors: Tensor | None) -> dict[str, Tensor]:
         (changed(blocks__2__attn__qkv__bias=None), START, 'missing "blocks.2.attn.qkv.bias"'),
         (changed(x_embedder__proj1__weight=torch.ones(20, 3, 4, 4)), START, "final_layer.linear.weight"),
         (weights("jit") | weights("pixeldit_c2i"), START, "both PixelDiT and JiT"),
-        ({k: v for k, v in weights("jit").items() if "embedder" not in k}, START, "is none of"),
+        (
+            {k: v for k, v in weights("jit").items() if "embedder" not in k},
+            START,
+            "those of no known network",
+        ),
         ({k: v for k, v in weights("jit").items() if "blocks.3" not in k}, START, None),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ import pixelwright as pw
 from pixelwright.models.config import from_dict, to_dict
 from pixelwright.models.folder import skeleton
 from pixelwright.models.presets import PRESETS, preset
+from pixelwright.training.summary import encoder_of, flops_by_part, human
 
 COUNTED = {
     "dip-l-16": 425_424_387,
@@ -46,6 +50,27 @@ def test_dips_head_has_the_published_count() -> None:
 
 def test_the_dit_only_counterpart_has_the_papers_629_million() -> None:
     assert round(sum(p.numel() for p in skeleton(preset("dit-xl-16")).parameters()) / 1e6) == 629
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+ROW = re.compile(r"^\| `(\S+)` \| [^|]+ \| ([\d,]+) \| (\d+) \| (\S+ \w) \|", re.MULTILINE)
+ROWS = {name: row for name, *row in ROW.findall(DOCS.read_text("utf-8"))}
+
+
+def test_the_table_of_the_documentation_forgets_none() -> None:
+    assert list(ROWS) == [name for name, config in PRESETS.items() if config.backbone.hidden_size >= 768]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_table_of_the_documentation(name: str) -> None:
+    """Parameters that are trained, and FLOPs with those of a frozen encoder."""
+    parameters, side, flops = ROWS[name]
+    model, config = skeleton(preset(name)), preset(name)
+    assert f"{sum(p.numel() for p in model.parameters()):,}" == parameters
+    assert config.image_size == (int(side), int(side))
+    found, encoder = sum(flops_by_part(model, config.image_size).values()), encoder_of(config)
+    found += 0 if encoder is None else encoder.flops((int(side) // config.patch_size) ** 2)
+    assert human(found, "").strip() == flops
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -90,7 +90,7 @@ def test_weights_go_in_and_out_bit_for_bit(name: str, suffix: str, tmp_path: Pat
 def test_files_that_are_no_such_network_are_named() -> None:
     public = weights("pixnerd_t2i")
     half = {key: value for key, value in public.items() if not key.startswith("text_refine_blocks")}
-    with pytest.raises(pw.UserError, match="the checkpoint is none of"):
+    with pytest.raises(pw.UserError, match="those of no known network"):
         pw.hub.from_public(half)
     field = {key: value for key, value in public.items() if not key.startswith("blocks.3.")}
     with pytest.raises(pw.UserError, match=r"blocks.3|missing|gap"):

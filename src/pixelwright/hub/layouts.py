@@ -149,16 +149,19 @@ def pixnerd_head(config: DenoiserConfig) -> Table:
     return [*table, ("detailer.norm.", "final_layer.norm."), ("detailer.out.", "final_layer.linear.")]
 
 
-def _infer_pixnerd(weights: Specs, settings: Settings) -> DenoiserConfig:
-    backbone = infer_patch_dit(weights, "blocks")
-    key = f"blocks.{backbone.depth - 1}.param_generator1.0.weight"
+def field_of(weights: Specs) -> NerfConfig:
+    """PixNerd's field blocks, whose last is the last of `blocks`."""
+    key = f"blocks.{count_of(weights, 'blocks') - 1}.param_generator1.0.weight"
     rows, size = shape_of(weights, key, 2)[0], shape_of(weights, "x_embedder.embedder.0.weight", 2)[0]
     ratio, rest = divmod(rows, 2 * size**2)
     if rest or not ratio:
         raise UserError(f'"{key}" has {rows} rows; a multiple of {2 * size**2} is expected')
-    fields = sum(name.endswith(".param_generator1.0.weight") for name in weights)
-    backbone = replace(backbone, depth=backbone.depth - fields)
-    return DenoiserConfig(backbone, NerfConfig(fields, size, ratio))
+    return NerfConfig(sum(name.endswith(".param_generator1.0.weight") for name in weights), size, ratio)
+
+
+def _infer_pixnerd(weights: Specs, settings: Settings) -> DenoiserConfig:
+    backbone, field = infer_patch_dit(weights, "blocks"), field_of(weights)
+    return DenoiserConfig(replace(backbone, depth=backbone.depth - field.depth), field)
 
 
 DECO_HEAD = [

@@ -160,7 +160,11 @@ def recognise(
     are not looked at, so tensors on the meta device will do. Raises UserError: as `from_public`."""
     layout = _family(weights)
     _check_settings(settings or {}, *layout.parts[0])
-    config = with_settings(layout.infer(weights, settings or {}), settings or {})
+    place = f"read as {layout.family}"
+    try:
+        config = with_settings(layout.infer(weights, settings or {}), settings or {})
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
     known = preset_of(config)
     config = dataclasses.replace(
         config,
@@ -170,7 +174,7 @@ def recognise(
     tensors = skeleton(config).state_dict()
     names = _names(tensors, layout.table(config))
     kept = {name: value for name, value in weights.items() if name != TABLE}
-    check_weights(shapes(names, tensors), kept, "published checkpoint")
+    check_weights(shapes(names, tensors), kept, place)
     return config, names
 
 
@@ -207,9 +211,11 @@ def _family(weights: Mapping[str, Tensor]) -> Layout:
     if found:
         several = "both " + " and ".join(layout.family for layout in found)
         raise UserError(f"the checkpoint has the keys of {several}; give a single network's tensors")
-    marks = (f'{layout.family} ("{layout.marks[0]}")' for layout in LAYOUTS)
-    begin = ", ".join(map(shorten, sorted(weights)[:3])) or "nothing"
-    raise UserError(f"the checkpoint is none of {', '.join(marks)}: it begins with {begin}")
+    known, begin = (layout.family for layout in LAYOUTS), ", ".join(map(shorten, sorted(weights)[:3]))
+    raise UserError(
+        f"the keys ({begin or 'none'}, …) are those of no known network ({', '.join(known)}), or of a part "
+        "of one: give the file of a whole network"
+    )
 
 
 def with_settings(config: DenoiserConfig, settings: Settings) -> DenoiserConfig:

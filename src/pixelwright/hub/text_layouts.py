@@ -1,10 +1,10 @@
 """The published networks of PixNerd, DeCo and PixelGen for text: one backbone, `text_dit`, three heads."""
 
 import math
+from dataclasses import replace
 
-from pixelwright.errors import UserError
 from pixelwright.hub.layout import Layout, Settings, Table
-from pixelwright.hub.layouts import DECO_HEAD, pixnerd_head, position_table
+from pixelwright.hub.layouts import DECO_HEAD, field_of, pixnerd_head, position_table
 from pixelwright.hub.shapes import Specs, count_of, embedder_of, heads_of, shape_of
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.detailers.linear import LinearConfig
@@ -13,7 +13,6 @@ from pixelwright.models.detailers.pixel_mlp import PixelMLPConfig
 from pixelwright.models.text_dit import TextDiTConfig
 
 MARK = "text_refine_blocks.0.norm1.weight"
-_GENERATOR = ".param_generator1.0.weight"
 
 
 def _backbone(config: DenoiserConfig) -> Table:
@@ -72,14 +71,9 @@ def _infer_backbone(weights: Specs, fields: int = 0) -> TextDiTConfig:
 def _infer_pixnerd(weights: Specs, settings: Settings) -> DenoiserConfig:
     """The published configuration has `positions: rotary-16`, its code for other sizes `rotary` too; in
     patches of 16 pixels they are the same."""
-    blocks = [name for name in weights if name.endswith(_GENERATOR)]
-    size, _ = shape_of(weights, "x_embedder.embedder.0.weight", 2)
-    rows = [shape_of(weights, name, 2)[0] for name in blocks]
-    ratio, rest = divmod(rows[0] if rows else 0, 2 * size**2)
-    if rest or not ratio:
-        raise UserError(f'"…{_GENERATOR}" has {rows[:1]} rows; a multiple of {2 * size**2} is expected')
-    head = NerfConfig(len(blocks), size, ratio, "rotary-16", unit_w2=False, final_norm=False)
-    return DenoiserConfig(_infer_backbone(weights, len(blocks)), head)
+    field = field_of(weights)
+    head = replace(field, positions="rotary-16", unit_w2=False, final_norm=False)
+    return DenoiserConfig(_infer_backbone(weights, field.depth), head)
 
 
 def _infer_deco(weights: Specs, settings: Settings) -> DenoiserConfig:

@@ -140,7 +140,8 @@ def _same_encoder(old: TextNote | None, new: TextNote | None, init: str) -> None
 
 def _named(changed: list[str]) -> str:
     more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
-    return f"{'; '.join(changed[:MOST_NAMED])}{more}"
+    first = sorted(changed, key=lambda each: ".type: " not in each)  # kinds of parts before their sizes
+    return f"{'; '.join(first[:MOST_NAMED])}{more}"
 
 
 def _check_folder(run: Path, config: LoopConfig) -> None:
