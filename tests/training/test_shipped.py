@@ -30,6 +30,15 @@ IMAGENET = {
     "imagenet256-pixeldit-xl-16-postmod": ("pixeldit-xl-16-postmod", 256, 320),
     "imagenet512-pixeldit-xl-16": ("pixeldit-xl-16", 512, 80),
 }
+#              preset, size, steps, guidance scale and interval, REPA
+X_PREDICTION = {
+    "imagenet256-jit-b-16": ("jit-b-16", 256, 750_684, 3.0, (0.1, 1.0), False),
+    "imagenet256-jit-l-16": ("jit-l-16", 256, 750_684, 2.4, (0.1, 1.0), False),
+    "imagenet256-jit-h-16": ("jit-h-16", 256, 750_684, 2.2, (0.1, 1.0), False),
+    "imagenet512-jit-h-32": ("jit-h-32", 512, 750_684, 2.3, (0.1, 1.0), False),
+    "imagenet256-pixeldit2-h-16": ("pixeldit2-h-16", 256, 750_000, 2.4, (0.125, 0.9), True),
+    "imagenet512-pixeldit2-h-16": ("pixeldit2-h-16-512", 512, 850_000, 2.1, (0.1, 0.925), True),
+}
 # What makes a run a small one, and nothing else.
 SIZES = {"run", "steps", "batch_size", "log_every", "checkpoint_every", "sample_every"}
 SIZES |= {"model.depth", "model.hidden_size", "model.num_heads", "sample.count", "sample.steps"}
@@ -47,7 +56,7 @@ def settings_of(*arguments: str) -> dict[str, Any]:
 
 
 def test_none_is_forgotten() -> None:
-    assert {path.stem for path in CONFIGS.glob("imagenet*.yaml")} == set(IMAGENET)
+    assert {path.stem for path in CONFIGS.glob("imagenet*.yaml")} == {*IMAGENET, *X_PREDICTION}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -76,6 +85,48 @@ def test_the_numbers_of_the_papers(name: str) -> None:
     else:
         assert config.optim.schedule == "constant"
     assert (config.init is not None) == (name == "imagenet512-pixeldit-xl-16")
+
+
+@pytest.mark.parametrize("name", list(X_PREDICTION))
+def test_the_numbers_of_jit_and_pixeldit2(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    preset, size, steps, scale, interval, repa = X_PREDICTION[name]
+    assert (config.model.preset, config.data.size, config.data.flip) == (preset, size, True)
+    assert (config.batch_size, config.steps, config.precision) == (1024, steps, "bf16")
+    optim = config.optim
+    assert (optim.name, optim.lr, optim.betas, optim.weight_decay) == ("adamw", 2e-4, (0.9, 0.95), 0.0)
+    assert (optim.schedule, optim.clip) == ("constant", None) and optim.warmup in (6255, 6256)
+    assert (config.ema_decay, config.ema_more) == (0.9999, () if repa else (0.9996,))
+    assert (config.flow.time_mean, config.flow.time_std, config.flow.null_probability) == (-0.8, 0.8, 0.1)
+    assert [type(each) for each in config.objectives] == [RepaConfig] * repa
+    model, sample = config.model.denoiser(), config.sample
+    assert (model.prediction, model.noise_scale, model.image_size) == ("x", size / 256, (size, size))
+    assert model.backbone.dropout == (0.2 if "-h-" in name else 0.0)
+    assert config.flow.null_ungrounded_probability == (0.05 if repa and size == 512 else 0.0)
+    assert (sample.solver, sample.steps, sample.guidance_scale) == ("heun", 50, scale)
+    assert (sample.guidance_interval, sample.guidance_ends) == (interval, "zero")
+
+
+@pytest.mark.usefixtures("no_extras")
+@pytest.mark.parametrize("name", ["imagenet256-jit-h-16", "imagenet512-pixeldit2-h-16"])
+def test_they_run_at_the_size_of_a_toy(name: str, tmp_path: Path, dino: Path, dinov3: str) -> None:
+    sizes = ["--model.backbone.in_context_start", "1", "--ema_more", "[]"]
+    if "pixeldit2" in name:
+        backbone = f"{{in_context_start: 1, encoder: {dinov3}, encoder_size: 24, grounding_heads: 2}}"
+        sizes = ["--model.backbone", backbone]
+    command = twin(name, tmp_path / "run", dino)
+    if not X_PREDICTION[name][-1]:
+        command = [word for word in command if word not in ("--objectives.repa.teacher", str(dino))]
+        command[command.index(str(DEBUG))] = str(without_repa(tmp_path))
+    assert cli.main([*command, *sizes]) == 0
+    assert all(0 < line["loss"] < 30 and not line["skipped"] for line in log_of(tmp_path / "run"))
+
+
+def without_repa(folder: Path) -> Path:
+    """The debug file for configurations that have no REPA to make small."""
+    lines = [line for line in DEBUG.read_text().splitlines() if not line.startswith("objectives")]
+    (folder / "sizes.yaml").write_text("\n".join(lines))
+    return folder / "sizes.yaml"
 
 
 def test_the_debug_file_holds_sizes_alone() -> None:
