@@ -110,23 +110,13 @@ def test_the_numbers_of_jit_and_pixeldit2(name: str) -> None:
 @pytest.mark.usefixtures("no_extras")
 @pytest.mark.parametrize("name", ["imagenet256-jit-h-16", "imagenet512-pixeldit2-h-16"])
 def test_they_run_at_the_size_of_a_toy(name: str, tmp_path: Path, dino: Path, dinov3: str) -> None:
-    sizes = ["--model.backbone.in_context_start", "1", "--ema_more", "[]"]
+    files = ["--config", str(CONFIGS / f"{name}.yaml"), "--config", str(DEBUG)]
+    more = ["--objectives", "[]", "--model.backbone.in_context_start", "1"]
     if "pixeldit2" in name:
         backbone = f"{{in_context_start: 1, encoder: {dinov3}, encoder_size: 24, grounding_heads: 2}}"
-        sizes = ["--model.backbone", backbone]
-    command = twin(name, tmp_path / "run", dino)
-    if not X_PREDICTION[name][-1]:
-        command = [word for word in command if word not in ("--objectives.repa.teacher", str(dino))]
-        command[command.index(str(DEBUG))] = str(without_repa(tmp_path))
-    assert cli.main([*command, *sizes]) == 0
+        more = ["--objectives.repa.teacher", str(dino), "--model.backbone", backbone]
+    assert cli.main(["train", *files, "--run", str(tmp_path / "run"), "--device", "cpu", *more]) == 0
     assert all(0 < line["loss"] < 30 and not line["skipped"] for line in log_of(tmp_path / "run"))
-
-
-def without_repa(folder: Path) -> Path:
-    """The debug file for configurations that have no REPA to make small."""
-    lines = [line for line in DEBUG.read_text().splitlines() if not line.startswith("objectives")]
-    (folder / "sizes.yaml").write_text("\n".join(lines))
-    return folder / "sizes.yaml"
 
 
 def test_the_debug_file_holds_sizes_alone() -> None:

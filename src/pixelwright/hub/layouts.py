@@ -243,27 +243,12 @@ def _infer_jit(weights: Specs, settings: Settings) -> DenoiserConfig:
     width, _, patch_size, _ = shape_of(weights, "x_embedder.proj1.weight", 4)
     split = "x_embedder.proj2.weight" in weights
     hidden_size = shape_of(weights, "x_embedder.proj2.weight", 4)[0] if split else width
-    num_heads = heads_of(weights, "blocks.0.attn.q_norm.weight", hidden_size)
     mlp_size = shape_of(weights, "blocks.0.mlp.w12.weight", 2)[0] // 2
-    sizes = (hidden_size, count_of(weights, "blocks"), num_heads)
-    known = preset_backbone(JiTConfig, sizes)
-    backbone = JiTConfig(
-        *sizes,
-        patch_size,
-        classes_of(weights),
-        *context_of(weights, known, settings),
-        bottleneck=width if split else None,
-        mlp_size=None if mlp_size == 8 * hidden_size // 3 else mlp_size,
-        dropout=0.0 if known is None else known.dropout,
-    )
-    side = math.isqrt(shape_of(weights, "pos_embed", 3)[1]) * patch_size if "pos_embed" in weights else 0
-    return DenoiserConfig(
-        backbone,
-        LinearConfig(channels_last=True),
-        prediction="x",
-        noise_scale=max(1.0, side / 256),
-        image_size=(side, side) if side else None,
-    )
+    common = common_of(JiTConfig, weights, settings, "blocks", hidden_size, mlp_size)
+    backbone = JiTConfig(**common, patch_size=patch_size, bottleneck=width if split else None)
+    size = size_of_table(weights, patch_size)
+    more: dict[str, Any] = {"noise_scale": max(1.0, size[0] / 256) if size else 1.0, "image_size": size}
+    return DenoiserConfig(backbone, LinearConfig(channels_last=True), prediction="x", **more)
 
 
 # ---------------------------------------------------------------- PixelDiT2
@@ -288,50 +273,55 @@ def _pixeldit2(config: DenoiserConfig) -> Table:
 
 def _infer_pixeldit2(weights: Specs, settings: Settings) -> DenoiserConfig:
     hidden_size, patch_size = embedder_of(weights)
-    num_heads = heads_of(weights, "patch_blocks.0.attn.q_norm.weight", hidden_size)
     mlp_size = shape_of(weights, "patch_blocks.0.mlp.w1.weight", 2)[0]
     encoder_size = shape_of(weights, f"{_GROUNDING}input_proj.weight", 2)[1]
-    sizes = (hidden_size, count_of(weights, "patch_blocks"), num_heads)
-    known = preset_backbone(PixelDiT2Config, sizes)
     large = encoder_size > PixelDiT2Config.encoder_size  # of the model for 512²
     backbone = PixelDiT2Config(
-        *sizes,
-        patch_size,
-        classes_of(weights),
-        *context_of(weights, known, settings),
+        **common_of(PixelDiT2Config, weights, settings, "patch_blocks", hidden_size, mlp_size),
+        patch_size=patch_size,
         encoder=BASE if large else SMALL,
         encoder_size=encoder_size,
         grounding_depth=count_of(weights, f"{_GROUNDING}blocks"),
         grounding_heads=heads_of(weights, f"{_GROUNDING}blocks.0.attn.q_norm.weight", hidden_size),
         single_silu=large,
-        mlp_size=None if mlp_size == 8 * hidden_size // 3 else mlp_size,
-        dropout=0.0 if known is None else known.dropout,
     )
     noise_scale = 2.0 if large else 1.0
     return DenoiserConfig(backbone, LinearConfig(channels_last=True), prediction="x", noise_scale=noise_scale)
 
 
-def preset_backbone(kind: type, sizes: tuple[int, int, int]) -> Any:
-    """The backbone of the preset of this kind, width, depth and number of heads; None where there is none."""
-    known: Any
-    for known in (preset.backbone for preset in PRESETS.values() if type(preset.backbone) is kind):
-        if (known.hidden_size, known.depth, known.num_heads) == sizes:
-            return known
-    return None
+def common_of(
+    kind: type, weights: Specs, settings: Settings, blocks: str, hidden_size: int, mlp_size: int
+) -> dict[str, Any]:
+    """What the configs of JiT and PixelDiT2 share. The block before which the in-context tokens come in, and
+    the dropout, which no file tells, are those of the preset of these sizes. Raises UserError: there is none,
+    and `settings` do not tell that block."""
+    sizes = {"hidden_size": hidden_size, "depth": count_of(weights, blocks)}
+    sizes["num_heads"] = heads_of(weights, f"{blocks}.0.attn.q_norm.weight", hidden_size)
+    presets: list[Any] = [each.backbone for each in PRESETS.values() if type(each.backbone) is kind]
+    known = next((b for b in presets if all(getattr(b, key) == sizes[key] for key in sizes)), None)
+    length = start = 0
+    if "in_context_posemb" in weights:
+        length = shape_of(weights, "in_context_posemb", 3)[1]
+        if known is None and "in_context_start" not in settings:
+            raise UserError(
+                "the checkpoint does not tell before which block its in-context tokens come in, and no "
+                "preset has its sizes: give in_context_start"
+            )
+        start = settings.get("in_context_start", known and known.in_context_start)
+    return {
+        **sizes,
+        "num_classes": classes_of(weights),
+        "in_context_length": length,
+        "in_context_start": start,
+        "mlp_size": None if mlp_size == 8 * hidden_size // 3 else mlp_size,
+        "dropout": 0.0 if known is None else known.dropout,
+    }
 
 
-def context_of(weights: Specs, known: Any, settings: Settings) -> tuple[int, int]:
-    """Number of the in-context tokens, and the block before which they come in, which a file does not tell:
-    that of the preset of these sizes. Raises UserError: it is not known."""
-    if "in_context_posemb" not in weights:
-        return 0, 0
-    length = shape_of(weights, "in_context_posemb", 3)[1]
-    if known is not None or "in_context_start" in settings:
-        return length, settings.get("in_context_start", known and known.in_context_start)
-    raise UserError(
-        "the checkpoint does not tell before which block its in-context tokens come in, and no preset has "
-        "its sizes: give in_context_start"
-    )
+def size_of_table(weights: Specs, patch_size: int) -> tuple[int, int] | None:
+    """The size of the images of a table of positions, which are square; None where there is no table."""
+    side = math.isqrt(shape_of(weights, "pos_embed", 3)[1]) * patch_size if "pos_embed" in weights else 0
+    return (side, side) if side else None
 
 
 def position_table(config: DenoiserConfig) -> dict[str, Tensor]:

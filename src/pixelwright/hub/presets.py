@@ -83,6 +83,10 @@ _NERD = "PixNerd (arXiv 2507.23268), FID 1.93 to 1.95 on 50,000 images (ADM prot
 _PIXNERD = _preset("pixnerd-imagenet256", SamplerSettings("euler", 100, 3.5, (0.1, 1.0)), _NERD)
 
 
+_DDT = "DDT (arXiv 2504.05741), sampling settings of its ImageNet results at 256², in latents"
+_DDT_PRESET = _preset("ddt-xl", SamplerSettings("euler", 250, 2.0, (0.3, 1.0), last_step=0.04), _DDT)
+
+
 def _deco(side: int, scale: float, results: str) -> SamplerPreset:
     settings = SamplerSettings("euler", 100, scale, (0.1, 1.0), guidance_ends="high")
     return _preset(f"deco-imagenet{side}", settings, f"DeCo (arXiv 2511.19365), {results} (ADM protocol)")
@@ -105,6 +109,7 @@ PUBLISHED = [
     Published(_PIXNERD, "[!r]*", ("pixnerd-xl-16",)),  # not "res512_…", whose settings are not published
     Published(_deco(512, 5.0, "FID 2.22"), "*imagenet512*", ("deco-xl-16",), 512),
     Published(_deco(256, 3.2, "FID 1.71 after 800 epochs"), "*", ("deco-xl-16",)),
+    Published(_DDT_PRESET, "*", ("ddt-xl-16",)),
     Published(_PIXELGEN, "*", ("pixelgen-xl-16",)),
     *(Published(_text_keys(name), "*", (name,)) for name in ("pixnerd-t2i", "deco-t2i", "pixelgen-t2i")),
     Published(_t2i("pixeldit-t2i-1024", 4.0), "*", ("pixeldit-t2i",), 1024),

@@ -1,10 +1,9 @@
 """The published networks of PixNerd, DeCo and PixelGen for text: one backbone, `text_dit`, three heads."""
 
-import math
 from dataclasses import replace
 
 from pixelwright.hub.layout import Layout, Settings, Table
-from pixelwright.hub.layouts import DECO_HEAD, field_of, pixnerd_head, position_table
+from pixelwright.hub.layouts import DECO_HEAD, field_of, pixnerd_head, position_table, size_of_table
 from pixelwright.hub.shapes import Specs, count_of, embedder_of, heads_of, shape_of
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.detailers.linear import LinearConfig
@@ -83,11 +82,8 @@ def _infer_deco(weights: Specs, settings: Settings) -> DenoiserConfig:
 
 
 def _infer_pixelgen(weights: Specs, settings: Settings) -> DenoiserConfig:
-    backbone = _infer_backbone(weights)
-    side = 0
-    if "pos_embed" in weights:
-        side = math.isqrt(shape_of(weights, "pos_embed", 3)[1]) * backbone.patch_size
-    head, size = LinearConfig("layer", modulation=False), (side, side) if side else None
+    backbone, head = _infer_backbone(weights), LinearConfig("layer", modulation=False)
+    size = size_of_table(weights, backbone.patch_size)
     return DenoiserConfig(backbone, head, prediction="x", image_size=size)
 
 

@@ -62,26 +62,24 @@ _IMAGE_SIZE = {4: 32, 8: 64, 16: 256, 32: 512}
 
 def _presets() -> dict[str, DenoiserConfig]:
     table = {}
+
+    def add(name: str, backbone: PatchDiTConfig, detailer: Any) -> None:
+        side = _IMAGE_SIZE[backbone.patch_size]
+        table[name] = DenoiserConfig(backbone, detailer, name=name, image_size=(side, side))
+
     for size_name, size in SIZES.items():
         for patch, channels in size.patches.items():
             pit = PiTConfig(size.pit_depth, size.pixel, attention_size=size.hidden, num_heads=size.heads)
-            detailers: dict[str, Any] = {
-                "dip-{}": UNetConfig(channels),
-                "pixeldit-{}": pit,
-                "pixeldit-{}-postmod": dataclasses.replace(pit, post_modulation=True),
-                "dit-{}": LinearConfig(),
-            }
             backbone = PatchDiTConfig(size.hidden, size.depth, size.heads, patch, num_classes=1000)
-            side = _IMAGE_SIZE[patch]
-            for pattern, detailer in detailers.items():
-                name = pattern.format(f"{size_name}-{patch}")
-                table[name] = DenoiserConfig(backbone, detailer, name=name, image_size=(side, side))
-            name, vanilla = f"dit-{size_name}-{patch}-vanilla", dataclasses.replace(backbone, vanilla=True)
-            table[name] = DenoiserConfig(vanilla, LinearConfig("layer"), name=name, image_size=(side, side))
+            end = f"{size_name}-{patch}"
+            add(f"dip-{end}", backbone, UNetConfig(channels))
+            add(f"pixeldit-{end}", backbone, pit)
+            add(f"pixeldit-{end}-postmod", backbone, dataclasses.replace(pit, post_modulation=True))
+            add(f"dit-{end}", backbone, LinearConfig())
+            vanilla = dataclasses.replace(backbone, vanilla=True)
+            add(f"dit-{end}-vanilla", vanilla, LinearConfig("layer"))
     for name, (depth, hidden, heads, patch, detailer) in RELATIVES.items():
-        backbone = PatchDiTConfig(hidden, depth, heads, patch, num_classes=1000)
-        side = _IMAGE_SIZE[patch]
-        table[name] = DenoiserConfig(backbone, detailer, name=name, image_size=(side, side))
+        add(name, PatchDiTConfig(hidden, depth, heads, patch, num_classes=1000), detailer)
     return table
 
 
@@ -131,24 +129,23 @@ _JIT = {
 }
 
 
+def _of_x(name: str, backbone: JiTConfig | PixelDiT2Config, side: int) -> DenoiserConfig:
+    """A model that predicts the image, of 1000 classes; its noise grows with the image from 256² on."""
+    more: dict[str, Any] = {"noise_scale": max(1.0, side / 256), "image_size": (side, side)}
+    return DenoiserConfig(backbone, LinearConfig(channels_last=True), name=name, prediction="x", **more)
+
+
 def _jit_presets() -> dict[str, DenoiserConfig]:
-    """JiT's, of 1000 classes; its noise grows with the image. PixelGen's, which is JiT without bottleneck."""
+    """JiT's, and PixelGen's, which is JiT without bottleneck."""
     table = {}
     for size, (depth, hidden, heads, bottleneck, length, start, dropout, sides) in _JIT.items():
+        more: dict[str, Any] = {"bottleneck": bottleneck, "dropout": dropout}
         for patch, side in sides.items():
-            context, name = (length, start), f"jit-{size}-{patch}"
-            more: dict[str, Any] = {"bottleneck": bottleneck, "dropout": dropout}
-            table[name] = DenoiserConfig(
-                JiTConfig(hidden, depth, heads, patch, 1000, *context, **more),
-                LinearConfig(channels_last=True),
-                name=name,
-                prediction="x",
-                noise_scale=max(1.0, side / 256),
-                image_size=(side, side),
-            )
+            backbone = JiTConfig(hidden, depth, heads, patch, 1000, length, start, **more)
+            name = f"jit-{size}-{patch}"
+            table[name] = _of_x(name, backbone, side)
     pixelgen = JiTConfig(1152, 28, 16, 16, 1000, in_context_length=32, in_context_start=8, dropout=0.1)
-    more = {"name": "pixelgen-xl-16", "prediction": "x", "image_size": (256, 256)}
-    return table | {"pixelgen-xl-16": DenoiserConfig(pixelgen, LinearConfig(channels_last=True), **more)}
+    return table | {"pixelgen-xl-16": _of_x("pixelgen-xl-16", pixelgen, 256)}
 
 
 #                    N     D  heads P  side, first block of the in-context tokens, model for 512²
@@ -170,14 +167,8 @@ def _pixeldit2_presets() -> dict[str, DenoiserConfig]:
         if large:
             more |= {"encoder": BASE, "encoder_size": 768, "single_silu": True}
             more |= {"mlp_size": -(-(8 * hidden // 3) // 32) * 32}
-        table[name] = DenoiserConfig(
-            PixelDiT2Config(hidden, depth, heads, patch, 1000, 32, start, **more),
-            LinearConfig(channels_last=True),
-            name=name,
-            prediction="x",
-            noise_scale=side / 256,
-            image_size=(side, side),
-        )
+        backbone = PixelDiT2Config(hidden, depth, heads, patch, 1000, 32, start, **more)
+        table[name] = _of_x(name, backbone, side)
     return table
 
 
