@@ -125,12 +125,6 @@ def test_a_run_does_not_start_from_another_family(
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_models_of_two_families_have_no_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, other = (write(published(name), tmp_path / f"{name}.safetensors") for name in ("deco", "pixnerd"))
-    assert main(["convert", str(one), str(tmp_path / "out"), "--average", str(other)]) == 2
-    assert "cannot be averaged: their" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("pair", [("deco", "pixeldit2"), ("ddt", "dip"), ("pixelgen_t2i", "pixeldit_c2i")])
 def test_two_networks_in_one_file_are_named(pair: tuple[str, str], tmp_path: Path) -> None:
     refused(write(published(pair[0]) | published(pair[1]), tmp_path / "x.safetensors"), "the keys of both")
