@@ -6,8 +6,8 @@
 food: BASE draws the classes of CIFAR-10 and learns another from photographs of food (a folder with images.zip
 and classes.json of ImageNet's classes, one image each). pink: BASE draws captioned Shapes and learns a colour
 that these lack, from pink circles, squares and triangles; pink stars are asked for, and never shown. Seeds
-are run one after the other: OUT/results.json has those that are done, OUT/samples.png the first samples of
-the last seed, a row for each way.
+are run one after the other, and the same command goes on where it stopped: OUT/results.json has what is done,
+shown.png in each run its first samples.
 """
 
 import argparse
@@ -215,21 +215,23 @@ def main() -> None:
     torch.set_num_threads(1)
     common, out = (options.base, options.features), options.out
     study: Any = Food(*common, options.photos, out) if options.study == "food" else Pink(*common, out)
-    rows: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    if options.study == "pink":
-        rows["before"] = [study.measured(study.base, *study.ask(study.base, False), 7)[0]]
+    kept = out / "results.json"
+    rows: dict[str, dict[str, dict[str, float]]] = json.loads(kept.read_text()) if kept.exists() else {}
+    if options.study == "pink" and "before" not in rows:
+        rows["before"] = {"0": study.measured(study.base, *study.ask(study.base, False), 7)[0]}
     for seed in range(options.seeds):
-        shown = []
         for way in WAYS:
+            if str(seed) in rows.setdefault(way, {}):
+                continue
             run = out / f"{way.replace(', ', '-').replace(' ', '-')}-{seed}"
             model, seconds = trained(way, study, options.base, run, options.steps, seed)
             numbers, drawn = study.measured(model, *study.ask(model, way == SCRATCH), seed)
-            rows[way].append({**numbers, "seconds": seconds})
-            shown.append(drawn)
-            print(seed, way, rows[way][-1], flush=True)
-            found = {"rows": rows, "spread": {name: spread(each) for name, each in rows.items() if each}}
-            (out / "results.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-        save_grid(torch.cat(shown), out / "samples.png", columns=SHOWN, scale=max(1, 64 // study.side))
+            rows[way][str(seed)] = {**numbers, "seconds": seconds}
+            save_grid(drawn, run / "shown.png", columns=SHOWN, scale=max(1, 64 // study.side))
+            print(seed, way, rows[way][str(seed)], flush=True)
+            kept.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    for way, found in rows.items():
+        print(way, spread(list(found.values())))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import pixelwright as pw
 from pixelwright.cli.main import main
@@ -107,6 +108,18 @@ def test_a_model_folder_within_a_repository(address: str, online: Path) -> None:
     pw.save(model, online / "sub")
     (online / "README.md").touch()
     assert pw.load(address).config == load_config(address) == model.config
+
+
+@pytest.mark.parametrize("folder", ["", "/deep"])
+def test_an_adapter_in_a_repository(folder: str, online: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="LoRA needs peft (extra finetune)")
+    model = pw.create("dit-n-4", 2, depth=1, hidden_size=16, num_heads=2)
+    pw.save(model, tmp_path / "base")
+    lora = peft.LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False)
+    peft.get_peft_model(model, lora).save_pretrained(Path(f"{online}{folder}"))
+    here = pw.load(tmp_path / "base", adapter=Path(f"{online}{folder}")).state_dict()
+    found = pw.load(tmp_path / "base", adapter={f"hf://owner/name{folder}": 1.0}).state_dict()
+    assert all(torch.equal(found[name], x) for name, x in here.items())
 
 
 def test_a_file_at_any_other_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

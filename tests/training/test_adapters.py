@@ -200,6 +200,30 @@ def test_peft_itself_reads_the_folder(adapted: Any, base: Path, dora: bool) -> N
         assert not torch.allclose(pw.load(base)(x, t, labels), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": r".*blocks\.\d+\.attn\.(qkv|proj)"},
+        {"target_modules": "all-linear", "use_rslora": True},
+        {"target_modules": ["qkv"], "modules_to_save": ["class_embedder"]},
+        {"target_modules": ["qkv", "proj"], "exclude_modules": ["backbone.blocks.1.attn.qkv"]},
+        {"target_modules": ["qkv"], "layers_to_transform": [0], "rank_pattern": {"qkv": 2}},
+    ],
+)
+def test_what_peft_itself_made_is_read(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    theirs: Any = get_peft_model(pw.load(base), LoraConfig(r=4, init_lora_weights=False, **settings))
+    with torch.no_grad():
+        for p in (p for p in theirs.parameters() if p.requires_grad):
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    theirs.save_pretrained(tmp_path / "theirs")
+    x, t, labels = torch.randn(2, 3, 8, 8), torch.tensor([0.2, 0.7]), torch.tensor([0, 1])
+    with torch.no_grad():
+        found = pw.load(base, adapter=tmp_path / "theirs")(x, t, labels)
+        assert torch.allclose(found, theirs.base_model.model(x, t, labels), atol=1e-5)
+
+
 def test_the_diffusers_pipeline_draws_the_same_images(adapted: Any, base: Path) -> None:
     pytest.importorskip("diffusers", reason="the pipeline needs diffusers")
     from pixelwright.diffusion.sample import noise_of

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pixelwright.errors import UserError
 from pixelwright.files import read_json, sha256, write_safetensors, write_text
 from pixelwright.hub.files import open_safetensors
+from pixelwright.hub.remote import SCHEME, fetch
 from pixelwright.models.config import DenoiserConfig, Provenance, from_dict, to_dict
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import LARGEST_CONFIG, check_finite, check_weights, skeleton
@@ -36,7 +37,7 @@ UNDERSTOOD = {
     "use_dora",
     "use_rslora",
 }
-UNDERSTOOD |= {"rank_pattern", "alpha_pattern"}
+UNDERSTOOD |= {"rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform", "layers_pattern"}
 NOTES = {"peft_type", "task_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
 NOTES |= {"auto_mapping", "init_lora_weights", "megatron_core"}  # no say in the numbers once it is trained
 
@@ -90,9 +91,10 @@ def find_adapter(folder: Path) -> Path | None:
 
 
 def read_adapter(source: str | os.PathLike[str]) -> Adapter:
-    """The adapter in a folder, or in the folder of the run that made it. Raises UserError: none, a damaged
-    one, or one with what is not known here."""
-    given = Path(source).expanduser()
+    """The adapter in a folder, in the folder of the run that made it or at hf://OWNER/NAME. Raises UserError:
+    none, a damaged one, or one with what is not known here."""
+    on_hub = str(source).startswith(SCHEME)
+    given = fetch(str(source), (SETTINGS, MODEL)).parent if on_hub else Path(source).expanduser()
     if (folder := find_adapter(given)) is None:
         raise UserError(f"{given} holds no adapter: give a folder with {SETTINGS} and {WEIGHTS}, or its run")
     lora = _settings(folder / SETTINGS)
@@ -239,7 +241,8 @@ def _merged(model: PixelDenoiser, adapter: Adapter) -> Iterator[tuple[str, Tenso
     saved = adapter.lora.modules_to_save or ()
     try:
         inject(adapted, adapter.lora, empty=True)
-        needed = {n: p for n, p in adapted.named_parameters() if p.is_meta or n.rpartition(".")[0] in saved}
+        whole_ones = {n for n in whole for part in saved if f".{part}." in f".{n}"}
+        needed = {n: p for n, p in adapted.named_parameters() if p.is_meta or n in whole_ones}
         check_weights({name: p.shape for name, p in needed.items()}, adapter.weights, adapter.place)
     except ValueError as error:  # peft's, or a UserError
         raise UserError(f"{error}: is it an adapter of another model?") from None

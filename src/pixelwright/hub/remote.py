@@ -7,6 +7,7 @@ which works offline; a file at https://, s3:// and the like is fetched by `pixel
 import contextlib
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ SCHEME = "hf://"
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w.\-]+))?(/(?P<file>.+?))?/?")
 
 
-def fetch(address: str) -> Path:
-    """The local copy of a file of weights; on the hub with the config that is beside it.
+def fetch(address: str, beside: Iterable[str] = (CONFIG,)) -> Path:
+    """The local copy of a file of weights; on the hub with the files of these names that are beside it.
 
     Files of the hub come from its cache where they are current; offline (HF_HUB_OFFLINE=1) from it alone.
 
@@ -48,8 +49,9 @@ def fetch(address: str) -> Path:
     path, folder = download(file), file.rpartition("/")[0]
     for name in shard_names(path) if file.endswith(INDEX_SUFFIX) else ():
         download(f"{folder}/{name}" if folder else name)
-    with contextlib.suppress(UserError):  # few have one of ours
-        download(f"{folder}/{CONFIG}" if folder else CONFIG)
+    for name in beside:
+        with contextlib.suppress(UserError):  # few have one of ours
+            download(f"{folder}/{name}" if folder else name)
     return path
 
 
