@@ -10,7 +10,9 @@ from torch import Tensor
 
 import pixelwright as pw
 from pixelwright.cli.main import main
+from pixelwright.hub.presets import with_notes
 from pixelwright.models.folder import WEIGHTS
+from pixelwright.models.presets import preset
 from tests.hub.published import prefixed
 from tests.recordings import weights
 
@@ -128,3 +130,10 @@ def test_a_run_does_not_start_from_another_family(
 @pytest.mark.parametrize("pair", [("deco", "pixeldit2"), ("ddt", "dip"), ("pixelgen_t2i", "pixeldit_c2i")])
 def test_two_networks_in_one_file_are_named(pair: tuple[str, str], tmp_path: Path) -> None:
     refused(write(published(pair[0]) | published(pair[1]), tmp_path / "x.safetensors"), "the keys of both")
+
+
+def test_ddts_sampler_is_that_of_its_results() -> None:
+    sampler = with_notes(preset("ddt-xl-16"), "model").sampler
+    assert sampler is not None and (sampler.name, sampler.solver, sampler.steps) == ("ddt-xl", "euler", 250)
+    assert (sampler.guidance_scale, sampler.guidance_interval) == (2.0, (0.3, 1.0))
+    assert sampler.last_step == 0.04 and "in latents" in sampler.origin
