@@ -32,7 +32,7 @@ def main(path: str, out: str = "editing.png") -> None:
     hidden = torch.where(mask[..., None], torch.tensor(255, dtype=torch.uint8), images)
     rows = {
         "picture": images,
-        "flowedit": pw.edit(model, images, target, source, method="flowedit"),
+        "flowedit": pw.edit(model, images, target, source, method="flowedit", guidance_scale=1.0),
         "sdedit 0.6": pw.edit(model, images, target, strength=0.6),
         "masked": hidden,
         "inpaint": pw.edit(model, images, source, method="inpaint", mask_image=mask),

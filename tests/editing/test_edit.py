@@ -155,10 +155,6 @@ def test_outpainting_grows_the_canvas_around_the_same_bytes(
     assert torch.equal(edited[:, top : top + size[0], left : left + size[1]], images)
 
 
-def test_flowedit_of_classes_to_the_source_is_the_input_by_default() -> None:
-    assert torch.equal(pw.edit(DIT, pictures(), [1, 2], [1, 2], "flowedit"), pictures())
-
-
 @FAMILIES
 def test_flowedit_to_the_source_is_the_input_and_to_another_is_not(model: PixelDenoiser) -> None:
     images, target, other = pictures(), words(model, 1, 2), words(model, 2, 0)

@@ -41,7 +41,7 @@ class FlowEditDefaults(NamedTuple):
 
 FLOWEDIT = {
     "text": FlowEditDefaults(50, 33, 0, 1, 3.5, 13.5),  # the authors', for Stable Diffusion 3
-    "classes": FlowEditDefaults(50, 45, 0, 1, 1.0, 1.0),  # by benchmarks/editing.py
+    "classes": FlowEditDefaults(50, 45, 0, 1, 1.0, 4.0),  # measured, see docs/editing.md
 }
 METHODS: dict[str, tuple[str, ...]] = {
     "sdedit": ("strength",),
