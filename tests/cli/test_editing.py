@@ -240,7 +240,7 @@ def test_an_enlarged_picture_averages_to_the_small_one(model: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("method", ["ddnm", "pigdm", "pnp", "dps"])
-@pytest.mark.parametrize("task", ["sr2", "colourise", "deblur", "motion", "fill"])
+@pytest.mark.parametrize("task", ["sr2", "colourise", "deblur", "motion", "fill", "random"])
 def test_every_task_runs_with_every_method(
     model: Path, photo: Path, tmp_path: Path, task: str, method: str
 ) -> None:

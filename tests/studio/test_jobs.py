@@ -202,17 +202,24 @@ def test_every_method_of_editing(jobs: Jobs, model: str, tmp_path: Path, method:
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     stroke = np.zeros((64, 64, 4), np.uint8)
     stroke[20:30, 20:30] = 255
-    wanted = Edit(tmp_path / "photo.png", Image.fromarray(stroke), method, target="dog", steps=4)
+    values = (method, "dog", "", 1, "", "4", 0, True, method == "deblur", 9, 8, 1.5, 0, 0.5)
+    wanted = Edit.of(str(tmp_path / "photo.png"), Image.fromarray(stroke), *values)
     *_, last = jobs.edit("me", model, wanted)
     before, after = last.images
     assert before.shape == after.shape == (16, 16, 3)
-    assert [file.name.partition("-")[2] for file in last.files] == ["before.png", f"{method}-dog.png"]
+    names = [file.name.partition("-")[2] for file in last.files]
+    assert names == ["before.png", f"{method}-dog.png", "000.png"]
+    simulated = method in ("deblur", "colourise", "fill", "random", "dequantise")
+    with Image.open(last.files[2]) as sheet:
+        assert sheet.width // 160 == 2 + simulated
     changed = (before != after).any(-1)
     assert changed.any() or method == "flowedit"  # this model hardly tells classes apart
     if method == "inpaint":
         inside = torch.zeros(16, 16, dtype=torch.bool)
         inside[5:8, 5:8] = True  # what the stroke touches at this size
         assert torch.equal(changed | inside, inside)
+    if method in ("fill", "random"):  # what is there keeps its value, what is missing is grey
+        assert ((before == 128).all(-1) | ~changed).all()
     if method == "sr4":
         means = from_uint8(after[None]).unfold(2, 4, 4).unfold(3, 4, 4).mean((-1, -2))
         small = from_uint8(before[None, ::4, ::4])

@@ -1,11 +1,11 @@
 """`pixelwright restore`: pictures enlarged, sharpened, coloured or completed by a model."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jsonargparse import Namespace
+from torch import Tensor
 
 import pixelwright as pw
 from pixelwright.cli import pictures, sampler
@@ -13,56 +13,19 @@ from pixelwright.cli.parsing import Parser, adapters_of, add_device, add_imports
 from pixelwright.config import FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 from pixelwright.device import keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.sample import as_condition
-from pixelwright.editing import RESTORATION, operators
+from pixelwright.editing import RESTORATION
+from pixelwright.editing.tasks import TASKS, Task, TaskSettings
 from pixelwright.errors import UserError, nearest
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import from_uint8, to_uint8
 
-ROUNDING = 2 / 255 / 12**0.5  # standard deviation of the rounding of 8 bits, in units of [-1,1]
 
+def _named(task: Task) -> str:
+    return f" ({', '.join(f'--{name}' for name in task.uses)})" if task.uses else ""
 
-class Task(NamedTuple):
-    """What is undone."""
-
-    help: str
-    operator: Callable[[Namespace], operators.Operator]
-    measured: bool = (
-        True  # a picture is the measurement; else it is made of it, as a grey one of three channels
-    )
-    noise: float = 0.0  # of a measurement of 8 bits
-
-
-def _missing(options: Namespace) -> operators.Mask:
-    if options.mask is None:
-        raise UserError("--task fill needs --mask: a picture that is white where pixels are missing")
-    return operators.Mask(pictures.read_picture(Path(options.mask)).pixels[..., 0] >= 128)
-
-
-TASKS = {
-    "sr2": Task("enlarge twice", lambda options: operators.AveragePool(2)),
-    "sr4": Task("enlarge 4 times", lambda options: operators.AveragePool(4)),
-    "sr8": Task("enlarge 8 times", lambda options: operators.AveragePool(8)),
-    "colourise": Task("colour a grey picture", lambda options: operators.Grey(), measured=False),
-    "deblur": Task(
-        "undo a Gaussian blur (--sigma)",
-        lambda options: operators.Blur.gaussian(options.sigma),
-        noise=ROUNDING,
-    ),
-    "motion": Task(
-        "undo a motion blur (--length, --angle)",
-        lambda options: operators.Blur.motion(options.length, options.angle),
-        noise=ROUNDING,
-    ),
-    "fill": Task("fill in missing pixels (--mask)", _missing, measured=False),
-    "dequantise": Task(
-        "undo rounding to few levels (--levels)",
-        lambda options: operators.Quantise(options.levels),
-        measured=False,
-    ),
-}
 
 DESCRIPTION = f"""Restore pictures with a model, which fills in what a measurement has lost:
-{chr(10).join(f"  {name:<11} {task.help}" for name, task in TASKS.items())}
+{chr(10).join(f"  {name:<11} {task.help}{_named(task)}" for name, task in TASKS.items())}
 
 Results are PNG files with the alpha channel and colour profile of the input, where they fit; a sheet beside
 each shows input and result. Called again, it goes on with the pictures that have no result yet."""
@@ -71,6 +34,8 @@ EXAMPLES = """  pixelwright restore small.png --model M --task sr4 --out large.p
   pixelwright restore scans --model M --task colourise --method pigdm --out coloured
   pixelwright restore photo.png --model M --task fill --mask scratches.png --target dog --out whole.png
   pixelwright restore photo.png --model M --task deblur --sigma 1.5 --simulate --out shown.png"""
+
+LOST = ("sigma", "length", "angle", "levels", "share", "seed")
 
 
 def parser() -> Parser:
@@ -86,6 +51,12 @@ def parser() -> Parser:
     add("--length", type=PositiveInt, default=9, help="motion: pixels")
     add("--angle", type=FiniteFloat, default=0.0, help="motion: degrees from the horizontal, anticlockwise")
     add("--levels", type=PositiveInt, default=8, help="dequantise: levels of each channel")
+    add(
+        "--share",
+        type=PositiveFloat,
+        default=0.5,
+        help="random: share of the pixels that are lost, by --seed",
+    )
     help_text = "class or prompt of the pictures (default: none)"
     add("--target", type=str | None, metavar="LABEL", help=help_text)
     add = parser.section("how")
@@ -109,11 +80,18 @@ def parser() -> Parser:
     return parser
 
 
+def _mask(options: Namespace) -> Tensor | None:
+    if options.mask is None and options.task == "fill":
+        raise UserError("--task fill needs --mask: a picture that is white where pixels are missing")
+    return None if options.mask is None else pictures.read_picture(Path(options.mask)).pixels[..., 0] >= 128
+
+
 def run(options: Namespace) -> None:
     """Restore the pictures and write results and sheets."""
     if options.task not in TASKS:
         raise UserError(f'unknown task "{options.task}"{nearest(options.task, TASKS)}')
     task = TASKS[options.task]
+    lost = TaskSettings(**{name: options[name] for name in LOST}, mask=_mask(options))
     keep_memory()
     device = resolve_device(options.device)
     name_precision(options.precision, device)
@@ -127,7 +105,7 @@ def run(options: Namespace) -> None:
 
     def change(read: list[pictures.Picture], jobs: list[pictures.Job]) -> pictures.Results:
         images = torch.stack([picture.pixels for picture in read])
-        operator, x = task.operator(options), from_uint8(images)
+        operator, x = task.operator(lost, (images.shape[1], images.shape[2])), from_uint8(images)
         y = operator.A(x) if options.simulate or not task.measured else x
         more = {"precision": options.precision, "start_index": [job.number for job in jobs]}
         results = pw.restore(model, y, operator, labels=labels, **given, **more)
@@ -136,6 +114,6 @@ def run(options: Namespace) -> None:
             shown = [[("input", image), *column] for image, column in zip(images, shown, strict=True)]
         return list(zip(results, shown, strict=True))
 
-    own = ("sigma", "length", "angle", "levels", "mask", "task", "simulate", "target", "weights", "adapter")
+    own = (*LOST, "mask", "task", "simulate", "target", "weights", "adapter")
     noted = {"model": source, **{name: options[name] for name in own}, **given}
     pictures.process(options, noted, options.batch_size, change)

@@ -6,11 +6,13 @@ from typing import Any
 
 import gradio as gr
 
+from pixelwright.editing.tasks import TaskSettings
 from pixelwright.studio import texts
-from pixelwright.studio.editing import METHODS, Edit
+from pixelwright.studio.editing import METHODS, USES, Edit
 from pixelwright.studio.jobs import Jobs
 from pixelwright.studio.widgets import ONE_AT_A_TIME, enlarged, one_line, session_of, stopper
 
+FIELDS = ("source", "strength", "simulate", "sigma", "length", "angle", "levels", "share")
 _MASK: dict[str, Any] = {
     "type": "pil",
     "sources": (),
@@ -21,15 +23,34 @@ _MASK: dict[str, Any] = {
 }
 
 
+def _own_fields() -> dict[str, Any]:
+    """Fields that only some methods read, by their names in `USES`; those of the first are there."""
+    lost, first = TaskSettings(), USES["inpaint"]
+    there: dict[str, dict[str, Any]] = {name: {"visible": name in first} for name in FIELDS}
+    numbers = {"sigma": texts.SIGMA, "length": texts.LENGTH, "angle": texts.ANGLE, "levels": texts.LEVELS}
+    return {
+        "source": gr.Textbox("", label=texts.SOURCE, **there["source"]),
+        "strength": gr.Slider(
+            0, 1, 1, step=0.01, label=texts.STRENGTH, info=texts.STRENGTH_HELP, **there["strength"]
+        ),
+        "simulate": gr.Checkbox(False, label=texts.SIMULATE, **there["simulate"]),
+        **{
+            name: gr.Number(getattr(lost, name), label=label, **there[name])
+            for name, label in numbers.items()
+        },
+        "share": gr.Slider(0.01, 0.99, lost.share, step=0.01, label=texts.SHARE, **there["share"]),
+    }
+
+
 def edit_tab(jobs: Jobs, model: Any) -> None:
+    """A picture, what to do with it, and the result beside it."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=300):
             file = gr.File(label=texts.UPLOAD, file_types=["image"], height=170, elem_id="upload")
             methods = [(text, name) for name, text in METHODS.items()]
             method = gr.Dropdown(methods, value="inpaint", label=texts.METHOD, elem_id="method")
             target = gr.Textbox("", label=texts.TARGET, elem_id="target")
-            source = gr.Textbox("", label=texts.SOURCE)
-            strength = gr.Slider(0, 1, 1, step=0.01, label=texts.STRENGTH, info=texts.STRENGTH_HELP)
+            own = _own_fields()
             with gr.Row():
                 guidance = gr.Textbox("", label=texts.GUIDANCE, info=texts.OWN, min_width=90)
                 steps = gr.Textbox("", label=texts.STEPS, info=texts.OWN, min_width=90)
@@ -59,7 +80,16 @@ def edit_tab(jobs: Jobs, model: Any) -> None:
 
     for event in (file.upload, fit.change):
         event(shown, [file, model, fit], painted, api_visibility="private")
-    inputs = [model, file, painted, method, target, source, strength, guidance, steps, seed, fit]
+    method.change(
+        lambda name: [gr.update(visible=field in USES[name]) for field in FIELDS],
+        method,
+        [own[field] for field in FIELDS],
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    text = [own[name] for name in ("source", "strength")]
+    lost = [own[name] for name in ("simulate", "length", "levels", "sigma", "angle", "share")]
+    inputs = [model, file, painted, method, target, *text, guidance, steps, seed, fit, *lost]
     outputs = [status, slider, files]
     button.click(edited, inputs, outputs, api_name="edit", show_progress_on=[status], **ONE_AT_A_TIME)
     stop.click(stopper(jobs), api_visibility="private", queue=False)

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from pixelwright.acceleration import AcceleratedDenoiser
+from pixelwright.config import read
 from pixelwright.data.transforms import UnreadableImage, cover, read_image, read_size
 from pixelwright.diffusion.solvers import StepCallback
 from pixelwright.editing import edit, restore
-from pixelwright.editing.operators import AveragePool, Grey, Operator
+from pixelwright.editing.operators import AveragePool
+from pixelwright.editing.tasks import TASKS, TaskSettings
 from pixelwright.errors import UserError
 from pixelwright.files import read_bytes
-from pixelwright.images import from_uint8
+from pixelwright.images import from_uint8, to_uint8
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.studio import texts
 from pixelwright.studio.drawing import Frame, as_number, follow, whole
@@ -29,14 +31,13 @@ METHODS = {
     "inpaint": texts.INPAINT,
     "sdedit": texts.SDEDIT,
     "flowedit": texts.FLOWEDIT,
-    "sr2": texts.SR2,
-    "sr4": texts.SR4,
-    "colourise": texts.COLOURISE,
+    **{name: f"{name}: {task.help}" for name, task in TASKS.items()},
 }
-OPERATORS: dict[str, tuple[Operator, int]] = {  # what DDNM undoes, and how much larger the result is
-    "sr2": (AveragePool(2), 2),
-    "sr4": (AveragePool(4), 4),
-    "colourise": (Grey(), 1),
+USES = {  # fields of the form that only some methods read
+    "inpaint": ("strength",),
+    "sdedit": ("strength",),
+    "flowedit": ("source",),
+    **{name: (*task.uses, *(("simulate",) if task.measured else ())) for name, task in TASKS.items()},
 }
 
 
@@ -54,16 +55,22 @@ class Edit:
     steps: int | None = None
     seed: int = 0
     fit: bool = True
+    simulate: bool = False
+    lost: TaskSettings = field(default_factory=TaskSettings)
 
     @staticmethod
     def of(picture: str | None, painted: Image.Image | None, *values: Any) -> "Edit":
         """From the fields of the form, in their order. Raises UserError: an empty or impossible number."""
-        method, target, source, strength, guidance, steps, seed, fit = values
+        method, target, source, strength, guidance, steps, seed, fit, simulate, *numbers = values
+        length, levels, sigma, angle, share = numbers
         count = whole(as_number(steps), texts.STEPS) if steps else None
         scale: Any = as_number(guidance) if guidance else None
         path = None if picture is None else Path(picture)
-        words = target.strip(), source.strip()
-        return Edit(path, painted, method, *words, strength, scale, count, whole(seed, texts.SEED), fit)
+        lost = {"length": whole(length, texts.LENGTH), "levels": whole(levels, texts.LEVELS)}
+        lost |= {"sigma": sigma, "angle": angle, "share": share, "seed": whole(seed, texts.SEED)}
+        settings = read(TaskSettings, lost)
+        how = strength, scale, count, whole(seed, texts.SEED), fit, simulate, settings
+        return Edit(path, painted, method, target.strip(), source.strip(), *how)
 
 
 def read_upload(path: Path | None) -> Image.Image:
@@ -102,8 +109,9 @@ def mask_of(painted: Image.Image | None, size: tuple[int, int]) -> Tensor:
 
 
 def edited(model: AcceleratedDenoiser, form: Edit, stop: threading.Event) -> Iterator[tuple[Tensor, Frame]]:
-    """The picture as it was taken, uint8 [H,W,3], with each frame of the result; see `follow`."""
-    before, draw = (_restoration if form.method in OPERATORS else _edit)(model, form)
+    """What the result is made of, uint8 [K,H,W,3] (the picture as it was taken, its measurement where that is
+    another), with each frame of the result; see `follow`."""
+    before, draw = (_restoration if form.method in TASKS else _edit)(model, form)
     for frame in follow(draw, stop):
         yield before, frame
 
@@ -120,24 +128,29 @@ def _edit(model: AcceleratedDenoiser, form: Edit) -> tuple[Tensor, Callable[[Ste
         if not mask.any():
             raise UserError(texts.NOTHING_PAINTED)
     target = [form.target] if form.target else None
-    return image[0], lambda preview: edit(model, image, target, method=form.method, callback=preview, **more)
+    return image, lambda preview: edit(model, image, target, method=form.method, callback=preview, **more)
 
 
 def _restoration(model: AcceleratedDenoiser, form: Edit) -> tuple[Tensor, Callable[[StepCallback], Tensor]]:
-    operator, factor = OPERATORS[form.method]
-    picture, size = read_upload(form.picture), model.config.image_size
-    if factor > 1:  # the picture is the small one
-        height, width = size if form.fit and size is not None else (s * factor for s in picture.size[::-1])
-        picture = cover(picture, height // factor, width // factor)
-        image = torch.from_numpy(np.array(picture))[None]
-        measured = from_uint8(image)
-        image = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    else:
-        image = prepared(picture, model.config, form.fit)
+    task, picture, config = TASKS[form.method], read_upload(form.picture), model.config
+    image = prepared(picture, config, form.fit)
+    size = image.shape[1], image.shape[2]
+    operator = task.operator(replace(form.lost, mask=mask_of(form.painted, size)[0]), size)
+    factor = operator.factor if isinstance(operator, AveragePool) else 1
+    simulated = form.simulate or not task.measured
+    if simulated:
         measured = operator.A(from_uint8(image))
-    more: dict[str, Any] = {"steps": form.steps or 50, "seed": form.seed}
+    elif factor > 1:  # the picture is the small one
+        height, width = size if form.fit and config.image_size else (s * factor for s in picture.size[::-1])
+        small = cover(picture, height // factor, width // factor)
+        measured = from_uint8(torch.from_numpy(np.array(small))[None])
+    else:
+        measured = from_uint8(image)
+    shown = to_uint8(measured.expand(-1, 3, -1, -1))
+    shown = shown.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    more: dict[str, Any] = {"steps": form.steps or 50, "seed": form.seed, "noise": task.noise}
     more |= {} if form.guidance_scale is None else {"guidance_scale": form.guidance_scale}
     target = [form.target] if form.target else None
-    return image[0], lambda preview: restore(
+    return torch.cat([image, shown]) if simulated else shown, lambda preview: restore(
         model, measured, operator, labels=target, callback=preview, **more
     )

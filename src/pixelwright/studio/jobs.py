@@ -177,10 +177,12 @@ class Jobs:
         return prepared(read_upload(picture), self._config(model), fit)
 
     def edit(self, session: str, model: str | None, form: Edit) -> Iterator[Progress]:
-        """A picture and its edit, two images each time; at the end both are written."""
+        """What is edited or measured and the result, two images each time; at the end they and a sheet are
+        written."""
         config, stop = self._config(model), self._flag(session)
-        for image, frame in edited(self.models.get(str(model)), form, stop):
-            pair, where = torch.stack([image, frame.images[0]]), {"step": frame.step, "steps": frame.steps}
+        for before, frame in edited(self.models.get(str(model)), form, stop):
+            images, where = torch.cat([before, frame.images]), {"step": frame.step, "steps": frame.steps}
+            pair = images[-2:]
             if not frame.done:
                 yield Progress(pair, texts.DRAWING.format(**where))
             elif frame.step < frame.steps:
@@ -188,8 +190,10 @@ class Jobs:
             else:
                 note = {"model": model, "method": form.method, "target": form.target, "seed": form.seed}
                 word = f"{form.method} {form.target}" if config.takes_text or form.target else form.method
-                files = self._numbered(["before", word], pair, [{}, {EDITED: json.dumps(note)}])
-                yield Progress(pair, texts.EDITED, tuple(files))
+                files = list(self._numbered(["before", word], pair, [{}, {EDITED: json.dumps(note)}]))
+                scale, names = max(1, 160 // images.shape[1]), texts.COLUMNS_OF_EDIT[-len(images) :]
+                save_grid(images, sheet := self._free("edit", ".png"), len(images), scale, titles=names)
+                yield Progress(pair, texts.EDITED, (*files, sheet))
 
     def restored(self, file: Path) -> Form:
         """The form that draws a picture again. Raises UserError: it does not say how it was drawn, or by a

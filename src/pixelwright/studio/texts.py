@@ -55,8 +55,6 @@ METHOD = "Method"
 INPAINT = "inpaint: redraw what is painted over"
 SDEDIT = "sdedit: redraw all of it, noised"
 FLOWEDIT = "flowedit: one class or prompt to another"
-SR2, SR4 = "enlarge 2 times", "enlarge 4 times"
-COLOURISE = "colour a grey picture"
 TARGET = "Class or prompt of the result"
 SOURCE = "Class or prompt of the picture (flowedit)"
 STRENGTH = "Strength"
@@ -68,6 +66,10 @@ OWN = "Empty: the preset's"
 NO_PICTURE = "there is no picture to edit: drop one into the field for it"
 NOTHING_PAINTED = "nothing is painted over: paint over what is to be drawn anew, or take sdedit"
 EDITED = "Edited."
+COLUMNS_OF_EDIT = ("picture", "before", "after")
+SIMULATE = "The picture is whole: lose it first, then restore it"
+SIGMA, LENGTH, ANGLE = "Blur (standard deviation, pixels)", "Blur (pixels)", "Angle of the blur (degrees)"
+LEVELS, SHARE = "Levels of each channel", "Share of the pixels that are lost"
 
 # Compare
 COMPARE_INTRO = (
