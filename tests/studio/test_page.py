@@ -206,7 +206,7 @@ def test_a_fine_tuning_survives_the_page_and_a_kill_and_its_adapter_draws(
     page.locator("#finetune-steps textarea, #finetune-steps input").first.fill("40")
     page.click("#finetune")
     state = page.locator("#finetuning-state")
-    sync_api.expect(state).to_contain_text("my-fox", timeout=60_000)
+    sync_api.expect(state).to_contain_text("my-fox", timeout=120_000)
     page.close()
     run = jobs.out / FOLDER / "my-fox"
     while not list((run / "checkpoints").glob("step-*")):
@@ -219,7 +219,7 @@ def test_a_fine_tuning_survives_the_page_and_a_kill_and_its_adapter_draws(
     state = page.locator("#finetuning-state")
     sync_api.expect(state).to_contain_text("Resume goes on to step 40", timeout=60_000)
     page.click("#resume-finetuning")
-    sync_api.expect(state).to_contain_text("is done (step 40", timeout=120_000)
+    sync_api.expect(state).to_contain_text("is done (step 40", timeout=300_000)
     sync_api.expect(page.locator("#finetuning-samples img").first).to_be_visible()
     assert {path.name for path in run.parent.rglob("*.jpeg")} == {"000.jpeg", "001.jpeg", "002.jpeg"}
     assert run.parent.resolve() == (jobs.out / FOLDER).resolve()

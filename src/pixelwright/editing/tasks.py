@@ -60,7 +60,7 @@ TASKS = {
     ),
     "fill": Task("fill in missing pixels", lambda settings, size: _mask(settings), ("mask",), measured=False),
     "random": Task(
-        "fill in pixels that are lost at random first",
+        "fill in pixels lost at random",
         lambda settings, size: Mask.random(size, settings.share, settings.seed),
         ("share",),
         measured=False,

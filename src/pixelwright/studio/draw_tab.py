@@ -12,14 +12,8 @@ from pixelwright.studio import texts
 from pixelwright.studio.comparing import AXES
 from pixelwright.studio.drawing import MOST
 from pixelwright.studio.jobs import Form, Jobs
-from pixelwright.studio.widgets import ONE_AT_A_TIME, enlarged, one_line, session_of, stopper
+from pixelwright.studio.widgets import GALLERY, ONE_AT_A_TIME, enlarged, one_line, session_of, stopper
 
-_SHOWN: dict[str, Any] = {
-    "object_fit": "contain",
-    "height": "auto",
-    "interactive": False,
-    "elem_classes": "gallery",
-}
 _CODE: dict[str, Any] = {"interactive": False, "lines": 2, "show_line_numbers": False, "wrap_lines": True}
 
 
@@ -34,9 +28,13 @@ def draw_tab(jobs: Jobs, model: Any) -> list[Any]:
             with gr.Row():
                 reset, seed = gr.Button(texts.RESET, size="sm"), gr.Button(texts.NEW_SEED, size="sm")
         with gr.Column(scale=2, min_width=320):
-            status = gr.Markdown(texts.READY, elem_id="status")
-            pictures = gr.Gallery(label=texts.PICTURES, format="png", columns=4, elem_id="pictures", **_SHOWN)
-            session = gr.Gallery(label=texts.SESSION, columns=6, elem_id="session", **_SHOWN)
+            status = gr.Markdown(texts.READY, elem_id="status", elem_classes="status")
+            pictures = gr.Gallery(
+                label=texts.PICTURES, columns=4, elem_id="pictures", elem_classes="gallery", **GALLERY
+            )
+            session = gr.Gallery(
+                label=texts.SESSION, columns=6, elem_id="session", elem_classes="gallery", **GALLERY
+            )
             with gr.Row(equal_height=False):
                 dropped = gr.File(label=texts.RESTORE, file_types=[".png"], height=170, elem_id="restore")
                 download = gr.DownloadButton(texts.DOWNLOAD, size="sm", elem_id="download")
@@ -53,6 +51,7 @@ def draw_tab(jobs: Jobs, model: Any) -> list[Any]:
             for progress in jobs.draw(session_of(request), Form(*values)):
                 files = [*map(str, progress.files), *before] if progress.files else same
                 sent = same if progress.images is shown else enlarged(progress.images)
+                sent = [*map(str, progress.files)] or sent  # the files keep their settings when downloaded
                 shown = progress.images
                 yield progress.text, sent, files, files, *code
 
@@ -141,7 +140,7 @@ def compare_tab(jobs: Jobs, form: list[Any]) -> None:
                 compare = gr.Button(texts.COMPARE, variant="primary", elem_id="compare")
                 stop = gr.Button(texts.STOP, variant="stop")
         with gr.Column(scale=2, min_width=320):
-            status = gr.Markdown(texts.READY)
+            status = gr.Markdown(texts.READY, elem_classes="status")
             sheet = gr.Image(label=texts.SHEET, interactive=False, type="filepath", elem_id="sheet")
 
     def compared(request: gr.Request, *values: Any) -> Iterator[Any]:

@@ -61,7 +61,7 @@ def edit_tab(jobs: Jobs, model: Any) -> None:
                 stop = gr.Button(texts.STOP, variant="stop")
         with gr.Column(scale=2, min_width=320):
             painted = gr.ImageEditor(label=texts.PAINT, elem_id="painted", **_MASK)
-            status = gr.Markdown(texts.READY, elem_id="edit-status")
+            status = gr.Markdown(texts.READY, elem_id="edit-status", elem_classes="status")
             slider = gr.ImageSlider(label=texts.BEFORE_AFTER, format="png", elem_id="slider")
             files = gr.Files(label=texts.PICTURES, interactive=False, elem_id="edited")
 

@@ -13,16 +13,9 @@ from pixelwright.studio.drawing import as_number, whole
 from pixelwright.studio.finetuning import Request
 from pixelwright.studio.jobs import Jobs
 from pixelwright.studio.models import runs_in
-from pixelwright.studio.widgets import one_line
+from pixelwright.studio.widgets import GALLERY, one_line
 
 EVERY = 2.0  # seconds between two looks at the runs
-_GALLERY: dict[str, Any] = {
-    "format": "png",
-    "object_fit": "contain",
-    "height": "auto",
-    "interactive": False,
-    "elem_classes": ["gallery", "grids"],
-}
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -43,12 +36,14 @@ def watch_tab(jobs: Jobs) -> None:
     runs = jobs.runs
     known = runs_in(runs)
     chosen = gr.CheckboxGroup(known, value=known[:1], label=texts.RUNS, elem_id="runs")
-    state = gr.Markdown(elem_id="state")
+    state = gr.Markdown(elem_id="state", elem_classes="status")
     curves = [(title, name) for name, title in watching.CURVES.items()]
     value = gr.Dropdown(curves, value="loss", label=texts.CURVE)
     plot = gr.HTML(elem_id="curve")
     at = gr.Slider(0, 1, 1, step=0.01, label=texts.SAMPLES_AT)
-    gallery = gr.Gallery(label=texts.SAMPLES, columns=2, elem_id="samples", **_GALLERY)
+    gallery = gr.Gallery(
+        label=texts.SAMPLES, columns=2, elem_id="samples", elem_classes=["gallery", "grids"], **GALLERY
+    )
     shown = gr.State([])
 
     def look(names: list[str], name: str, place: float, before: list[str]) -> list[Any]:
@@ -87,9 +82,15 @@ def finetune_tab(jobs: Jobs, model: Any) -> None:
             with gr.Row():
                 stop = gr.Button(texts.STOP_TUNING, variant="stop", elem_id="stop-finetuning")
                 resume = gr.Button(texts.RESUME, elem_id="resume-finetuning")
-            state = gr.Markdown(texts.NO_FINETUNING, elem_id="finetuning-state")
+            state = gr.Markdown(texts.NO_FINETUNING, elem_id="finetuning-state", elem_classes="status")
             plot = gr.HTML(elem_id="finetuning-curve")
-            gallery = gr.Gallery(label=texts.SAMPLES, columns=1, elem_id="finetuning-samples", **_GALLERY)
+            gallery = gr.Gallery(
+                label=texts.SAMPLES,
+                columns=1,
+                elem_id="finetuning-samples",
+                elem_classes=["gallery", "grids"],
+                **GALLERY,
+            )
     shown = gr.State([])
 
     def began(model: str | None, files: Sequence[str] | None, shows: str, name: str, *values: Any) -> Any:

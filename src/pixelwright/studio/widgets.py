@@ -11,6 +11,13 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.studio.jobs import Jobs
 
+GALLERY: dict[str, Any] = {
+    "format": "png",
+    "object_fit": "contain",
+    "height": "auto",
+    "interactive": False,
+    "buttons": ["download", "fullscreen"],
+}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
 
 
