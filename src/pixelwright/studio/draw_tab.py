@@ -12,7 +12,15 @@ from pixelwright.studio import texts
 from pixelwright.studio.comparing import AXES
 from pixelwright.studio.drawing import MOST
 from pixelwright.studio.jobs import Form, Jobs
-from pixelwright.studio.widgets import GALLERY, ONE_AT_A_TIME, enlarged, one_line, session_of, stopper
+from pixelwright.studio.widgets import (
+    BUTTONS,
+    GALLERY,
+    ONE_AT_A_TIME,
+    enlarged,
+    one_line,
+    session_of,
+    stopper,
+)
 
 _CODE: dict[str, Any] = {"interactive": False, "lines": 2, "show_line_numbers": False, "wrap_lines": True}
 
@@ -141,7 +149,9 @@ def compare_tab(jobs: Jobs, form: list[Any]) -> None:
                 stop = gr.Button(texts.STOP, variant="stop")
         with gr.Column(scale=2, min_width=320):
             status = gr.Markdown(texts.READY, elem_classes="status")
-            sheet = gr.Image(label=texts.SHEET, interactive=False, type="filepath", elem_id="sheet")
+            sheet = gr.Image(
+                label=texts.SHEET, interactive=False, type="filepath", elem_id="sheet", buttons=BUTTONS
+            )
 
     def compared(request: gr.Request, *values: Any) -> Iterator[Any]:
         axes, below, pairs = values[:2], values[2:4], values[4:]

@@ -77,9 +77,9 @@ def build(jobs: Jobs) -> gr.Blocks:
         with gr.Tab(texts.COMPARE_TAB):
             compare_tab(jobs, form)
         with gr.Tab(texts.FINETUNE_TAB):
-            finetune_tab(jobs, model)
+            finetune_tab(jobs, model, page)
         with gr.Tab(texts.WATCH_TAB):
-            watch_tab(jobs)
+            watch_tab(jobs, page)
         page.unload(stopper(jobs))
     return page
 

@@ -50,7 +50,7 @@ EMPTY = "Nothing has been drawn in this session yet."
 
 # Edit
 UPLOAD = "Picture to edit (PNG, JPEG or WebP)"
-PAINT = "Paint over what is to be drawn anew"
+PAINT = "Picture"
 METHOD = "Method"
 INPAINT = "inpaint: redraw what is painted over"
 SDEDIT = "sdedit: redraw all of it, noised"

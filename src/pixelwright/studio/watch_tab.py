@@ -31,7 +31,7 @@ def _choices(known: list[str], before: Any, value: Any) -> Any:
 
 
 # ---------------------------------------------------------------- watch
-def watch_tab(jobs: Jobs) -> None:
+def watch_tab(jobs: Jobs, page: gr.Blocks) -> None:
     """Curves, events and samples of the runs in a folder."""
     runs = jobs.runs
     known = runs_in(runs)
@@ -58,12 +58,12 @@ def watch_tab(jobs: Jobs) -> None:
             ]
 
     inputs, outputs = [chosen, value, at, shown], [chosen, state, plot, gallery, shown]
-    for event in (gr.Timer(EVERY).tick, chosen.change, value.change, at.release):
+    for event in (page.load, gr.Timer(EVERY).tick, chosen.change, value.change, at.release):
         event(look, inputs, outputs, **_HIDDEN)
 
 
 # ---------------------------------------------------------------- fine-tune
-def finetune_tab(jobs: Jobs, model: Any) -> None:
+def finetune_tab(jobs: Jobs, model: Any, page: gr.Blocks) -> None:
     """Pictures in, an adapter out."""
     tunings = jobs.finetuning
     gr.Markdown(texts.FINETUNE_INTRO)
@@ -124,5 +124,5 @@ def finetune_tab(jobs: Jobs, model: Any) -> None:
     start.click(began, form, which, api_name="finetune", show_progress_on=[state])
     stop.click(stopped, which, api_name="stop_finetuning")
     resume.click(resumed, which, api_name="resume_finetuning")
-    for event in (gr.Timer(EVERY).tick, which.change):
+    for event in (page.load, gr.Timer(EVERY).tick, which.change):
         event(look, [which, shown], [which, state, plot, gallery, shown], **_HIDDEN)

@@ -11,12 +11,13 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.studio.jobs import Jobs
 
+BUTTONS = ["download", "fullscreen"]  # without that to share a picture
 GALLERY: dict[str, Any] = {
     "format": "png",
     "object_fit": "contain",
     "height": "auto",
     "interactive": False,
-    "buttons": ["download", "fullscreen"],
+    "buttons": BUTTONS,
 }
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
 
