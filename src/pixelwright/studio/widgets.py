@@ -11,7 +11,7 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.studio.jobs import Jobs
 
-BUTTONS = ["download", "fullscreen"]  # without that to share a picture
+BUTTONS: Any = ["download", "fullscreen"]  # without that to share a picture
 GALLERY: dict[str, Any] = {
     "format": "png",
     "object_fit": "contain",
