@@ -63,19 +63,23 @@ def watch_tab(jobs: Jobs, page: gr.Blocks) -> None:
 
 
 # ---------------------------------------------------------------- fine-tune
+def _subject_fields() -> list[Any]:
+    """The fields of a `Request` after its model, in its order."""
+    pictures = gr.Files(label=texts.TUNING_PICTURES, file_types=["image"], height=170, elem_id="tuned")
+    shows = gr.Textbox("", label=texts.SHOWS, info=texts.SHOWS_HELP, elem_id="shows")
+    name = gr.Textbox("", label=texts.NAME, info=texts.NAME_HELP)
+    steps = gr.Textbox("", label=texts.STEPS, info=texts.TUNING_STEPS_HELP, elem_id="finetune-steps")
+    flip = gr.Checkbox(True, label=texts.FLIP, info=texts.FLIP_HELP)
+    return [pictures, shows, name, steps, flip]
+
+
 def finetune_tab(jobs: Jobs, model: Any, page: gr.Blocks) -> None:
     """Pictures in, an adapter out."""
     tunings = jobs.finetuning
     gr.Markdown(texts.FINETUNE_INTRO)
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=300):
-            pictures = gr.Files(
-                label=texts.TUNING_PICTURES, file_types=["image"], height=170, elem_id="tuned"
-            )
-            shows = gr.Textbox("", label=texts.SHOWS, info=texts.SHOWS_HELP, elem_id="shows")
-            name = gr.Textbox("", label=texts.NAME, info=texts.NAME_HELP)
-            steps = gr.Textbox("", label=texts.STEPS, info=texts.TUNING_STEPS_HELP, elem_id="finetune-steps")
-            flip = gr.Checkbox(True, label=texts.FLIP, info=texts.FLIP_HELP)
+            form = [model, *_subject_fields()]
             start = gr.Button(texts.START, variant="primary", elem_id="finetune")
         with gr.Column(scale=2, min_width=320):
             which = gr.Dropdown([], label=texts.FINETUNING, elem_id="finetuning")
@@ -120,7 +124,6 @@ def finetune_tab(jobs: Jobs, model: Any, page: gr.Blocks) -> None:
                 *_samples(watching.grids(tunings.folder, begun), before),
             ]
 
-    form = [model, pictures, shows, name, steps, flip]
     start.click(began, form, which, api_name="finetune", show_progress_on=[state])
     stop.click(stopped, which, api_name="stop_finetuning")
     resume.click(resumed, which, api_name="resume_finetuning")
