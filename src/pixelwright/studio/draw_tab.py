@@ -44,7 +44,9 @@ def draw_tab(jobs: Jobs, model: Any) -> list[Any]:
                 label=texts.SESSION, columns=6, elem_id="session", elem_classes="gallery", **GALLERY
             )
             with gr.Row(equal_height=False):
-                dropped = gr.File(label=texts.RESTORE, file_types=[".png"], height=170, elem_id="restore")
+                dropped = gr.File(
+                    label=texts.RESTORE, file_types=[".png"], height=170, elem_id="restore", min_width=300
+                )
                 download = gr.DownloadButton(texts.DOWNLOAD, size="sm", elem_id="download")
             with gr.Accordion(texts.AS_CODE, open=False):
                 command = gr.Code(label=texts.COMMAND, language="shell", **_CODE)
