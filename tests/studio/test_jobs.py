@@ -90,7 +90,7 @@ def test_one_model_is_in_memory_at_a_time(jobs: Jobs, model: str, tmp_path: Path
     assert jobs.models.get(model) is first
     pw.save(pw.load(model), other := tmp_path / "runs" / "b" / "model")
     (other.parent / "config.yaml").write_text("{}")
-    assert jobs.models.choices() == [model, str(other.parent)]
+    assert jobs.models.choices()[:2] == [model, str(other.parent)]
     assert jobs.models.get(str(other.parent)) is not first
 
 
