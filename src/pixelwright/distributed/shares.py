@@ -32,7 +32,8 @@ def by_shares(function: Callable[[Tensor], Tensor], stack: Tensor, like: Tensor)
     if mesh is None:
         own = function(stack[rank * each : (rank + 1) * each])
         whole = torch.empty_like(stack)
-        dist.all_gather_into_tensor(whole, own.contiguous(), group=group)
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # before torch 2.13
+        gather(whole, own.contiguous(), group=group)
         return whole[:count]
     rows, whole_rows = stack.shape[1], like.shape[0]
     most = -(-whole_rows // world)  # rows of a process; the last ones have fewer

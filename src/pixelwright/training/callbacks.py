@@ -55,9 +55,10 @@ class Banner(Callback):
 
     def __init__(self, source: Source, place: str) -> None:
         """`place`: what the source was opened from."""
-        self.source, self.place = source, place
+        self.source, self.place, self._first = source, place, 0
 
     def on_start(self, trainer: "Trainer") -> None:
+        self._first = trainer.step
         if not trainer.layout.main:
             return
         source, config, model = self.source, trainer.config, trainer.model
@@ -84,7 +85,7 @@ class Banner(Callback):
             takes_text = trainer.model.config.takes_text
             option = f" {'--prompt' if takes_text else '--labels'} {shlex.quote(shown or '...')}"
             what = f"{trainer.weights.named(folder)}{option if shown or takes_text else ''}"
-            say(f"{trainer.step:,} steps in {time}; samples and report.html are in {folder}")
+            say(f"{trainer.step - self._first:,} steps in {time}; samples and report.html are in {folder}")
             say(f"draw more: pixelwright sample {what} --out drawn")
 
 
