@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import pixelwright as pw
+from pixelwright.config import steps_of
 from pixelwright.data import DataConfig
 from pixelwright.data.config import PROCEDURAL, SHAPES, SHAPES_CAPTIONS
 from pixelwright.diffusion.labels import balanced_labels
@@ -100,7 +101,7 @@ def timed_config(job: Any, settings: Path) -> TrainConfig:
         text=replace(config.text, cache=None) if config.text else None,
         steps=3 if dry else 1_000_000,
         batch_size=4 if dry else config.batch_size,
-        optim=replace(config.optim, cooldown=0),
+        optim=replace(config.optim, cooldown=0, warmup=steps_of(config.optim.warmup, config.steps)),
         device=job.device.type,
         compile=cuda,
         precision="auto" if cuda else "fp32",
