@@ -41,6 +41,7 @@ SCRATCH = "from scratch"
 WAYS: dict[str, list[str]] = {
     "LoRA, rank 4": ["--rank", "4"],
     "LoRA, rank 16": ["--rank", "16"],
+    "LoRA, rank 16, detailer too": ["--rank", "16", "--detailer"],
     "LoRA, rank 16, 48 prior images": ["--rank", "16", "--prior", "48"],
     "all weights": ["--method", "full"],
     SCRATCH: ["--method", "full"],

@@ -80,7 +80,9 @@ def test_at_full_rank_the_gradient_is_that_of_the_whole_matrix(tiny: Tiny, base:
     assert expected.abs().max() > 0 and torch.allclose(found, expected, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", [{}, {"dora": True}, {"rslora": True}, {"targets": ("qkv", "detailer.*")}])
+@pytest.mark.parametrize(
+    "kind", [{}, {"dora": True}, {"rslora": True}, {"targets": ("qkv", "detailer.*")}, {"detailer": True}]
+)
 def test_an_adapter_changes_no_bit_before_it_is_trained(adapted: Any, base: Path, kind: Any) -> None:
     trainer = build_trainer(adapted(adapter=kind))
     plain = pw.load(base)
@@ -332,6 +334,7 @@ def test_frozen_matrices_in_bf16(adapted: Any) -> None:
     ("changes", "told"),
     [
         ({"adapter": {"targets": ("qvk",)}}, 'adapter.targets: nothing matches "qvk", did you mean'),
+        ({"adapter": {"targets": ("qkv",), "detailer": True}}, 'add "detailer.*" to these'),
         ({"adapter": {"modules_to_save": ("nothing",)}}, 'modules_to_save: nothing matches "nothing"'),
         ({"adapter": {"rank": 17}}, "adapter.rank is 17, above 16, the width of"),
         ({"init": None}, "adapter is given without init"),

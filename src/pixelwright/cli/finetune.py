@@ -67,6 +67,8 @@ def parser() -> Parser:
     add = parser.section("training")
     add("--method", type=Literal["lora", "full"], default="lora", help="an adapter, or all weights")
     add("--rank", type=PositiveInt | None, help="of the adapter (default: 16)")
+    detailed = "matrices in the detailer too, for colours and textures that the model never drew"
+    add("--detailer", action="store_true", help=detailed)
     add("--steps", type=PositiveInt | None, help="(default: by the number of pictures)")
     add("--batch-size", type=PositiveInt, default=8, help="pictures per step")
     add("--lr", type=PositiveFloat | None, help="learning rate (default: by the width of the model)")
@@ -120,7 +122,7 @@ def config_of(options: Namespace) -> TrainConfig:
 
 
 def _adapter(options: Namespace) -> dict[str, Any] | None:
-    given = {name: options[name] for name in ("rank", "frozen_dtype") if options[name] is not None}
+    given = {name: options[name] for name in ("rank", "frozen_dtype", "detailer") if options[name]}
     if options.method == "lora":
         return {**given, "alpha": options.rank or AdapterConfig.rank}
     for name in given:

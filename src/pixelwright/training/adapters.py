@@ -22,7 +22,7 @@ from pixelwright.training.finetune_config import AdapterConfig
 from pixelwright.training.freezing import freeze, matching
 from pixelwright.training.weights import Weights
 
-INSIDE = "backbone.blocks."
+INSIDE = ("backbone.blocks.", "detailer.")
 MODULATION = ("adaLN",)  # not among the targets unless they are named
 
 
@@ -82,7 +82,8 @@ def target_names(model: PixelDenoiser, config: AdapterConfig) -> list[str]:
     }
     found = {name for pattern in config.targets for name in matching(pattern, layers, "adapter.targets")}
     if not config.targets:
-        found = {name for name in layers if name.startswith(INSIDE) and not name.endswith(MODULATION)}
+        inside = INSIDE if config.detailer else INSIDE[:1]
+        found = {name for name in layers if name.startswith(inside) and not name.endswith(MODULATION)}
     widths = {min(len(layers[name]), layers[name][0].numel()): name for name in sorted(found)}
     if config.rank > (width := max(widths)):
         above = f"above {width}, the width of {widths[width]}"

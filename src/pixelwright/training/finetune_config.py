@@ -18,6 +18,8 @@ class AdapterConfig(Config, where="adapter"):
     targets: tuple[Text, ...] = ()
     """Linear layers and convolutions that get matrices: their names, or the ends of their names after a
     point, such as [qkv, proj, detailer.*]. Empty: attention and MLP of the backbone's blocks."""
+    detailer: bool = False
+    """Matrices in the detailer as well, for what the model has never drawn, such as a new colour."""
     modules_to_save: tuple[Text, ...] = ()
     """Modules that are trained as a whole and saved with the adapter, named in the same way. Empty: the class
     table, where the run has other classes than init."""
@@ -36,6 +38,8 @@ class AdapterConfig(Config, where="adapter"):
             raise UserError("adapter is given without init: say which model it is for, such as --init MODEL")
         if run.train_only or run.freeze:
             raise UserError("adapter freezes all weights itself: leave out train_only and freeze")
+        if self.detailer and self.targets:
+            raise UserError('adapter.detailer is given beside targets: add "detailer.*" to these')
         if self.frozen_dtype == "bf16" and run.precision == "fp32":
             raise UserError("adapter.frozen_dtype is bf16, precision fp32: give --precision bf16")
 
