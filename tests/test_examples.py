@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+import pixelwright as pw
 from pixelwright.training import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +46,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name in module.MODELS:
         (tmp_path / f"demo-{name}.yaml").write_text(TINY.format(name=name))
     monkeypatch.setattr(module, "config_file", lambda name: tmp_path / f"demo-{name}.yaml")
+    monkeypatch.setattr(module, "shipped", lambda: {})  # which takes seconds to draw
     monkeypatch.chdir(tmp_path)
     return module
 
@@ -56,6 +58,17 @@ def test_the_demo_ends_with_a_picture_of_both_models(
     assert "comparison.png" in capsys.readouterr().out
     with Image.open("runs/demo/comparison.png") as picture:
         assert picture.width > 3 * 6 * 8 * 3  # three panels of six columns, enlarged three times
+
+
+def test_the_demo_first_draws_with_a_model_of_the_package(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = pw.create("dit-ti-4", num_classes=10, hidden_size=16, depth=1, num_heads=1, image_size=(8, 8))
+    monkeypatch.setattr(demo, "shipped", lambda: {"cifar10": None})
+    monkeypatch.setattr(demo.pw, "load", lambda name: {"pixelwright/cifar10": tiny}[name])
+    demo.draw_shipped(demo.RUNS / "cifar10.png")
+    with Image.open("runs/demo/cifar10.png") as picture:
+        assert picture.width > 10 * 8 * 3
 
 
 def test_the_demo_passes_a_failure_on(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
