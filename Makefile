@@ -47,13 +47,13 @@ help:
 	@echo "  PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ... are read by pip itself"
 
 demo: $(VENV)/.train
-	@echo "make demo: trains and draws for about 5 minutes on two cores"
+	@echo "make demo: trains and draws for about 4 minutes on two cores"
 	$(BIN)/python examples/demo.py
 
 # Only the plugins the tests use: those of a shared environment may have warnings of their own, which are errors here.
 test: export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 test: lint
-	@echo "make test: the tests take about 8 minutes on two cores"
+	@echo "make test: the tests take about 10 minutes on two cores"
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -p xdist -p hypothesispytest -n $(TEST_WORKERS)
 
 lint: $(VENV)/.dev
