@@ -53,7 +53,9 @@ def models(job: Any) -> None:
     for name in plan.models:
         draw = Work("sampling", name, 1, plan.size, job.precision, job.device.type, steps=plan.steps)  # type: ignore[arg-type]
         training(job, replace(draw, kind="training", batch_size=plan.batches[1]), OURS)
-        for way in list(WAYS)[-2::-1] if job.device.type == "cuda" else ("compiled", "eager"):
+        for way in ("compiled", "eager, graphs", "eager"):
+            if "graphs" in way and job.device.type != "cuda":
+                continue  # they need it
             latency(job, draw, OURS, way)
 
 

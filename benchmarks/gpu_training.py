@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def train(job: Any, settings: Path, seconds: float) -> tuple[str, dict[str, Any]
     """Train, draw, measure and write the weights, in about so many seconds."""
     options, name, begun = job.options, settings.stem, time.monotonic()
     config = timed_config(job, settings)
-    trainer = build_trainer(config, callbacks=[pace := Pace(seconds - min(90.0, seconds / 5))])
+    trainer = build_trainer(config, callbacks=[Pace(seconds - min(90.0, seconds / 5))])
     with suppress(Interrupted):
         trainer.run()
     trained = time.monotonic() - begun
@@ -67,17 +68,12 @@ def train(job: Any, settings: Path, seconds: float) -> tuple[str, dict[str, Any]
     log = Path(config.run, "log.jsonl").read_text()
     write_text(options.out / f"{name}.jsonl", log)
     lines = [json.loads(line) for line in log.splitlines()]
-    found = {key: [line[key] for line in lines if line.get(key)] for key in ("loss", "images_per_second")}
-    figures: dict[str, Any] = {
-        "steps": trainer.step,
-        "seconds": trained,
-        "paced": pace.seconds,
-        "files": files,
-    }
-    figures |= {"loss": found["loss"][-1:], "images_per_second": sorted(found["images_per_second"])}
-    rate = figures["images_per_second"][len(lines) // 2] if lines else 0.0
+    rate = median(line["images_per_second"] for line in lines)
+    losses = [line["loss"] for line in lines if line["loss"] is not None]
+    figures: dict[str, Any] = {"steps": trainer.step, "seconds": trained, "files": files}
+    figures |= {"loss": losses[-1] if losses else None, "images_per_second": rate}
     text = f"{trainer.step:,} steps of {config.batch_size} in {trained:.0f} s, {rate:,.0f} images/s"
-    text += f", loss {figures['loss'][0]:.4g}" if figures["loss"] else ""
+    text += f", loss {losses[-1]:.4g}" if losses else ""
     if options.features and not model.config.takes_text:
         figures["fid"] = fid(job, model, config)
         text += f", in-domain FID {figures['fid']:.4g} of {job.plan.measured:,} samples"
