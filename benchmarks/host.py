@@ -9,11 +9,14 @@ device is cut to 8x8 pixels and two tokens where its copy would end. All else is
 what workers hand over, putting the batch together, drawing, the search for spikes, clipping, AdamW, averages.
 
 The time is that of the processor in all threads of the training process; workers, and what the driver copies,
-are counted on neither side. "Before" is how batches were made until then, kept in `old_inputs`: floats,
-mirroring and noise on the CPU.
+are counted on neither side. malloc is told to keep memory that was freed, as CUDA keeps pinned memory, lest
+the first faults of pages count in each step. "Before" is how batches were made until then, kept in
+`old_inputs`: floats, mirroring and noise on the CPU.
 """
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -33,6 +36,7 @@ from pixelwright.models.conditions import TextCondition, drop
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.presets import preset as preset_of
 from pixelwright.rng import generator
+from pixelwright.text.encoders import Features, stack_captions
 from pixelwright.training import LoopConfig, Trainer
 from pixelwright.training.inputs import Inputs
 
@@ -58,7 +62,7 @@ class Pictures:
         return Sample(self.images[index % 4], index % 1000, f"caption {index}", str(index))
 
 
-class Features:
+class Captions:
     """Features of captions in memory, put together as `FeatureCache` does."""
 
     def __init__(self) -> None:
@@ -67,7 +71,8 @@ class Features:
 
     def encode(self, captions: Sequence[str]) -> TextCondition:
         rows = [self.held[hash(text) % len(self.held)] for text in captions]
-        return TextCondition(torch.stack(rows), torch.ones(len(rows), TOKENS, dtype=torch.bool), self.null)
+        found = stack_captions([Features(row, TOKENS) for row in rows], torch.device("cpu"))
+        return TextCondition(found.features, found.mask, self.null)
 
     def flush(self) -> None: ...
 
@@ -148,7 +153,7 @@ def measure(preset: str, size: int, steps: int, workers: int) -> tuple[float, fl
     layout, source, found = Layout(config.parallel, torch.device("cpu")), Pictures(size), []
     for old in (True, False):
         data = lambda start: Batches(source, settings, IMAGES, 0, start, captions=text)  # noqa: E731
-        features: Any = Features() if text else None
+        features: Any = Captions() if text else None
         trainer = Idle(model, data, config, loggers=(), text=features, layout=layout)
         trainer.start()
         with torch.no_grad():
@@ -158,11 +163,19 @@ def measure(preset: str, size: int, steps: int, workers: int) -> tuple[float, fl
     return found[0], found[1]
 
 
+def keep_memory() -> None:
+    """Begin again with a malloc that keeps what was freed."""
+    settings = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+    if not settings.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(1)
     print(f"{'milliseconds of CPU a step, 32 images':44}before   after")
     for preset, size in (("dip-xl-16", 256), ("pixeldit-xl-16", 256), ("pixeldit-t2i", 512)):

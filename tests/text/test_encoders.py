@@ -20,7 +20,7 @@ from pixelwright.models.config import TextNote
 from pixelwright.models.presets import preset
 from pixelwright.text import FeatureCache, TextConfig, TextEncoder, encode_for, open_encoder
 from pixelwright.text.config import read_prompts
-from pixelwright.text.encoders import Features, Gemma, MiniLM
+from pixelwright.text.encoders import Features, Gemma, MiniLM, stack_captions
 from tests.encoders import WORDS, tiny_bert, tiny_gemma, tiny_qwen3
 
 PREFIX = "two red circle and "  # 4 tokens, and the first makes 5
@@ -396,3 +396,16 @@ def test_prompts_in_a_file_of_any_editor(tmp_path: Path) -> None:
     file.write_bytes(b"a star\na caf\xe9\n")
     with pytest.raises(UserError, match=r"--prompts: line 2 of .*prompts\.txt. is not UTF-8 text"):
         read_prompts(file, "--prompts")
+
+
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), far=st.integers(0, 31))
+def test_captions_of_two_devices_come_together(lengths: list[int], far: int) -> None:
+    """Whatever lengths they have, and whichever of them are on the device already."""
+    captions = [Features(torch.randn(n, 3), n) for n in lengths]
+    stacked = stack_captions(captions, torch.device("cpu"))
+    for row, mask, caption, n in zip(stacked.features, stacked.mask, captions, lengths, strict=True):
+        assert row[:n].equal(caption.values) and not row[n:].any()
+        assert mask.sum() == n and mask[:n].all()
+    mixed = [c._replace(values=c.values.to("meta")) if far >> i & 1 else c for i, c in enumerate(captions)]
+    there = stack_captions(mixed, torch.device("meta"))
+    assert there.features.shape == stacked.features.shape and there.features.device.type == "meta"

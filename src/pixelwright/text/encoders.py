@@ -15,7 +15,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pixelwright.errors import UserError
 from pixelwright.models.conditions import TextCondition
@@ -123,8 +122,8 @@ class TextEncoder(ABC):
         """Captions that were encoded before as one condition."""
         if not captions:
             raise UserError("no captions are given; give at least one")
-        condition = _stack(captions, self.device)
-        return TextCondition(condition.features, condition.mask, _stack([null], self.device))
+        condition = stack_captions(captions, self.device)
+        return TextCondition(condition.features, condition.mask, stack_captions([null], self.device))
 
     @torch.no_grad()
     def features(self, captions: Sequence[str], same: bool = False) -> list[Features]:
@@ -319,17 +318,28 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _stack(captions: Sequence[Features], device: torch.device) -> TextCondition:
-    """Captions of several lengths on a device, padded with zeros to the longest; those that are on the CPU
-    come in one copy."""
+def stack_captions(captions: Sequence[Features], device: torch.device) -> TextCondition:
+    """Captions of several lengths on a device, [B, L, C], padded with zeros to the longest; those that are on
+    the CPU come in one copy, through pinned memory that CUDA uses again and again."""
     length = max(len(caption.values) for caption in captions)
-    rows = [F.pad(caption.values, (0, 0, 0, length - len(caption.values))) for caption in captions]
-    far = [i for i, row in enumerate(rows) if row.device != device]
-    if far:
-        for i, row in zip(far, move(torch.stack([rows[i] for i in far]), device), strict=True):
-            rows[i] = row
-    mask = torch.arange(length) < torch.tensor([[caption.used] for caption in captions])
-    return TextCondition(torch.stack(rows), move(mask, device))  # [B, L, C], [B, L]
+    far = [caption.values for caption in captions if caption.values.device != device]
+    arrived = _padded(far, length, device.type == "cuda").to(device, non_blocking=True) if far else None
+    if arrived is None or len(far) < len(captions):
+        copies = iter(() if arrived is None else arrived)
+        rows = [each.values if each.values.device == device else next(copies) for each in captions]
+        arrived = _padded(rows, length)
+    mask = torch.arange(length) < torch.tensor([[caption.used] for caption in captions])  # [B, L]
+    return TextCondition(arrived, move(mask, device))
+
+
+def _padded(rows: Sequence[Tensor], length: int, pinned: bool = False) -> Tensor:
+    """Rows [L, C] of several lengths as [n, length, C], each copied once, with zeros behind."""
+    shape = (len(rows), length, rows[0].shape[1])
+    padded = torch.empty(shape, dtype=rows[0].dtype, device=rows[0].device, pin_memory=pinned)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
+        place[len(row) :] = 0
+    return padded
 
 
 def _folder(path: str) -> Path:
