@@ -10,16 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 import pixelwright as pw
-from pixelwright.acceleration import accelerate
 from pixelwright.cli import pictures, sampler
-from pixelwright.cli.parsing import Parser, adapters_of
+from pixelwright.cli.parsing import Parser
 from pixelwright.config import NonNegativeInt, PositiveInt, UnitInterval
-from pixelwright.device import keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.sample import as_condition
 from pixelwright.editing.edits import METHODS, flowedit_preset
 from pixelwright.editing.inputs import as_masks
 from pixelwright.errors import UserError
-from pixelwright.hub.checkpoint import load_config
 
 DESCRIPTION = """Edit pictures with a model: sdedit noises a picture and draws it again, inpaint draws inside
 of a mask, outpaint around a picture, flowedit moves it from one class or prompt to another. Results are PNG
@@ -67,21 +64,22 @@ def parser() -> Parser:
 
 def run(options: Namespace) -> None:
     """Edit the pictures and write results and sheets."""
-    keep_memory()
-    device = resolve_device(options.device)
-    name_precision(options.precision, device)
-    source, adapter = sampler.source_of(options.model, options.step), adapters_of(options.adapter)
-    config = load_config(source, adapter)
+    named = sampler.Named(options, options.model)
+    config = named.config
     if options.method == "flowedit" and options.sampler is None:
         config = dataclasses.replace(config, sampler=flowedit_preset(config))
     chosen = sampler.choose(options, config)
     print(chosen.text)
-    how = options.precision, options.compile, None, options.attention
-    model = accelerate(pw.load(source, options.weights, adapter).to(device), *how)
+    model = named.accelerated()
     target = None if options.target is None else as_condition(options.target, model, options.negative)
     given: dict[str, Any] = {name: options[name] for name in OWN if options[name] is not None}
     given |= {"method": options.method, "seed": options.seed, "sampler": chosen.sampler}
-    noted = {"model": source, "weights": options.weights, "target": options.target, "mask": options.mask}
+    noted = {
+        "model": named.source,
+        "weights": options.weights,
+        "target": options.target,
+        "mask": options.mask,
+    }
     noted |= {"negative": options.negative, "adapter": options.adapter}
     if "source" in given:
         given["source"] = as_condition(given["source"], model)

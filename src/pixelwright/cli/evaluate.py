@@ -1,15 +1,14 @@
 """`pixelwright evaluate`: FID and its kin of a model or of images, against a reference."""
 
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import labels_for
-from pixelwright.cli.parsing import MODEL, Parser, adapters_of, image_size
+from pixelwright.cli.parsing import MODEL, Parser, image_size
 from pixelwright.config import NonNegativeInt, PositiveInt
-from pixelwright.device import name_precision, resolve_device
+from pixelwright.device import resolve_device
 from pixelwright.errors import UserError
 from pixelwright.evaluation import sweep
 from pixelwright.evaluation.evaluate import FORMS, Scorer, opened
@@ -20,9 +19,8 @@ from pixelwright.evaluation.measure import Report, Settings
 from pixelwright.evaluation.report import HTML, JSON, as_json, metric_rows, summary, warnings, write_report
 from pixelwright.files import write_text
 from pixelwright.hub.adapters import FOLDER as ADAPTER
-from pixelwright.hub.checkpoint import is_model, load_config
+from pixelwright.hub.checkpoint import is_model
 from pixelwright.hub.runs import is_checkpoint
-from pixelwright.models.config import DenoiserConfig
 
 DESCRIPTION = """Measure a model, or images that exist, against a reference: FID, sFID, Inception Score,
 precision, recall and KID, each with its noise: other images of the same source would differ by about so much.
@@ -39,9 +37,9 @@ EXAMPLES = """  pixelwright evaluate samples --reference cifar10.npz --out evalu
       --sweep guidance_scale=1:4:0.25 guidance_interval=all,0.1:0.9"""
 
 SHOWN = 20  # skipped images that are named on the screen
-DEFAULTS: dict[str, Any] = {"num_samples": 50_000, "labels": ["balanced"], "seed": 0, "batch_size": 64}
-DEFAULTS |= {"precision": "auto", "images": "npz", "keep_images": False, "sweep": [], "name": None}
-"""Of the settings that only a model has a use for; on the command line they are None unless given."""
+OF_ANY = {"subject", "reference", "features", "out", "size", "adm_float16", "patch_size", "device"}
+OF_ANY |= {"imports", "debug"}
+"""The options that images that exist have a use for, too."""
 
 
 def parser() -> Parser:
@@ -63,17 +61,17 @@ def parser() -> Parser:
     help_text = "side of the patches whose seams are measured, in pixels (default: that of the model)"
     add("--patch-size", type=NonNegativeInt, default=0, help=help_text)
     add = parser.section("of a model")
-    add("--num-samples", type=PositiveInt | None, help="images to draw (default: 50000)")
+    add("--num-samples", type=PositiveInt, default=50_000, help="images to draw")
     help_text = '"balanced" (default: each class in turn), "random", a file with one label a line, or labels'
-    add("--labels", nargs="+", type=str, metavar="LABEL", help=help_text)
-    add("--seed", type=int | None, help="of the noise (default: 0)")
+    add("--labels", nargs="+", type=str, default=["balanced"], metavar="LABEL", help=help_text)
+    add("--seed", type=int, default=0, help="of the noise")
     help_text = "evaluate every combination, such as guidance_scale=1:4:0.25 guidance_interval=all,0.1:0.9; "
     help_text += f"settings: {', '.join(sweep.SWEPT)}"
-    add("--sweep", type=str, nargs="+", metavar="SETTING=VALUES", help=help_text)
-    sampler.add_arguments(parser, DEFAULTS["batch_size"], for_images_too=True)
+    add("--sweep", type=str, nargs="+", default=[], metavar="SETTING=VALUES", help=help_text)
+    sampler.add_arguments(parser, batch_size=64)
     add = parser.section("further options of a model", advanced=True)
     add("--name", type=str | None, help="its name in the report (default: from its path)")
-    add("--images", choices=list(FORMS), help="how its images are kept (default: npz, as ADM's)")
+    add("--images", choices=list(FORMS), default="npz", help="how its images are kept; npz is ADM's")
     add("--keep-images", action="store_true", help="of a sweep: keep the images of every point")
     return parser
 
@@ -90,9 +88,8 @@ def _settings(options: Namespace) -> Settings:
 
 # ---------------------------------------------------------------- images that exist
 def _evaluate_images(options: Namespace) -> None:
-    more = ("sampler", "compile", "attention", "step", "weights", "adapter")
-    for name in (*DEFAULTS, *sampler.FIELDS, *more):
-        if options[name] not in (None, False, []):
+    for name, usual in parser().defaults().items():
+        if name not in OF_ANY and options[name] != usual:
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option} is for a model, and {options.subject} is none: leave it out")
     if options.size is not None and len(options.size) != 1:
@@ -133,24 +130,23 @@ def describe(report: Report) -> str:
 
 # ---------------------------------------------------------------- a model
 def _evaluate_model(options: Namespace) -> None:
-    settings = DEFAULTS | {name: options[name] for name in DEFAULTS if options[name] not in (None, [])}
     if options.out is None:
         raise UserError("a model needs --out DIR, where its images and the report go")
     out = Path(options.out).expanduser()
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
-    axes = [sweep.parse_axis(text) for text in settings["sweep"]]
-    if settings["keep_images"] and not axes:
+    axes = [sweep.parse_axis(text) for text in options.sweep]
+    if options.keep_images and not axes:
         raise UserError("--keep-images is for a --sweep; the images of one evaluation are kept anyway")
-    source, adapter = sampler.source_of(options.subject, options.step), adapters_of(options.adapter)
-    config = load_config(source, adapter)
-    generation = plan(config, options, settings)
+    named = sampler.Named(options, options.subject)
+    source, config, adapter = named.source, named.config, named.adapter
+    generation = plan(named, options)
     points = sweep.plan(generation, axes)
     classes = (config.num_classes, config.class_names)
-    labels = labels_for(settings["labels"], generation.num_samples, *classes, generation.seed)
-    name = settings["name"] or " + ".join([name_of(source, options.weights), *map(name_of, adapter or ())])
+    labels = labels_for(options.labels, generation.num_samples, *classes, generation.seed)
+    name = options.name or " + ".join([name_of(source, options.weights), *map(name_of, adapter or ())])
     measured = (options.reference, options.features, _settings(options))
-    how = settings["images"], options.compile, options.attention or "auto", options.weights
+    how = options.images, options.compile, options.attention, options.weights
     with opened(source, name, labels, options.device, *measured, *how, adapter=adapter) as evaluation:
         layout = evaluation.layout
         if not axes:
@@ -159,7 +155,7 @@ def _evaluate_model(options: Namespace) -> None:
             if report := evaluation.run(generation, out):
                 print(f"{describe(report)}\nreport: {out / HTML}")
             return
-        reports = evaluation.sweep(points, out, settings["keep_images"], lambda report: print(_line(report)))
+        reports = evaluation.sweep(points, out, options.keep_images, lambda report: print(_line(report)))
         if layout.main:
             try:
                 sweep.write_sweep(f"Sweep of {name}", reports, out)
@@ -169,19 +165,19 @@ def _evaluate_model(options: Namespace) -> None:
             print(f"page: {out / 'sweep.html'}; every point has its {JSON} below {out}")
 
 
-def plan(config: DenoiserConfig, options: Namespace, settings: dict[str, Any]) -> Generation:
+def plan(named: sampler.Named, options: Namespace) -> Generation:
     """The settings, but for the checksum of the weights. Raises UserError for settings that cannot be."""
+    config = named.config
     if config.takes_text:
         raise UserError(f"{config.name} draws from captions; `pixelwright evaluate` draws from classes")
     size = image_size(options.size) or config.image_size
     if size is None:
         raise UserError("the model's config has no image_size; give --size ROWS COLUMNS")
     config.check_size(*size)
-    precision = name_precision(settings["precision"], resolve_device(options.device))
-    chosen = sampler.choose(options, config)
-    more = chosen.as_dict() | {name: settings[name] for name in ("num_samples", "seed", "batch_size")}
-    labels = " ".join(settings["labels"])
-    return Generation(model=config.name, weights="", size=size, labels=labels, precision=precision, **more)
+    more = sampler.choose(options, config).as_dict()
+    more |= {name: options[name] for name in ("num_samples", "seed", "batch_size")}
+    more |= {"labels": " ".join(options.labels), "precision": named.precision}
+    return Generation(model=config.name, weights="", size=size, **more)
 
 
 def name_of(source: str, weights: str | None = None) -> str:

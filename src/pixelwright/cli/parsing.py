@@ -111,6 +111,10 @@ class Parser:
         """Print the short help."""
         self._parser.print_help()
 
+    def defaults(self) -> Namespace:
+        """What the options are where they are not given."""
+        return self._parser.get_defaults()
+
     def parse(self, words: list[str]) -> Namespace:
         """The options in `words`, converted and checked. Raises UserError naming the option."""
         if ADVANCED in words:

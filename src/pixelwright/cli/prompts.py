@@ -3,20 +3,17 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from tqdm import tqdm
 
-import pixelwright as pw
-from pixelwright.acceleration import accelerate
 from pixelwright.cli import sampler
-from pixelwright.cli.parsing import MODEL, Command, Parser, adapters_of, image_size
-from pixelwright.device import name_precision, resolve_device
+from pixelwright.cli.parsing import MODEL, Command, Parser, image_size
 from pixelwright.errors import UserError
 from pixelwright.evaluation.generate import checksum
 from pixelwright.evaluation.prompts import common, dpg, geneval, shapesbench
 from pixelwright.files import replacing, write_text
-from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import load_png
 
 DESCRIPTION = "Does a text-to-image model draw what prompts say? Draw the images of a benchmark."
@@ -61,27 +58,20 @@ def _drawing_parser(name: str, description: str, example: str) -> Parser:
 
 def _draw(options: Namespace, images: Sequence[common.PromptImage]) -> str:
     """Draw what is missing; the title of the report."""
-    device = resolve_device(options.device)
-    precision = name_precision(options.precision, device)
-    source, adapter = sampler.source_of(options.model, options.step), adapters_of(options.adapter)
-    config = load_config(source, adapter)
+    named = sampler.Named(options, options.model)
+    config = named.config
     if not config.takes_text:
         raise UserError(f"{config.name} draws from classes; give a model of captions")
     chosen = sampler.choose(options, config)
     size = image_size(options.size) or config.image_size
-    settings = {
-        "weights": checksum(source, options.weights, adapter),
-        "size": size,
-        "seed": options.seed,
-        **chosen.as_dict(),
-    }
-    common.record_settings(Path(options.out), {**settings, "precision": precision})
+    weights = checksum(named.source, options.weights, named.adapter)
+    settings = {"weights": weights, "size": size, "seed": options.seed, "precision": named.precision}
+    common.record_settings(Path(options.out), {**settings, **chosen.as_dict()})
     print(chosen.text)
     if todo := common.missing(images):
-        how = precision, options.compile, None, options.attention
-        model = accelerate(pw.load(source, options.weights, adapter).to(device), *how)
+        how: dict[str, Any] = {"size": size, "sampler": chosen.sampler}
         prompts = [image.prompt for image in todo]
-        draw = common.draw_with(model, prompts, options.seed, size=size, sampler=chosen.sampler)
+        draw = common.draw_with(named.accelerated(), prompts, options.seed, **how)
         with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", disable=None) as bar:
             common.draw_missing(draw, images, options.batch_size, bar.update)
     return f"{config.name}, {chosen.text}"

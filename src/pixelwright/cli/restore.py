@@ -9,14 +9,12 @@ from torch import Tensor
 
 import pixelwright as pw
 from pixelwright.cli import pictures, sampler
-from pixelwright.cli.parsing import Parser, adapters_of, add_device, add_imports
+from pixelwright.cli.parsing import Parser, add_device, add_imports
 from pixelwright.config import FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
-from pixelwright.device import keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.sample import as_condition
 from pixelwright.editing import RESTORATION
 from pixelwright.editing.tasks import TASKS, Task, TaskSettings
 from pixelwright.errors import UserError, nearest
-from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import from_uint8, to_uint8
 
 
@@ -92,12 +90,8 @@ def run(options: Namespace) -> None:
         raise UserError(f'unknown task "{options.task}"{nearest(options.task, TASKS)}')
     task = TASKS[options.task]
     lost = TaskSettings(**{name: options[name] for name in LOST}, mask=_mask(options))
-    keep_memory()
-    device = resolve_device(options.device)
-    name_precision(options.precision, device)
-    source, adapter = sampler.source_of(options.model, options.step), adapters_of(options.adapter)
-    load_config(source, adapter)
-    model = pw.load(source, options.weights, adapter).to(device)
+    named = sampler.Named(options, options.model)
+    model = named.load()
     labels = None if options.target is None else as_condition(options.target, model)
     names = ("method", "steps", "scale", "eta", "guidance_scale", "time_shift", "seed")
     given = {name: options[name] for name in names if options[name] is not None}
@@ -115,5 +109,5 @@ def run(options: Namespace) -> None:
         return list(zip(results, shown, strict=True))
 
     own = (*LOST, "mask", "task", "simulate", "target", "weights", "adapter")
-    noted = {"model": source, **{name: options[name] for name in own}, **given}
+    noted = {"model": named.source, **{name: options[name] for name in own}, **given}
     pictures.process(options, noted, options.batch_size, change)

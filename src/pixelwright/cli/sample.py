@@ -10,16 +10,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pixelwright as pw
-from pixelwright.acceleration import accelerate
 from pixelwright.cli import sampler
 from pixelwright.cli.labels import labels_for, parse_labels
-from pixelwright.cli.parsing import MODEL, Parser, adapters_of, image_size
+from pixelwright.cli.parsing import MODEL, Parser, image_size
 from pixelwright.config import NonNegativeInt, PositiveInt
-from pixelwright.device import keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.solvers import Step
 from pixelwright.errors import UserError
 from pixelwright.files import write_text
-from pixelwright.hub.checkpoint import load_config
 from pixelwright.images import NOTE, png_name, save_grid, save_png
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import DenoiserConfig, TextNote
@@ -79,20 +76,16 @@ def run(options: Namespace) -> None:
         raise UserError(f"--out {out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not options.overwrite:
         raise UserError(f"--out {out} holds files already; give another folder, or --overwrite")
-    keep_memory()
-    device = resolve_device(options.device)
-    name_precision(options.precision, device)
-    source, adapter = sampler.source_of(options.model, options.step), adapters_of(options.adapter)
-    config = load_config(source, adapter)  # so that a wrong label is found before the weights are read
+    named = sampler.Named(options, options.model)
+    config = named.config
     if config.image_size is None and options.size is None:
         raise UserError(f"{config.name} does not say the size of its images; give --size, such as --size 256")
     chosen = sampler.choose(options, config)
-    condition, words = _condition(options, config, device)
+    condition, words = _condition(options, config, named.device)
     print(chosen.text)
-    how = options.precision, options.compile, None, options.attention
-    model = accelerate(pw.load(source, options.weights, adapter).to(device), *how)
+    model = named.accelerated()
     weights = {} if options.weights is None else {"weights": options.weights}
-    weights |= {"adapter": " ".join(options.adapter)} if adapter else {}
+    weights |= {"adapter": " ".join(options.adapter)} if named.adapter else {}
     starts = range(0, len(condition), options.batch_size)
     shown: list[Tensor] = []
     lines: list[str] = []
@@ -115,7 +108,7 @@ def run(options: Namespace) -> None:
                 word = words[index - options.start_index]
                 name = png_name(index, word)
                 what = {
-                    "model": source,
+                    "model": named.source,
                     **weights,
                     "drawn": word,
                     "seed": str(options.seed),

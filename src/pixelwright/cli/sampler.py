@@ -6,16 +6,20 @@ from typing import Any, Literal, NamedTuple
 
 from jsonargparse import Namespace
 
+from pixelwright.acceleration import AcceleratedDenoiser, accelerate
 from pixelwright.cli.fields import settings
-from pixelwright.cli.parsing import WEIGHTS, Add, Parser, add_adapter, add_device, add_imports
+from pixelwright.cli.parsing import WEIGHTS, Add, Parser, adapters_of, add_adapter, add_device, add_imports
 from pixelwright.config import NonNegativeInt, PositiveInt, convert
+from pixelwright.device import keep_memory, name_precision, resolve_device
 from pixelwright.diffusion.guidance import interval_words
 from pixelwright.diffusion.solvers import check_solver
 from pixelwright.distributed.checkpoint import checkpoint_folders, folder_of, step_of
 from pixelwright.errors import UserError
+from pixelwright.hub.checkpoint import load, load_config
 from pixelwright.hub.presets import SAMPLER_PRESETS, sampler_preset
 from pixelwright.hub.runs import is_checkpoint
 from pixelwright.models.config import DenoiserConfig, SamplerSettings
+from pixelwright.models.denoiser import PixelDenoiser
 
 FIELDS = {setting.key: setting for setting in settings(SamplerSettings)}
 
@@ -31,9 +35,28 @@ class Chosen(NamedTuple):
         return dataclasses.asdict(self.sampler)
 
 
-def add_arguments(parser: Parser, batch_size: int, for_images_too: bool = False) -> None:
-    """The options; a command that takes images in place of a model must know what was given: then the
-    default of these is None."""
+class Named:
+    """The model that a command names, by its config: so a mistake is found before the weights are read.
+    Raises UserError: the model, the device or the precision is not there."""
+
+    def __init__(self, options: Namespace, model: str) -> None:
+        self.options, self.device = options, resolve_device(options.device)
+        self.precision = name_precision(options.precision, self.device)
+        self.source, self.adapter = source_of(model, options.step), adapters_of(options.adapter)
+        self.config = load_config(self.source, self.adapter)
+
+    def load(self) -> PixelDenoiser:
+        """The model, on its device."""
+        keep_memory()
+        return load(self.source, self.options.weights, self.adapter).to(self.device)
+
+    def accelerated(self) -> AcceleratedDenoiser:
+        """The model as the options of the machine want it."""
+        return accelerate(self.load(), self.precision, self.options.compile, None, self.options.attention)
+
+
+def add_arguments(parser: Parser, batch_size: int) -> None:
+    """The options."""
     text = "Settings that are not given are those of the model's own preset, where it has one."
     add_weights(parser.section("which weights"))
     add = parser.section("sampler", text)
@@ -44,16 +67,13 @@ def add_arguments(parser: Parser, batch_size: int, for_images_too: bool = False)
         more = pair if name == "guidance_interval" else {"type": hint}
         add(f"--{name.replace('_', '-')}", default=None, help=help_text, **more)
     add = parser.section("machine", advanced=True)
-    default = None if for_images_too else batch_size
-    help_text = f"images drawn together (default: {batch_size})"
-    add("--batch-size", type=PositiveInt | None, default=default, help=help_text)
+    add("--batch-size", type=PositiveInt, default=batch_size, help="images drawn together")
     add_device(add)
-    auto = None if for_images_too else "auto"
     help_text = "auto: bf16 where the device computes in it; fp32: in full, without TF32; int8: approximate, "
-    help_text += "for CPUs (default: auto)"
-    add("--precision", type=Literal["auto", "bf16", "fp32", "int8"] | None, default=auto, help=help_text)
-    help_text = "kernel of attention; math where the others give NaN (default: auto)"
-    add("--attention", type=Literal["auto", "sdpa", "flash", "math"] | None, default=auto, help=help_text)
+    help_text += "for CPUs"
+    add("--precision", type=Literal["auto", "bf16", "fp32", "int8"], default="auto", help=help_text)
+    help_text = "kernel of attention; math where the others give NaN"
+    add("--attention", type=Literal["auto", "sdpa", "flash", "math"], default="auto", help=help_text)
     help_text = "compile the network: needs a C++ compiler, and a minute the first time"
     add("--compile", action="store_true", help=help_text)
     add_imports(add)
@@ -96,4 +116,4 @@ def choose(options: Namespace, config: DenoiserConfig) -> Chosen:
     text += f"{interval_words(sampler)}, time shift "
     text += f"{sampler.time_shift:g}{f' from t = {sampler.time_start:g}' if sampler.time_start else ''}"
     text += f", last step {sampler.last_step:g}" if sampler.last_step else ""
-    return Chosen(sampler, f"{text}, seed {options.seed or 0} ({source})")
+    return Chosen(sampler, f"{text}, seed {options.seed} ({source})")
