@@ -23,7 +23,7 @@ from pixelwright.data import DataConfig
 from pixelwright.models import presets
 from pixelwright.models.folder import skeleton
 from pixelwright.training import ModelConfig, OptimConfig, TrainConfig, build_trainer
-from pixelwright.training.muon import STEPS, is_hidden, parts_of
+from pixelwright.training.muon import COEFFICIENTS, is_hidden, parts_of
 from pixelwright.training.optim import update
 from pixelwright.training.summary import flops_by_part
 
@@ -56,7 +56,7 @@ def measured(preset: str, size: int, batch: int, name: str, rounds: int) -> tupl
 def newton_schulz(m: int, n: int) -> int:
     """Operations for a matrix [m, n], two for each product of numbers: XXᵀ, its square, and times X."""
     m, n = min(m, n), max(m, n)
-    return STEPS * (2 * m * m * n + 2 * m**3 + 2 * m * m * n)
+    return len(COEFFICIENTS) * (2 * m * m * n + 2 * m**3 + 2 * m * m * n)
 
 
 def computed(preset: str, size: int, batch: int) -> float:

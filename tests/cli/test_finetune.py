@@ -111,6 +111,24 @@ def test_captions_and_prior_prompts(tmp_path: Path) -> None:
     lines = (Path(f"{run}-prior") / "metadata.jsonl").read_text().splitlines()
     assert [json.loads(line)["caption"] for line in lines] == ["a star"] * 3
     assert set(log(run)[-1]) == {"learned", "forgotten", "memorised"}
+    weights = {}
+    for way, adapter in (("with", ["--adapter", f"{run}=0.5"]), ("without", [])):
+        out = tmp_path / f"bench-{way}"
+        quick = [
+            "--steps",
+            "1",
+            "--images",
+            "1",
+            "--batch-size",
+            "84",
+            "--guidance-scale",
+            "1",
+            "--out",
+            str(out),
+        ]
+        assert main(["prompts", "shapes", str(base), *adapter, *quick]) == 0
+        weights[way] = json.loads((out / "settings.json").read_text())["weights"]
+    assert weights["with"].startswith(weights["without"] + " + 0.5 x ")
 
 
 @pytest.mark.parametrize(
