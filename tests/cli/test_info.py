@@ -15,10 +15,11 @@ import pixelwright as pw
 from pixelwright.diffusion import flow
 from pixelwright.diffusion.sample import model_velocity
 from pixelwright.errors import UserError
+from pixelwright.files import read_json
 from pixelwright.models.config import SamplerSettings
 from pixelwright.models.folder import skeleton
-from pixelwright.models.presets import preset
-from pixelwright.training.summary import PeakMemory, describe, flops_by_part, human
+from pixelwright.models.presets import PRESETS, preset
+from pixelwright.training.summary import FIGURES, PeakMemory, describe, flops_by_part, human, stored
 
 TINY = {"depth": 3, "hidden_size": 24, "num_heads": 2, "image_size": (16, 8)}
 
@@ -211,3 +212,16 @@ def test_mistakes_are_named() -> None:
 )
 def test_numbers_for_people(number: float, text: str) -> None:
     assert human(number, "B") == text
+
+
+SMALL = ["dip-n-4", "pixeldit-n-8", "jit-n-8", "ddt-ti-8", "dip-t2i-ti"]
+
+
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(n, marks=pytest.mark.slow) for n in PRESETS)])
+def test_what_is_stored_of_presets_is_what_would_be_found(name: str) -> None:
+    """If not: python benchmarks/figures.py."""
+    assert stored(name) == describe(preset(name))
+
+
+def test_every_preset_is_stored() -> None:
+    assert list(read_json(FIGURES)) == list(PRESETS)

@@ -36,6 +36,11 @@ def test_cosine_goes_from_lr_to_lr_end() -> None:
 def test_step_down_drops_at_its_step() -> None:
     config = OptimConfig(lr=1e-4, schedule="step-down", drop_at=5, lr_end=1e-5)
     assert [learning_rate(config, step, 9) for step in range(9)] == [1e-4] * 5 + [1e-5] * 4
+    share = dataclasses.replace(config, drop_at="75%")
+    assert [learning_rate(share, step, 8) for step in range(8)] == [1e-4] * 6 + [1e-5] * 2
+    assert peak_note(share, 8) is None
+    note = peak_note(config, 5)
+    assert note is not None and "never drops: optim.drop_at is 5, the run has 5 steps" in note
 
 
 @given(st.integers(1, 50), st.integers(0, 50), st.integers(100, 3000))

@@ -21,7 +21,7 @@ from pixelwright.training import OptimConfig, SampleConfig, Trainer, build_train
 from pixelwright.training.callbacks import SampleGrid
 from pixelwright.training.ema import EMA
 from pixelwright.training.inputs import Inputs
-from pixelwright.training.loggers import JsonLines, Run, smooth
+from pixelwright.training.loggers import JsonLines, Progress, Run, smooth
 from pixelwright.training.optim import build_optimizer, learning_rate
 
 from .conftest import Tiny, same_state, weights_of
@@ -232,6 +232,21 @@ def test_missing_extras_are_told_once(tiny: Tiny, capsys: pytest.CaptureFixture[
     assert told.count('pip install "pixelwright[train]"') == 2
     assert not (folder / "tensorboard").exists()
     assert not (folder / "report.html").exists()
+
+
+def test_a_run_of_days_is_told_after_a_minute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the steps after the first, which compiles."""
+    times = iter([0, 300, *range(320, 500, 20)])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    progress = Progress()
+    progress.open(Run(tmp_path, 10, 40_010, {}))
+    for step in range(11, 21):
+        progress.advance(step)
+    text = capsys.readouterr().err
+    assert text.count("at 20 s a step the rest of this run takes 9 days on this machine") == 1
+    assert "configs/photos-cpu.yaml" in text
 
 
 @pytest.mark.usefixtures("no_extras")

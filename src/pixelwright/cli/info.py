@@ -17,11 +17,11 @@ from pixelwright.remote import is_address
 from pixelwright.training import TrainConfig
 from pixelwright.training import load_config as load_run_config
 from pixelwright.training.cost import PEAK_TFLOPS, Memory, cost, gpu_hours, peak_tflops
-from pixelwright.training.summary import Info, describe, human
+from pixelwright.training.summary import Info, describe, human, stored
 
 DESCRIPTION = """Parts of a model, their parameters and FLOPs, and the memory to sample and to train.
 
-Nothing is allocated: the largest preset takes a few seconds. FLOPs count a multiply and an add as two.
+Nothing is allocated. FLOPs count a multiply and an add as two.
 The memory is that of tensors, on top of what PyTorch itself takes; see --batch-size, --dtype, --autocast.
 
 With --config: what a training run takes, before it is started, on --gpus GPUs. Activations are those of the
@@ -70,6 +70,9 @@ def run(options: Namespace) -> None:
     autocast = torch.bfloat16 if options.autocast == "bf16" else None
     settings = (image_size(options.size), options.batch_size, DTYPES[options.dtype], autocast)
     name = options.model  # of a file or folder that exists, a hub address, or else a preset
+    if name in PRESETS and settings == (None, 1, torch.float32, None):
+        print(report(stored(name)))
+        return
     model = name not in PRESETS and (Path(name).exists() or is_address(name))
     print(report(describe(load_config(name) if model else preset(name), *settings)))
 

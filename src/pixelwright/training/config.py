@@ -12,6 +12,7 @@ from pixelwright.config import (
     Decay,
     NonNegativeFloat,
     NonNegativeInt,
+    Percent,
     PositiveFloat,
     PositiveInt,
     Share,
@@ -82,8 +83,8 @@ class OptimConfig(Config, where="optim"):
     linearly to 0."""
     lr_end: NonNegativeFloat | None = None
     """cosine (None: 0) and step-down only: the last learning rate."""
-    drop_at: PositiveInt | None = None
-    """step-down only: the step from which the learning rate is lr_end."""
+    drop_at: PositiveInt | Percent | None = None
+    """step-down only: the step, or share of the run such as 75%, from which the learning rate is lr_end."""
     clip: PositiveFloat | None = 1.0
     """Largest norm of the gradients; longer ones are scaled down to it. None: no clipping."""
     groups: tuple[OptimGroup, ...] = ()

@@ -24,6 +24,7 @@ from pixelwright.files import write_text
 from pixelwright.registry import Registry
 
 LONG = 2 * 86400.0  # seconds of training that nobody expects
+FORECAST = 60.0  # seconds of training after which it is told
 SECONDS = 30.0  # between two progress lines where there is no terminal
 SMOOTHING = 0.8  # of the loss curve and the progress bar, per log line, which is a mean already
 LOG = "log.jsonl"
@@ -135,7 +136,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 # ---------------------------------------------------------------- the progress bar
 @dataclass(frozen=True)
 class ProgressConfig(Config):
-    """A bar on a terminal; elsewhere a line every 30 seconds. A run of more than two days is told once."""
+    """A bar on a terminal; elsewhere a line every 30 seconds. A run of more than two days is told of once."""
 
 
 @register_logger("progress", ProgressConfig)
@@ -156,6 +157,16 @@ class Progress(Logger):
     def advance(self, step: int) -> None:
         if self._bar is not None:
             self._bar.update()
+        now, done = time.perf_counter(), step - self._run.step
+        if done == 1:  # which compiles and fills caches
+            self._first = now
+        elif not self._forecast and now - self._first > FORECAST:
+            self._forecast = True
+            each = (now - self._first) / (done - 1)
+            if (left := each * (self._run.steps - step)) > LONG:
+                days = f"the rest of this run takes {left / 86400:.0f} days on this machine"
+                smaller = "a smaller model.preset or fewer steps (configs/photos-cpu.yaml is made for a CPU)"
+                say(f"at {each:.3g} s a step {days}: take {smaller}")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         if "images_per_second" not in values:
@@ -165,10 +176,6 @@ class Progress(Logger):
         rate = f"{values['images_per_second']:.0f} images/s"
         now, steps, done = time.perf_counter(), self._run.steps, step - self._run.step
         left = (now - self._begun) / max(1, done) * (steps - step)
-        if not self._forecast and done >= 10:  # the first steps compile and fill caches
-            self._forecast = True
-            if left > LONG:
-                say(f"at {rate} the rest of this run takes {left / 86400:.0f} days on this machine")
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {rate}", refresh=False)
             return

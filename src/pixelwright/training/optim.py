@@ -162,12 +162,16 @@ def _scheduled(config: OptimConfig, step: int, steps: int, warmup: int) -> float
             progress = max(0, step - warmup) / max(1, steps - warmup)
             return end + (config.lr - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
         case "step-down":
-            return config.lr if step < (config.drop_at or 0) else end
+            return config.lr if step < steps_of(config.drop_at or 0, steps) else end
     return config.lr * min(1.0, (steps - step) / (steps_of(config.cooldown, steps) + 1))
 
 
 def peak_note(config: OptimConfig, steps: int) -> str | None:
-    """A line about a schedule that does not reach `optim.lr` within a run, and the peak that results."""
+    """A line about a schedule that does not reach `optim.lr` within a run, and the peak that results, or that
+    does not reach its drop."""
+    if (drop := steps_of(config.drop_at or 0, steps)) >= steps:
+        never = f"the learning rate never drops: optim.drop_at is {drop}, the run has {steps} steps"
+        return f"{never}; give a share, --optim.drop-at 75%"
     warmup, cooldown = steps_of(config.warmup, steps), steps_of(config.cooldown, steps)
     tried = {min(warmup, steps) - 1, *range(0, steps, max(1, steps // 1000))}
     peak = max(learning_rate(config, step, steps) for step in tried if step >= 0)

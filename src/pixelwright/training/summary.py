@@ -6,6 +6,7 @@ every backbone and detailer, without formulas to keep in step with the architect
 
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +19,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pixelwright.diffusion import flow
 from pixelwright.errors import UserError
+from pixelwright.files import read_json
 from pixelwright.models.conditions import Condition, TextCondition
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.folder import skeleton
+from pixelwright.models.presets import PRESETS
 from pixelwright.models.vision import VisionSize, size_of
+
+FIGURES = Path(__file__).with_name("figures.json")
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,18 @@ def describe(
     weights = frozen + bytes_of(model.to(dtype))
     sampling = frozen + _peak(model, size, 2 * batch_size, autocast, train=False)  # guidance: the null class
     return Info(config, size, batch_size, tuple(parts), dtype, weights, sampling, training, autocast)
+
+
+def stored(name: str) -> Info:
+    """What `describe` finds out of a preset, from figures.json, which benchmarks/figures.py writes.
+
+    Following a pass imports PyTorch's compiler, which takes longer than all else."""
+    config, figures = PRESETS[name], read_json(FIGURES)[name]
+    parts = tuple(Part(*part) for part in figures["parts"])
+    weights = 4 * sum(part.parameters for part in parts)
+    assert config.image_size is not None
+    memory = weights, figures["sampling_bytes"], figures["training_bytes"]
+    return Info(config, config.image_size, 1, parts, torch.float32, *memory)
 
 
 def encoder_of(config: DenoiserConfig) -> VisionSize | None:
