@@ -298,7 +298,7 @@ CASES: dict[str, tuple[Callable[[Path], str], str]] = {
     "eval": (beside(Maker(eval, "open('harm-was-done', 'w')")), "eval"),
     "an unknown class": (beside(Maker), "test_damaged.Maker"),
     "a terabyte of zeros": (beside(Maker(bytearray, 10**12)), "bytearray"),
-    "newer pickle": (pickled(lambda: lightning(NAME), pickle_protocol=4), "STACK_GLOBAL"),
+    "a command in a newer pickle": (pickled(Harmful, pickle_protocol=4), '"posix.system"'),
     "broken pickle": (repacked(data_pkl=b"\x80\x02}q\x00("), "damaged"),
     "garbage for a pickle": (repacked(data_pkl=b"\xffgarbage"), "damaged"),
     "storage missing": (repacked(**{"0": b""}), "damaged"),
@@ -365,6 +365,7 @@ def test_the_files_that_the_damaged_ones_are_made_from(tmp_path: Path) -> None:
         "t": tensors(lambda _: None), "r": raw(lambda b: b), "h": header(lambda _: None),
         "s": state(lambda _: None),
         "z": repacked(), "i": reindex(lambda _: None), "o": ours(lambda _: None), "b": beside([1, "x", None]),
+        "p": pickled(lambda: lightning(NAME), pickle_protocol=4),
     }  # fmt: skip
     for name, write in good.items():
         folder = tmp_path / name

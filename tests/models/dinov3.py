@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.hub.shapes import count_of, shape_of
+from pixelwright.hub.layout import count_of, shape_of
 
 _NAMES = (
     ("gamma_1", "layer_scale1.lambda1"),

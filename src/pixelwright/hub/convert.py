@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,17 +18,19 @@ from pixelwright.hub.checkpoint import (
     Checkpoint,
     announce,
     announce_licence,
+    any_config,
     check_one_dtype,
     locate,
     open_checkpoint,
+    open_file,
 )
-from pixelwright.hub.former import is_former, open_former
 from pixelwright.hub.layout import Settings
 from pixelwright.hub.pickles import part_start
 from pixelwright.hub.prefixes import SETS
-from pixelwright.hub.public import parted, published_form
-from pixelwright.models.config import DenoiserConfig, Provenance
-from pixelwright.models.folder import check_finite, write_weights
+from pixelwright.hub.presets import with_notes
+from pixelwright.hub.public import joined, parted, published_form, shapes, swiglu_parts
+from pixelwright.models.config import DenoiserConfig, Provenance, from_dict
+from pixelwright.models.folder import CONFIG, WEIGHTS, check_finite, check_weights, skeleton, write_weights
 from pixelwright.remote import is_address
 
 Layout = Literal["folder", "public"]
@@ -80,7 +83,9 @@ def convert(
     }
 
     def read(name: str) -> Tensor:
-        return _cast(checkpoint, name, specs[name].dtype)
+        cast = checkpoint.read(name).to(specs[name].dtype)
+        check_finite(name, cast, f"{checkpoint.place} as {str(cast.dtype).removeprefix('torch.')}")
+        return cast
 
     if to == "folder":
         with replacing(out) as part:
@@ -99,9 +104,23 @@ def _open(
 ) -> Checkpoint:
     """Anything that `load` reads, and a model folder of the first layout."""
     plain = weights is None and not settings and not is_address(str(source))
-    if plain and is_former(folder := locate(source).parent):
-        return open_former(folder, sampler)
+    if plain and any_config(folder := locate(source).parent).get("format") == 1:
+        return _open_first(folder, sampler)
     return open_checkpoint(source, weights, sampler, settings)
+
+
+def _open_first(folder: Path, sampler: str | None) -> Checkpoint:
+    """A model folder of the first layout: SwiGLU in three matrices, MMDiT's attention unnamed, "recipe"."""
+    data = {"sampler" if key == "recipe" else key: value for key, value in any_config(folder).items()}
+    del data["format"]
+    config, file = from_dict(data, str(folder / CONFIG)), open_file(folder / WEIGHTS)
+    config = config if sampler is None else with_notes(config, "", sampler)
+    tensors = skeleton(config).state_dict()
+    names = {name: swiglu_parts(re.sub(r"\.(image|text)\.attn\.", r".\1.", name)) for name in tensors}
+    check_weights(shapes(names, tensors), file.specs, str(file.path))
+    specs = {name: joined(theirs, file.specs.__getitem__) for name, theirs in names.items()}
+    read = lambda name: joined(names[name], file.read)  # noqa: E731
+    return Checkpoint(config, str(folder), file.files, "all tensors", specs, read)
 
 
 def _check_out(out: Path, to: Layout) -> None:
@@ -111,16 +130,6 @@ def _check_out(out: Path, to: Layout) -> None:
         raise UserError(f"{out} is named like a file, but a folder is written; name one or give --to public")
     if out.exists() and not (to == "folder" and out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists already; give another name, or remove it first")
-
-
-def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
-    """A tensor in `dtype`."""
-    tensor = checkpoint.read(name)
-    if tensor.dtype == dtype:
-        return tensor
-    cast = tensor.to(dtype)
-    check_finite(name, cast, f"{checkpoint.place} as {str(dtype).removeprefix('torch.')}")
-    return cast
 
 
 def _provenance(checkpoint: Checkpoint) -> Provenance:

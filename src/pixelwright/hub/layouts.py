@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 
 from pixelwright.errors import UserError
-from pixelwright.hub.layout import Layout, Settings, Table
-from pixelwright.hub.shapes import Specs, classes_of, count_of, embedder_of, heads_of, shape_of
+from pixelwright.hub.layout import (
+    Layout,
+    Settings,
+    Specs,
+    Table,
+    classes_of,
+    count_of,
+    embedder_of,
+    heads_of,
+    shape_of,
+)
 from pixelwright.models.backbones import PatchDiTConfig
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.detailers.dit_decoder import DiTDecoderConfig

@@ -1,19 +1,20 @@
 """Pickled checkpoints (.ckpt, .pth, .pt, .bin), read without running anything of them.
 
 `torch.save` writes a zip archive: a pickle that describes the tensors, and one uncompressed part for the
-values of each. The pickle is looked through first; only if it names nothing but what `meaning` knows is it
-read, with a stand-in in the place of every name, so that no class or function of it is ever imported.
+values of each. The pickle may name nothing but what `meaning` knows, and is read with a stand-in in the place
+of every name, so that no class or function of it is ever imported.
 """
 
 import io
+import math
 import pickle
 import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from pixelwright.errors import UserError
 from pixelwright.hub.files import EIGHT_BITS, LARGEST_HEADER, WeightFile
 from pixelwright.hub.prefixes import is_container
-from pixelwright.models.folder import listing, shorten
+from pixelwright.models.folder import shorten
 
 DEEPEST, MOST, MOST_AXES = 4, 100_000, 16
 """Most dicts within one another that are looked through, most tensors in them, most axes of a tensor."""
@@ -44,45 +45,14 @@ class Dict(dict[Any, Any]):
     def __setstate__(self, state: object) -> None: ...
 
 
-class Storage(NamedTuple):
-    """A part of the archive, and the dtype its pickle gives it."""
-
-    key: str
-    dtype: torch.dtype
-    size: int  # bytes
-
-
-class Described(NamedTuple):
-    """A tensor as a pickle describes it."""
-
-    storage: Storage
-    dtype: torch.dtype
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-def _tensor(
-    storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: object
-) -> Described:
-    """Of either kind; for the newer one, the dtype stands among the rest."""
-    dtype = next((each for each in rest if isinstance(each, torch.dtype)), storage.dtype)
-    return Described(storage, dtype, offset, shape, stride)
-
-
-def _shape(sizes: Sequence[int] = ()) -> tuple[int, ...]:
-    return tuple(sizes[:MOST_AXES])
-
-
 _KINDS = ["Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"]
 _FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 _WHOLE = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
 _STORAGES = {f"{kind}Storage": dtype for kind, dtype in zip(_KINDS, _FLOATS + _WHOLE, strict=True)}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_STORAGES.values(), *EIGHT_BITS.values())}
+_REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
 _TENSORS: dict[str, Any] = {
-    "torch.Size": _shape,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor,
+    "torch.Size": lambda sizes=(): tuple(sizes[:MOST_AXES]),
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch.storage.UntypedStorage": torch.uint8,
     **{f"torch.{name}": dtype for name, dtype in (_STORAGES | _DTYPES).items()},
@@ -114,17 +84,9 @@ def meaning(name: str) -> Any:
 
 
 # What reading a damaged archive or pickle can raise.
-_BROKEN = (
-    *(
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        struct.error,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-    ),
-    *(TypeError, AttributeError, LookupError, EOFError, OverflowError, MemoryError, OSError),
-)
+_BROKEN: tuple[type[Exception], ...] = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error)
+_BROKEN += (RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, OverflowError)
+_BROKEN += (MemoryError, OSError)
 
 
 def open_pickle(path: Path) -> WeightFile:
@@ -132,28 +94,17 @@ def open_pickle(path: Path) -> WeightFile:
     harm."""
     with path.open("rb") as file:
         program, parts = _open_archive(path, file)
-        _check_program(program, path)
         try:
-            content = _Unpickler(program, parts, path).load()
-            tensors = _tensors(content, path)
-            specs = {name: _spec(name, tensor, path) for name, tensor in tensors.items()}
-            starts = {t.storage.key: part_start(file, parts[t.storage.key]) for t in tensors.values()}
+            for opcode, argument, _ in pickletools.genops(program):
+                if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(program):
+                    raise ValueError("its pickle numbers more objects than it has")
+            tensors = _tensors(_Unpickler(program, parts, path, file).load(), path)
         except UserError:
             raise
         except _BROKEN as error:
             raise UserError(f"{path} is damaged or no checkpoint: {_first_line(error)}") from None
-    mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-
-    def read(name: str) -> Tensor:
-        tensor = tensors[name]
-        start = starts[tensor.storage.key]
-        data = mapped[start : start + tensor.storage.size]
-        if start % tensor.dtype.itemsize:  # torch.save aligns its parts, other writers may not
-            data = data.clone()
-        values = data.view(tensor.dtype)
-        return values.as_strided(tensor.shape, tensor.stride, values.storage_offset() + tensor.offset)
-
-    return WeightFile(path, (path,), specs, read)
+    specs = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    return WeightFile(path, (path,), specs, tensors.__getitem__)
 
 
 def part_start(file: BinaryIO, part: zipfile.ZipInfo) -> int:
@@ -192,58 +143,61 @@ def _open_archive(path: Path, file: BinaryIO) -> tuple[bytes, dict[str, zipfile.
     return program, {m.filename.removeprefix(folder): m for m in members}
 
 
-def _check_program(program: bytes, path: Path) -> None:
-    """Refuse a pickle that names anything without a `meaning`, or is not of torch.save's kind."""
-    foreign: dict[str, None] = {}
-    try:
-        for opcode, argument, _ in pickletools.genops(program):
-            if opcode.name == "GLOBAL":
-                name = str(argument).replace(" ", ".", 1)
-                if meaning(name) is None:
-                    foreign[f'"{shorten(name)}"'] = None
-            elif opcode.name == "PROTO" and int(argument or 0) > 2:
-                newer = f"protocol {argument} (with STACK_GLOBAL)"
-                raise UserError(f"{path}: its pickle has {newer}; torch.save writes 2")
-            elif opcode.proto > 2 or opcode.name in ("INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID"):
-                raise UserError(f"{path}: its pickle uses {opcode.name}, which torch.save does not write")
-            elif opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(program):
-                raise UserError(f"{path} is damaged: its pickle numbers more objects than it has")
-    except (ValueError, struct.error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is damaged: its pickle is broken ({_first_line(error)})") from None
-    if foreign:
-        raise UserError(
-            f"{path} asks for {listing(foreign)}: a pickle can run code through them, so it is refused. "
-            f"If you trust the file, load it where that code is installed and save its tensors as safetensors"
-        )
-
-
 class _Unpickler(pickle.Unpickler):
-    """Builds what a pickle describes out of what `meaning` gives."""
+    """Builds what a pickle describes out of what `meaning` gives; tensors share the memory of the file."""
 
-    def __init__(self, program: bytes, parts: Mapping[str, zipfile.ZipInfo], path: Path) -> None:
+    def __init__(
+        self, program: bytes, parts: Mapping[str, zipfile.ZipInfo], path: Path, file: BinaryIO
+    ) -> None:
         super().__init__(io.BytesIO(program))
-        self._parts, self._path = parts, path
+        self._parts, self._path, self._file, self._count = parts, path, file, 0
+        self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._bytes = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
 
     def find_class(self, module: str, name: str) -> Any:
-        return meaning(f"{module}.{name}")
+        if (name := f"{module}.{name}") in _REBUILD:
+            return self._tensor
+        if (found := meaning(name)) is None:
+            asks = f'asks for "{shorten(name)}", through which a pickle can run code'
+            remedy = "where you trust the file, load it with that code and save its tensors as safetensors"
+            raise UserError(f"{self._path} {asks}: {remedy}")
+        return found
 
-    def persistent_load(self, pid: Any) -> Storage:
-        """A storage: "storage", its type, its key, a device and the number of elements."""
+    def persistent_load(self, pid: Any) -> Tensor:
+        """The values of a storage: "storage", its type, its key, a device and the number of elements."""
         _, dtype, key, _, count = pid
         there = self._parts[key].file_size if key in self._parts else None
         typed = isinstance(dtype, torch.dtype) and isinstance(count, int)
         if not typed or there is None or there != count * dtype.itemsize:
             held = f"should hold {count} values ({dtype}), but has {'no' if there is None else there} bytes"
             raise UserError(f"{self._path} is damaged: part {key} {held}")
-        return Storage(key, dtype, there)
+        if (key, dtype) not in self._storages:
+            start = part_start(self._file, self._parts[key])
+            data = self._bytes[start : start + there]
+            # torch.save aligns its parts, other writers may not.
+            self._storages[key, dtype] = (data.clone() if start % dtype.itemsize else data).view(dtype)
+        return self._storages[key, dtype]
+
+    def _tensor(
+        self, values: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: object
+    ) -> Tensor:
+        """Of either kind; for the newer one, the dtype stands among the rest."""
+        values = values.view(next((each for each in rest if isinstance(each, torch.dtype)), values.dtype))
+        count, last = math.prod(shape), offset
+        last += sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+        # A small storage can pose as an endless tensor; a weight has its own bytes.
+        if count and max(last + 1, count) > len(values):
+            raise UserError(f"{self._path}: a tensor claims the shape {list(shape)} without the bytes for it")
+        self._count += 1
+        if self._count > MOST:
+            raise UserError(f"{self._path} holds more than {MOST} tensors, which no checkpoint does")
+        return values.as_strided(shape, stride, values.storage_offset() + offset)
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Described]:
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint: those of its "state_dict", "model", "ema" and so on, or of itself. Names
     begin with those of the dicts that they are in; only "state_dict" adds nothing."""
-    found: dict[str, Described] = {}
+    found: dict[str, Tensor] = {}
 
     def look(value: object, prefix: str, depth: int) -> None:
         if not isinstance(value, dict) or not value or depth > DEEPEST:
@@ -252,22 +206,10 @@ def _tensors(content: Any, path: Path) -> dict[str, Described]:
         for key, part in inner.items():
             look(part, prefix if key == "state_dict" else f"{prefix}{key}.", depth + 1)
         for key, part in {} if inner else value.items():
-            if not isinstance(key, str) or not isinstance(part, Described):
+            if not isinstance(key, str) or not isinstance(part, Tensor):
                 name, kind = shorten(prefix + str(key)), type(part).__name__
                 raise UserError(f'{path}: "{name}" in its state_dict is {kind}, not a tensor')
             found[prefix + key] = part
-            if len(found) > MOST:
-                raise UserError(f"{path} holds more than {MOST} tensors, which no checkpoint does")
 
     look(content, "", 0)
     return found
-
-
-def _spec(name: str, tensor: Described, path: Path) -> Tensor:
-    """Shape and dtype. A small storage can pose as an endless tensor; a weight has its own bytes."""
-    storage, dtype, offset, shape, stride = tensor
-    spec = torch.empty(0, dtype=dtype, device="meta").as_strided(shape, stride, offset)
-    steps = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    if spec.numel() and max(offset + steps + 1, spec.numel()) * dtype.itemsize > storage.size:
-        raise UserError(f'{path}: "{shorten(name)}" claims the shape {list(shape)} without the bytes for it')
-    return spec

@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-from pixelwright.hub.layout import Layout, Settings, Table
+from pixelwright.hub.layout import Layout, Settings, Specs, Table, count_of, embedder_of, heads_of, shape_of
 from pixelwright.hub.layouts import DECO_HEAD, field_of, pixnerd_head, position_table, size_of_table
-from pixelwright.hub.shapes import Specs, count_of, embedder_of, heads_of, shape_of
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.detailers.linear import LinearConfig
 from pixelwright.models.detailers.nerf import NerfConfig
