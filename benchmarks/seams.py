@@ -16,7 +16,7 @@ from torch import Tensor
 import pixelwright as pw
 from pixelwright.data import DataConfig, open_source
 from pixelwright.diffusion.flow import interpolate
-from pixelwright.evaluation.features.training import read_labelled
+from pixelwright.evaluation.features.classifier import read_labelled
 from pixelwright.evaluation.metrics import patch_grid, patch_steps
 from pixelwright.images import from_uint8, to_uint8
 from pixelwright.models.config import SamplerSettings

@@ -36,7 +36,7 @@ from pixelwright.data import open_source
 from pixelwright.diffusion.flow import interpolate, velocity_loss
 from pixelwright.errors import UserError
 from pixelwright.evaluation.evaluate import Scorer
-from pixelwright.evaluation.features.training import read_labelled
+from pixelwright.evaluation.features.classifier import read_labelled
 from pixelwright.evaluation.measure import measure
 from pixelwright.images import from_uint8
 from pixelwright.training import Callback, TrainConfig, Trainer, build_trainer, load_config

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
 from pixelwright.evaluation.features import EXTRACTORS, classifier, open_extractor
-from pixelwright.evaluation.features import training as fitting
+from pixelwright.evaluation.features import classifier as fitting
 from pixelwright.evaluation.features.classifier import ClassifierFeatures
-from pixelwright.evaluation.features.inception import PREFIX, resized
+from pixelwright.evaluation.features.published import PREFIX, resized
 from pixelwright.rng import generator
 
 CPU = torch.device("cpu")

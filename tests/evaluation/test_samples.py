@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pixelwright.data import Shapes
-from pixelwright.evaluation.samples import look, noise_left, variety
+from pixelwright.evaluation.metrics import look, noise_left, variety
 
 NOISE = torch.Generator().manual_seed(0)
 

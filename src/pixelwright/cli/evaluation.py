@@ -16,8 +16,15 @@ from pixelwright.data.open import open_source
 from pixelwright.data.sources import Source
 from pixelwright.device import resolve_device, resolve_precision
 from pixelwright.errors import UserError
-from pixelwright.evaluation.features.classifier import CONFIG, ClassifierConfig
-from pixelwright.evaluation.features.training import Labelled, Training, held_out, read_labelled, train
+from pixelwright.evaluation.features.classifier import (
+    CONFIG,
+    ClassifierConfig,
+    Labelled,
+    Training,
+    held_out,
+    read_labelled,
+    train,
+)
 from pixelwright.files import make_folder
 from pixelwright.rng import generator
 

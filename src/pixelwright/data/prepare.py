@@ -120,7 +120,9 @@ class _Work:
                 raise UserError(f"{text}: finish it with the same settings or remove it")
 
     def run(self, out: Path, workers: int) -> Report:
-        self.clear()
+        remove_abandoned(
+            self.folder, age=0
+        )  # what was being written when the work stopped; nobody else is at it
         parts = range(-(-len(self.source) // self.job.shard_size))
         done = [part for part in parts if self.finished(part)]
         self.make_parts([part for part in parts if part not in set(done)], workers)
@@ -157,10 +159,6 @@ class _Work:
         note, tar = self.note(part), self.tar(part)
         return note.exists() and tar.exists() and bool(read_json(note)["bytes"] == tar.stat().st_size)
 
-    def clear(self) -> None:
-        """Remove what was being written when the work stopped; nobody else is at it."""
-        remove_abandoned(self.folder, age=0)
-
     def range(self, part: int) -> range:
         """The images of a part."""
         size = self.job.shard_size
@@ -189,7 +187,7 @@ class _Work:
                 raise UserError(f"{text} {self.folder}; run again, with fewer --workers") from error
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-                self.clear()
+                remove_abandoned(self.folder, age=0)
 
     def make_part(self, part: int, count: Callable[[int], object] = lambda images: None) -> None:
         """Write one shard and its note; `count` is called for each image."""

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pixelwright.acceleration import prepare
+from pixelwright.config import PositiveInt
 from pixelwright.data.sources import LABEL_FILE
 from pixelwright.diffusion.sample import Denoiser, sample
 from pixelwright.diffusion.solvers import Step, StepCallback, check_solver
@@ -47,29 +48,26 @@ PLAIN_SECONDS = 30.0  # between two signs of life where there is no terminal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation(SamplerSettings):
+class Generation(SamplerSettings, where=""):
     """Which images: everything that their bytes depend on, save the machine that computes them."""
 
     model: str
     """What the model calls itself."""
     weights: str
     """SHA-256 of the file of weights; of several files, joined by commas."""
-    num_samples: int
+    num_samples: PositiveInt
     size: tuple[int, int]
     """(height, width) in pixels."""
     labels: str
     """How they were asked for; "balanced" gives every class its turn."""
     seed: int
-    batch_size: int
+    batch_size: PositiveInt
     """Images drawn together. Noise does not depend on it, the rounding of sums does."""
     precision: Literal["fp32", "bf16", "int8"]
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        check_solver(self.solver)
         super().__post_init__()
+        check_solver(self.solver)
 
     @property
     def batches(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pixelwright.errors import UserError
+from pixelwright.errors import UserError, nearest
 from pixelwright.files import read_json, sha256, write_safetensors, write_text
 from pixelwright.hub.files import open_safetensors
 from pixelwright.hub.remote import SCHEME, fetch
@@ -257,3 +257,74 @@ def _merged(model: PixelDenoiser, adapter: Adapter) -> Iterator[tuple[str, Tenso
             layer.merge(adapter_names=[NAME])
             yield f"{name}.weight", before, base.weight.detach()
             base.weight = None  # type: ignore[assignment]  # one at a time in float32
+
+
+# ---------------------------------------------------------------- in the diffusers pipeline
+class LoraPipeline:
+    """Adapters of a pipeline. They are merged into its weights, so that all that makes a plain model fast
+    works as before; the weights without them are kept beside."""
+
+    transformer: Any
+    _bare: PixelDenoiser | None = None
+    _adapters: dict[str, str | os.PathLike[str]]
+    _active: dict[str, float]
+
+    def load_lora_weights(
+        self, pretrained_model_name_or_path: str | os.PathLike[str], adapter_name: str | None = None
+    ) -> None:
+        """Add an adapter, with the weight 1, beside those that are active. Raises UserError: an adapter of
+        another model, or a name that is taken.
+
+        Args:
+            pretrained_model_name_or_path: the folder of an adapter, or of the run that made it.
+            adapter_name: what `set_adapters` calls it; default_0, default_1, ... otherwise.
+        """
+        known = self._adapters if self._bare is not None else {}
+        name = adapter_name or f"default_{len(known)}"
+        if name in known:
+            raise UserError(
+                f'adapter_name is "{name}", which is taken: give another, or unload_lora_weights()'
+            )
+        active = self._active if known else {}
+        self._merge(known | {name: pretrained_model_name_or_path}, active | {name: 1.0})
+
+    def set_adapters(
+        self, adapter_names: Sequence[str] | str, adapter_weights: Sequence[float] | float | None = None
+    ) -> None:
+        """Use these adapters alone, each with its weight, by default 1. Raises UserError: unknown names, or
+        another number of weights."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        known = self._adapters if self._bare is not None else {}
+        for name in names:
+            if name not in known:
+                raise UserError(f'no adapter "{name}" is loaded{nearest(name, known)}')
+        given = 1.0 if adapter_weights is None else adapter_weights
+        weights = [float(given)] * len(names) if isinstance(given, (int, float)) else list(given)
+        if len(weights) != len(names):
+            raise UserError(f"{len(weights)} weights are given for {len(names)} adapters: give one each")
+        self._merge(known, dict(zip(names, weights, strict=True)))
+
+    def get_active_adapters(self) -> list[str]:
+        """The names of the adapters in use."""
+        return list(self._active) if self._bare is not None else []
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """The names of all adapters, in use or not."""
+        return {"transformer": list(self._adapters)} if self._bare is not None else {}
+
+    def unload_lora_weights(self) -> None:
+        """Back to the weights without adapters."""
+        if self._bare is not None:
+            self._replace(self._bare)
+            self._bare = None
+
+    def _merge(self, known: dict[str, str | os.PathLike[str]], active: dict[str, float]) -> None:
+        bare = self.transformer.denoiser if self._bare is None else self._bare
+        used = {known[name]: weight for name, weight in active.items()}
+        self._replace(with_adapters(bare, used))
+        self._bare, self._adapters, self._active = bare, known, active
+
+    def _replace(self, denoiser: PixelDenoiser) -> None:
+        old = self.transformer.denoiser
+        self.transformer.denoiser = denoiser.to(old.device)
+        self.transformer.register_to_config(architecture=to_dict(denoiser.config))

@@ -26,9 +26,9 @@ from pixelwright.diffusion.guidance import Branch, IntervalCFG
 from pixelwright.diffusion.sample import as_condition
 from pixelwright.diffusion.solvers import Velocity
 from pixelwright.errors import UserError, nearest
+from pixelwright.hub.adapters import LoraPipeline
 from pixelwright.hub.card import upload, write_card
 from pixelwright.hub.checkpoint import announce_licence
-from pixelwright.hub.lora import LoraPipeline
 from pixelwright.images import to_uint8
 from pixelwright.models.conditions import Condition, TextCondition, null_like
 from pixelwright.models.config import DenoiserConfig, GuidanceEnds, from_dict, to_dict

@@ -190,7 +190,7 @@ class _Unpickler(pickle.Unpickler):
             raise UserError(f"{self._path}: a tensor claims the shape {list(shape)} without the bytes for it")
         self._count += 1
         if self._count > MOST:
-            raise UserError(f"{self._path} holds more than {MOST} tensors, which no checkpoint does")
+            raise ValueError(f"it describes more than {MOST} tensors")
         return values.as_strided(shape, stride, values.storage_offset() + offset)
 
 
@@ -210,6 +210,8 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
                 name, kind = shorten(prefix + str(key)), type(part).__name__
                 raise UserError(f'{path}: "{name}" in its state_dict is {kind}, not a tensor')
             found[prefix + key] = part
+            if len(found) > MOST:  # dicts that share one another
+                raise UserError(f"{path} holds more than {MOST} tensors, which no checkpoint does")
 
     look(content, "", 0)
     return found

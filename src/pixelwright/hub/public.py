@@ -165,23 +165,17 @@ def recognise(
         config = with_settings(layout.infer(weights, settings or {}), settings or {})
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
-    known = preset_of(config)
-    config = dataclasses.replace(
-        config,
-        name=known.name if known else _name_of(layout, config),
-        image_size=config.image_size or (known.image_size if known else None),
-    )
+    if (known := preset_of(config)) is not None:
+        name, size = known.name, config.image_size or known.image_size
+    else:
+        name, size = layout.family.lower(), config.image_size
+        name += "-text" if config.takes_text and not name.endswith("-t2i") else ""
+    config = dataclasses.replace(config, name=name, image_size=size)
     tensors = skeleton(config).state_dict()
     names = _names(tensors, layout.table(config))
     kept = {name: value for name, value in weights.items() if name != TABLE}
     check_weights(shapes(names, tensors), kept, place)
     return config, names
-
-
-def _name_of(layout: Layout, config: DenoiserConfig) -> str:
-    """Of a network that is no preset."""
-    family = layout.family.lower()
-    return f"{family}-text" if config.takes_text and not family.endswith("-t2i") else family
 
 
 TABLE = "pos_embed"

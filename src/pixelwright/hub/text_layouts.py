@@ -10,6 +10,7 @@ from pixelwright.models.detailers.nerf import NerfConfig
 from pixelwright.models.detailers.pixel_mlp import PixelMLPConfig
 from pixelwright.models.text_dit import TextDiTConfig
 
+_OUT = ("detailer.out.", "final_layer.linear.")
 MARK = "text_refine_blocks.0.norm1.weight"
 
 
@@ -34,18 +35,6 @@ def _backbone(config: DenoiserConfig) -> Table:
             (ours, theirs),
         ]
     return table
-
-
-def _pixnerd(config: DenoiserConfig) -> Table:
-    return [*_backbone(config), *pixnerd_head(config)]
-
-
-def _deco(config: DenoiserConfig) -> Table:
-    return [*_backbone(config), *DECO_HEAD]
-
-
-def _pixelgen(config: DenoiserConfig) -> Table:
-    return [*_backbone(config), ("detailer.out.", "final_layer.linear.")]
 
 
 def _infer_backbone(weights: Specs, fields: int = 0) -> TextDiTConfig:
@@ -91,18 +80,18 @@ TEXT_LAYOUTS = (
         "PixNerd-T2I",
         ("x_embedder.embedder.0.weight", MARK, "!dec_net.input_proj.weight"),
         ((TextDiTConfig, NerfConfig),),
-        *(_pixnerd, _infer_pixnerd, ("positions",)),
+        *(lambda config: [*_backbone(config), *pixnerd_head(config)], _infer_pixnerd, ("positions",)),
     ),
     Layout(
         "DeCo-T2I",
         ("dec_net.input_proj.weight", MARK),
         ((TextDiTConfig, PixelMLPConfig),),
-        *(_deco, _infer_deco, ("positions",)),
+        *(lambda config: [*_backbone(config), *DECO_HEAD], _infer_deco, ("positions",)),
     ),
     Layout(
         "PixelGen-T2I",
         ("x_embedder.proj1.weight", MARK),
         ((TextDiTConfig, LinearConfig),),
-        *(_pixelgen, _infer_pixelgen, (), position_table),
+        *(lambda config: [*_backbone(config), _OUT], _infer_pixelgen, (), position_table),
     ),
 )

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pixelwright.data import Source
 from pixelwright.diffusion.sample import sample
-from pixelwright.evaluation.samples import look
+from pixelwright.evaluation.metrics import look
 from pixelwright.images import load_png, save_grid
 from pixelwright.models.conditions import Condition
 from pixelwright.models.denoiser import PixelDenoiser

@@ -62,7 +62,7 @@ def _events(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _samples(found: dict[str, float]) -> Iterator[Finding]:
-    """Noise, a grid of patches, and one picture for all, in the newest samples (see `evaluation.samples`)."""
+    """Noise, a grid of patches, and one picture for all, in the newest samples (see `evaluation.metrics`)."""
     rules = {
         "noise": (NOISE, False, "noise in them", "full of noise, as early in a run"),
         "patch_grid": (GRID, False, "larger steps between patches", "show the grid of patches"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation.samples import LOOKS
+from pixelwright.evaluation.metrics import LOOKS
 from pixelwright.files import write_text
 from pixelwright.html import line_chart, render
 from pixelwright.images import read_notes

@@ -7,10 +7,8 @@ import torch
 
 from pixelwright.errors import UserError, nearest
 from pixelwright.evaluation.features.classifier import ClassifierFeatures
-from pixelwright.evaluation.features.dinov2 import Dinov2
-from pixelwright.evaluation.features.extractor import Activations, Extractor, ExtractorInfo
-from pixelwright.evaluation.features.inception import Inception
-from pixelwright.evaluation.features.pixels import Pixels
+from pixelwright.evaluation.features.extractor import Activations, Extractor, ExtractorInfo, Pixels
+from pixelwright.evaluation.features.published import Dinov2, Inception
 
 __all__ = ["EXTRACTORS", "FORMS", "Activations", "Extractor", "ExtractorInfo", "open_extractor"]
 

@@ -1,4 +1,4 @@
-"""What a feature extractor is."""
+"""What a feature extractor is, and the plainest one: means of pixels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pixelwright.errors import UserError
 
@@ -77,3 +78,22 @@ def exactly() -> Iterator[None]:
     """Without gradients, and without the TF32 that CUDA uses in convolutions unasked."""
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
         yield
+
+
+PIXELS = 8  # areas along a side
+
+
+class Pixels:
+    """The extractor: the means of 8 × 8 areas of an image, RGB in [0,1]; coarse, and without any weights."""
+
+    distance = "pixel distance"
+
+    def __init__(self, path: str, device: torch.device) -> None:
+        """Raises UserError: a path, which it has no use for."""
+        if path:
+            raise UserError(f'--features is "pixels:{path}", but pixels have no weights: give "pixels"')
+        self.info = ExtractorInfo("pixels", "", PIXELS, "means of areas")
+
+    def __call__(self, images: Tensor) -> Activations:
+        x = images.permute(0, 3, 1, 2).float() / 255  # [B,3,H,W]
+        return Activations(F.adaptive_avg_pool2d(x, PIXELS).flatten(1))

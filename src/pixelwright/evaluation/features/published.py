@@ -1,20 +1,25 @@
-"""The Inception network of 2015 as TorchScript: the features of FID, sFID, IS, precision and recall.
+"""Published networks: Inception of 2015 (FID, sFID, IS, precision and recall) and DINOv2 (FD-DINOv2).
 
-It is the distribution of StyleGAN2-ADA and EDM, a translation of the TensorFlow graph that ADM evaluates
-with. It takes pixels from 0 to 255 of any size and resizes them itself.
+Inception is TorchScript, in the distribution of StyleGAN2-ADA and EDM, a translation of the TensorFlow graph
+that ADM evaluates with; it takes pixels from 0 to 255 of any size and resizes them itself. DINOv2 comes
+through transformers.
 """
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from pixelwright.errors import UserError
 from pixelwright.evaluation.features.extractor import Activations, ExtractorInfo, exactly
 from pixelwright.files import sha256
+from pixelwright.models.vision import load_dinov2, normalised, weights_digest
 from pixelwright.remote import fetch
 
 URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
@@ -105,3 +110,37 @@ def _local(path: str) -> Path:
     if not file.is_file():
         raise UserError(f'"{path}" is no file: give the inception-2015-12-05.pt, or leave it out to fetch it')
     return file
+
+
+# ---------------------------------------------------------------- DINOv2
+DINOV2 = "facebook/dinov2-large"
+DINOV2_SIDE = 224
+DINOV2_RESIZE = "Pillow's bicubic with antialiasing to 224 x 224, rounded to uint8"
+DINOV2_RESIZE += ", normalised as ImageNet (dgm-eval)"
+
+
+class Dinov2:
+    """The extractor: the class token after the last normalisation. `path` is a folder in the format of
+    transformers, a hub name, or "" for DINOv2-L, the customary one.
+
+    Raises UserError: transformers is not installed, or the model cannot be read.
+    """
+
+    distance = "FD-DINOv2"
+
+    def __init__(self, path: str, device: torch.device) -> None:
+        self.model: Any = load_dinov2(path or DINOV2, "--features", "eval").to(device)
+        self.device = device
+        checksum = weights_digest(self.model, hashlib.sha256())
+        self.info = ExtractorInfo("dinov2", checksum, DINOV2_SIDE, DINOV2_RESIZE, path)
+
+    def __call__(self, images: Tensor) -> Activations:
+        with exactly():
+            fitted = images.numpy()
+            if fitted.shape[1:3] != (DINOV2_SIDE, DINOV2_SIDE):
+                how = ((DINOV2_SIDE, DINOV2_SIDE), Image.Resampling.BICUBIC)
+                fitted = np.stack([np.asarray(Image.fromarray(each).resize(*how)) for each in fitted])
+            shown = torch.from_numpy(fitted)
+            x = shown.to(self.device).permute(0, 3, 1, 2).float() / 255  # [B,3,224,224]
+            tokens = self.model(normalised(x)).last_hidden_state
+            return Activations(tokens[:, 0].float().cpu())
