@@ -18,7 +18,7 @@ from PIL import Image
 
 from pixelwright.cli.main import main
 from pixelwright.data import DataConfig, Sample, centre_crop, open_source
-from pixelwright.data.check import aspect, check, contact_sheet
+from pixelwright.data.check import Findings, check, contact_sheet, describe
 from pixelwright.data.open import find_source
 from pixelwright.data.prepare import Job, prepare
 from pixelwright.errors import UserError
@@ -219,20 +219,12 @@ def test_contact_sheet_passes_over_damage(photos: Path) -> None:
     assert contact_sheet(source, 4, 8).shape == (4, 8, 8, 3)
 
 
-@pytest.mark.parametrize(
-    ("shape", "name"),
-    [
-        ((1, 3), "below 1:2"),
-        ((1, 2), "1:2 to 3:4"),
-        ((99, 100), "3:4 to 1:1"),
-        ((7, 7), "1:1"),
-        ((100, 99), "1:1 to 4:3"),
-        ((3, 2), "4:3 to 2:1"),
-        ((2, 1), "2:1 and wider"),
-    ],
-)
-def test_aspects(shape: tuple[int, int], name: str) -> None:
-    assert aspect(*shape) == name
+def test_aspects(photos: Path) -> None:
+    source = find_source(DataConfig(path=str(photos)))
+    found = check(source)
+    ratios = sorted(width / height for width, height in found.sizes.elements())
+    assert f"width / height: {ratios[0]:.3g} to 2.5, median {ratios[9]:.3g}" in describe(found, source)
+    assert "width / height" not in describe(Findings(), source)
 
 
 def test_commands(

@@ -1,6 +1,5 @@
 """A look at a data set: what is broken in it, how many images of which class and shape, how they look."""
 
-from bisect import bisect
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -16,8 +15,6 @@ from pixelwright.data.sources import Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
 
 CHUNK = 64  # images a worker looks at in one go
-BOUNDS = (1 / 2, 3 / 4, 1, 4 / 3, 2)  # of width : height
-ASPECTS = ("below 1:2", "1:2 to 3:4", "3:4 to 1:1", "1:1", "1:1 to 4:3", "4:3 to 2:1", "2:1 and wider")
 
 
 @dataclass
@@ -71,12 +68,6 @@ def _look(source: Source, start: int) -> Findings:
     return found
 
 
-def aspect(width: int, height: int) -> str:
-    """The range that width : height falls in."""
-    place = bisect(BOUNDS, width / height)
-    return ASPECTS[place + (width > height)] if width != height else ASPECTS[3]
-
-
 def contact_sheet(source: Source, count: int, side: int) -> Tensor:
     """Up to `count` readable images, spread evenly over the source, uint8 [n, side, side, 3]."""
     tiles = []
@@ -100,10 +91,9 @@ def describe(found: Findings, source: Source) -> str:
         lines += [f"  {n:>8}  {name}" for name, n in zip(names, counts, strict=True)]
     lines.append(f"sizes (width x height), {len(found.sizes)} different:")
     lines += [f"  {n:>8}  {w}x{h}" for (w, h), n in found.sizes.most_common(8)]
-    aspects = Counter[str]()
-    for size, count in found.sizes.items():
-        aspects[aspect(*size)] += count
-    lines += ["width : height:", *(f"  {aspects[name]:>8}  {name}" for name in ASPECTS if aspects[name])]
+    if aspects := sorted(width / height for width, height in found.sizes.elements()):
+        middle = aspects[len(aspects) // 2]
+        lines.append(f"width / height: {aspects[0]:.3g} to {aspects[-1]:.3g}, median {middle:.3g}")
     for title, reasons in (("damaged files", found.damaged), ("unreadable images", found.broken)):
         if reasons:
             lines.append(f"{title}: {len(reasons)}")
