@@ -32,7 +32,7 @@ from pixelwright.data.transforms import cover
 from pixelwright.evaluation.features import open_extractor
 from pixelwright.evaluation.metrics import kid
 from pixelwright.evaluation.neighbours import memorisation
-from pixelwright.evaluation.prompts.shape_detection import AWAY, oklab
+from pixelwright.evaluation.prompts.shapesbench import AWAY, oklab
 from pixelwright.images import save_grid
 from pixelwright.training import OptimConfig, train
 

@@ -19,8 +19,7 @@ from tqdm import tqdm
 from pixelwright.data import CaptionedShapes
 from pixelwright.data.captioned import CATEGORIES
 from pixelwright.data.shapes import Scene, render
-from pixelwright.evaluation.prompts.shape_detection import ShapeDetection, find_shapes
-from pixelwright.evaluation.prompts.shapesbench import assess
+from pixelwright.evaluation.prompts.shapesbench import ShapeDetection, assess, find_shapes
 from pixelwright.html import markdown_table
 
 SEED = 2  # of the set; that of training is 0

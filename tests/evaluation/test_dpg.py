@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation.prompts import dpg
+from pixelwright.evaluation.prompts import official
 from pixelwright.evaluation.prompts.common import draw_missing
 from pixelwright.images import load_png
 
@@ -22,7 +22,7 @@ def prompts(folder: Path, **texts: str) -> Path:
 
 
 def test_grids_hold_the_pictures_of_a_prompt_in_order(tmp_path: Path) -> None:
-    texts = dpg.read_prompts(prompts(tmp_path / "prompts", b="a dog\n", a="a  cat\non a mat"))
+    texts = official.read_prompts(prompts(tmp_path / "prompts", b="a dog\n", a="a  cat\non a mat"))
     assert texts == {"a": "a cat on a mat", "b": "a dog"}
 
     def draw(words: Sequence[str], indices: Sequence[int]) -> torch.Tensor:
@@ -30,9 +30,9 @@ def test_grids_hold_the_pictures_of_a_prompt_in_order(tmp_path: Path) -> None:
         levels = [index % 1000 * 10 + (100 if word == "a dog" else 0) for word, index in pairs]
         return torch.stack([torch.full((8, 8, 3), level, dtype=torch.uint8) for level in levels])
 
-    pictures = dpg.images_of(tmp_path / "samples", texts)
+    pictures = official.dpg_images(tmp_path / "samples", texts)
     draw_missing(draw, pictures, batch_size=3)
-    dpg.write_grids(pictures, tmp_path / "grids")
+    official.dpg_grids(pictures, tmp_path / "grids")
     assert sorted(p.name for p in (tmp_path / "grids").iterdir()) == ["a.png", "b.png"]
     grid = load_png(tmp_path / "grids/b.png")
     assert grid.shape == (16, 16, 3)  # no gaps: the judge cuts at half the side
@@ -40,8 +40,8 @@ def test_grids_hold_the_pictures_of_a_prompt_in_order(tmp_path: Path) -> None:
 
 
 def test_the_noise_depends_on_the_key_alone(tmp_path: Path) -> None:
-    whole = {p.path.name: p.index for p in dpg.images_of(tmp_path, {"a": "x", "b": "y", "c": "z"})}
-    part = {p.path.name: p.index for p in dpg.images_of(tmp_path, {"c": "other"})}
+    whole = {p.path.name: p.index for p in official.dpg_images(tmp_path, {"a": "x", "b": "y", "c": "z"})}
+    part = {p.path.name: p.index for p in official.dpg_images(tmp_path, {"c": "other"})}
     assert part.items() <= whole.items() and len(set(whole.values())) == 12
 
 
@@ -49,11 +49,11 @@ def test_hidden_files_are_no_prompts(tmp_path: Path) -> None:
     folder = prompts(tmp_path / "prompts", a="a red star")
     (folder / "._a.txt").write_bytes(b"\x00\x05\x16\x07\xff")
     (folder / ".hidden.txt").write_text("a blue star")
-    assert dpg.read_prompts(folder) == {"a": "a red star"}
+    assert official.read_prompts(folder) == {"a": "a red star"}
 
 
 def test_folders_without_prompts_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \.txt files"):
-        dpg.read_prompts(tmp_path)
+        official.read_prompts(tmp_path)
     with pytest.raises(UserError, match="is empty"):
-        dpg.read_prompts(prompts(tmp_path / "prompts", a=" "))
+        official.read_prompts(prompts(tmp_path / "prompts", a=" "))

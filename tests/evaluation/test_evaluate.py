@@ -9,7 +9,7 @@ import pytest
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
 from pixelwright.evaluation import generate as generating
-from pixelwright.evaluation import sweep
+from pixelwright.evaluation.evaluate import parse_axis, sweep_points
 from pixelwright.evaluation.report import read_report
 
 from .generating import generation
@@ -100,11 +100,11 @@ def test_one_page_of_several_evaluations(
 
 # --- the plan of a sweep -----------------------------------------------------------------------------------
 def test_axes() -> None:
-    assert sweep.parse_axis("guidance_scale=1:4:0.25") == ("guidance_scale", [1 + i / 4 for i in range(13)])
-    assert sweep.parse_axis("guidance_scale=1:1.35:0.1")[1] == [1, 1.1, 1.2, 1.3]
-    assert sweep.parse_axis("guidance_interval=all,0.1:0.9") == ("guidance_interval", [None, (0.1, 0.9)])
-    assert sweep.parse_axis("steps=10,25") == ("steps", [10, 25])
-    assert sweep.parse_axis("solver=euler,heun") == ("solver", ["euler", "heun"])
+    assert parse_axis("guidance_scale=1:4:0.25") == ("guidance_scale", [1 + i / 4 for i in range(13)])
+    assert parse_axis("guidance_scale=1:1.35:0.1")[1] == [1, 1.1, 1.2, 1.3]
+    assert parse_axis("guidance_interval=all,0.1:0.9") == ("guidance_interval", [None, (0.1, 0.9)])
+    assert parse_axis("steps=10,25") == ("steps", [10, 25])
+    assert parse_axis("solver=euler,heun") == ("solver", ["euler", "heun"])
     for text, said in (
         ("guidance=1,2", "guidance_scale"),
         ("guidance_scale", "names no value|cannot be read"),
@@ -115,17 +115,17 @@ def test_axes() -> None:
         ("steps=1.5", "LOW:HIGH:STEP"),
     ):
         with pytest.raises(UserError, match=said):
-            sweep.parse_axis(text)
+            parse_axis(text)
 
 
 def test_points_that_cannot_be_are_told_before_the_first(model_folder: Path) -> None:
     base = generation(str(model_folder), 4, 2)
     with pytest.raises(UserError, match="solver"):
-        sweep.plan(base, [("solver", ["euler", "eular"])])
+        sweep_points(base, [("solver", ["euler", "eular"])])
     with pytest.raises(UserError, match="twice"):
-        sweep.plan(base, [("steps", [1]), ("steps", [2])])
+        sweep_points(base, [("steps", [1]), ("steps", [2])])
     names = list(
-        sweep.plan(base, [("guidance_scale", [1.0, 2.5]), ("guidance_interval", [(0.1, 0.9), None])])
+        sweep_points(base, [("guidance_scale", [1.0, 2.5]), ("guidance_interval", [(0.1, 0.9), None])])
     )
     assert names == [
         "guidance_scale=1,guidance_interval=all",

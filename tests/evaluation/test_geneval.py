@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pixelwright.errors import UserError
-from pixelwright.evaluation.prompts import geneval
+from pixelwright.evaluation.prompts import official
 from pixelwright.evaluation.prompts.common import Box, draw_missing, relations
 from pixelwright.images import load_png
 
@@ -63,11 +63,11 @@ def grey(prompts: Sequence[str], indices: Sequence[int]) -> torch.Tensor:
 
 
 def test_the_official_layout(tmp_path: Path) -> None:
-    tasks = geneval.read_metadata(write(tmp_path / "metadata.jsonl", [ONE, THREE, LEFT, BOTH]))
-    pictures = geneval.images_of(tmp_path / "out", tasks, 4)
-    geneval.write_metadata(tmp_path / "out", tasks)
+    tasks = official.read_metadata(write(tmp_path / "metadata.jsonl", [ONE, THREE, LEFT, BOTH]))
+    pictures = official.geneval_images(tmp_path / "out", tasks, 4)
+    official.write_metadata(tmp_path / "out", tasks)
     draw_missing(grey, pictures, batch_size=3)
-    geneval.write_grids(pictures)
+    official.geneval_grids(pictures)
     files = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert len(files) == 4 * 6
     assert files[6:12] == [
@@ -93,4 +93,4 @@ def test_the_official_layout(tmp_path: Path) -> None:
 def test_lines_that_are_no_tasks_are_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "metadata.jsonl").write_text(json.dumps(ONE) + "\n" + line)
     with pytest.raises(UserError, match="line 2 is no task of GenEval"):
-        geneval.read_metadata(tmp_path / "metadata.jsonl")
+        official.read_metadata(tmp_path / "metadata.jsonl")

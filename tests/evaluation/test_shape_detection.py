@@ -12,7 +12,7 @@ import pytest
 from pixelwright.data import CaptionedShapes
 from pixelwright.data.shapes import COLOURS, GROUNDS, SHAPES, Background, Object, Scene, render
 from pixelwright.errors import UserError
-from pixelwright.evaluation.prompts.shape_detection import FAR, ShapeDetection, find_shapes, oklab
+from pixelwright.evaluation.prompts.shapesbench import FAR, ShapeDetection, find_shapes, oklab
 
 GREY = Background("plain", "grey", "grey", 0.0)
 

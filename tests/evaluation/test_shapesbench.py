@@ -12,13 +12,14 @@ import pytest
 from pixelwright.data import CaptionedShapes
 from pixelwright.data.captioned import CATEGORIES, Claim, Thing, compose, held_out
 from pixelwright.data.shapes import Dice, Object, Scene, render
-from pixelwright.evaluation.prompts.shape_detection import ShapeDetection, find_shapes
 from pixelwright.evaluation.prompts.shapesbench import (
     VERSION,
     Assessment,
     Result,
+    ShapeDetection,
     assess,
     assess_images,
+    find_shapes,
     images_of,
     prompts,
     sheet,

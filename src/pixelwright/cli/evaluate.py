@@ -10,8 +10,16 @@ from pixelwright.cli.parsing import MODEL, Parser, image_size
 from pixelwright.config import NonNegativeInt, PositiveInt
 from pixelwright.device import resolve_device
 from pixelwright.errors import UserError
-from pixelwright.evaluation import sweep
-from pixelwright.evaluation.evaluate import FORMS, Scorer, opened
+from pixelwright.evaluation.evaluate import (
+    FORMS,
+    SWEPT,
+    Scorer,
+    best,
+    opened,
+    parse_axis,
+    sweep_points,
+    write_sweep,
+)
 from pixelwright.evaluation.features import FORMS as FEATURES
 from pixelwright.evaluation.generate import Generation
 from pixelwright.evaluation.images import open_images
@@ -66,7 +74,7 @@ def parser() -> Parser:
     add("--labels", nargs="+", type=str, default=["balanced"], metavar="LABEL", help=help_text)
     add("--seed", type=int, default=0, help="of the noise")
     help_text = "evaluate every combination, such as guidance_scale=1:4:0.25 guidance_interval=all,0.1:0.9; "
-    help_text += f"settings: {', '.join(sweep.SWEPT)}"
+    help_text += f"settings: {', '.join(SWEPT)}"
     add("--sweep", type=str, nargs="+", default=[], metavar="SETTING=VALUES", help=help_text)
     sampler.add_arguments(parser, batch_size=64)
     add = parser.section("further options of a model", advanced=True)
@@ -135,13 +143,13 @@ def _evaluate_model(options: Namespace) -> None:
     out = Path(options.out).expanduser()
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
-    axes = [sweep.parse_axis(text) for text in options.sweep]
+    axes = [parse_axis(text) for text in options.sweep]
     if options.keep_images and not axes:
         raise UserError("--keep-images is for a --sweep; the images of one evaluation are kept anyway")
     named = sampler.Named(options, options.subject)
     source, config, adapter = named.source, named.config, named.adapter
     generation = plan(named, options)
-    points = sweep.plan(generation, axes)
+    points = sweep_points(generation, axes)
     classes = (config.num_classes, config.class_names)
     labels = labels_for(options.labels, generation.num_samples, *classes, generation.seed)
     name = options.name or " + ".join([name_of(source, options.weights), *map(name_of, adapter or ())])
@@ -158,10 +166,10 @@ def _evaluate_model(options: Namespace) -> None:
         reports = evaluation.sweep(points, out, options.keep_images, lambda report: print(_line(report)))
         if layout.main:
             try:
-                sweep.write_sweep(f"Sweep of {name}", reports, out)
+                write_sweep(f"Sweep of {name}", reports, out)
             except ImportError:
                 raise UserError('the page needs matplotlib: pip install "pixelwright[train]"') from None
-            print(f"best: {_line(sweep.best(reports))}")
+            print(f"best: {_line(best(reports))}")
             print(f"page: {out / 'sweep.html'}; every point has its {JSON} below {out}")
 
 

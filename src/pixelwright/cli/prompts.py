@@ -12,7 +12,7 @@ from pixelwright.cli import sampler
 from pixelwright.cli.parsing import MODEL, Command, Parser, image_size
 from pixelwright.errors import UserError
 from pixelwright.evaluation.generate import checksum
-from pixelwright.evaluation.prompts import common, dpg, geneval, shapesbench
+from pixelwright.evaluation.prompts import common, official, shapesbench
 from pixelwright.files import replacing, write_text
 from pixelwright.images import load_png
 
@@ -110,11 +110,11 @@ def _geneval_parser() -> Parser:
 def _geneval(options: Namespace) -> None:
     out = Path(options.out)
     common.check_count(options.images)
-    tasks = geneval.read_metadata(Path(options.metadata))
-    images = geneval.images_of(out, tasks, options.images)
+    tasks = official.read_metadata(Path(options.metadata))
+    images = official.geneval_images(out, tasks, options.images)
     _draw(options, images)
-    geneval.write_metadata(out, tasks)
-    geneval.write_grids(images)
+    official.write_metadata(out, tasks)
+    official.geneval_grids(images)
     print(f"{len(images)} images of {len(tasks)} prompts are in {out}, as GenEval's scorer reads them")
 
 
@@ -126,10 +126,10 @@ def _dpg_parser() -> Parser:
 
 def _dpg(options: Namespace) -> None:
     out = Path(options.out)
-    prompts = dpg.read_prompts(Path(options.prompts))
-    images = dpg.images_of(out / "samples", prompts)
+    prompts = official.read_prompts(Path(options.prompts))
+    images = official.dpg_images(out / "samples", prompts)
     _draw(options, images)
-    dpg.write_grids(images, out / "grids")
+    official.dpg_grids(images, out / "grids")
     side = load_png(images[0].path).shape[0]
     print(f"{len(prompts)} grids are in {out / 'grids'}; the scorer takes --pic-num 4 --resolution {side}")
 
