@@ -132,7 +132,7 @@ def test_the_page_needs_no_matplotlib(
         ("{", "malformed JSON"),
         ("[]", "is no report"),
         ('{"format": 9}', "format is 9"),
-        ('{"format": 2}', "is no report.*missing"),
+        ('{"format": 3}', "is no report.*missing"),
     ],
 )
 def test_what_is_no_report(content: str, said: str, tmp_path: Path) -> None:

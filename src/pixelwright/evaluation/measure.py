@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pixelwright import __version__
-from pixelwright.config import Config, NonNegativeInt, PositiveInt
+from pixelwright.config import Config, NonNegativeInt
 from pixelwright.errors import UserError
 from pixelwright.evaluation import images as image_sets
 from pixelwright.evaluation import metrics, neighbours
@@ -21,7 +21,7 @@ from pixelwright.evaluation.features import Activations, Extractor, ExtractorInf
 from pixelwright.evaluation.features.extractor import check_finite
 from pixelwright.evaluation.images import BATCH, ArrayFile, ArrayImages, ImageBatch, Progress, SourceInfo
 from pixelwright.evaluation.metrics import Estimate
-from pixelwright.evaluation.neighbours import DENSITY_NEIGHBOURS, NEIGHBOURS, Memorisation, Neighbourhood
+from pixelwright.evaluation.neighbours import NEIGHBOURS, Memorisation, Neighbourhood
 from pixelwright.evaluation.references import Reference
 from pixelwright.files import cache_folder, replacing
 
@@ -38,22 +38,10 @@ VERSIONS |= {"pillow": PIL.__version__, "python": platform.python_version()}
 
 @dataclass(frozen=True)
 class Settings(Config, where=""):
-    """Of the metrics; the defaults are those of ADM's protocol, and of KID's authors."""
+    """Of the metrics; all else is as in ADM's protocol, and as KID's authors have it."""
 
-    neighbours: PositiveInt = NEIGHBOURS
-    """k of precision and recall."""
-    density_neighbours: PositiveInt = DENSITY_NEIGHBOURS
-    """k of density and coverage."""
     adm_float16: bool = False
     """Precision and recall from float16 distances, as ADM's evaluator has them."""
-    split: PositiveInt = metrics.SPLIT
-    """Images in a split of the Inception Score."""
-    kid_subsets: PositiveInt = metrics.SUBSETS
-    """Random subsets over which KID is averaged."""
-    kid_size: PositiveInt = metrics.SUBSET_SIZE
-    """Images in each of them."""
-    seed: NonNegativeInt = 0
-    """Of these subsets."""
     patch_size: NonNegativeInt = 0
     """Side in pixels of the patches whose seams are measured; 0: that of the model, of given images none."""
 
@@ -239,7 +227,7 @@ def compare(
         whose = "the reference" if spatial is not None else extractor.info.kind
         left_out["sfid"] = f"{whose} has no spatial features"
     if probabilities is not None:
-        found["inception_score"] = metrics.inception_score(probabilities, settings.split)
+        found["inception_score"] = metrics.inception_score(probabilities)
     else:
         left_out["inception_score"] = f"{extractor.info.kind} knows no classes"
     if collected.steps is not None:
@@ -249,12 +237,14 @@ def compare(
     per_class: dict[str, dict[str, float]] = {}
     memorised = None
     few = "the reference holds no features of images"
-    if kept is not None and (fewest := min(len(features), len(kept))) <= settings.neighbours:
+    if kept is not None and (fewest := min(len(features), len(kept))) <= NEIGHBOURS:
         few = f"{fewest} images are too few"
     elif kept is not None:
-        around = _neighbourhood(kept, features, settings)
-        subsets = (settings.kid_subsets, settings.kid_size, settings.seed)
-        found |= {**around.estimates(), "kid": metrics.kid(kept, features, *subsets)}
+        around = neighbours.neighbourhood(kept, features)
+        if settings.adm_float16:
+            realistic, recalled = neighbours.adm_neighbourhood(kept, features)
+            around = replace(around, realistic=realistic, recalled=recalled)
+        found |= {**around.estimates(), "kid": metrics.kid(kept, features)}
         per_class, reason = _per_class(around, collected, reference)
         left_out |= {"per_class": reason} if reason else {}
     left_out |= {name: few for name in METRICS if name not in found and name not in left_out}
@@ -273,14 +263,6 @@ def compare(
         per_class=per_class,
         memorisation=memorised,
     )
-
-
-def _neighbourhood(kept: Tensor, features: Tensor, settings: Settings) -> Neighbourhood:
-    found = neighbours.neighbourhood(kept, features, settings.neighbours, settings.density_neighbours)
-    if settings.adm_float16:
-        realistic, recalled = neighbours.adm_neighbourhood(kept, features, settings.neighbours)
-        found = replace(found, realistic=realistic, recalled=recalled)
-    return found
 
 
 def with_features(reference: Reference, extractor: Extractor) -> Reference:

@@ -23,7 +23,7 @@ from pixelwright.evaluation.neighbours import PAIRS
 from pixelwright.files import make_folder, read_json, write_text
 from pixelwright.images import save_grid
 
-FORMAT = 2
+FORMAT = 3
 JSON, HTML = "report.json", "report.html"
 SHEET, NEIGHBOURS = "sheet.png", "neighbours.png"
 SHEET_IMAGES = 64
