@@ -20,17 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwright.config import (
-    Config,
-    Decay,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    UnitInterval,
-    read,
-    whole,
-)
+from pixelwright.config import Config, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval, read, whole
 from pixelwright.data.sources import Source
 from pixelwright.data.transforms import UnreadableImage, centre_crop
 from pixelwright.errors import UserError
@@ -47,6 +37,8 @@ SPATIAL_CHANNELS = 8
 MEMORY_LIMIT = 4 << 30  # bytes of decoded images
 HELD_OUT = 10  # one image in so many is for the test where there is no other test set
 WARM_UP = 0.2  # of all steps
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD; the decay is of all weights, added to their gradients
+SMOOTHING = 0.1  # share of each label that is spread over all classes
 
 
 @dataclass(frozen=True)
@@ -182,12 +174,6 @@ class Training(Config, where=""):
     """Images per step."""
     lr: PositiveFloat = 0.2
     """Highest learning rate; it rises for a fifth of the steps and falls to 0."""
-    momentum: Decay = 0.9
-    """Of SGD."""
-    weight_decay: NonNegativeFloat = 5e-4
-    """Of all weights, added to their gradients."""
-    smoothing: Decay = 0.1
-    """Share of each label that is spread over all classes."""
     flip: bool = True
     """Mirror half of the images."""
     seed: NonNegativeInt = 0
@@ -253,10 +239,8 @@ def train(
     count = len(train_set.labels)
     network = _initial(config, settings).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decay, momentum = settings.weight_decay, settings.momentum
-    optimiser = torch.optim.SGD(
-        network.parameters(), settings.lr, momentum, weight_decay=decay, nesterov=True
-    )
+    how: dict[str, Any] = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "nesterov": True}
+    optimiser = torch.optim.SGD(network.parameters(), settings.lr, **how)
     sizes = -(-count // settings.batch_size) - (count % settings.batch_size == 1)  # steps of an epoch
     steps = settings.epochs * sizes
     for epoch in range(settings.epochs):
@@ -269,7 +253,7 @@ def train(
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 logits = network(x)[2].float()
             labels = train_set.labels[picks].to(device)
-            loss = F.cross_entropy(logits, labels, label_smoothing=settings.smoothing)
+            loss = F.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
