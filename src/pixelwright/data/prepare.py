@@ -120,9 +120,7 @@ class _Work:
                 raise UserError(f"{text}: finish it with the same settings or remove it")
 
     def run(self, out: Path, workers: int) -> Report:
-        remove_abandoned(
-            self.folder, age=0
-        )  # what was being written when the work stopped; nobody else is at it
+        remove_abandoned(self.folder, age=0)  # of work that was killed; nobody else is at it
         parts = range(-(-len(self.source) // self.job.shard_size))
         done = [part for part in parts if self.finished(part)]
         self.make_parts([part for part in parts if part not in set(done)], workers)

@@ -83,8 +83,9 @@ def convert(
     }
 
     def read(name: str) -> Tensor:
-        cast = checkpoint.read(name).to(specs[name].dtype)
-        check_finite(name, cast, f"{checkpoint.place} as {str(cast.dtype).removeprefix('torch.')}")
+        tensor = checkpoint.read(name)
+        if (cast := tensor.to(specs[name].dtype)) is not tensor:
+            check_finite(name, cast, f"{checkpoint.place} as {str(cast.dtype).removeprefix('torch.')}")
         return cast
 
     if to == "folder":

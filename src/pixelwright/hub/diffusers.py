@@ -115,11 +115,6 @@ class PixelDenoiserModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
         announce_licence(model.denoiser.config)
         return (model, info) if wants_info else model
 
-    @property
-    def backbone(self) -> Any:
-        """The global stage, which knows the null condition."""
-        return self.denoiser.backbone
-
     def forward(self, x: Tensor, t: Tensor, labels: Condition, return_dict: bool = True) -> Any:
         """As `PixelDenoiser`: x [B,3,H,W], t [B] with 0 = noise, 1 = data, labels or captions -> dx/dt.
 
