@@ -73,12 +73,10 @@ Line = Annotated[str, extend_base_type("Line", str, _check_line, "one line of pl
 """What is shown on terminals, and may come from a file that someone was given."""
 
 
-def _check_percent(_: type, text: str) -> None:
-    if not 0 <= float(text.removesuffix("%")) <= 100 or not text.endswith("%"):
-        raise ValueError("not a share")
-
-
-Percent = Annotated[str, extend_base_type("Percent", str, _check_percent, "a share of the run, such as 3%")]
+_PERCENT = r"(100|\d{1,2}(\.\d+)?)%\Z"
+Percent = Annotated[
+    str, restricted_string_type("Percent", _PERCENT, docstring="a share of the run, such as 3%")
+]
 StepsOrShare = NonNegativeInt | Percent
 """A number of steps, or a share of the run's; see `steps_of`."""
 
