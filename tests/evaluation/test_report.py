@@ -155,7 +155,7 @@ def test_numbers_that_must_not_be_compared(made: Report) -> None:
         "reference": {"reference": replace(made.reference, checksum="another")},
         "number of images": {"images": replace(made.images, count=7)},
         "image size": {"images": replace(made.images, image_size=(16, 16))},
-        "settings of the metrics": {"settings": replace(made.settings, split=10)},
+        "settings of the metrics": {"settings": replace(made.settings, adm_float16=True)},
     }
     for what, change in changes.items():
         differs = replace(other, **change)  # type: ignore[arg-type]
