@@ -183,6 +183,10 @@ def test_results_do_not_depend_on_the_batch(model: PixelDenoiser) -> None:
         }
         last = pw.edit(model, images[2:], target[2:], steps=4, start_index=7, **alone)
         assert (whole[2:].int() - last.int()).abs().max() <= 1
+    between = [pw.interpolate(model, target[:1], target[1:2], 3, batch_size=size) for size in (3, 2)]
+    assert (between[0].int() - between[1].int()).abs().max() <= 1
+    inverted = [pw.invert(model, images, target, 4, batch_size=size) for size in (3, 2)]
+    assert (inverted[0] - inverted[1]).abs().max() < 1e-3
     for method in ("ddnm", "pigdm", "pnp", "dps"):
         y = ops.AveragePool(4).A(torch.rand(3, 3, SIDE, SIDE))
         whole = pw.restore(model, y, ops.AveragePool(4), method, target, 4, "float")
@@ -264,8 +268,8 @@ def test_inversion_and_sampling_give_the_image_back(model: PixelDenoiser) -> Non
         again = pw.sample(model, labels, pw.SamplerSettings(steps=steps), noise=noise)
         assert torch.equal(again, drawn)
         errors.append(float(error.max()))
-    if model.config.prediction == "velocity":
-        assert errors[1] < errors[0] / 4 or errors[1] < 0.5, errors  # second order: 16 times, to rounding
+    fall = 10 if model.config.prediction == "velocity" else 1.5  # second order: 16 times, to rounding; x-
+    assert errors[1] < errors[0] / fall, errors  # prediction ends with what the network makes of 0.95·image
 
 
 @FAMILIES

@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixelwright.diffusion.sample import Labels
 from pixelwright.editing.inputs import as_masks, cut_out, put_back
 from pixelwright.editing.methods import keep, noised
 from pixelwright.errors import UserError
 from pixelwright.hub.diffusers import PixelDenoiserPipeline, StepEnd
 from pixelwright.hub.schedulers import lay_grid
 from pixelwright.images import from_uint8, to_uint8
-from pixelwright.models.conditions import TextCondition
 from pixelwright.models.config import GuidanceEnds
-
-Labels = TextCondition | Tensor | Sequence[int | str] | int | str
 
 
 class PixelDenoiserImg2ImgPipeline(PixelDenoiserPipeline):

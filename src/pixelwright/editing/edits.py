@@ -8,19 +8,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pixelwright.diffusion.guidance import IntervalCFG
 from pixelwright.diffusion.sample import (
     Denoiser,
     Labels,
     as_indices,
+    guidance_of,
     in_batches,
     model_velocity,
     noise_of,
     times_of,
 )
-from pixelwright.diffusion.solvers import StepCallback, check_solver, solve
+from pixelwright.diffusion.solvers import StepCallback, solve
 from pixelwright.editing import methods
-from pixelwright.editing.inputs import Images, as_images, as_masks, condition_of, cut_out, grow, put_back
+from pixelwright.editing.inputs import (
+    Images,
+    as_images,
+    as_masks,
+    condition_of,
+    cut_out,
+    grow,
+    put_back,
+    sampler_of,
+)
 from pixelwright.errors import UserError, nearest
 from pixelwright.images import from_uint8
 from pixelwright.models.conditions import Condition
@@ -29,7 +38,7 @@ from pixelwright.rng import normal
 
 
 class FlowEditDefaults(NamedTuple):
-    """What FlowEdit takes where nothing is given."""
+    """FlowEdit's default settings."""
 
     steps: int
     n_max: int
@@ -49,7 +58,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "outpaint": ("strength", "margins", "resampling"),
     "flowedit": ("source", "source_guidance_scale", "n_max", "n_min", "n_avg"),
 }
-"""The settings that a method has beside those of all."""
+"""The settings of each method beside those that all share."""
 
 
 def edit(
@@ -150,7 +159,7 @@ class _Task:
 
 
 def _task(model: Denoiser, images: Tensor, given: dict[str, Any]) -> _Task:
-    """What `edit` was called with, looked at."""
+    """The arguments of `edit`, checked."""
     method = given["method"]
     if method not in METHODS:
         raise UserError(f'unknown method "{method}"{nearest(str(method), METHODS)}')
@@ -161,9 +170,7 @@ def _task(model: Denoiser, images: Tensor, given: dict[str, Any]) -> _Task:
     if method != "outpaint":
         model.config.check_size(images.shape[1], images.shape[2])
     preset = flowedit_preset(model.config) if method == "flowedit" else model.config.sampler
-    changes: dict[str, Any] = {name: given[name] for name in ("steps", "guidance_scale") if name in given}
-    sampler = dataclasses.replace(given.get("sampler") or preset or SamplerSettings(), **changes)
-    check_solver(sampler.solver)
+    sampler = sampler_of(given.get("sampler") or preset, given.get("steps"), given.get("guidance_scale"))
     condition = condition_of(given.get("target"), len(images), model)
     return _Task(model, images, condition, sampler, given, as_indices(given["start_index"], len(images)))
 
@@ -229,20 +236,19 @@ def _outpaint(task: _Task) -> Tensor:
 
 
 def _flowedit(task: _Task) -> Tensor:
-    given, sampler, steps = task.given, task.sampler, task.sampler.steps
+    given, sampler = task.given, task.sampler
     defaults = _flowedit_defaults(task.model.config)
     source = condition_of(given.get("source"), len(task.images), task.model)
-    scale = given.get("source_guidance_scale", defaults.source_guidance_scale)
-    weaker = IntervalCFG(scale, sampler.guidance_interval, sampler.guidance_ends)
-    n_max = given.get("n_max", max(1, round(steps * defaults.n_max / defaults.steps)))
-    counts = n_max, given.get("n_min", defaults.n_min), given.get("n_avg", defaults.n_avg)
+    guidance = guidance_of(sampler, given.get("source_guidance_scale", defaults.source_guidance_scale))
+    n_max = given.get("n_max", max(1, round(sampler.steps * defaults.n_max / defaults.steps)))
+    n_min, n_avg = given.get("n_min", defaults.n_min), given.get("n_avg", defaults.n_avg)
 
     def draw(network: Denoiser, part: Condition, rows: slice) -> Tensor:
-        towards = model_velocity(network, part, sampler)
-        origin = source[rows].to(task.model.device)
-        away = model_velocity(network, origin, sampler, weaker)
-        how = task.times, task.fresh(rows), *counts, sampler.solver, given.get("callback")
-        return methods.flowedit(towards, away, task.image(rows), *how)
+        v_target = model_velocity(network, part, sampler)
+        v_source = model_velocity(network, source[rows].to(task.model.device), sampler, guidance)
+        image, fresh, callback = task.image(rows), task.fresh(rows), given.get("callback")
+        how = n_max, n_min, n_avg, sampler.solver, callback
+        return methods.flowedit(v_target, v_source, image, task.times, fresh, *how)
 
     return task.run(draw)
 

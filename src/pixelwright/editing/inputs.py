@@ -1,6 +1,8 @@
-"""Images, masks and conditions as people give them, looked at before anything is drawn."""
+"""Images, masks, conditions and samplers of the arguments, checked before anything is drawn."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from pixelwright.diffusion.sample import Denoiser, Labels, as_condition
 from pixelwright.errors import UserError
 from pixelwright.images import from_uint8, to_uint8
 from pixelwright.models.conditions import Condition, null_like
+from pixelwright.models.config import SamplerSettings
 
 Images = Tensor | Image.Image | Sequence[Image.Image]
 """uint8 [B,H,W,3], a picture of PIL, or several of one size."""
@@ -85,6 +88,15 @@ def condition_of(labels: Labels | None, count: int, model: Denoiser) -> Conditio
     if len(condition) == count:
         return condition
     return condition[torch.zeros(count, dtype=torch.long, device=condition.device)]
+
+
+def sampler_of(
+    sampler: SamplerSettings | None, steps: int | None = None, guidance_scale: float | None = None
+) -> SamplerSettings:
+    """A sampler, by default `SamplerSettings()`, with the steps and scale that are given."""
+    given: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(sampler or SamplerSettings(), **changes)
 
 
 def grow(images: Tensor, margins: Sequence[int], patch: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """Images back to noise, and pictures between two noises or two conditions."""
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from pixelwright.diffusion.sample import (
 )
 from pixelwright.diffusion.solvers import solve
 from pixelwright.editing import methods
-from pixelwright.editing.inputs import Images, as_images, condition_of
+from pixelwright.editing.inputs import Images, as_images, condition_of, sampler_of
 from pixelwright.errors import UserError
 from pixelwright.images import from_uint8
 from pixelwright.models.conditions import Condition
@@ -45,7 +44,8 @@ def invert(
         guidance_scale: 1 by default: guided inversions are far from the images' own noise.
         sampler, batch_size, precision: see `pixelwright.sample`.
 
-    Returns: noise float32 [B,3,H,W] on the CPU; `sample(model, labels, noise=noise)` draws the images again.
+    Returns: noise float32 [B,3,H,W] on the CPU; `sample(model, labels, noise=noise, guidance=guidance_scale)`
+        draws the images again.
 
     Raises:
         UserError: images, conditions or settings that do not fit.
@@ -53,9 +53,8 @@ def invert(
     """
     images = as_images(image)
     model.config.check_size(images.shape[1], images.shape[2])
-    sampler = _with(model, sampler, steps, guidance_scale)
+    sampler = sampler_of(sampler or model.config.sampler, steps, guidance_scale)
     times = times_of(sampler)
-
     latest = 1 - model.config.t_eps if model.config.prediction == "x" else 1.0
 
     def draw(network: Denoiser, part: Condition, rows: slice) -> Tensor:
@@ -83,7 +82,7 @@ def round_trip(
     and their error [B], the root mean square over pixels in levels of 0 to 255). Arguments and errors are
     those of `invert`."""
     images = as_images(image)
-    sampler = _with(model, sampler, steps, guidance_scale)
+    sampler = sampler_of(sampler or model.config.sampler, steps, guidance_scale)
     how: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "precision": precision}
     noise = invert(model, images, condition, guidance_scale=guidance_scale, **how)
     labels = condition_of(condition, len(images), model)
@@ -119,9 +118,9 @@ def interpolate(
     Raises:
         UserError: fewer than two images, and what `sample` refuses.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+    if not isinstance(count, int) or count < 2:
         raise UserError(f"count is {count!r}; give a whole number of at least 2")
-    sampler = _with(model, sampler, None, None)
+    sampler = sampler_of(sampler or model.config.sampler)
     times = times_of(sampler)
     side = size_of(size, model.config)
     begin, end = (condition_of(each, count, model) for each in (first, last))
@@ -137,12 +136,3 @@ def interpolate(
         return solve(lambda x, t: (1 - w) * v_first(x, t) + w * v_last(x, t), noise, times, sampler.solver)
 
     return in_batches(model, begin, range(count), draw, batch_size, precision)
-
-
-def _with(
-    model: Denoiser, sampler: SamplerSettings | None, steps: int | None, guidance_scale: float | None
-) -> SamplerSettings:
-    """The sampler's settings, by default the model's own, with what was given."""
-    sampler = sampler or model.config.sampler or SamplerSettings()
-    given: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
-    return dataclasses.replace(sampler, **{name: value for name, value in given.items() if value is not None})

@@ -1,4 +1,4 @@
-"""What a measurement loses: linear operators A with their adjoint and pseudo-inverse, and quantisation.
+"""Measurement operators: linear A with adjoint and pseudo-inverse, and quantisation.
 
 Images are float [B,3,H,W] in [-1,1]; all images of a batch are measured alike. Every linear operator here has
 an A·Aᵀ that is a number, or diagonal in Fourier space, so that `solve` is exact and cheap and
@@ -63,7 +63,7 @@ class AveragePool(Operator):
     factor: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 1:
+        if not isinstance(self.factor, int) or self.factor < 1:
             raise UserError(f"factor is {self.factor!r}; give a whole number of at least 1")
 
     @property
@@ -270,7 +270,7 @@ class Quantise(Operator):
     linear: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
+        if not isinstance(self.levels, int) or self.levels < 2:
             raise UserError(f"levels is {self.levels!r}; give a whole number of at least 2")
 
     def A(self, x: Tensor) -> Tensor:

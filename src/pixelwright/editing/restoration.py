@@ -26,7 +26,7 @@ from pixelwright.rng import normal
 
 
 class Problem(NamedTuple):
-    """What to draw images for."""
+    """An inverse problem: y = A x + noise."""
 
     operator: Operator
     y: Tensor
@@ -119,7 +119,7 @@ def pnp(velocity: Velocity, problem: Problem) -> Velocity:
 
 
 class Method(NamedTuple):
-    """A method and what it takes where nothing is given."""
+    """A method and its defaults."""
 
     correct: Callable[[Velocity, Problem], Velocity]
     scale: float
@@ -176,7 +176,8 @@ def restore(
     Raises: UserError: settings or a measurement that do not fit; NotFinite: as `sample`.
     """
     chosen = _method(method, model, operator, output)
-    eta, scale = _checked(noise, chosen.eta if eta is None else eta, chosen.scale if scale is None else scale)
+    eta, scale = chosen.eta if eta is None else eta, chosen.scale if scale is None else scale
+    _check(noise, eta, scale)
     times = timesteps(steps, time_shift)
     size = operator.size(measurement)
     model.config.check_size(*size)
@@ -186,11 +187,10 @@ def restore(
 
     def draw(network: Denoiser, part: Condition, rows: slice) -> Tensor:
         y = measurement[rows].to(model.device, torch.float32)
-        places = torch.tensor(indices[rows], device=model.device)
         problem = Problem(operator, y, noise, scale, model.config.noise_scale)
         velocity = chosen.correct(model_velocity(network, part, sampler), problem)
         start, s = noise_of(indices[rows], size, seed, model.device), problem.noise_scale
-        new = partial(normal, places, (3, *size), seed, "restore")
+        new = partial(normal, torch.tensor(indices[rows], device=model.device), (3, *size), seed, "restore")
         x = ancestral(velocity, s * start, times, callback, eta=eta, fresh=lambda step: s * new(step))
         return x + operator.correction(x, y) if noise == 0 else x
 
@@ -214,11 +214,10 @@ def _method(name: str, model: Denoiser, operator: Operator, output: str) -> Meth
     return method
 
 
-def _checked(noise: float, eta: float, scale: float) -> tuple[float, float]:
+def _check(noise: float, eta: float, scale: float) -> None:
     if not 0 <= noise < float("inf"):
         raise UserError(f"noise is {noise}; give the standard deviation of the measurement's noise, 0 = none")
     if not 0 <= eta <= 1:
         raise UserError(f"eta is {eta}; it must be 0 (no new noise) to 1 (all noise is new)")
     if not 0 < scale < float("inf"):
         raise UserError(f"scale is {scale}; it must be a number above 0")
-    return eta, scale

@@ -1,4 +1,4 @@
-"""What is restored, by name: the operator of each task, and what a picture is to it."""
+"""Restoration tasks by name: the operator of each, and whether a picture is its measurement."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ ROUNDING = 2 / 255 / 12**0.5  # standard deviation of the rounding of 8 bits, in
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What a task loses; each task reads those that it names."""
+    """Settings of the operators; each task reads those in its `uses`."""
 
     sigma: float = 1.5  # of a Gaussian blur, in pixels
     length: int = 9  # of a motion blur, in pixels
@@ -26,7 +26,7 @@ class TaskSettings:
 
 
 class Task(NamedTuple):
-    """What is undone."""
+    """A measurement to undo."""
 
     help: str
     operator: Callable[[TaskSettings, tuple[int, int]], Operator]  # for images of a (height, width)
