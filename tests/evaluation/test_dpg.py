@@ -22,7 +22,7 @@ def prompts(folder: Path, **texts: str) -> Path:
 
 
 def test_grids_hold_the_pictures_of_a_prompt_in_order(tmp_path: Path) -> None:
-    texts = official.read_prompts(prompts(tmp_path / "prompts", b="a dog\n", a="a  cat\non a mat"))
+    texts = official.read_dpg(prompts(tmp_path / "prompts", b="a dog\n", a="a  cat\non a mat"))
     assert texts == {"a": "a cat on a mat", "b": "a dog"}
 
     def draw(words: Sequence[str], indices: Sequence[int]) -> torch.Tensor:
@@ -49,11 +49,11 @@ def test_hidden_files_are_no_prompts(tmp_path: Path) -> None:
     folder = prompts(tmp_path / "prompts", a="a red star")
     (folder / "._a.txt").write_bytes(b"\x00\x05\x16\x07\xff")
     (folder / ".hidden.txt").write_text("a blue star")
-    assert official.read_prompts(folder) == {"a": "a red star"}
+    assert official.read_dpg(folder) == {"a": "a red star"}
 
 
 def test_folders_without_prompts_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \.txt files"):
-        official.read_prompts(tmp_path)
+        official.read_dpg(tmp_path)
     with pytest.raises(UserError, match="is empty"):
-        official.read_prompts(prompts(tmp_path / "prompts", a=" "))
+        official.read_dpg(prompts(tmp_path / "prompts", a=" "))

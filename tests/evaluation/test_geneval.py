@@ -63,9 +63,9 @@ def grey(prompts: Sequence[str], indices: Sequence[int]) -> torch.Tensor:
 
 
 def test_the_official_layout(tmp_path: Path) -> None:
-    tasks = official.read_metadata(write(tmp_path / "metadata.jsonl", [ONE, THREE, LEFT, BOTH]))
+    tasks = official.read_geneval(write(tmp_path / "metadata.jsonl", [ONE, THREE, LEFT, BOTH]))
     pictures = official.geneval_images(tmp_path / "out", tasks, 4)
-    official.write_metadata(tmp_path / "out", tasks)
+    official.write_geneval(tmp_path / "out", tasks)
     draw_missing(grey, pictures, batch_size=3)
     official.geneval_grids(pictures)
     files = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
@@ -93,4 +93,4 @@ def test_the_official_layout(tmp_path: Path) -> None:
 def test_lines_that_are_no_tasks_are_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "metadata.jsonl").write_text(json.dumps(ONE) + "\n" + line)
     with pytest.raises(UserError, match="line 2 is no task of GenEval"):
-        official.read_metadata(tmp_path / "metadata.jsonl")
+        official.read_geneval(tmp_path / "metadata.jsonl")

@@ -110,10 +110,10 @@ def _geneval_parser() -> Parser:
 def _geneval(options: Namespace) -> None:
     out = Path(options.out)
     common.check_count(options.images)
-    tasks = official.read_metadata(Path(options.metadata))
+    tasks = official.read_geneval(Path(options.metadata))
     images = official.geneval_images(out, tasks, options.images)
     _draw(options, images)
-    official.write_metadata(out, tasks)
+    official.write_geneval(out, tasks)
     official.geneval_grids(images)
     print(f"{len(images)} images of {len(tasks)} prompts are in {out}, as GenEval's scorer reads them")
 
@@ -126,7 +126,7 @@ def _dpg_parser() -> Parser:
 
 def _dpg(options: Namespace) -> None:
     out = Path(options.out)
-    prompts = official.read_prompts(Path(options.prompts))
+    prompts = official.read_dpg(Path(options.prompts))
     images = official.dpg_images(out / "samples", prompts)
     _draw(options, images)
     official.dpg_grids(images, out / "grids")

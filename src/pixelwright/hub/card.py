@@ -31,26 +31,18 @@ def write_card(
     sampler, source = config.sampler or SamplerPreset(), config.provenance
     files = () if source is None else source.files
     digests = (source and source.sha256) or ("not recorded",) * len(files)
-    text = (
-        templates()
-        .get_template("card.md.j2")
-        .render(
-            config=config,
-            parameters=parameters,
-            repository=repository,
-            parts=f"{type(config.backbone).__name__} with {type(config.detailer).__name__}".replace(
-                "Config", ""
-            ),
-            drawn="captions" if config.takes_text else f"{config.num_classes} classes",
-            size="any size"
-            if config.image_size is None
-            else "x".join(map(str, config.image_size)) + " pixels",
-            sampler=sampler,
-            interval=interval_words(sampler),
-            files=list(zip(files, digests, strict=True)),
-            licence=source and source.licence,
-            samples=names,
-        )
+    parts = (type(part).__name__.removesuffix("Config") for part in (config.backbone, config.detailer))
+    card = templates().get_template("card.md.j2")
+    text = card.render(
+        config=config,
+        parameters=parameters,
+        repository=repository,
+        parts=" with ".join(parts),
+        sampler=sampler,
+        interval=interval_words(sampler),
+        files=list(zip(files, digests, strict=True)),
+        licence=source and source.licence,
+        samples=names,
     )
     write_text(folder / CARD, text)
 

@@ -23,7 +23,7 @@ GRID_COLUMNS = 4
 Task = dict[str, Any]  # A line of the metadata file: "tag", "prompt", "include" and perhaps "exclude"
 
 
-def read_metadata(path: Path) -> list[Task]:
+def read_geneval(path: Path) -> list[Task]:
     """The tasks in `evaluation_metadata.jsonl`. Raises UserError naming the line that is none."""
     lines = enumerate(read_lines(path), 1)
     tasks = [_task(line, f'"{path}", line {number}') for number, line in lines if line.strip()]
@@ -56,7 +56,7 @@ def geneval_images(folder: Path, tasks: Sequence[Task], images: int) -> list[Pro
     return [PromptImage(text, noise_index(n, k), places[n] / f"{k:04}.png") for n, text, k in every]
 
 
-def write_metadata(folder: Path, tasks: Sequence[Task]) -> None:
+def write_geneval(folder: Path, tasks: Sequence[Task]) -> None:
     """FOLDER/00000/metadata.jsonl and so on, as the official scorer reads them."""
     for number, task in enumerate(tasks):
         write_text(folder / f"{number:05}" / "metadata.jsonl", json.dumps(task) + "\n")
@@ -73,7 +73,7 @@ def geneval_grids(images: Iterable[PromptImage]) -> None:
 DPG_IMAGES = 4  # per prompt: the scorer cuts a grid into 2x2
 
 
-def read_prompts(folder: Path) -> dict[str, str]:
+def read_dpg(folder: Path) -> dict[str, str]:
     """The prompts in a folder of KEY.txt files, by key. Raises UserError if there are none."""
     files = sorted(file for file in folder.glob("*.txt") if not is_hidden(file.name))
     prompts = {file.stem: " ".join(read_text(file).split()) for file in files}
