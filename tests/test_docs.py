@@ -134,19 +134,21 @@ def test_guidance_of_ones_own_draws_as_ours_does(outside: Path, monkeypatch: pyt
 
 
 # ---------------------------------------------------------------- README and links
-def test_the_python_of_the_readme(tmp_path: Path) -> None:
+def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a small model where `make demo` leaves its own."""
     blocks = [text for kind, text in BLOCK.findall((ROOT / "README.md").read_text()) if kind == "python"]
     assert len(blocks) == 1 and blocks[0].count("\n") <= 12
     names = ("red star", "blue circle")
     model = pw.create("pixeldit-n-8", num_classes=2, class_names=names, image_size=(32, 32), depth=1)
     pw.save(model, tmp_path / "runs" / "demo" / "pixeldit")
-    run(tmp_path, "-c", blocks[0])
+    monkeypatch.chdir(tmp_path)
+    exec(blocks[0], {})
     assert (tmp_path / "two.png").is_file()
     assert pw.load(tmp_path / "models" / "mine").config.num_classes == 10
 
 
-def test_the_recipes(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")
+def test_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From top to bottom, with a small model where `make demo` leaves its own, and few steps of training."""
     blocks = [text for kind, text in BLOCK.findall(RECIPES.read_text(encoding="utf-8")) if kind == "python"]
     names = ("red star", "blue circle", "green square", "yellow triangle")
@@ -155,7 +157,8 @@ def test_the_recipes(tmp_path: Path) -> None:
     save_png(torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8), tmp_path / "photo.png")
     code = "\n".join(blocks)
     assert "\nsteps = 200\n" in code
-    run(tmp_path, "-W", "ignore", "-c", code.replace("\nsteps = 200\n", "\nsteps = 2\n"))
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("\nsteps = 200\n", "\nsteps = 2\n"), {})
     edited, by_hand = (load_png(tmp_path / name) for name in ("edited.png", "edited-by-hand.png"))
     assert (edited.int() - by_hand.int()).abs().max() <= 1
     with Image.open(tmp_path / "denoising.gif") as gif:

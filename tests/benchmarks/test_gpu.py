@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +24,14 @@ from pixelwright.training import LoopConfig, OptimConfig
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler, which does nothing
+measured_once = cache(gpu.measure_machine)
 
 
 @pytest.fixture(autouse=True)
 def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "has_cuda", lambda: False)
+    monkeypatch.setattr(gpu, "measure_machine", measured_once)
+    monkeypatch.setattr(gpu.gc, "collect", lambda: None)  # which only a GPU's memory needs
     monkeypatch.setattr(gpu, "DRY", gpu.DRY._replace(models=("pixeldit-n-8",)))
 
 
@@ -134,8 +138,8 @@ def test_parts_run_apart_and_go_on_after_one_that_fails(
     monkeypatch.setattr(gpu, "PARTS", dict(reversed(gpu.PARTS.items())))
     died = tmp_path / "script.py"
     died.write_text(
-        f"import os, sys; sys.path[:0] = [{str(ROOT / 'benchmarks')!r}]; import gpu\n"
-        "if sys.argv[-3] == 'kernels': os._exit(7)\n"
+        "import os, sys\nif sys.argv[-3] == 'kernels': os._exit(7)\n"
+        f"sys.path[:0] = [{str(ROOT / 'benchmarks')!r}]; import gpu\n"
         "gpu.has_cuda = lambda: False\nsys.exit(gpu.main(sys.argv[1:]))\n"
     )
     monkeypatch.setattr(gpu, "__file__", str(died))

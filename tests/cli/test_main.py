@@ -406,6 +406,8 @@ def test_an_option_may_be_spelt_as_elsewhere(typed: str, key: str, value: float)
     [
         ("sample m --labels 0 --out o --cfg_scal 2", 'did you mean "--guidance-scale"'),
         ("train --run r --epochs 3", "give --steps"),
+        ("evaluate runs/mine", "required: reference (pixelwright evaluate --help has examples)"),
+        ("info photos", 'unknown model "photos": pixelwright info lists the presets'),
         ("train --run r --step 3", 'did you mean "--steps"'),
     ],
 )

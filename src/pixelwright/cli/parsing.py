@@ -122,7 +122,9 @@ class Parser:
         try:
             options = self._parser.parse_args([self._known(word) for word in words])
         except argparse.ArgumentError as error:
-            raise UserError(_explain(str(error), self._names)) from None
+            text = _explain(str(error), self._names)
+            more = f" ({self._parser.prog} --help has examples)" if "are required: " in text else ""
+            raise UserError(f"{text}{more}") from None
         for key, (name, hint, many) in self._types.items():
             value = options.get(key)
             # Settings of parts may be changes of those in files: they are checked when both are joined.

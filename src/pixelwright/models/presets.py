@@ -189,7 +189,8 @@ def preset(name: str, num_classes: int | None = None, **overrides: Any) -> Denoi
         UserError: unknown name (naming the near ones), unknown override or impossible values.
     """
     if name not in PRESETS:
-        raise UserError(f'unknown model "{name}"{nearest(name, PRESETS)}')
+        hint = nearest(name, PRESETS) or ": pixelwright info lists the presets"
+        raise UserError(f'unknown model "{name}"{hint}')
     config = PRESETS[name]
     classes = 1000 if num_classes is None and not config.takes_text else num_classes
     return varied(config, classes, **overrides)

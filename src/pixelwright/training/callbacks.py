@@ -85,10 +85,9 @@ class Banner(Callback):
             takes_text = trainer.model.config.takes_text
             option = f" {'--prompt' if takes_text else '--labels'} {shlex.quote(shown or '...')}"
             what = f"{trainer.weights.named(folder)}{option if shown or takes_text else ''}"
-            total = (
-                f"; {trainer.step:,} in {tqdm.format_interval(trainer.clock.seconds())} of training in all"
-            )
-            done = f"{trainer.step - self._first:,} steps in {time}{total if self._first else ''}"
+            net = tqdm.format_interval(trainer.clock.seconds())
+            total = f" (all {trainer.step:,}: {net} without drawing and saving)" if self._first else ""
+            done = f"{trainer.step - self._first:,} steps in {time}{total}"
             say(f"{done}; samples and report.html are in {folder}")
             say(f"draw more: pixelwright sample {what} --out drawn")
 
