@@ -110,6 +110,12 @@ class Config:
         """What error messages call a field."""
         return join(type(self).__name__ if self.where is None else self.where, name)
 
+    def unused(self, *names: str, why: str) -> None:
+        """Raise UserError if one of these fields, which nothing reads, has another value than its default."""
+        for name in names:
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                raise UserError(f"{self.key(name)} is {short(value)}, {why}")
+
 
 def _hints(cls: Any) -> dict[str, Any]:
     """The annotations of the fields of a dataclass, resolved."""

@@ -130,7 +130,7 @@ def test_settings_from_file_and_command_line(
         ({}, "give the files of lpips, the teacher of P-DINO, or both"),
         ({"teacher": "a", "lpips_weight": 1.0}, "perceptual.lpips_weight is 1.0, but its network is not"),
         ({"lpips": ("a",), "dino_weight": 1.0}, "perceptual.dino_weight is 1.0, but its network is not"),
-        ({"lpips": ("a",), "adapt_every": 5}, "perceptual.adapt_every is 5: give adapt_from too"),
+        ({"lpips": ("a",), "adapt_every": 5}, "perceptual.adapt_every is 5, but adapt_from is not"),
         ({"lpips": ("a",), "gate": 2.0}, "perceptual.gate is 2.0"),
         ({"lpips": ("nowhere.pth",)}, "nowhere.pth does not exist"),
         ({"teacher": "no/such/folder"}, "perceptual.teacher no/such/folder cannot be read"),

@@ -74,13 +74,8 @@ def run(options: Namespace) -> None:
     target = None if options.target is None else as_condition(options.target, model, options.negative)
     given: dict[str, Any] = {name: options[name] for name in OWN if options[name] is not None}
     given |= {"method": options.method, "seed": options.seed, "sampler": chosen.sampler}
-    noted = {
-        "model": named.source,
-        "weights": options.weights,
-        "target": options.target,
-        "mask": options.mask,
-    }
-    noted |= {"negative": options.negative, "adapter": options.adapter}
+    keys = ("weights", "target", "mask", "negative", "adapter")
+    noted = {"model": named.source, **{name: options[name] for name in keys}}
     if "source" in given:
         given["source"] = as_condition(given["source"], model)
         noted["source"] = options.source

@@ -1,7 +1,6 @@
 """`pixelwright finetune`: teach a model a subject or style from a few pictures."""
 
 import math
-from dataclasses import fields
 from typing import Any, Literal
 
 from jsonargparse import Namespace
@@ -14,6 +13,7 @@ from pixelwright.errors import UserError
 from pixelwright.hub.checkpoint import load_config
 from pixelwright.models.config import DenoiserConfig, SamplerSettings
 from pixelwright.training import Interrupted, TrainConfig, train
+from pixelwright.training.config import sampler_of
 from pixelwright.training.finetune_config import AdapterConfig
 
 DESCRIPTION = """Teach a model a subject or style from 1 to 500 pictures, by a LoRA adapter or in full.
@@ -95,6 +95,7 @@ def config_of(options: Namespace) -> TrainConfig:
     data = DataConfig(path=options.pictures, size=side, flip=not options.no_flip, aspects=options.aspects)
     steps = options.steps or default_steps(len(open_source(data)))
     looks = max(1, steps // LOOKS)
+    drawn = sampler_of(model.sampler or SamplerSettings(steps=25, guidance_scale=2.0))
     lr = options.lr or LR[options.method] * WIDTH / model.backbone.hidden_size
     settings: dict[str, Any] = {
         "run": options.run,
@@ -114,7 +115,7 @@ def config_of(options: Namespace) -> TrainConfig:
         "steps": steps,
         "batch_size": options.batch_size,
         "ema_decay": max(0.0, min(0.9999, 1 - 10 / steps)),
-        "sample": {**_sampler(model), "count": 16},
+        "sample": {**drawn, "count": 16},
         **{"sample_every": looks, "checkpoint_every": looks, "log_every": max(1, min(20, steps // 20))},
         **{name: options[name] for name in ("seed", "device", "precision")},
     }
@@ -136,12 +137,6 @@ def _text(model: DenoiserConfig) -> dict[str, Any] | None:
     if model.text is None:
         raise UserError(f"{model.name} does not say its text encoder: name it in its config.json")
     return {"encoder": model.text.encoder, "path": model.text.path, "prefix": model.text.prefix}
-
-
-def _sampler(model: DenoiserConfig) -> dict[str, Any]:
-    """The settings that samples are drawn with: those of the model's preset, where it has one."""
-    found = model.sampler or SamplerSettings(steps=25, guidance_scale=2.0)
-    return {field.name: getattr(found, field.name) for field in fields(SamplerSettings)}
 
 
 def run(options: Namespace) -> int:

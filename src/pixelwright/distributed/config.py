@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pixelwright.config import Config, PositiveFloat, PositiveInt
-from pixelwright.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,6 @@ class ParallelConfig(Config, where="parallel"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.replicas is not None and self.mode != "fsdp":
-            both = f"parallel.replicas is {self.replicas}, but parallel.mode is {self.mode}"
-            raise UserError(f"{both}: leave one out, or give mode fsdp")
+        if self.mode != "fsdp":
+            why = f"but parallel.mode is {self.mode}: leave one out, or give mode fsdp"
+            self.unused("replicas", why=why)

@@ -55,10 +55,6 @@ class Layout:
         return self.config.mode == "fsdp"
 
     # ------------------------------------------------------------ agreeing
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over the processes."""
-        return mean(value)
-
     def highest(self, *values: float) -> list[float]:
         """The highest of each number in any process. It goes over the CPU: no accelerator waits for it."""
         if self.world == 1:
@@ -68,21 +64,24 @@ class Layout:
         return found.tolist()
 
     def each(self, function: Callable[[], T]) -> list[T]:
-        """What `function` returns in each process, by rank. A UserError of one is raised on all."""
+        """What `function` returns in each process, by rank. An error of one is raised on all; where it is no
+        UserError, the others have its text."""
+        own, failed = None, None
         try:
-            own: Any = function()
-        except UserError as error:
-            own = error
-        found = [own] * self.world
+            own = function()
+        except Exception as error:
+            failed = error
+        told = failed if failed is None or isinstance(failed, UserError) else RuntimeError(repr(failed))
+        found: list[Any] = [(own, told)] * self.world
         if self.world > 1:
-            dist.all_gather_object(found, own, group=self.group)
-        for one in found:
-            if isinstance(one, UserError):
-                raise one
-        return found
+            dist.all_gather_object(found, (own, told), group=self.group)
+        for error in (failed, *(each for _, each in found)):
+            if error is not None:
+                raise error
+        return [each for each, _ in found]
 
     def first(self, function: Callable[[], T]) -> T:
-        """What `function` returns on rank 0, where alone it is called. A UserError of it is raised on all."""
+        """What `function` returns on rank 0, where alone it is called. An error of it is raised on all."""
         return cast("T", self.each(lambda: function() if self.main else None)[0])
 
     def apart(self) -> "Layout":

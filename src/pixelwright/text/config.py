@@ -35,9 +35,8 @@ class TextConfig(Config, where="text"):
         super().__post_init__()
         if len(self.prefix) > LONGEST_PREFIX:
             raise UserError(f"text.prefix is {self.prefix[:40]!r}: give at most {LONGEST_PREFIX} characters")
-        if self.prefix and self.encoder != "gemma":
-            text = f"text.prefix is {self.prefix[:40]!r}, which {self.encoder} has no use for: leave it out"
-            raise UserError(text)
+        if self.encoder != "gemma":
+            self.unused("prefix", why=f"which {self.encoder} has no use for: leave it out")
 
 
 def read_prompts(path: Path, what: str) -> tuple[str, ...]:

@@ -19,8 +19,7 @@ from pixelwright.hub.checkpoint import load
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.config import TrainConfig
 from pixelwright.training.finetune_config import AdapterConfig
-from pixelwright.training.freezing import freeze, matching
-from pixelwright.training.weights import Weights
+from pixelwright.training.weights import Weights, freeze, matching
 
 INSIDE = ("backbone.blocks.", "detailer.")
 MODULATION = ("adaLN",)  # not among the targets unless they are named

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pixelwright.errors import UserError
 from pixelwright.files import write_text
 from pixelwright.images import columns_of
 from pixelwright.models.conditions import Condition
-from pixelwright.models.config import SamplerPreset, SamplerSettings
+from pixelwright.models.config import SamplerPreset
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.models.layers import patchify
 from pixelwright.models.prediction import principal_patches
@@ -30,7 +30,7 @@ from pixelwright.models.transfer import class_tables
 from pixelwright.text import FeatureCache, note_of, open_encoder
 from pixelwright.training.adapters import trained_weights
 from pixelwright.training.callbacks import Banner, Callback, Report, SampleGrid
-from pixelwright.training.config import TrainConfig
+from pixelwright.training.config import TrainConfig, sampler_of
 from pixelwright.training.inputs import Batched, batches_of
 from pixelwright.training.loggers import LOGGERS, JsonLines, Logger, say
 from pixelwright.training.objectives import build_objectives
@@ -174,9 +174,8 @@ def build_model(
 
 def own_preset(config: TrainConfig) -> SamplerPreset:
     """The settings that a run draws its samples with, as its model's preset: `sample` then draws alike."""
-    drawn = {field.name: getattr(config.sample, field.name) for field in fields(SamplerSettings)}
     origin = "what its training run drew samples with"
-    return SamplerPreset(**drawn, name="run", seed_rule=SEED_RULE, origin=origin)
+    return SamplerPreset(**sampler_of(config.sample), name="run", seed_rule=SEED_RULE, origin=origin)
 
 
 def _callbacks(

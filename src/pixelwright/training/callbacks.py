@@ -7,7 +7,7 @@ goes on, so whatever a callback does in several processes, all must come to the 
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -92,6 +92,20 @@ class Banner(Callback):
             say(f"draw more: pixelwright sample {what} --out drawn")
 
 
+def draw(
+    trainer: "Trainer",
+    model: PixelDenoiser,
+    condition: Condition,
+    settings: SampleConfig,
+    seed: int,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """Images [B,H,W,3] in uint8, on the device and in the precision of a run; given up if it is to stop."""
+    how: dict[str, Any] = {"size": size or model.config.image_size, "callback": trainer.stop_if_asked}
+    how |= {name: getattr(trainer.config, name) for name in ("batch_size", "precision", "attention")}
+    return sample(model, condition, settings, seed=seed, **how)
+
+
 class SampleGrid(Callback):
     """RUN/samples/step-XXXXXXX.png: pictures of the averaged weights, always of the same noise."""
 
@@ -118,25 +132,10 @@ class SampleGrid(Callback):
         """Draw the grid of `step`, with what it shows as its notes, and return its path."""
         if callable(self._condition):
             self._condition = self._condition()
-        config, run = self.config, trainer.config
-        images = sample(
-            model,
-            self._condition,
-            config,
-            size=self.size or model.config.image_size,
-            seed=config.seed,
-            callback=trainer.stop_if_asked,
-            batch_size=run.batch_size,
-            precision=run.precision,
-            attention=run.attention,
-        )
-        path = folder / "samples" / f"step-{step:07d}.png"
-        names, labels = model.config.class_names, self._condition
-        captions = (
-            [(*names, "no class")[label] for label in labels.tolist()]
-            if names and isinstance(labels, Tensor)
-            else None
-        )
+        images = draw(trainer, model, self._condition, self.config, self.config.seed, self.size)
+        path, captions = folder / "samples" / f"step-{step:07d}.png", None
+        if (names := model.config.class_names) and isinstance(self._condition, Tensor):
+            captions = [(*names, "no class")[label] for label in self._condition.tolist()]
         scale = max(1, GRID_PIXELS // images.shape[1])
         notes = {name: str(value) for name, value in look(images, model.config.patch_size).items()}
         save_grid(images, path, self.columns, scale, captions=captions, notes=notes)

@@ -3,7 +3,7 @@
 The string under a field is its help text on the command line.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,33 +93,20 @@ class OptimConfig(Config, where="optim"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        usual = _BETAS[self.name]
-        given = usual if self.betas is None else self.betas
-        object.__setattr__(self, "betas", given)
-        if (count := len(usual)) != len(given):
-            such = f"give {count} numbers for {self.name}, such as {list(usual)}"
-            raise UserError(f"optim.betas is {list(given)}: {such}")
-        if self.name == "came" and self.eps is not None:
-            raise UserError(f"optim.eps is {self.eps!r}, which came has no use for: leave it out")
-        if self.name != "came" and self.eps is None:
-            object.__setattr__(self, "eps", 1e-8)
-        if self.name == "muon" and self.update_rms is None:
-            object.__setattr__(self, "update_rms", 0.2)
-        if self.name != "muon" and self.update_rms is not None:
-            of = f"optim.update_rms is {self.update_rms!r}, which {self.name} has no use for"
-            raise UserError(f"{of}: leave it out, or give --optim.name muon")
-        self._check_schedule()
-
-    def _check_schedule(self) -> None:
-        used = {"constant": {"cooldown"}, "cosine": {"lr_end"}, "step-down": {"lr_end", "drop_at"}}
+        usual, used = _DEFAULTS[self.name], _SCHEDULES[self.schedule]
+        for name in _DEFAULTS["muon"]:
+            if name not in usual:
+                self.unused(name, why=f"which {self.name} has no use for: leave it out")
+            elif getattr(self, name) is None:
+                object.__setattr__(self, name, usual[name])
+        if self.betas is not None and (count := len(usual["betas"])) != len(self.betas):
+            such = f"give {count} numbers for {self.name}, such as {list(usual['betas'])}"
+            raise UserError(f"optim.betas is {list(self.betas)}: {such}")
         for name in ("cooldown", "lr_end", "drop_at"):
-            value = getattr(self, name)
-            if value not in (None, 0) and name not in used[self.schedule]:
-                fits = " or ".join(schedule for schedule, names in used.items() if name in names)
-                raise UserError(
-                    f"optim.{name} is {value!r}, which the schedule {self.schedule} has no use for: "
-                    f"leave it out, or give --optim.schedule {fits}"
-                )
+            if name not in used:
+                fits = " or ".join(schedule for schedule, names in _SCHEDULES.items() if name in names)
+                why = f"which the schedule {self.schedule} has no use for: leave it out"
+                self.unused(name, why=f"{why}, or give --optim.schedule {fits}")
         if self.schedule == "step-down" and None in (self.lr_end, self.drop_at):
             raise UserError("optim.schedule is step-down: give optim.drop_at and optim.lr_end as well")
         if self.lr_end is not None and self.lr_end > self.lr:
@@ -127,32 +114,49 @@ class OptimConfig(Config, where="optim"):
 
 
 MOST_ROLLBACKS = 16  # a checkpoint has room for so many
-_BETAS: dict[str, tuple[float, ...]] = {
-    "adamw": (0.9, 0.999),
-    "muon": (0.9, 0.95, 0.95),
-    "came": (0.9, 0.999, 0.9999),
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "muon": {"betas": (0.9, 0.95, 0.95), "eps": 1e-8, "update_rms": 0.2},
+    "came": {"betas": (0.9, 0.999, 0.9999)},
 }
+"""Of what depends on the optimiser; what is not here has no use for it."""
+_SCHEDULES = {"constant": ("cooldown",), "cosine": ("lr_end",), "step-down": ("lr_end", "drop_at")}
+"""The settings that each schedule reads."""
 
 
 @dataclass(frozen=True)
-class SampleConfig(SamplerSettings, where="sample"):
-    """The grid of images drawn during training with the averaged (EMA) weights, always of the same noise."""
+class _Samples(SamplerSettings):
+    """Images drawn during training with the averaged (EMA) weights, always of the same noise."""
 
-    count: PositiveInt = 32
-    """Number of images; their labels go round the classes, or their captions round the prompts."""
-    prompts: tuple[str, ...] | Text | None = None
-    """For models of captions: what to draw, a list or a text file with one prompt a line; None: the captions
-    of the first images."""
     steps: PositiveInt = 25
     """Steps of the solver."""
-    guidance_scale: NonNegativeFloat = 2.0
-    """Classifier-free guidance; 1 is without."""
     seed: NonNegativeInt = 0
     """Seed of the noise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_solver(self.solver)
+
+
+def sampler_of(settings: SamplerSettings) -> dict[str, Any]:
+    """The settings of the sampler alone, by name."""
+    return {field.name: getattr(settings, field.name) for field in fields(SamplerSettings)}
+
+
+@dataclass(frozen=True)
+class SampleConfig(_Samples, where="sample"):
+    """The grid of images drawn during training."""
+
+    count: PositiveInt = 32
+    """Number of images; their labels go round the classes, or their captions round the prompts."""
+    prompts: tuple[str, ...] | Text | None = None
+    """For models of captions: what to draw, a list or a text file with one prompt a line; None: the captions
+    of the first images."""
+    guidance_scale: NonNegativeFloat = 2.0
+    """Classifier-free guidance; 1 is without."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.prompts == ():
             raise UserError("sample.prompts is []: give a list of texts, or a text file")
 
@@ -191,31 +195,20 @@ class HealthConfig(Config, where="health"):
                 f"health.patience is {self.patience}, health.window {self.window}: spikes that fill more "
                 "than half of the window become the usual; give a smaller patience or a larger window"
             )
-        for name in ("patience", "rollback_lr", "max_rollbacks"):
-            if self.on_spike != "rollback" and getattr(self, name) != getattr(type(self), name):
-                raise UserError(
-                    f"health.{name} is {getattr(self, name)}, but health.on_spike is {self.on_spike}: "
-                    "leave it out, or give --health.on_spike rollback"
-                )
+        if self.on_spike != "rollback":
+            why = f"but health.on_spike is {self.on_spike}: leave it out, or give --health.on_spike rollback"
+            self.unused("patience", "rollback_lr", "max_rollbacks", why=why)
 
 
 FEWEST_EVALUATED = 16  # samples; metrics of fewer say nothing
 
 
 @dataclass(frozen=True)
-class EvaluationSample(SamplerSettings, where="evaluation.sample"):
-    """The samples that are measured: always of the same noise, with the classes in turn."""
+class EvaluationSample(_Samples, where="evaluation.sample"):
+    """The samples that are measured, with the classes in turn."""
 
     count: Annotated[int, whole(FEWEST_EVALUATED)] = 2000
     """Number of samples."""
-    steps: PositiveInt = 25
-    """Steps of the solver."""
-    seed: NonNegativeInt = 0
-    """Seed of the noise."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_solver(self.solver)
 
 
 @dataclass(frozen=True)

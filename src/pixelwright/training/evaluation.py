@@ -5,7 +5,6 @@ without it.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -22,10 +21,9 @@ from pixelwright.evaluation.generate import Generation, draw
 from pixelwright.evaluation.images import ImageBatch
 from pixelwright.evaluation.measure import Collected, check_comparable, collect, compare
 from pixelwright.evaluation.references import read_reference
-from pixelwright.models.config import SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.callbacks import Callback
-from pixelwright.training.config import EvaluationConfig, LoopConfig
+from pixelwright.training.config import EvaluationConfig, LoopConfig, sampler_of
 from pixelwright.training.trainer import Trainer
 
 
@@ -52,19 +50,12 @@ class Evaluation(Callback):
             self._fast = accelerate(model, self._precision, compile=True, attention=self._attention)
         elif self._fast is not None:
             self._fast.load(model)
-        # One of many processes must not leave the others waiting: alone it may stop, or fail, on the way.
+        # One of many processes must not leave the others waiting: alone it may stop on the way.
         callback = trainer.stop_if_asked if self._layout.world == 1 else None
-        own: Collected | Exception
-        try:
-            patches = model.config.patch_size
-            own = collect(self._share(model, callback), self._extractor, patch_size=patches)
-        except Exception as error:
-            own = error
-        (failed,) = self._layout.highest(isinstance(own, Exception))
-        if failed:
-            raise own if isinstance(own, Exception) else RuntimeError("another process failed to measure")
-        assert isinstance(own, Collected)
-        if parts := self._gather(own):
+        own: list[Collected] = []
+        share, patches = self._share(model, callback), model.config.patch_size
+        self._layout.each(lambda: own.append(collect(share, self._extractor, patch_size=patches)))
+        if parts := self._gather(own[0]):
             measured = compare(_joined(parts), self._reference, self._extractor)
             trainer.log({"evaluation": {name: found.value for name, found in measured.metrics.items()}})
 
@@ -72,10 +63,9 @@ class Evaluation(Callback):
         """The images of this process, batch by batch."""
         sample, size = self._settings.sample, model.config.image_size
         assert size is not None
-        same: dict[str, Any] = {f.name: getattr(sample, f.name) for f in fields(SamplerSettings)}
-        same |= {"model": self._name, "weights": "", "labels": "balanced", "seed": sample.seed}
-        same |= {"batch_size": self._batch_size, "precision": self._precision}
-        generation = Generation(num_samples=sample.count, size=size, **same)
+        same: dict[str, Any] = {"batch_size": self._batch_size, "precision": self._precision}
+        same |= {"seed": sample.seed, "num_samples": sample.count, "size": size, **sampler_of(sample)}
+        generation = Generation(model=self._name, weights="", labels="balanced", **same)
         labels = balanced_labels(generation.num_samples, model.config.num_classes)
         for k in range(self._layout.rank, generation.batches, self._layout.world):
             numbers = torch.tensor(generation.indices(k))

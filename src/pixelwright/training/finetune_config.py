@@ -75,5 +75,5 @@ class SubjectConfig(Config, where="subject"):
                 raise UserError(f"subject.{name} is given, but the model draws from {kind}: leave it out")
         used = {"prior_share": self.prior_images, "prior_prompts": self.prior_images or self.samples}
         for name, images in used.items():
-            if not images and getattr(self, name) != getattr(SubjectConfig, name):
-                raise UserError(f"subject.{name} is given without prior images: give subject.prior_images")
+            if not images:
+                self.unused(name, why="but there are no prior images: give subject.prior_images")

@@ -36,11 +36,10 @@ class Health:
     In many processes each has the numbers of the whole batch and of all weights; all must call it alike.
     """
 
-    def __init__(self, config: HealthConfig, model: nn.Module, layout: parallel.Layout) -> None:
-        self.config, self.layout = config, layout
-        self.stages = dict(model.named_children())
-        self.by_time = torch.zeros(2, BUCKETS, device=layout.device)
-        self.measured = torch.full((2, len(self.stages)), NOT_MEASURED, device=layout.device)
+    def __init__(self, config: HealthConfig, model: nn.Module, device: torch.device) -> None:
+        self.config, self.stages = config, dict(model.named_children())
+        self.by_time = torch.zeros(2, BUCKETS, device=device)
+        self.measured = torch.full((2, len(self.stages)), NOT_MEASURED, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
         """What belongs into a checkpoint, by reference."""
@@ -87,7 +86,7 @@ class Health:
             for hook in hooks:
                 hook.remove()
         means = torch.stack([torch.stack(found).mean() for found in squares.values()])  # over micro-batches
-        self.measured[0] = self.layout.mean(means).sqrt()
+        self.measured[0] = parallel.mean(means).sqrt()
 
     @contextmanager
     def updates(self, step: int) -> Iterator[None]:

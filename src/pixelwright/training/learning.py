@@ -7,7 +7,6 @@
   new pictures of the same kind have, copies have 1. `samples/nearest.png` shows pairs.
 """
 
-from dataclasses import fields
 from itertools import islice
 
 import numpy as np
@@ -16,17 +15,15 @@ from torch import Tensor
 
 from pixelwright.data.transforms import cover
 from pixelwright.diffusion.labels import balanced_labels
-from pixelwright.diffusion.sample import sample
 from pixelwright.evaluation.features import open_extractor
 from pixelwright.evaluation.metrics import kid
 from pixelwright.evaluation.neighbours import memorisation
 from pixelwright.hub.checkpoint import load
 from pixelwright.images import save_grid
 from pixelwright.models.conditions import Condition
-from pixelwright.models.config import SamplerSettings
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.text import FeatureCache
-from pixelwright.training.callbacks import Callback
+from pixelwright.training.callbacks import Callback, draw
 from pixelwright.training.config import TrainConfig
 from pixelwright.training.report import NEAREST
 from pixelwright.training.subject import Pictures, subject_condition
@@ -93,18 +90,8 @@ class Learning(Callback):
 
     def _draw(self, model: PixelDenoiser, condition: Condition, number: int, trainer: Trainer) -> Tensor:
         """Images [B,H,W,3] in uint8; other numbers are of other noise."""
-        run, settings = self.config, self.config.sample
-        return sample(
-            model,
-            condition,
-            SamplerSettings(**{f.name: getattr(settings, f.name) for f in fields(SamplerSettings)}),
-            size=model.config.image_size,
-            seed=settings.seed + number,
-            callback=trainer.stop_if_asked,
-            batch_size=run.batch_size,
-            precision=run.precision,
-            attention=run.attention,
-        )
+        settings = self.config.sample
+        return draw(trainer, model, condition, settings, settings.seed + number)
 
     def _images(self, size: tuple[int, int]) -> Tensor:
         """The pictures as they are trained on, [N,H,W,3]."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from pixelwright.config import steps_of
 from pixelwright.errors import UserError
 from pixelwright.training.config import OptimConfig
-from pixelwright.training.freezing import matching
 from pixelwright.training.muon import Muon, is_hidden, parts_of
+from pixelwright.training.weights import matching
 
 # What CAME notes down but never reads: no part of its state.
 _UNREAD = ("step", "RMS")

@@ -4,7 +4,6 @@ mixed with, so that it keeps what it knew (prior preservation, DreamBooth, arXiv
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from pixelwright.hub.checkpoint import load, load_config
 from pixelwright.models.conditions import Condition
 from pixelwright.models.config import DenoiserConfig, SamplerSettings
 from pixelwright.text import FeatureCache
-from pixelwright.training.config import TrainConfig
+from pixelwright.training.config import TrainConfig, sampler_of
 from pixelwright.training.finetune_config import SubjectConfig
 
 PRIOR = "-prior"  # at the end of the name of the folder of a run's prior images
@@ -131,7 +130,7 @@ def draw_prior(config: TrainConfig, base: DenoiserConfig, subject: SubjectConfig
     """
     assert config.init is not None
     folder, size = Path(f"{config.run}{PRIOR}"), (config.data.size,) * 2
-    drawn = {field.name: getattr(config.sample, field.name) for field in fields(SamplerSettings)}
+    drawn = sampler_of(config.sample)
     precision: Any = name_precision(config.precision, layout.device)
     model = load(config.init).to(layout.device)
     made_by: dict[str, Any] = {"weights": checksum(config.init), "size": size, "seed": config.seed}

@@ -115,7 +115,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.losses.named(), config.optim, self.autocast)
         self.ema = EMA(self.weights.tensors(), config.ema_decay, config.ema_more, warm_up=not pretrained)
         self.meter = Meter(self.device, self.losses.logged)
-        self.health = Health(config.health, model, self.layout)
+        self.health = Health(config.health, model, self.device)
         self.detector, self.rollbacks = Detector(config.health, self.device), Rollbacks(config.health)
         self.loggers = ((JsonLines(), Progress()) if loggers is None else loggers) if self.layout.main else ()
         self.step, self.clock, self._printed = 0, Clock(), set[str]()
@@ -228,7 +228,7 @@ class Trainer:
             losses, logs = self.gradients(inputs)
             self.saver.hold()  # nothing of the state has changed until here
             self.losses.update()
-        totals = self.layout.mean(by_time(losses, inputs.t))  # the processes have equal numbers of samples
+        totals = parallel.mean(by_time(losses, inputs.t))  # the processes have equal numbers of samples
         loss = totals[0].sum() / totals[1].sum()
         norm = parallel.norm([p.grad for p in self.parameters if p.grad is not None])
         # All that decides is of the whole batch and all weights: the processes agree.
@@ -269,7 +269,7 @@ class Trainer:
                 logs[name].append(values.detach())
         if not logs:
             return torch.cat(losses), {}
-        means = self.layout.mean(torch.stack([torch.cat(values).float().mean() for values in logs.values()]))
+        means = parallel.mean(torch.stack([torch.cat(values).float().mean() for values in logs.values()]))
         return torch.cat(losses), dict(zip(logs, means.unbind(), strict=True))
 
     # ------------------------------------------------------------ at intervals

@@ -2,6 +2,8 @@
 
 from pixelwright.training.objectives.base import (
     OBJECTIVES,
+    FlowMatching,
+    FlowMatchingConfig,
     Forward,
     Logs,
     Losses,
@@ -11,7 +13,6 @@ from pixelwright.training.objectives.base import (
     check_objectives,
     register_objective,
 )
-from pixelwright.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from pixelwright.training.objectives.frequency import FrequencyConfig, FrequencyLoss
 from pixelwright.training.objectives.perceptual import Perceptual, PerceptualConfig
 from pixelwright.training.objectives.repa import Repa, RepaConfig

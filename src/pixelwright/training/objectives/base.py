@@ -97,6 +97,24 @@ register_objective = OBJECTIVES.register
 """`@register_objective(name, Config)`: the class is built as `(config, model)` where a run lists it."""
 
 
+@dataclass(frozen=True)
+class FlowMatchingConfig(ObjectiveConfig):
+    """Flow matching: the mean of (v̂ − v)² over the pixels. Always there; list it to change its weight."""
+
+
+@register_objective("flow-matching", FlowMatchingConfig)
+class FlowMatching(Objective):
+    """The flow-matching loss of each sample; its log is the `loss` of the run."""
+
+    def __init__(self, config: FlowMatchingConfig | None = None, model: PixelDenoiser | None = None) -> None:
+        super().__init__()
+        self.weight = (config or FlowMatchingConfig()).weight
+
+    def forward(self, model: PixelDenoiser, batch: Forward) -> tuple[Tensor, Logs]:
+        target = model.velocity_target(batch.x, batch.noise, batch.x_t, batch.t)
+        return flow.velocity_loss(batch.velocity, target), {}
+
+
 class Found(NamedTuple):
     """What `Losses` gives for a micro-batch."""
 
@@ -158,10 +176,9 @@ def check_objectives(configs: Sequence[Any]) -> None:
 def build_objectives(configs: Sequence[Any], model: PixelDenoiser, seed: int) -> list[Objective]:
     """The objectives of a run, flow matching first, with weight 1 where it is not listed. Their parameters
     are drawn from `seed`."""
-    main = OBJECTIVES.config_type("flow-matching", "objectives")
-    first = [config for config in configs if type(config) is main] or [main()]
+    first = [config for config in configs if isinstance(config, FlowMatchingConfig)]
     built = []
-    for config in (*first, *(config for config in configs if type(config) is not main)):
+    for config in (*(first or [FlowMatchingConfig()]), *(each for each in configs if each not in first)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built.append(OBJECTIVES.build(config, model))

@@ -47,10 +47,8 @@ class FrequencyConfig(ObjectiveConfig, where="frequency"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode == "inv" and self.gamma != 1:
-            raise UserError(
-                f"frequency.gamma is {self.gamma}, which mode inv has no use for: give mode inv_gamma"
-            )
+        if self.mode == "inv":
+            self.unused("gamma", why="which mode inv has no use for: give mode inv_gamma")
 
     def check(self, model: DenoiserConfig, size: tuple[int, int]) -> None:
         if any(-side % BLOCK >= side for side in size):  # a side is reflected once at most

@@ -54,10 +54,10 @@ class PerceptualConfig(ObjectiveConfig, where="perceptual"):
         if not self.lpips and self.teacher is None:
             raise UserError("perceptual: give the files of lpips, the teacher of P-DINO, or both")
         for part, network in (("lpips_weight", self.lpips), ("dino_weight", self.teacher)):
-            if not network and getattr(self, part) != getattr(type(self), part):
-                raise UserError(f"perceptual.{part} is {getattr(self, part)}, but its network is not given")
-        if self.adapt_from is None and self.adapt_every != type(self).adapt_every:
-            raise UserError(f"perceptual.adapt_every is {self.adapt_every}: give adapt_from too")
+            if not network:
+                self.unused(part, why="but its network is not given")
+        if self.adapt_from is None:
+            self.unused("adapt_every", why="but adapt_from is not given: give it too")
 
     def check(self, model: DenoiserConfig, size: tuple[int, int]) -> None:
         if self.teacher is not None:
