@@ -160,7 +160,7 @@ def test_a_model_of_captions(tiny: Tiny, bert: Path) -> None:
         "data": DataConfig(path="shapes-captions", size=8, shapes_count=24),
     }
     base = train(tiny("captions", steps=3, **more))
-    with pytest.raises(UserError, match="prior_prompts is given without prior images"):
+    with pytest.raises(UserError, match=r"prior_prompts is .*, but there are no prior images"):
         tiny("none", init=str(base), subject=SubjectConfig(prior_prompts=("a star",), samples=0), **more)
     tiny("measured", init=str(base), subject=SubjectConfig(prior_prompts=("a star",)), **more)
     config = tiny("run", init=str(base), adapter=AdapterConfig(rank=2), steps=3, **more)
@@ -342,7 +342,7 @@ def test_frozen_matrices_in_bf16(adapted: Any) -> None:
         ({"adapter": {"frozen_dtype": "bf16"}}, "adapter.frozen_dtype is bf16, precision fp32"),
         (
             {"subject": SubjectConfig("wug", prior_share=0.3)},
-            "subject.prior_share is given without prior images",
+            "subject.prior_share is 0.3, but there are no prior images",
         ),
         ({"subject": SubjectConfig("wug", prior_prompts=("a dog",))}, "draws from classes: leave it out"),
     ],

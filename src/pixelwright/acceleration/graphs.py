@@ -36,7 +36,7 @@ class Graphs:
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._recordings: dict[tuple[object, ...], Recording | None] = {}
+        self._recordings: dict[tuple[object, ...], Callable[[list[Tensor]], Tensor] | None] = {}
         self._lock = Lock()  # threads share the places of inputs and outputs
 
     @torch.no_grad()
@@ -53,29 +53,22 @@ class Graphs:
             recording = self._recordings[key]
             return evaluate(x, t, condition) if recording is None else recording(inputs)
 
-    def _recorded(self, evaluate: Evaluate, *inputs: Any) -> "Recording | None":
+    def _recorded(self, evaluate: Evaluate, *given: Any) -> Callable[[list[Tensor]], Tensor] | None:
+        """An evaluation whose inputs and output have fixed places."""
+        fixed = tuple(each.clone() for each in given)
         try:
-            return Recording(evaluate, self._record, *inputs)
+            output, replay = self._record(lambda: evaluate(*fixed))
         except CannotRecord as why:
             warnings.warn(f"sampling goes on without a CUDA graph: {why}", stacklevel=3)
             return None
 
+        def again(inputs: list[Tensor]) -> Tensor:
+            for place, tensor in zip(_inputs(*fixed), inputs, strict=True):
+                place.copy_(tensor)
+            replay()
+            return output.clone()  # the next replay, of this recording or another, writes over it
 
-class Recording:
-    """An evaluation whose inputs and output have fixed places."""
-
-    def __init__(
-        self, evaluate: Evaluate, record: Record, x: Tensor, t: Tensor, condition: Condition
-    ) -> None:
-        x, t, condition = x.clone(), t.clone(), condition.clone()
-        self.places = _inputs(x, t, condition)
-        self.output, self.replay = record(lambda: evaluate(x, t, condition))
-
-    def __call__(self, inputs: list[Tensor]) -> Tensor:
-        for place, tensor in zip(self.places, inputs, strict=True):
-            place.copy_(tensor)
-        self.replay()
-        return self.output.clone()  # the next replay, of this recording or another, writes over it
+        return again
 
 
 def _inputs(x: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:

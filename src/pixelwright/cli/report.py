@@ -10,8 +10,7 @@ from pixelwright.cli.parsing import Parser, add_imports
 from pixelwright.errors import UserError
 from pixelwright.evaluation.report import JSON, comparison, read_report
 from pixelwright.files import write_text
-from pixelwright.training.comparison import write_comparison
-from pixelwright.training.report import write_report
+from pixelwright.training.report import write_comparison, write_report
 
 DESCRIPTION = """Write report.html of a run: a summary, samples over time, curves, events, settings.
 

@@ -92,7 +92,7 @@ def share(state: State, layout: Layout) -> Iterator[Part]:
                 offsets = list(chunks()[0].offsets)
             load = loads.setdefault(copies, [0] * copies)
             lightest = load.index(min(load))
-            load[lightest] += tensor.numel() * tensor.element_size()
+            load[lightest] += tensor.nbytes
             values = local(tensor)
             if lightest == place and (values.numel() or not tensor.numel()):
                 yield Part(f"{group}.{name}", values, offsets)

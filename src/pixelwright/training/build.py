@@ -190,7 +190,7 @@ def _callbacks(
 
         found.append(Evaluation(config.evaluation, config, config.model.preset, layout))
     if isinstance(source, Pictures) and config.subject is not None and config.subject.samples:
-        from pixelwright.training.learning import Learning  # late, as before
+        from pixelwright.training.evaluation import Learning  # late, as before
 
         found.append(Learning(config, source, text, layout.device))
     return [Banner(source, config.data.path), *found, Report(config.sample_every)]

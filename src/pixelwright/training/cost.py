@@ -150,8 +150,8 @@ def _memory(
     averaged = trained_weights(model, config).tensors().values()
     whole = _losses(config, model, teacher)
     trained = [p for _, p in whole.named()]
-    weights, gradients = bytes_of(whole), sum(map(_bytes, trained))
-    averages = sum(map(_bytes, averaged)) * (1 + len(config.ema_more))
+    weights, gradients = bytes_of(whole), sum(p.nbytes for p in trained)
+    averages = sum(x.nbytes for x in averaged) * (1 + len(config.ema_more))
     state, gathered = _optimizer_bytes(whole, config), 0
     if mode == "fsdp":  # weights come in this dtype, of which autocast makes no copies
         gathered = _gathered(weights, [bytes_of(unit) for unit in model.units()], compute)
@@ -170,15 +170,11 @@ def _memory(
     return Memory(own, averages, state, gradients, gathered, frozen, activations)
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _optimizer_bytes(whole: Losses, config: TrainConfig) -> int:
     with FakeTensorMode():
         parameters = [(name, nn.Parameter(torch.empty(p.shape))) for name, p in whole.named()]
         state = build_optimizer(parameters, config.optim).state
-        return sum(_bytes(x) for slots in state.values() for x in slots.values() if isinstance(x, Tensor))
+        return sum(x.nbytes for slots in state.values() for x in slots.values() if isinstance(x, Tensor))
 
 
 def _gathered(whole: int, units: list[int], compute: torch.dtype | None) -> int:

@@ -221,7 +221,7 @@ class AsOnDevice(TorchFunctionMode):
 
 def bytes_of(model: nn.Module) -> int:
     """Memory of all parameters."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    return sum(p.nbytes for p in model.parameters())
 
 
 def _peak(

@@ -39,12 +39,11 @@ from pixelwright.training.config import LoopConfig
 from pixelwright.training.config_file import save_config
 from pixelwright.training.control import Clock, Interrupted, Meter, StopRequested, stop_signals
 from pixelwright.training.ema import EMA
-from pixelwright.training.health import Detector, Health, by_time, describe_spike
+from pixelwright.training.health import Detector, Health, Rollbacks, by_time, describe_spike, go_back
 from pixelwright.training.inputs import Batched, Inputs, Preparation, batches_of
 from pixelwright.training.loggers import JsonLines, Logger, Progress, Run, say
 from pixelwright.training.objectives import FlowMatching, Losses, Objective
 from pixelwright.training.optim import build_optimizer, learning_rate, optimizer_state, peak_note, update
-from pixelwright.training.rollback import Rollbacks, go_back
 from pixelwright.training.start import CLASSES, ORIGIN, find_start, join, lock
 from pixelwright.training.weights import Weights
 
