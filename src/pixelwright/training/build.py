@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixelwright.data import DataConfig, Source, UnreadableImage, open_source
+from pixelwright.data import DataConfig, Source, open_source
 from pixelwright.data.loader import as_floats
 from pixelwright.data.sources import StoredImages
 from pixelwright.device import resolve_precision
@@ -35,7 +35,7 @@ from pixelwright.training.inputs import Batched, batches_of
 from pixelwright.training.loggers import LOGGERS, JsonLines, Logger, say
 from pixelwright.training.objectives import build_objectives
 from pixelwright.training.start import initial_weights, join
-from pixelwright.training.subject import Pictures, subject_condition, subject_source
+from pixelwright.training.subject import Pictures, captions_of, subject_condition, subject_source
 from pixelwright.training.trainer import Trainer
 from pixelwright.training.weights import Weights
 
@@ -206,19 +206,7 @@ def sample_condition(
         return subject_condition(source, text, count)
     if text is None:
         return balanced_labels(count, num_classes)
-    prompts = config.sample.read_prompts() or _first_captions(source, count)
-    shown = [prompts[i % len(prompts)] for i in range(count)]
+    prompts = config.sample.read_prompts() or [*islice(captions_of(source), count)] or [""]
+    shown = [*islice(cycle(prompts), count)]
     write_text(Path(config.run) / "samples" / PROMPTS, "\n".join(shown) + "\n")
     return text.encode(shown)
-
-
-def _first_captions(source: Source, count: int) -> list[str]:
-    """The captions of the first images that have one; one empty caption where none has."""
-    found: list[str] = []
-    for index in range(len(source)):
-        with suppress(UnreadableImage):
-            if (captions := source[index].all_captions) is not None:
-                found.append(captions.texts[0])
-        if len(found) == count:
-            break
-    return found or [""]

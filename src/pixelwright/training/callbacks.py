@@ -146,14 +146,11 @@ class Report(Callback):
     """RUN/report.html, if matplotlib is installed."""
 
     def __init__(self, every: int = 1000) -> None:
-        self.every, self._warned = every, False
+        self.every = every
 
     def on_step(self, trainer: "Trainer") -> None:
-        if not trainer.layout.main:
-            return
         try:
-            write_report(trainer.folder)
+            if trainer.layout.main:
+                write_report(trainer.folder)
         except ImportError:
-            if not self._warned:
-                say('report.html is off: pip install "pixelwright[train]"')
-            self._warned = True
+            trainer.say('report.html is off: pip install "pixelwright[train]"')

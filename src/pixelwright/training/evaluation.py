@@ -36,7 +36,7 @@ from pixelwright.training.callbacks import Callback
 from pixelwright.training.callbacks import draw as draw_as_run
 from pixelwright.training.config import EvaluationConfig, LoopConfig, TrainConfig, sampler_of
 from pixelwright.training.report import NEAREST
-from pixelwright.training.subject import Pictures, subject_condition
+from pixelwright.training.subject import Pictures, readable, subject_condition
 from pixelwright.training.trainer import Trainer
 
 MOST_PICTURES = 500  # that samples are compared with
@@ -111,8 +111,8 @@ def _joined(parts: list[Collected]) -> Collected:
 
 
 class Learning(Callback):
-    """What a fine-tuning learns and forgets, of samples of the averaged weights; in several processes the main
-    one alone measures it. In the log and the report it is `finetuning`.
+    """What a fine-tuning learns and forgets, of samples of the averaged weights; in several processes the
+    main one alone measures it. In the log and the report it is `finetuning`.
 
     - `learned`: KID between samples of the subject and its pictures; falls as they become alike.
     - `forgotten`: KID between what the model of init draws beside the subject and what the run's does, of the
@@ -180,7 +180,7 @@ class Learning(Callback):
 
     def _images(self, size: tuple[int, int]) -> Tensor:
         """The pictures as they are trained on, [N,H,W,3]."""
-        shown = islice(self._pictures.readable(), MOST_PICTURES)
+        shown = islice(readable(self._pictures), MOST_PICTURES)
         found = [np.asarray(cover(picture.image, *size)) for picture in shown]
         return torch.from_numpy(np.stack(found))
 

@@ -4,7 +4,7 @@ mixed with, so that it keeps what it knew (prior preservation, DreamBooth, arXiv
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,18 @@ PRIOR = "-prior"  # at the end of the name of the folder of a run's prior images
 AT_ONCE = 16  # prior images drawn together
 
 
+def readable(source: Source) -> Iterator[Sample]:
+    """The images that can be read."""
+    for index in range(len(source)):
+        with suppress(UnreadableImage):
+            yield source[index]
+
+
+def captions_of(source: Source) -> Iterator[str]:
+    """The first caption of each image that has one."""
+    return (each.all_captions.texts[0] for each in readable(source) if each.all_captions is not None)
+
+
 class Pictures:
     """A source as images of a model's classes, or with a caption each."""
 
@@ -39,7 +51,9 @@ class Pictures:
         self._source, self._prompt = source, subject.prompt
         self.class_names, self.num_classes, self._labels = None, 1, [0] * max(1, source.num_classes)
         if base.takes_text:
-            self._check_captions()
+            for sample in () if self._prompt else readable(self):
+                if sample.all_captions is None:
+                    raise UserError(f'"{sample.name}" has no caption: give --prompt for images without one')
             return
         own = [subject.class_name] if subject.class_name else list(source.class_names or ())
         if not own:
@@ -49,17 +63,6 @@ class Pictures:
         self.class_names, self.num_classes = tuple(names), len(names)
         labels = [names.index(name) for name in own]
         self._labels = labels * len(self._labels) if subject.class_name else labels
-
-    def _check_captions(self) -> None:
-        for sample in () if self._prompt else self.readable():
-            if sample.all_captions is None:
-                raise UserError(f'"{sample.name}" has no caption: give --prompt for images without one')
-
-    def readable(self) -> Iterator[Sample]:
-        """The images that can be read."""
-        for index in range(len(self)):
-            with suppress(UnreadableImage):
-                yield self[index]
 
     def __len__(self) -> int:
         return len(self._source)
@@ -161,8 +164,7 @@ def draw_prior(config: TrainConfig, base: DenoiserConfig, subject: SubjectConfig
 
 def subject_condition(pictures: Pictures, text: FeatureCache | None, count: int) -> Condition:
     """What `count` images of the subject are drawn from: the labels or captions of its pictures in turn."""
-    samples = list(islice(pictures.readable(), count))
-    if text is None:
-        return torch.tensor([samples[i % len(samples)].label for i in range(count)])
-    captions = [each.all_captions.texts[0] for each in samples if each.all_captions is not None]
-    return text.encode([captions[i % len(captions)] for i in range(count)])
+    if text is not None:
+        return text.encode([*islice(cycle([*islice(captions_of(pictures), count)]), count)])
+    labels = [each.label for each in islice(readable(pictures), count)]
+    return torch.tensor([*islice(cycle(labels), count)])

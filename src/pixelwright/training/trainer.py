@@ -199,7 +199,7 @@ class Trainer:
         self.clock, self._looked = Clock(self.clock.seconds()), (self.step, 0.0)
         self._start_logging()
         if note := peak_note(config.optim, config.steps):
-            self._say(note)
+            self.say(note)
 
     def _start_logging(self) -> None:
         """Log from here on; what was logged of later steps is cut off."""
@@ -278,13 +278,13 @@ class Trainer:
         last, earlier = self.step, self.rollbacks.rows.clone()
         start = self.layout.first(lambda: go_back(self.config, self.rollbacks.count, last, before))
         if start is None:
-            self._say("spikes persist, and no checkpoint to go back to is there yet")
+            self.say("spikes persist, and no checkpoint to go back to is there yet")
             return False
         checkpoints.load(start.path, self.state(), OPTIONAL)
         self.step = start.step
         self._each_logger("close")
         self._start_logging()
-        self._say(self.rollbacks.add(last, start.step, earlier))
+        self.say(self.rollbacks.add(last, start.step, earlier))
         return True
 
     def _log(self) -> None:
@@ -294,7 +294,7 @@ class Trainer:
         self._logged = (self.step, seconds, wall)
         images = self.config.batch_size * (self.step - step_before)
         if event := self.detector.read():
-            self._say(describe_spike(event))
+            self.say(describe_spike(event))
         line = {
             "loss": means.loss,
             "grad_norm": means.grad_norm,
@@ -343,7 +343,7 @@ class Trainer:
             if self._saved != self.step:
                 self.save()
             self.saver.wait()
-            self._say(f"saved at step {self.step}; the same command continues from there")
+            self.say(f"saved at step {self.step}; the same command continues from there")
             raise Interrupted(f"{self.folder} stopped at step {self.step}")
 
     # ------------------------------------------------------------ for callbacks
@@ -383,7 +383,7 @@ class Trainer:
                     name = f"{type(callback).__name__}.{hook}"
                     logger.exception("%s failed at step %d; training goes on", name, self.step)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Print a line in the main process, once."""
         if self.layout.main and text not in self._printed:
             say(text)
