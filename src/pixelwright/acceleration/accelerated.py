@@ -202,7 +202,7 @@ def _copy(model: PixelDenoiser, dtype: torch.dtype) -> PixelDenoiser:
         check_int8(model.device)
         for unit in network.units():
             _replace(unit, dtype)
-    _replace(network, _between(dtype))
+    _replace(network, torch.bfloat16 if dtype == torch.int8 else dtype)  # of what lies between products
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(parameter.clone(), requires_grad=False))
@@ -229,8 +229,3 @@ def _replace(module: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, FASTER[type(child)](child, dtype))
         else:
             _replace(child, dtype)
-
-
-def _between(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of what lies between products of `dtype`."""
-    return torch.bfloat16 if dtype == torch.int8 else dtype

@@ -166,16 +166,13 @@ def build_model(
     if text is not None:
         assert config.text is not None
         more = {"text_size": text.encoder.width, "text": note_of(config.text, text.encoder)}
-    denoiser = config.model.denoiser(image_size=(config.data.size,) * 2, sampler=own_preset(config), **more)
+    # `sample` then draws as the run does.
+    how = {**sampler_of(config.sample), "origin": "what its training run drew samples with"}
+    sampler = SamplerPreset(**how, name="run", seed_rule=SEED_RULE)
+    denoiser = config.model.denoiser(image_size=(config.data.size,) * 2, sampler=sampler, **more)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(config.seed)
         return PixelDenoiser(denoiser)
-
-
-def own_preset(config: TrainConfig) -> SamplerPreset:
-    """The settings that a run draws its samples with, as its model's preset: `sample` then draws alike."""
-    origin = "what its training run drew samples with"
-    return SamplerPreset(**sampler_of(config.sample), name="run", seed_rule=SEED_RULE, origin=origin)
 
 
 def _callbacks(

@@ -85,6 +85,7 @@ def cost(config: TrainConfig, gpus: int = 1) -> Cost:
     projector = sum(p.numel() for p in _losses(config, model, teacher).objectives.parameters())
     forward = sum(flops_by_part(model, side).values())
     passed = forward + 2 * projector * (side[0] // model.config.patch_size) ** 2
+    passes = FORWARD_AND_BACKWARD - (config.adapter is not None)  # frozen matrices have no gradients
     frozen = 0 if teacher is None else teacher.flops(math.prod(teacher_grid(side)))
     if (encoder := encoder_of(model.config)) is not None:
         frozen += encoder.flops((side[0] // model.config.patch_size) ** 2)
@@ -96,15 +97,10 @@ def cost(config: TrainConfig, gpus: int = 1) -> Cost:
         projector=projector,
         forward_flops=forward,
         frozen_flops=frozen,
-        image_flops=(_passes(config) + config.parallel.checkpointing) * passed + frozen,
+        image_flops=(passes + config.parallel.checkpointing) * passed + frozen,
         batch=config.batch_size // gpus // config.accumulate,
         memory={kind: _memory(config, gpus, *kind, teacher) for kind in kinds},
     )
-
-
-def _passes(config: TrainConfig) -> int:
-    """Forward passes that a step takes the time of. Frozen matrices have no gradients of their own."""
-    return FORWARD_AND_BACKWARD - (config.adapter is not None)
 
 
 def gpu_hours(config: TrainConfig, costs: Cost, tflops: float, utilisation: float) -> float:
