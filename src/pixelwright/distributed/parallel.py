@@ -75,9 +75,9 @@ class Layout:
         found: list[Any] = [(own, told)] * self.world
         if self.world > 1:
             dist.all_gather_object(found, (own, told), group=self.group)
-        for error in (failed, *(each for _, each in found)):
-            if error is not None:
-                raise error
+        for problem in (failed, *(each for _, each in found)):
+            if problem is not None:
+                raise problem
         return [each for each, _ in found]
 
     def first(self, function: Callable[[], T]) -> T:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pixelwright.config import NonNegativeInt, PositiveFloat, PositiveInt, Text, UnitInterval
@@ -95,7 +95,8 @@ class Perceptual(Objective):
         super().__init__()
         self.config, self.weight = config, config.weight
         if config.lpips and lpips is None:
-            lpips = _on_device(read_lpips(config.lpips))
+            network = read_lpips(config.lpips)
+            lpips = lambda one, other: network.to(one.device)(one, other)  # noqa: E731
         if config.teacher is not None and encoder is None:
             encoder = Teacher(config.teacher, "perceptual.teacher").tokens
         # Functions are no sub-modules: they are neither trained nor sharded nor saved.
@@ -164,14 +165,3 @@ def _resized(images: Tensor, patch_size: int) -> Tensor:
         return images
     size = [side * PATCH // patch_size for side in images.shape[-2:]]
     return F.interpolate(images, size, mode="bilinear", antialias=True)
-
-
-def _on_device(network: nn.Module) -> Callable[..., Tensor]:
-    """A network as a function, which follows its first argument to its device."""
-
-    def call(images: Tensor, *more: Tensor) -> Tensor:
-        if next(network.parameters()).device != images.device:
-            network.to(images.device)
-        return network(images, *more)
-
-    return call
