@@ -56,7 +56,7 @@ def _events(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
         yield Finding("ok", "every step had a finite loss and gradient")
     if spikes := sum(1 for line in lines if line.get("event")):
         yield Finding("look", f"{spikes} event{'s' if spikes > 1 else ''} in the log; see below")
-    if count := sum(len(line.get("rollbacks", ())) for line in lines):
+    if count := max(len(line.get("rollbacks", ())) for line in lines):
         times = "once" if count == 1 else f"{count} times"
         yield Finding("look", f"spikes persisted, and the run rolled back {times}; see below")
 

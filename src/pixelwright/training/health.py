@@ -245,8 +245,7 @@ class Rollbacks:
 
     def __init__(self, config: HealthConfig) -> None:
         self.config = config
-        # One row each: the step it went back from, the step it went to, and that of the log line with it.
-        self.rows = torch.zeros(MOST_ROLLBACKS, 3, dtype=torch.int64)
+        self.rows = torch.zeros(MOST_ROLLBACKS, 2, dtype=torch.int64)  # steps: from, to
 
     def tensors(self) -> dict[str, Tensor]:
         """What belongs into a checkpoint, by reference."""
@@ -267,20 +266,9 @@ class Rollbacks:
         """What the learning rate is multiplied by."""
         return self.config.rollback_lr**self.count
 
-    def add(self, last: int, step: int, earlier: Tensor) -> str:
-        """Note that a run with the rows `earlier` went back from step `last` to `step`, in words."""
-        self.rows.copy_(earlier)
-        self.rows[self.count] = torch.tensor([last, step, 0])
-        logged = self.rows[:, 2]
-        logged[logged > step] = 0  # those lines are cut off the log
-        return describe_rollback(last, step)
-
-    def read(self, step: int) -> dict[str, list[list[int]]]:
-        """The rollbacks that no line of the log has yet, each [from, to], as an entry of the next one."""
-        new = (self.rows[:, 0] > 0) & (self.rows[:, 2] == 0)
-        found: list[list[int]] = self.rows[new, :2].tolist()
-        self.rows[new, 2] = step
-        return {"rollbacks": found} if found else {}
+    def read(self) -> dict[str, list[list[int]]]:
+        """All of them, each [from, to], as an entry of a log line: lines before may be cut off."""
+        return {"rollbacks": self.rows[: self.count].tolist()} if self.count else {}
 
 
 def describe_rollback(last: int, step: int) -> str:

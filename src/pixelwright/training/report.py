@@ -190,7 +190,7 @@ def grids_of(run: Path) -> dict[int, Path]:
 
 def events_of(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
     """(step, what happened)."""
-    skipped = 0
+    skipped = known = 0
     for line in lines:
         if line.get("skipped", 0) > skipped:
             more, skipped = line["skipped"] - skipped, line["skipped"]
@@ -198,8 +198,9 @@ def events_of(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
             yield line["step"], f"{more} {steps} skipped, whose loss or gradient was not finite"
         if event := line.get("event"):
             yield line["step"], describe_spike(event)
-        for rollback in line.get("rollbacks", ()):
+        for rollback in (rollbacks := line.get("rollbacks", ()))[known:]:
             yield line["step"], describe_rollback(*rollback)
+        known = max(known, len(rollbacks))
 
 
 def changed(config: Any, where: str = "") -> Iterator[tuple[str, str]]:

@@ -39,7 +39,15 @@ from pixelwright.training.config import LoopConfig
 from pixelwright.training.config_file import save_config
 from pixelwright.training.control import Clock, Interrupted, Meter, StopRequested, stop_signals
 from pixelwright.training.ema import EMA
-from pixelwright.training.health import Detector, Health, Rollbacks, by_time, describe_spike, go_back
+from pixelwright.training.health import (
+    Detector,
+    Health,
+    Rollbacks,
+    by_time,
+    describe_rollback,
+    describe_spike,
+    go_back,
+)
 from pixelwright.training.inputs import Batched, Inputs, Preparation, batches_of
 from pixelwright.training.loggers import JsonLines, Logger, Progress, Run, say
 from pixelwright.training.objectives import FlowMatching, Losses, Objective
@@ -284,7 +292,9 @@ class Trainer:
         self.step = start.step
         self._each_logger("close")
         self._start_logging()
-        self.say(self.rollbacks.add(last, start.step, earlier))
+        self.rollbacks.rows.copy_(earlier)
+        self.rollbacks.rows[self.rollbacks.count] = torch.tensor([last, start.step])
+        self.say(describe_rollback(last, start.step))
         return True
 
     def _log(self) -> None:
@@ -305,7 +315,7 @@ class Trainer:
             "skipped": means.skipped,
         }
         more = {"event": event} if event else {}
-        self.log(line | self.health.read() | means.logs | more | self.rollbacks.read(self.step))
+        self.log(line | self.health.read() | means.logs | more | self.rollbacks.read())
         if means.skipped_in_a_row >= self.config.max_skipped:
             self.saver.wait()
             saved = checkpoints.checkpoint_folders(self.folder)
