@@ -294,7 +294,8 @@ def test_the_wall_clock_counts_what_the_net_one_leaves_out(tiny: Tiny) -> None:
     from time import sleep as sleep
 
     last = log_of(build_trainer(tiny(steps=8, log_every=4), callbacks=[Slow()]).run())[-1]
-    assert last["images_per_second_wall"] < 4 / 0.05 < last["images_per_second"] * 4
+    # Seconds of a step: the pause is in those of the clock on the wall alone, however slow the machine is.
+    assert 4 / last["images_per_second_wall"] - 4 / last["images_per_second"] > 0.03
     assert last["images_per_second_wall"] < last["images_per_second"]
 
 
