@@ -62,7 +62,12 @@ def parser() -> Parser:
 def run(options: Namespace) -> None:
     """Print the table of a model, or the names of all presets."""
     if options.config is not None:
-        print(_run_report(options))
+        if options.model is not None:
+            raise UserError(f"give a model ({options.model}) or --config, not both")
+        if options.gpu is not None and options.peak_tflops is not None:
+            raise UserError("give --gpu or --peak-tflops, not both")
+        tflops = options.peak_tflops or peak_tflops(options.gpu or "h100")
+        print(run_report(load_run_config(*options.config), options.gpus, tflops, options.mfu))
         return
     if options.model is None:
         print(_names())
@@ -77,19 +82,11 @@ def run(options: Namespace) -> None:
     print(report(describe(load_config(name) if model else preset(name), *settings)))
 
 
-def _run_report(options: Namespace) -> str:
-    if options.model is not None:
-        raise UserError(f"give a model ({options.model}) or --config, not both")
-    if options.gpu is not None and options.peak_tflops is not None:
-        raise UserError("give --gpu or --peak-tflops, not both")
-    tflops = peak_tflops(options.gpu or "h100") if options.peak_tflops is None else options.peak_tflops
-    return run_report(load_run_config(*options.config), options.gpus, tflops, options.mfu)
-
-
 def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str:
     """The costs of a run as text."""
     costs = cost(config, gpus)
     hours = gpu_hours(config, costs, tflops, mfu)
+    long = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
     speed = tflops * 1e12 * mfu * gpus / costs.image_flops
     notes = {"optimizer": f" ({config.optim.name})", "activations": f" ({costs.batch} images)"}
     columns = [f"{mode}{', recomputed' if recomputed else ''}" for mode, recomputed in costs.memory]
@@ -113,15 +110,11 @@ def run_report(config: TrainConfig, gpus: int, tflops: float, mfu: float) -> str
     lines += [
         "",
         f"at {mfu:.0%} of {tflops:g} TFLOPs on {gpus} GPU{plural}: {speed:,.0f} images/s, "
-        f"{config.batch_size / speed:.3g} s a step, {_hours(hours)} GPU-hours, {hours / gpus / 24:.3g} days",
+        f"{config.batch_size / speed:.3g} s a step, {long} GPU-hours, {hours / gpus / 24:.3g} days",
         "an estimate; not counted: CUDA's own memory, NCCL's, fragments, networks of objectives other than "
         "REPA, time for data and between GPUs",
     ]
     return "\n".join(lines)
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def _names() -> str:
