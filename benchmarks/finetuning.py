@@ -43,6 +43,7 @@ WAYS: dict[str, list[str]] = {
     "LoRA, rank 16": ["--rank", "16"],
     "LoRA, rank 16, detailer too": ["--rank", "16", "--detailer"],
     "LoRA, rank 16, 48 prior images": ["--rank", "16", "--prior", "48"],
+    "LoRA, rank 16, detailer too, 48 prior images": ["--rank", "16", "--detailer", "--prior", "48"],
     "all weights": ["--method", "full"],
     SCRATCH: ["--method", "full"],
 }
