@@ -5,7 +5,9 @@ wrong in the end is a `UserError` with the address and the reason.
 """
 
 import logging
+import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +17,16 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from pixelwright.errors import UserError
-from pixelwright.files import FULL, cache_folder, decode_lines, digest, replacing, sha256
+from pixelwright.files import FULL, cache_folder, decode_lines, digest, raise_write_error, sha256
 
 CHECKSUMS = "SHA256SUMS"  # in the format of the tool sha256sum, beside the files
 ATTEMPTS = 4
 PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
 TIMEOUT = 60.0  # seconds without a byte, over http
 CONNECTIONS = 4
+BLOCK = 1 << 24  # bytes of one request; an interrupted transfer goes on at a multiple of it
+VERSION = ("size", "ETag", "Last-Modified", "LastModified", "mtime")
+"""What tells two versions of a file apart."""
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses worth another attempt
 NOT_FOUND, REFUSED = (404, 410), (401, 403)
 PACKAGES = dict.fromkeys(("http", "https"), "pixelwright[data]")  # what to install for an address
@@ -48,7 +53,8 @@ def fetch(addresses: Sequence[str]) -> list[Path]:
     """Local copies of files, in order; those in the cache already are not fetched again.
 
     A file appears under its name only when it is whole: as long as the server said and, where a `SHA256SUMS`
-    lies beside it, with that checksum. Processes that ask for the same file at once fetch it once.
+    lies beside it, with that checksum. An interrupted transfer goes on where it stopped. Processes that ask
+    for the same file at once fetch it once.
 
     Raises UserError, with the address and the reason, for what cannot be fetched or is not as it should be.
     """
@@ -113,20 +119,39 @@ def _fetch(address: str, place: Path, sums: dict[str, str]) -> None:
         if place.is_file():  # another process was faster
             return
         fs, path = _filesystem(address)
-        size = _try(address, lambda: fs.info(path)).get("size")
-        with replacing(place) as part:
-            _try(address, lambda: _transfer(fs, path, size, part))
-            if sums and place.name not in sums:
-                logger.warning('"%s" is not in the %s beside it: it is not checked', address, CHECKSUMS)
-            elif sums and (found := sha256(part)) != (listed := sums[place.name]):
-                text = f'"{address}" has the SHA-256 {found[:12]}… where {CHECKSUMS} says {listed[:12]}…'
-                raise UserError(f"{text}: try again, or tell whoever keeps the server")
+        info = _try(address, lambda: fs.info(path))
+        version = digest(*map(info.get, VERSION))
+        part = place.with_name(f"{place.name}.{version}.part")  # of another version, nothing can be used
+        try:
+            _try(address, lambda: _transfer(fs, path, info.get("size"), part))
+        except OSError as error:  # not of the network
+            raise_write_error(error, place)
+            raise
+        if sums and place.name not in sums:
+            logger.warning('"%s" is not in the %s beside it: it is not checked', address, CHECKSUMS)
+        elif sums and (found := sha256(part)) != (listed := sums[place.name]):
+            part.unlink()
+            text = f'"{address}" has the SHA-256 {found[:12]}… where {CHECKSUMS} says {listed[:12]}…'
+            raise UserError(f"{text}: try again, or tell whoever keeps the server")
+        os.replace(part, place)
 
 
 def _transfer(fs: Any, path: str, size: int | None, part: Path) -> None:
-    """Fetch a file. Raises an error of the network if the server stops short."""
-    fs.get_file(path, str(part))
+    """Fetch what is still missing of `part`. Raises an error of the network if the server stops short."""
+    have = part.stat().st_size if part.exists() else 0
+    whole = size is None  # of which no piece can be asked for
+    if size is not None and have != size:
+        try:
+            with fs.open(path, "rb", block_size=BLOCK, cache_type="none") as source, part.open("ab") as file:
+                source.seek(have)
+                shutil.copyfileobj(source, file, BLOCK)
+        except ValueError:  # what fsspec raises where the server gives no ranges
+            whole = True
+    if whole:
+        with fs.open(path, "rb", block_size=0) as source, part.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
     if size is not None and (got := part.stat().st_size) != size:
+        part.unlink()
         raise ConnectionError(f"{got} of {size} bytes arrived")
 
 

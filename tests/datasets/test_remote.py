@@ -80,6 +80,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setenv("PIXELWRIGHT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr("pixelwright.remote.PAUSE", 0.01)
+    monkeypatch.setattr("pixelwright.remote.BLOCK", 1000)
     server = Server()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -119,22 +120,41 @@ def test_shards_are_fetched_once(server: Server, shards: dict[str, bytes]) -> No
     assert len(open_source(config)) == 9 and len(server.asked) == count
 
 
-def test_broken_transfers_are_tried_again(server: Server, shards: dict[str, bytes]) -> None:
+def test_broken_transfers_go_on_where_they_stopped(server: Server, shards: dict[str, bytes]) -> None:
     server.files, server.breaks = shards, {"shard-00001.tar": 2500}
     server.failures = {"shard-00002.tar": [503, 500]}
     assert len(open_source(DataConfig(path=f"{server.url}/shard-{{00000..00002}}.tar"))) == 9
-    assert [name for name, _ in server.asked].count("shard-00001.tar") == 2 and not server.breaks
+    asked = [reach for name, reach in server.asked if name == "shard-00001.tar"]
+    assert asked[:4] == ["bytes=0-999", "bytes=1000-1999", "bytes=2000-2999", "bytes=2000-2999"]
+    assert len(set(asked)) == len(asked) - 1
 
 
-def test_a_transfer_that_failed_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, server: Server, shards: dict[str, bytes], tmp_path: Path
+def interrupt(monkeypatch: pytest.MonkeyPatch, server: Server, name: str, url: str) -> None:
+    """Leave the first 2,000 bytes of a file in the cache, as an earlier process that gave up did."""
+    with monkeypatch.context() as change:
+        change.setattr("pixelwright.remote.ATTEMPTS", 1)
+        server.breaks = {name: 2500}
+        with pytest.raises(UserError, match="cannot be fetched"):
+            download(url)
+    server.asked.clear()
+
+
+def test_a_part_of_an_earlier_attempt_is_used(
+    monkeypatch: pytest.MonkeyPatch, server: Server, shards: dict[str, bytes]
 ) -> None:
-    monkeypatch.setattr("pixelwright.remote.ATTEMPTS", 1)
-    server.files, server.breaks = shards, {"shard-00000.tar": 2500}
-    with pytest.raises(UserError, match="cannot be fetched"):
-        download(f"{server.url}/shard-00000.tar")
-    assert not [path for path in (tmp_path / "cache").rglob("*.*") if path.suffix != ".lock"]
-    assert download(f"{server.url}/shard-00000.tar").read_bytes() == shards["shard-00000.tar"]
+    server.files, name = dict(shards), "shard-00000.tar"
+    interrupt(monkeypatch, server, name, f"{server.url}/{name}")
+    assert download(f"{server.url}/{name}").read_bytes() == shards[name]
+    assert (name, "bytes=2000-2999") in server.asked and (name, "bytes=0-999") not in server.asked
+
+
+def test_a_part_of_another_version_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, server: Server, shards: dict[str, bytes]
+) -> None:
+    server.files, name = {"a.tar": shards["shard-00000.tar"]}, "a.tar"
+    interrupt(monkeypatch, server, name, f"{server.url}/{name}")
+    server.files = {"a.tar": shards["shard-00001.tar"]}  # as long
+    assert download(f"{server.url}/{name}").read_bytes() == shards["shard-00001.tar"]
 
 
 def test_a_server_that_gives_whole_files_only(server: Server, shards: dict[str, bytes]) -> None:
@@ -154,7 +174,7 @@ def test_checksum(server: Server, shards: dict[str, bytes], tmp_path: Path) -> N
     server.files = {**shards, name: shards[name][:-1] + b"x"}
     with pytest.raises(UserError, match=f"{name}. has the SHA-256"):
         open_source(DataConfig(path=f"{server.url}/{name}"))
-    assert not list((tmp_path / "cache").rglob("*.tar")) and not list((tmp_path / "cache").rglob("*.tmp"))
+    assert not list((tmp_path / "cache").rglob("*.tar")) and not list((tmp_path / "cache").rglob("*.part"))
     server.files = shards
     assert len(open_source(DataConfig(path=f"{server.url}/{name}"))) == 3
     assert hashlib.sha256(shards[name]).hexdigest() in shards["SHA256SUMS"].decode()

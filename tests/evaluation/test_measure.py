@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pixelwright.cli.main import main
 from pixelwright.errors import UserError
-from pixelwright.evaluation import metrics, neighbours
+from pixelwright.evaluation import metrics, neighbours, references
 from pixelwright.evaluation.features import classifier, open_extractor
 from pixelwright.evaluation.features.classifier import Classifier, ClassifierConfig
 from pixelwright.evaluation.features.extractor import Activations, ExtractorInfo
@@ -278,6 +278,37 @@ def test_a_reference_is_the_statistics_of_its_images(tmp_path: Path) -> None:
     assert found.extractor == Stripes.info
     with pytest.raises(UserError, match="exists already"):
         build_reference(open_images(str(place)), Stripes(), tmp_path / "r.npz")
+
+
+def test_a_reference_that_was_interrupted_is_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_folder(pictures(300), tmp_path / "images")
+    (folder / "000002.png").write_bytes(b"broken")
+    build_reference(open_images(str(folder)), Stripes(), tmp_path / "whole.npz", keep=50)
+    monkeypatch.setattr(references, "SECONDS", 0.0)
+    seen: list[int] = []
+
+    class Dying(Stripes):
+        def __call__(self, images: Tensor) -> Activations:
+            seen.append(len(images))
+            if len(seen) == 4:
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_reference(open_images(str(folder)), Dying(), tmp_path / "parts.npz", keep=50)
+    with pytest.raises(UserError, match="unfinished work"):
+        build_reference(open_images(str(folder)), Stripes(), tmp_path / "parts.npz", keep=40)
+    images = open_images(str(folder))
+    build_reference(images, Dying(), tmp_path / "parts.npz", keep=50)
+    assert seen[4:] == [64, 44]  # the first 192 were not looked at again
+    assert list(images.skipped) == ["000002.png"]
+    assert {path.name for path in tmp_path.glob("*.npz*")} == {"whole.npz", "parts.npz"}
+    whole, parts = (ArrayFile(tmp_path / name) for name in ("whole.npz", "parts.npz"))
+    assert whole.names == parts.names
+    for name in whole.names:
+        assert (whole.read(name) == parts.read(name)).all(), name
 
 
 # --- measuring ---

@@ -12,7 +12,9 @@ from pixelwright.evaluation.features import FORMS, open_extractor
 from pixelwright.evaluation.images import open_images
 from pixelwright.evaluation.references import KEEP, build_reference
 
-DESCRIPTION = "Make a reference of all images of a data set: what `pixelwright evaluate` compares with."
+DESCRIPTION = """Make a reference of all images of a data set: what `pixelwright evaluate` compares with.
+
+The work is written down every half minute; the same command goes on where it was interrupted."""
 
 EXAMPLES = """  pixelwright reference cifar10/train.zip cifar10.npz --features features/cifar10
   pixelwright reference imagenet/train imagenet-256.npz --size 256 --features inception"""

@@ -5,7 +5,9 @@ some of the images (for precision and recall and KID) and `meta`, a JSON text: w
 """
 
 import json
-from dataclasses import asdict, dataclass
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from pixelwright.errors import UserError
 from pixelwright.evaluation import images as image_sets
 from pixelwright.evaluation.features import Extractor, ExtractorInfo
 from pixelwright.evaluation.features.extractor import check_finite
-from pixelwright.evaluation.images import BATCH, IMAGES, ArrayFile, ImageSet, Progress, SourceInfo
+from pixelwright.evaluation.images import BATCH, IMAGES, ArrayFile, ImageBatch, ImageSet, Progress, SourceInfo
 from pixelwright.evaluation.metrics import Gaussian, Moments
 from pixelwright.files import replacing, sha256
 from pixelwright.rng import generator
@@ -27,6 +29,9 @@ FORMAT = 2
 TOLERANCE = 1e-6  # how far a covariance may be from symmetric, relative to its largest entry
 KEEP = 10_000
 """Images whose features are kept, for precision, recall and KID: ADM's protocol has 10,000 of them."""
+UNFINISHED = ".unfinished"  # at the end of the name of a reference that is being made
+KEPT = ("features", "labels", "numbers")
+SECONDS = 30.0  # between two times that the work is written down
 
 
 @dataclass(frozen=True)
@@ -128,10 +133,15 @@ def write_reference(path: Path, reference: Reference) -> None:
     if reference.spatial is not None:
         arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
     kept = {"features": reference.kept, "labels": reference.labels, "numbers": reference.numbers}
-    arrays |= {name: rows for name, rows in kept.items() if rows is not None}
-    text: Any = np.array(json.dumps({"format": FORMAT, **meta}))
+    _write_arrays(path, meta, arrays | {name: rows for name, rows in kept.items() if rows is not None})
+
+
+def _write_arrays(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """An .npz of these tensors, and `meta` as a JSON text, in one step."""
+    arrays: dict[str, Any] = {name: rows.numpy() for name, rows in tensors.items()}
     with replacing(path) as part, part.open("wb") as file:
-        np.savez(file, allow_pickle=False, meta=text, **{name: rows.numpy() for name, rows in arrays.items()})
+        text = json.dumps({"format": FORMAT, **meta})
+        np.savez(file, allow_pickle=False, meta=np.array(text), **arrays)
 
 
 # ---------------------------------------------------------------- making one
@@ -142,10 +152,13 @@ def build_reference(
     keep: int = KEEP,
     progress: Progress = lambda images: None,
 ) -> Reference:
-    """Make the reference of all images and write it to `out`, in one pass and constant memory. The features
-    of `keep` images, drawn evenly at random, are kept in it.
+    """Make the reference of all images and write it to `out`, in one pass and constant memory.
 
-    Raises UserError: `out` exists, fewer than two images, or features that are not finite.
+    The features of `keep` images, drawn evenly at random, are kept in it. The work is written down every half
+    minute beside `out`; the same call goes on from there and ends with the same file.
+
+    Raises UserError: `out` exists, the unfinished work is of other images or features, fewer than two images,
+    or features that are not finite.
     """
     if out.exists():
         raise UserError(f'"{out}" exists already: give another name or remove it')
@@ -153,34 +166,93 @@ def build_reference(
         raise UserError(f'"{out}" does not end in .npz: give such a name')
     if keep < 0:
         raise UserError(f"--keep is {keep}: give a whole number, 0 to keep no features")
+    unfinished = out.with_name(out.name + UNFINISHED)
+    job = json.dumps([images.path, len(images), asdict(replace(extractor.info, path="")), keep])
+    work = _Work.restore(unfinished, job, images) if unfinished.exists() else _Work()
+    progress(work.position)
     chosen = torch.zeros(len(images), dtype=torch.bool)
     chosen[torch.randperm(len(images), generator=generator(0, "reference"))[:keep]] = True
-    moments: dict[str, Moments] = {}  # of "features", and of "spatial" where the extractor has such
-    kept: dict[str, list[Tensor]] = {"features": [], "labels": [], "numbers": []}  # of the chosen images
-    checksum, size = "", (0, 0)
-    for batch in images.batches(BATCH):
+    written = time.monotonic()
+    for batch in images.batches(BATCH, work.position):
+        work.add(batch, extractor, chosen)
+        before, work.position = work.position, int(batch.numbers[-1]) // BATCH * BATCH + BATCH
+        progress(min(work.position, len(images)) - before)
+        if time.monotonic() - written > SECONDS:
+            work.save(unfinished, job, images)
+            written = time.monotonic()
+    reference = work.reference(images, extractor, out)
+    write_reference(out, reference)
+    unfinished.unlink(missing_ok=True)
+    return reference
+
+
+@dataclass
+class _Work:
+    """All that is known after some images."""
+
+    position: int = 0  # images looked at, in the order of the set
+    moments: dict[str, Moments] = field(default_factory=dict)
+    """Of "features", and of "spatial" where the extractor has such."""
+    kept: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in KEPT})
+    """Of the chosen images."""
+    checksum: str = ""  # of their pixels
+    image_size: tuple[int, int] = (0, 0)
+
+    def add(self, batch: ImageBatch, extractor: Extractor, chosen: Tensor) -> None:
+        """Take a batch in; `chosen` bool [N] says whose features are kept."""
         activations = extractor(batch.images)
         check_finite(activations, batch.numbers)
         for name, rows in (("features", activations.features), ("spatial", activations.spatial)):
             if rows is not None:
                 found = Moments.of(rows)
-                moments[name] = moments[name].merged(found) if name in moments else found
+                self.moments[name] = self.moments[name].merged(found) if name in self.moments else found
         picks = chosen[batch.numbers]
-        for name, values in zip(kept, (activations.features, batch.labels, batch.numbers), strict=True):
+        rows_of = {"features": activations.features, "labels": batch.labels, "numbers": batch.numbers}
+        for name, values in rows_of.items():
             if values is not None:
-                kept[name].append(values[picks])
-        checksum = image_sets.pixel_digest(checksum, batch.images)
-        size = (batch.images.shape[1], batch.images.shape[2])
-        progress(len(batch.images))
-    if "features" not in moments or moments["features"].count < 2:
-        raise UserError(f'"{images.path}" holds fewer than two readable images: a reference needs more')
-    tables = {name: torch.cat(parts) for name, parts in kept.items() if parts}
-    # Only what every kept image has.
-    tables = {name: rows for name, rows in tables.items() if 0 < len(rows) == len(tables["features"])}
-    features, labels, numbers = map(tables.get, kept)
-    source = images.info(moments["features"].count, checksum, size)
-    spatial = moments["spatial"].gaussian() if "spatial" in moments else None
-    rest = (spatial, features, labels, numbers, extractor.info, source)
-    reference = Reference(str(out), "", moments["features"].gaussian(), *rest)
-    write_reference(out, reference)
-    return reference
+                self.kept[name].append(values[picks])
+        self.checksum = image_sets.pixel_digest(self.checksum, batch.images)
+        self.image_size = (batch.images.shape[1], batch.images.shape[2])
+
+    def tables(self) -> dict[str, Tensor]:
+        """What is kept, joined; only what every image has."""
+        joined = {name: torch.cat(parts) for name, parts in self.kept.items() if parts}
+        return {name: rows for name, rows in joined.items() if len(rows) == len(joined["features"])}
+
+    def reference(self, images: ImageSet, extractor: Extractor, out: Path) -> Reference:
+        """The reference of what was taken in."""
+        moments = self.moments.get("features")
+        if moments is None or moments.count < 2:
+            raise UserError(f'"{images.path}" holds fewer than two readable images: a reference needs more')
+        source = images.info(moments.count, self.checksum, self.image_size)
+        spatial = self.moments["spatial"].gaussian() if "spatial" in self.moments else None
+        kept = {name: rows for name, rows in self.tables().items() if len(rows)}
+        features, labels, numbers = map(kept.get, KEPT)
+        rest = (spatial, features, labels, numbers, extractor.info, source)
+        return Reference(str(out), "", moments.gaussian(), *rest)
+
+    def save(self, path: Path, job: str, images: ImageSet) -> None:
+        """Write the work down, in one step."""
+        arrays = self.tables()
+        for name, moments in self.moments.items():
+            arrays |= {f"{name}_mean": moments.mean, f"{name}_scatter": moments.scatter}
+        meta: dict[str, Any] = {name: getattr(self, name) for name in ("position", "checksum", "image_size")}
+        meta |= {"job": job, "counts": {name: moments.count for name, moments in self.moments.items()}}
+        meta |= {"skipped": images.skipped, "converted": images.converted, "jpeg": images.jpeg}
+        _write_arrays(path, meta, arrays)
+
+    @staticmethod
+    def restore(path: Path, job: str, images: ImageSet) -> "_Work":
+        """The work that was written down. Raises UserError if it is another job's."""
+        file = ArrayFile(path)
+        meta = _meta(file)
+        if meta.get("job") != job:
+            raise file.error("unfinished work on other images or features: finish it as it was or remove it")
+        images.skipped.update(meta["skipped"])
+        images.converted.update(Counter(meta["converted"]))
+        images.jpeg += meta["jpeg"]
+        tensors = {name: torch.from_numpy(file.read(name)) for name in file.names if name != "meta"}
+        counts, (height, width) = meta["counts"].items(), meta["image_size"]
+        moments = {n: Moments(count, tensors[f"{n}_mean"], tensors[f"{n}_scatter"]) for n, count in counts}
+        kept = {name: [tensors[name]] if name in tensors else [] for name in KEPT}
+        return _Work(meta["position"], moments, kept, meta["checksum"], (height, width))
