@@ -2,17 +2,24 @@
 
     python benchmarks/studio.py MODEL --count 16 --steps 50
 
-Both sides have the model in memory, draw the same pictures and write them; they take turns. Medians over the
-rounds are compared: seconds by the clock, and of the processor, which other jobs disturb less.
+Each side is a process with the model in memory, which draws the same pictures and writes them; they take
+turns. Medians over the rounds are compared: seconds by the clock, and of the processor, which other jobs
+disturb less. Before that a page is started as the command line starts it, and its first picture drawn.
 """
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from gradio_client import Client
@@ -25,11 +32,50 @@ from pixelwright.studio.models import Models
 from pixelwright.studio.page import serve
 
 
-def seconds(draw: Callable[[], None]) -> tuple[float, float]:
-    """Seconds that `draw` takes by the clock, and of the processor."""
-    wall, processor = time.perf_counter(), time.process_time()
+@cache
+def opened(source: str, out: Path) -> Jobs:
+    """The jobs of this process, with the model in memory."""
+    jobs = Jobs(Models([source], (), torch.device("cpu")), out / "runs", out / "pictures")
+    jobs.models.get(source)
+    return jobs
+
+
+@cache
+def address(source: str, out: Path) -> str:
+    """Of the page of this process."""
+    return serve(opened(source, out), None)[1]
+
+
+def command_line(form: Form, out: Path) -> None:
+    """Draw and write as `pixelwright sample` does."""
+    models = opened(str(form.model), out).models
+    model, drawing = models.get(str(form.model)), form.drawing(False)
+    condition = as_condition(drawing.words(model.config), model)
+    for number, image in enumerate(sample(model, condition, drawing.sampler, batch_size=TOGETHER)):
+        save_png(image, out / f"{number}.png", {"note": "as long as that of the page" * 20})
+
+
+def seconds(draw: Callable[[], Any], pool: ProcessPoolExecutor) -> tuple[float, float]:
+    """What `draw` takes, by the clock and of the processor in the process of the pool."""
+    wall, processor = time.perf_counter(), pool.submit(time.process_time).result()
     draw()
-    return time.perf_counter() - wall, time.process_time() - processor
+    return time.perf_counter() - wall, pool.submit(time.process_time).result() - processor
+
+
+def fresh(form: Form, out: Path) -> None:
+    """Print what a page takes to start, and its first pictures."""
+    command = [sys.executable, "-m", "pixelwright", "studio", "--model", str(form.model), "--device", "cpu"]
+    began = time.perf_counter()
+    with subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[2]
+        print(f"the page is there after {time.perf_counter() - began:.1f} s")
+        client = Client(address, verbose=False, download_files=False)
+        for which in ("first", "second"):
+            began = time.perf_counter()
+            client.predict(*astuple(form), api_name="/draw")
+            print(f"its {which} {form.count:.0f} after {time.perf_counter() - began:.2f} s")
+        process.terminate()
 
 
 def main() -> None:
@@ -42,35 +88,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    form, spawn = Form(options.model, count=options.count, steps=options.steps), get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        jobs = Jobs(Models([options.model], (), torch.device("cpu")), out / "runs", out / "pictures")
-        model, form = (
-            jobs.models.get(options.model),
-            Form(options.model, count=options.count, steps=options.steps),
-        )
-        drawing = form.drawing(False)
-        words = drawing.words(model.config)
-        page, address = serve(jobs, None)
-        client = Client(address, verbose=False, download_files=False)
-
-        def command_line() -> None:
-            images = sample(model, as_condition(words, model), drawing.sampler, batch_size=TOGETHER)
-            for number, image in enumerate(images):
-                save_png(image, out / f"{number}.png", {"note": "as long as that of the page" * 20})
-
-        def on_page() -> None:
-            client.predict(*astuple(form), api_name="/draw")
-
-        sides = {"command line": command_line, "page": on_page}
-        for draw in sides.values():
-            draw()
-        rounds = [{name: seconds(draw) for name, draw in sides.items()} for _ in range(options.rounds)]
-        page.close()
+        fresh(form, Path(folder))
+        with ProcessPoolExecutor(1, spawn) as plain, ProcessPoolExecutor(1, spawn) as page:
+            out = Path(folder) / "page"
+            browser = Client(
+                page.submit(address, options.model, out).result(), verbose=False, download_files=False
+            )
+            rounds = [
+                {
+                    "command line": seconds(
+                        lambda: plain.submit(command_line, form, Path(folder)).result(), plain
+                    ),
+                    "page": seconds(lambda: browser.predict(*astuple(form), api_name="/draw"), page),
+                }
+                for _ in range(options.rounds + 1)
+            ][1:]
     for place, kind in enumerate(("clock", "processor")):
-        found = {name: statistics.median(each[name][place] for each in rounds) for name in sides}
+        found = {side: statistics.median(each[side][place] for each in rounds) for side in rounds[0]}
         ratio = statistics.median(each["page"][place] / each["command line"][place] for each in rounds)
-        text = ", ".join(f"{name} {value:.2f} s" for name, value in found.items())
+        text = ", ".join(f"{side} {value:.2f} s" for side, value in found.items())
         print(f"{kind}: {text}; the page takes {ratio - 1:+.1%}")
 
 

@@ -41,9 +41,14 @@ def number_text(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:{',.0f' if abs(value) >= 10_000 else '.4g'}}"
 
 
+def data_address(data: bytes, kind: str) -> str:
+    """The bytes of a picture ("png", "jpeg", "svg+xml") as an address that holds them."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
 def image_data(path: Path) -> str:
     """A PNG file as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    return data_address(path.read_bytes(), "png")
 
 
 def escape_markdown(text: object) -> str:
@@ -108,7 +113,7 @@ def line_chart(
         if len(series) + len(marks) > 1:
             axis.legend(fontsize=7, frameon=False, ncols=2 if len(axis.get_lines()) > 6 else 1)
         figure.savefig(file, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_address(file.getvalue(), "svg+xml")
 
 
 def thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:

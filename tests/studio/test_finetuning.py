@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import time
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from pixelwright.errors import UserError
 from pixelwright.studio.finetuning import FOLDER, Request
 from pixelwright.studio.jobs import Jobs
 from pixelwright.studio.models import Models
+from pixelwright.training.start import LOCK, holder, lock
 
 
 @pytest.fixture
@@ -59,3 +64,35 @@ def test_what_does_not_fit_is_told_in_the_line_of_its_state(
     tuning._last[1].wait(120)  # type: ignore[index]
     assert tuning.state("cat").startswith("cat failed: ")
     assert "--steps" in tuning.state("cat")
+
+
+def train_on(run: Path, began: Any) -> None:
+    held = lock(run)
+    began.set()
+    time.sleep(60)
+    held.close()
+
+
+def test_one_that_outlived_its_page_is_shown_and_stopped(
+    jobs: Jobs, model: str, pictures: list[Path]
+) -> None:
+    """The page is started anew while it trains: all that is known is the lock of its run."""
+    tuning, fork = jobs.finetuning, get_context("fork")
+    (run := tuning.folder / "cat").mkdir(parents=True)
+    (run / "config.yaml").write_text("run: cat\nsteps: 40\n")
+    assert holder(run) is None
+    training = fork.Process(target=train_on, args=(run, began := fork.Event()))
+    training.start()
+    assert began.wait(60)
+    held = (run / LOCK).read_text()
+    assert tuning.state("cat").startswith("cat: preparing")
+    with pytest.raises(UserError, match='"cat" is being trained'):
+        tuning.start(Request(model, pictures, "dog"))
+    with pytest.raises(UserError, match="is being trained"):
+        tuning.resume("cat")
+    assert (run / LOCK).read_text() == held
+    tuning.stop("cat")
+    training.join(60)
+    assert training.exitcode == -signal.SIGTERM
+    assert holder(run) is None
+    assert tuning.state("cat").startswith("cat was stopped")

@@ -127,6 +127,8 @@ def test_drawing_stops_in_the_middle_and_goes_on(page: Any) -> None:
     page.get_by_label("number input for Steps").first.fill("250")
     page.click("#draw")
     sync_api.expect(page.locator("#status")).to_contain_text("Step", timeout=60_000)
+    sync_api.expect(page.locator("#unfinished img")).to_have_count(16)
+    sync_api.expect(page.locator("#pictures")).to_be_hidden()
     page.click("#stop")
     sync_api.expect(page.locator("#status")).to_contain_text("Stopped at step", timeout=60_000)
     page.get_by_role("button", name="Reset to the model").click()
@@ -144,7 +146,7 @@ def test_two_users_draw_at_once(page: Any, browser: Any, studio: Any) -> None:
     other.click("#draw")
     for each in (page, other):
         sync_api.expect(each.locator("#status")).to_contain_text("drawn in", timeout=60_000)
-        assert each.locator("#session img").count() == 1
+        sync_api.expect(each.locator("#session img")).to_have_count(1, timeout=60_000)
     other.close()
 
 

@@ -12,15 +12,9 @@ from pixelwright.studio import texts
 from pixelwright.studio.comparing import AXES
 from pixelwright.studio.drawing import MOST
 from pixelwright.studio.jobs import Form, Jobs
-from pixelwright.studio.widgets import (
-    BUTTONS,
-    GALLERY,
-    ONE_AT_A_TIME,
-    enlarged,
-    one_line,
-    session_of,
-    stopper,
-)
+from pixelwright.studio.widgets import BUTTONS, GALLERY, ONE_AT_A_TIME, one_line, preview, session_of, stopper
+
+NEWEST = 64  # pictures of the session that are shown
 
 _CODE: dict[str, Any] = {"interactive": False, "lines": 2, "show_line_numbers": False, "wrap_lines": True}
 
@@ -37,6 +31,7 @@ def draw_tab(jobs: Jobs, model: Any) -> list[Any]:
                 reset, seed = gr.Button(texts.RESET, size="sm"), gr.Button(texts.NEW_SEED, size="sm")
         with gr.Column(scale=2, min_width=320):
             status = gr.Markdown(texts.READY, elem_id="status", elem_classes="status")
+            unfinished = gr.HTML(elem_id="unfinished", elem_classes="unfinished")
             pictures = gr.Gallery(
                 label=texts.PICTURES, columns=4, elem_id="pictures", elem_classes="gallery", **GALLERY
             )
@@ -54,16 +49,14 @@ def draw_tab(jobs: Jobs, model: Any) -> list[Any]:
     kept = gr.State([])
 
     def drawn(request: gr.Request, before: list[str], *values: Any) -> Iterator[Any]:
-        same, shown = gr.skip(), None  # a picture that is sent again would be stored again
-        yield texts.LOADING, [], same, same, "", ""
         with one_line():
             code = jobs.as_code(Form(*values))
+            yield texts.LOADING, "", [], before, *code
             for progress in jobs.draw(session_of(request), Form(*values)):
-                files = [*map(str, progress.files), *before] if progress.files else same
-                sent = same if progress.images is shown else enlarged(progress.images)
-                sent = [*map(str, progress.files)] or sent  # the files keep their settings when downloaded
-                shown = progress.images
-                yield progress.text, sent, files, files, *code
+                if files := [*map(str, progress.files)]:  # they keep their settings when downloaded
+                    yield progress.text, "", files, [*files, *before], *code
+                else:
+                    yield progress.text, preview(progress.images), [], before, *code
 
     def restored(file: str) -> list[Any]:
         with one_line():
@@ -74,8 +67,13 @@ def draw_tab(jobs: Jobs, model: Any) -> list[Any]:
         with one_line():
             return str(jobs.zipped(files))
 
-    outputs = [status, pictures, session, kept, command, python]
-    draw.click(drawn, [kept, *form], outputs, api_name="draw", show_progress_on=[status], **ONE_AT_A_TIME)
+    outputs = [status, unfinished, pictures, kept, command, python]
+    event = draw.click(
+        drawn, [kept, *form], outputs, api_name="draw", show_progress_on=[status], **ONE_AT_A_TIME
+    )
+    event.success(
+        lambda files: files[:NEWEST], kept, session, show_progress="hidden", api_visibility="private"
+    )
     stop.click(stopper(jobs), api_name="stop", queue=False)
     for event in (form[0].change, reset.click):
         event(lambda model: _preset(jobs, model), form[0], form, api_visibility="private")
@@ -151,6 +149,7 @@ def compare_tab(jobs: Jobs, form: list[Any]) -> None:
                 stop = gr.Button(texts.STOP, variant="stop")
         with gr.Column(scale=2, min_width=320):
             status = gr.Markdown(texts.READY, elem_classes="status")
+            unfinished = gr.HTML(elem_classes="unfinished")
             sheet = gr.Image(
                 label=texts.SHEET, interactive=False, type="filepath", elem_id="sheet", buttons=BUTTONS
             )
@@ -159,10 +158,18 @@ def compare_tab(jobs: Jobs, form: list[Any]) -> None:
         axes, below, pairs = values[:2], values[2:4], values[4:]
         with one_line():
             for progress in jobs.compare(session_of(request), Form(*pairs), axes, below):
-                yield progress.text, str(progress.files[0]) if progress.files else None
+                if progress.files:
+                    yield progress.text, "", str(progress.files[0])
+                else:
+                    yield progress.text, preview(progress.images), None
 
     inputs = [across, columns, down, rows, *form]
     compare.click(
-        compared, inputs, [status, sheet], api_name="compare", show_progress_on=[status], **ONE_AT_A_TIME
+        compared,
+        inputs,
+        [status, unfinished, sheet],
+        api_name="compare",
+        show_progress_on=[status],
+        **ONE_AT_A_TIME,
     )
     stop.click(stopper(jobs), api_visibility="private", queue=False)

@@ -10,7 +10,7 @@ from pixelwright.editing.tasks import TaskSettings
 from pixelwright.studio import texts
 from pixelwright.studio.editing import METHODS, USES, Edit
 from pixelwright.studio.jobs import Jobs
-from pixelwright.studio.widgets import ONE_AT_A_TIME, enlarged, one_line, session_of, stopper
+from pixelwright.studio.widgets import ONE_AT_A_TIME, enlarged, one_line, preview, session_of, stopper
 
 FIELDS = ("source", "strength", "simulate", "sigma", "length", "angle", "levels", "share")
 _MASK: dict[str, Any] = {
@@ -62,6 +62,7 @@ def edit_tab(jobs: Jobs, model: Any) -> None:
         with gr.Column(scale=2, min_width=320):
             painted = gr.ImageEditor(label=texts.PAINT, elem_id="painted", **_MASK)
             status = gr.Markdown(texts.READY, elem_id="edit-status", elem_classes="status")
+            unfinished = gr.HTML(elem_classes="unfinished")
             slider = gr.ImageSlider(label=texts.BEFORE_AFTER, format="png", elem_id="slider")
             files = gr.Files(label=texts.PICTURES, interactive=False, elem_id="edited")
 
@@ -75,8 +76,10 @@ def edit_tab(jobs: Jobs, model: Any) -> None:
         with one_line():
             form = Edit.of(path, layers[0], *values)
             for progress in jobs.edit(session_of(request), name, form):
-                before, after = enlarged(progress.images)
-                yield progress.text, (before, after), [*map(str, progress.files)]
+                if files := [*map(str, progress.files)]:
+                    yield progress.text, "", tuple(enlarged(progress.images)), files
+                else:
+                    yield progress.text, preview(progress.images), None, []
 
     for event in (file.upload, fit.change):
         event(shown, [file, model, fit], painted, api_visibility="private")
@@ -90,6 +93,6 @@ def edit_tab(jobs: Jobs, model: Any) -> None:
     text = [own[name] for name in ("source", "strength")]
     lost = [own[name] for name in ("simulate", "length", "levels", "sigma", "angle", "share")]
     inputs = [model, file, painted, method, target, *text, guidance, steps, seed, fit, *lost]
-    outputs = [status, slider, files]
+    outputs = [status, unfinished, slider, files]
     button.click(edited, inputs, outputs, api_name="edit", show_progress_on=[status], **ONE_AT_A_TIME)
     stop.click(stopper(jobs), api_visibility="private", queue=False)

@@ -108,12 +108,12 @@ def mask_of(painted: Image.Image | None, size: tuple[int, int]) -> Tensor:
     return adaptive_max_pool2d(alpha, size)[0] > 0
 
 
-def edited(model: AcceleratedDenoiser, form: Edit, stop: threading.Event) -> Iterator[tuple[Tensor, Frame]]:
-    """What the result is made of, uint8 [K,H,W,3] (the picture as it was taken, its measurement where that is
-    another), with each frame of the result; see `follow`."""
+def edited(model: AcceleratedDenoiser, form: Edit, stop: threading.Event) -> Iterator[Frame]:
+    """Frames of the result, see `follow`; before it what it is made of: the picture as it was taken, its
+    measurement where that is another."""
     before, draw = (_restoration if form.method in TASKS else _edit)(model, form)
     for frame in follow(draw, stop):
-        yield before, frame
+        yield frame._replace(images=torch.cat([before, frame.images]))
 
 
 def _edit(model: AcceleratedDenoiser, form: Edit) -> tuple[Tensor, Callable[[StepCallback], Tensor]]:

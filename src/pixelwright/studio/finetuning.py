@@ -1,6 +1,8 @@
 """Fine-tunings that are started from the page, each by the command line in a process of its own."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from pixelwright.studio.editing import read_upload
 from pixelwright.studio.models import Models, runs_in
 from pixelwright.studio.watching import folder_of, progress
 from pixelwright.training.config_file import read_settings
+from pixelwright.training.start import holder
 
 FOLDER = "finetuned"  # in the folder for pictures
 MOST = 500  # pictures of a fine-tuning
@@ -84,14 +87,15 @@ class Finetuning:
 
     def stop(self, name: str | None) -> None:
         """Ask one to save and stop. Raises UserError: there is none of the name."""
-        if self._running() == self._known(name) and self._last is not None:
-            self._last[1].terminate()
+        if (process := self._process(self._known(name))) is not None:
+            os.kill(process, signal.SIGTERM)
 
     def state(self, name: str | None) -> str:
         """How far one is, in a line. Raises UserError: there is none of the name."""
         if name is None:
             return texts.NO_FINETUNING
-        code = self._last[1].poll() if self._last is not None and self._last[0] == self._known(name) else 0
+        running = self._process(self._known(name)) is not None
+        code = self._last[1].poll() if self._last is not None and self._last[0] == name else 0
         run = self.folder / name
         step, text = progress(run)
         begun = (run / "config.yaml").exists()
@@ -100,9 +104,9 @@ class Finetuning:
             "progress": text,
             "steps": read_settings(run / "config.yaml").steps if begun else 0,
         }
-        if code is None:
+        if running:
             return (texts.TRAINING if step else texts.STARTING).format(**words)
-        if code <= 0 or code == INTERRUPTED:  # below 0: killed
+        if code is None or code <= 0 or code == INTERRUPTED:  # below 0: killed
             done = texts.TUNED if step == words["steps"] else texts.PAUSED
             return (done if begun else texts.NOT_BEGUN).format(**words)
         log = (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
@@ -114,12 +118,16 @@ class Finetuning:
             raise UserError(f'there is no fine-tuning "{name}"{nearest(str(name), known)}')
         return name
 
-    def _running(self) -> str | None:
-        return self._last[0] if self._last is not None and self._last[1].poll() is None else None
+    def _process(self, name: str) -> int | None:
+        """The process that trains one: of this page, or of an earlier one that is closed."""
+        if self._last is not None and self._last[0] == name and self._last[1].poll() is None:
+            return self._last[1].pid
+        return holder(self.folder / name)
 
     def _check_idle(self) -> None:
-        if (name := self._running()) is not None:
-            raise UserError(f'"{name}" is being trained: wait until it is done, or stop it')
+        for name in self.names():
+            if self._process(name) is not None:
+                raise UserError(f'"{name}" is being trained: wait until it is done, or stop it')
 
     def _keep(self, name: str, pictures: Sequence[Path]) -> Path:
         """The folder with copies of the pictures. Raises UserError: none, too many, or one refused."""

@@ -5,7 +5,7 @@ import json
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from pixelwright.files import make_folder, replacing
 from pixelwright.images import NOTE, png_name, save_grid, save_png
 from pixelwright.models.config import DenoiserConfig, SamplerSettings
 from pixelwright.studio import comparing, texts
-from pixelwright.studio.drawing import SAMPLER, Drawing, as_number, frames, note_of, whole
+from pixelwright.studio.drawing import SAMPLER, Drawing, Frame, as_number, frames, note_of, whole
 from pixelwright.studio.editing import Edit, edited, prepared, read_upload
 from pixelwright.studio.finetuning import FOLDER, Finetuning
 from pixelwright.studio.models import Models
@@ -81,7 +81,19 @@ class Progress(NamedTuple):
 
     images: Tensor  # uint8 [B,H,W,3]
     text: str
-    files: tuple[Path, ...] = ()  # what was written, at its end
+    files: Sequence[Path] = ()  # what was written, at its end
+
+
+def _shown(
+    found: Iterable[Frame], finish: Callable[[Tensor], tuple[str, Sequence[Path]]]
+) -> Iterator[Progress]:
+    """Frames for the page; `finish` writes the images of the last one, where the job was not stopped."""
+    for frame in found:
+        if not frame.done or frame.step < frame.steps:
+            text = texts.STOPPED if frame.done else texts.DRAWING
+            yield Progress(frame.images, text.format(step=frame.step, steps=frame.steps))
+        else:
+            yield Progress(frame.images, *finish(frame.images))
 
 
 class Jobs:
@@ -134,17 +146,12 @@ class Jobs:
         config = self._config(form.model)
         drawing = form.drawing(config.takes_text)
         words, stop, began = drawing.words(config), self._flag(session), time.monotonic()
-        model = self.models.get(drawing.model)
-        for frame in frames(model, drawing, words, stop):
-            images, where = frame.images, {"step": frame.step, "steps": frame.steps}
-            if not frame.done:
-                yield Progress(images, texts.DRAWING.format(**where))
-            elif frame.step < frame.steps:
-                yield Progress(images, texts.STOPPED.format(**where))
-            else:
-                seconds = time.monotonic() - began
-                files = tuple(self._write(drawing, words, images))
-                yield Progress(images, texts.DONE.format(count=len(files), seconds=seconds), files)
+
+        def finish(images: Tensor) -> tuple[str, Sequence[Path]]:
+            files = list(self._write(drawing, words, images))
+            return texts.DONE.format(count=len(files), seconds=time.monotonic() - began), files
+
+        yield from _shown(frames(self.models.get(drawing.model), drawing, words, stop), finish)
 
     def compare(
         self, session: str, form: Form, columns: tuple[str, str], rows: tuple[str, str]
@@ -160,7 +167,7 @@ class Jobs:
         done: dict[int, Tensor] = {}
         for place, image in comparing.cells(self.models, drawing, across, chosen, stop):
             done[place] = image
-            yield Progress(image[None], texts.DRAWING.format(step=len(done), steps=count))
+            yield Progress(torch.stack([*done.values()]), texts.DRAWING.format(step=len(done), steps=count))
         if len(done) < count:
             yield Progress(torch.zeros(0), texts.NOT_WHOLE)
             return
@@ -180,20 +187,18 @@ class Jobs:
         """What is edited or measured and the result, two images each time; at the end they and a sheet are
         written."""
         config, stop = self._config(model), self._flag(session)
-        for before, frame in edited(self.models.get(str(model)), form, stop):
-            images, where = torch.cat([before, frame.images]), {"step": frame.step, "steps": frame.steps}
-            pair = images[-2:]
-            if not frame.done:
-                yield Progress(pair, texts.DRAWING.format(**where))
-            elif frame.step < frame.steps:
-                yield Progress(pair, texts.STOPPED.format(**where))
-            else:
-                note = {"model": model, "method": form.method, "target": form.target, "seed": form.seed}
-                word = f"{form.method} {form.target}" if config.takes_text or form.target else form.method
-                files = list(self._numbered(["before", word], pair, [{}, {EDITED: json.dumps(note)}]))
-                scale, names = max(1, 160 // images.shape[1]), texts.COLUMNS_OF_EDIT[-len(images) :]
-                save_grid(images, sheet := self._free("edit", ".png"), len(images), scale, titles=names)
-                yield Progress(pair, texts.EDITED, (*files, sheet))
+
+        def finish(images: Tensor) -> tuple[str, Sequence[Path]]:
+            note = {"model": model, "method": form.method, "target": form.target, "seed": form.seed}
+            word = f"{form.method} {form.target}" if config.takes_text or form.target else form.method
+            notes = [{}, {EDITED: json.dumps(note)}]
+            files = list(self._numbered(["before", word], images[-2:], notes))
+            scale, names = max(1, 160 // images.shape[1]), texts.COLUMNS_OF_EDIT[-len(images) :]
+            save_grid(images, sheet := self._free("edit", ".png"), len(images), scale, titles=names)
+            return texts.EDITED, (*files, sheet)
+
+        for progress in _shown(edited(self.models.get(str(model)), form, stop), finish):
+            yield progress._replace(images=progress.images[-2:])
 
     def restored(self, file: Path) -> Form:
         """The form that draws a picture again. Raises UserError: it does not say how it was drawn, or by a

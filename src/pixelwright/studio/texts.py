@@ -40,6 +40,7 @@ STOPPED = "Stopped at step {step} of {steps}; the pictures are as far as they ca
 DRAWING = "Step {step} of {steps}"
 DONE = "{count} drawn in {seconds:.1f} s."
 PICTURES = "Pictures"
+UNFINISHED = "unfinished picture"
 SESSION = "This session"
 RESTORE = "Drop a picture to get its settings back"
 RESTORED = "The settings are those of the picture."

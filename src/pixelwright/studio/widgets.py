@@ -1,14 +1,18 @@
 """What the tabs of the page have in common."""
 
 import html
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 from torch import Tensor
 
 from pixelwright.errors import UserError
+from pixelwright.html import data_address
+from pixelwright.studio import texts
 from pixelwright.studio.jobs import Jobs
 
 BUTTONS: Any = ["download", "fullscreen"]  # without that to share a picture
@@ -19,6 +23,7 @@ GALLERY: dict[str, Any] = {
     "interactive": False,
     "buttons": BUTTONS,
 }
+PREVIEW = 256  # pixels of a side
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
 
 
@@ -53,3 +58,15 @@ def enlarged(images: Tensor) -> list[Any]:
     """Pictures [B,H,W,3] to be looked at: small ones by a whole factor, without smoothing."""
     factor = max(1, 256 // images.shape[1])
     return list(images.repeat_interleave(factor, 1).repeat_interleave(factor, 2).numpy())
+
+
+def preview(images: Tensor) -> str:
+    """Pictures [B,H,W,3] on their way, as HTML that holds them: an update of a gallery would cost more than a
+    step of a small model, and leave files behind."""
+    return "".join(_small(Image.fromarray(image.numpy())) for image in images)
+
+
+def _small(picture: Image.Image) -> str:
+    picture = picture.reduce(max(1, max(picture.size) // PREVIEW))
+    picture.save(data := io.BytesIO(), "jpeg", quality=85, subsampling=0)
+    return f'<img src="{data_address(data.getvalue(), "jpeg")}" alt="{texts.UNFINISHED}">'

@@ -56,6 +56,24 @@ def lock(run: Path) -> IO[str]:
     return file
 
 
+def holder(run: Path) -> int | None:
+    """The other process on this machine that has the lock of a run, if there is one."""
+    try:
+        import fcntl
+
+        _, process, _, host = (run / LOCK).read_text(encoding="utf-8").split()
+        if host != socket.gethostname() or int(process) == os.getpid():
+            return None
+        os.kill(int(process), 0)  # one that is gone: no trial, which would be in the way of one that begins
+        with (run / LOCK).open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(process)
+    except (ImportError, OSError, ValueError):
+        pass
+    return None
+
+
 def find_start(
     config: LoopConfig, resume: str | os.PathLike[str] | None, class_names: Sequence[str] | None = None
 ) -> Checkpoint | None:
