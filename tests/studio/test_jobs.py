@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import shutil
 import threading
@@ -92,6 +93,19 @@ def test_one_model_is_in_memory_at_a_time(jobs: Jobs, model: str, tmp_path: Path
     (other.parent / "config.yaml").write_text("{}")
     assert jobs.models.choices()[:2] == [model, str(other.parent)]
     assert jobs.models.get(str(other.parent)) is not first
+
+
+def test_a_damaged_run_does_not_keep_the_page_from_starting(model: str, tmp_path: Path) -> None:
+    (tmp_path / "bad" / "model").mkdir(parents=True)
+    for name in ("config.yaml", "model/config.json", "model/model.safetensors"):
+        (tmp_path / "bad" / name).write_text("nothing")
+    (good := tmp_path / "good" / "model").parent.mkdir()
+    shutil.copytree(model, good)
+    (good.parent / "config.yaml").write_text("{}")
+    os.utime(good.parent, (0, 0))  # the damaged one is newer
+    models = Models([], (tmp_path,), torch.device("cpu"))
+    assert models.choices()[:2] == [str(tmp_path / "bad"), str(good.parent)]
+    assert models.first() == str(good.parent)
 
 
 def test_a_model_that_changed_is_read_anew(jobs: Jobs, model: str, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_a_class_is_drawn_and_a_dropped_picture_restores_its_settings(page: Any,
     sync_api.expect(page.locator("#status")).to_contain_text("settings are those")
     assert page.get_by_label("Seed", exact=True).first.input_value() == "5"
     draw(page)
+    sync_api.expect(page.locator("#session img")).to_have_count(1, timeout=60_000)
     assert newest(studio[1]) != drawn
     assert torch.equal(load_png(newest(studio[1])), load_png(drawn))
 
@@ -146,7 +147,8 @@ def test_two_users_draw_at_once(page: Any, browser: Any, studio: Any) -> None:
     other.click("#draw")
     for each in (page, other):
         sync_api.expect(each.locator("#status")).to_contain_text("drawn in", timeout=60_000)
-        sync_api.expect(each.locator("#session img")).to_have_count(1, timeout=60_000)
+        sync_api.expect(each.locator("#pictures img")).to_have_count(1, timeout=60_000)
+        sync_api.expect(each.locator("#session")).to_be_hidden()  # the other's pictures are not shown
     other.close()
 
 

@@ -1,7 +1,8 @@
 """The tabs that draw: one request, and one with its settings varied."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from pixelwright.studio import texts
 from pixelwright.studio.comparing import AXES
 from pixelwright.studio.drawing import MOST
 from pixelwright.studio.jobs import Form, Jobs
-from pixelwright.studio.widgets import BUTTONS, GALLERY, ONE_AT_A_TIME, one_line, preview, session_of, stopper
+from pixelwright.studio.widgets import BUTTONS, gallery, on_click, one_line, preview, session_of, stopper
 
-NEWEST = 64  # pictures of the session that are shown
+NEWEST = 64  # earlier pictures that are shown
 
 _CODE: dict[str, Any] = {"interactive": False, "lines": 2, "show_line_numbers": False, "wrap_lines": True}
 
@@ -32,12 +33,8 @@ def draw_tab(jobs: Jobs, model: Any) -> list[Any]:
         with gr.Column(scale=2, min_width=320):
             status = gr.Markdown(texts.READY, elem_id="status", elem_classes="status")
             unfinished = gr.HTML(elem_id="unfinished", elem_classes="unfinished")
-            pictures = gr.Gallery(
-                label=texts.PICTURES, columns=4, elem_id="pictures", elem_classes="gallery", **GALLERY
-            )
-            session = gr.Gallery(
-                label=texts.SESSION, columns=6, elem_id="session", elem_classes="gallery", **GALLERY
-            )
+            pictures = gallery(texts.PICTURES, "pictures")
+            session = gallery(texts.SESSION, "session")
             with gr.Row(equal_height=False):
                 dropped = gr.File(
                     label=texts.RESTORE, file_types=[".png"], height=170, elem_id="restore", min_width=300
@@ -46,15 +43,15 @@ def draw_tab(jobs: Jobs, model: Any) -> list[Any]:
             with gr.Accordion(texts.AS_CODE, open=False):
                 command = gr.Code(label=texts.COMMAND, language="shell", **_CODE)
                 python = gr.Code(label=texts.PYTHON, language="python", **_CODE)
-    kept = gr.State([])
+    kept = gr.State([])  # the files of each drawing, the newest first
 
-    def drawn(request: gr.Request, before: list[str], *values: Any) -> Iterator[Any]:
+    def drawn(request: gr.Request, before: list[list[str]], *values: Any) -> Iterator[Any]:
         with one_line():
             code = jobs.as_code(Form(*values))
             yield texts.LOADING, "", [], before, *code
             for progress in jobs.draw(session_of(request), Form(*values)):
                 if files := [*map(str, progress.files)]:  # they keep their settings when downloaded
-                    yield progress.text, "", files, [*files, *before], *code
+                    yield progress.text, "", files, [files, *before], *code
                 else:
                     yield progress.text, preview(progress.images), [], before, *code
 
@@ -63,17 +60,16 @@ def draw_tab(jobs: Jobs, model: Any) -> list[Any]:
             found = jobs.restored(Path(file))
             return [texts.RESTORED, *_fields(jobs, found)]
 
-    def zipped(files: Sequence[str]) -> str:
+    def zipped(kept: list[list[str]]) -> str:
         with one_line():
-            return str(jobs.zipped(files))
+            return str(jobs.zipped([*chain(*kept)]))
+
+    def earlier(kept: list[list[str]]) -> list[str]:
+        return [*chain(*kept[1:])][:NEWEST]
 
     outputs = [status, unfinished, pictures, kept, command, python]
-    event = draw.click(
-        drawn, [kept, *form], outputs, api_name="draw", show_progress_on=[status], **ONE_AT_A_TIME
-    )
-    event.success(
-        lambda files: files[:NEWEST], kept, session, show_progress="hidden", api_visibility="private"
-    )
+    finished = on_click(draw, drawn, [kept, *form], outputs, "draw")
+    finished.success(earlier, kept, session, show_progress="hidden", api_visibility="private")
     stop.click(stopper(jobs), api_name="stop", queue=False)
     for event in (form[0].change, reset.click):
         event(lambda model: _preset(jobs, model), form[0], form, api_visibility="private")
@@ -164,12 +160,5 @@ def compare_tab(jobs: Jobs, form: list[Any]) -> None:
                     yield progress.text, preview(progress.images), None
 
     inputs = [across, columns, down, rows, *form]
-    compare.click(
-        compared,
-        inputs,
-        [status, unfinished, sheet],
-        api_name="compare",
-        show_progress_on=[status],
-        **ONE_AT_A_TIME,
-    )
+    on_click(compare, compared, inputs, [status, unfinished, sheet], "compare")
     stop.click(stopper(jobs), api_visibility="private", queue=False)

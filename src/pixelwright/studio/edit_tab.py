@@ -10,7 +10,7 @@ from pixelwright.editing.tasks import TaskSettings
 from pixelwright.studio import texts
 from pixelwright.studio.editing import METHODS, USES, Edit
 from pixelwright.studio.jobs import Jobs
-from pixelwright.studio.widgets import ONE_AT_A_TIME, enlarged, one_line, preview, session_of, stopper
+from pixelwright.studio.widgets import enlarged, gallery, on_click, one_line, preview, session_of, stopper
 
 FIELDS = ("source", "strength", "simulate", "sigma", "length", "angle", "levels", "share")
 _MASK: dict[str, Any] = {
@@ -64,7 +64,7 @@ def edit_tab(jobs: Jobs, model: Any) -> None:
             status = gr.Markdown(texts.READY, elem_id="edit-status", elem_classes="status")
             unfinished = gr.HTML(elem_classes="unfinished")
             slider = gr.ImageSlider(label=texts.BEFORE_AFTER, format="png", elem_id="slider")
-            files = gr.Files(label=texts.PICTURES, interactive=False, elem_id="edited")
+            files = gallery(texts.PICTURES, "edited", "grids")
 
     def shown(path: str | None, source: str, whole: bool) -> Any:
         with one_line():
@@ -94,5 +94,5 @@ def edit_tab(jobs: Jobs, model: Any) -> None:
     lost = [own[name] for name in ("simulate", "length", "levels", "sigma", "angle", "share")]
     inputs = [model, file, painted, method, target, *text, guidance, steps, seed, fit, *lost]
     outputs = [status, unfinished, slider, files]
-    button.click(edited, inputs, outputs, api_name="edit", show_progress_on=[status], **ONE_AT_A_TIME)
+    on_click(button, edited, inputs, outputs, "edit")
     stop.click(stopper(jobs), api_visibility="private", queue=False)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixelwright.config import read_yaml
 from pixelwright.data.layout import SUFFIXES
 from pixelwright.data.transforms import FORMAT
 from pixelwright.errors import UserError, nearest
@@ -19,7 +20,6 @@ from pixelwright.studio import texts
 from pixelwright.studio.editing import read_upload
 from pixelwright.studio.models import Models, runs_in
 from pixelwright.studio.watching import folder_of, progress
-from pixelwright.training.config_file import read_settings
 from pixelwright.training.start import holder
 
 FOLDER = "finetuned"  # in the folder for pictures
@@ -102,7 +102,7 @@ class Finetuning:
         words = {
             "name": name,
             "progress": text,
-            "steps": read_settings(run / "config.yaml").steps if begun else 0,
+            "steps": read_yaml(run / "config.yaml")["steps"] if begun else 0,
         }
         if running:
             return (texts.TRAINING if step else texts.STARTING).format(**words)

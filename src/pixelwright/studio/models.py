@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -48,6 +49,14 @@ class Models:
         runs = (folder / name for folder in self.folders for name in runs_in(folder))
         found = (str(run) for run in runs if is_model_folder(run / "model") or find_adapter(run) is not None)
         return list(dict.fromkeys((*self.sources, *found, *(PREFIX + name for name in shipped()))))
+
+    def first(self) -> str | None:
+        """The first that can be read: a damaged run is no reason to offer nothing."""
+        for source in self.choices():
+            with suppress(UserError):
+                self.config(source)
+                return source
+        return None
 
     def parts(self, source: str) -> tuple[str, str | None]:
         """A model and the adapter that goes with it: where `source` is a run that trained an adapter, the

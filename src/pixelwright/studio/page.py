@@ -88,8 +88,7 @@ def build(jobs: Jobs) -> gr.Blocks:
 
 def _model(jobs: Jobs, page: gr.Blocks) -> Any:
     """The field for the model of all tabs, whose list is as it is when somebody looks."""
-    known = jobs.models.choices()
-    first = known[0] if known else None
+    known, first = jobs.models.choices(), jobs.models.first()
     model = gr.Dropdown(
         known, value=first, label=texts.MODEL, info=texts.MODEL_HELP, allow_custom_value=True, elem_id="model"
     )

@@ -13,7 +13,7 @@ from pixelwright.studio.drawing import as_number, whole
 from pixelwright.studio.finetuning import Request
 from pixelwright.studio.jobs import Jobs
 from pixelwright.studio.models import runs_in
-from pixelwright.studio.widgets import GALLERY, one_line
+from pixelwright.studio.widgets import gallery, one_line
 
 EVERY = 2.0  # seconds between two looks at the runs
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -41,9 +41,7 @@ def watch_tab(jobs: Jobs, page: gr.Blocks) -> None:
     value = gr.Dropdown(curves, value="loss", label=texts.CURVE)
     plot = gr.HTML(elem_id="curve")
     at = gr.Slider(0, 1, 1, step=0.01, label=texts.SAMPLES_AT)
-    gallery = gr.Gallery(
-        label=texts.SAMPLES, columns=2, elem_id="samples", elem_classes=["gallery", "grids"], **GALLERY
-    )
+    samples = gallery(texts.SAMPLES, "samples", "grids")
     shown = gr.State([])
 
     def look(names: list[str], name: str, place: float, before: list[str]) -> list[Any]:
@@ -57,7 +55,7 @@ def watch_tab(jobs: Jobs, page: gr.Blocks) -> None:
                 *_samples(watching.grids(runs, found, place), before),
             ]
 
-    inputs, outputs = [chosen, value, at, shown], [chosen, state, plot, gallery, shown]
+    inputs, outputs = [chosen, value, at, shown], [chosen, state, plot, samples, shown]
     for event in (page.load, gr.Timer(EVERY).tick, chosen.change, value.change, at.release):
         event(look, inputs, outputs, **_HIDDEN)
 
@@ -88,13 +86,7 @@ def finetune_tab(jobs: Jobs, model: Any, page: gr.Blocks) -> None:
                 resume = gr.Button(texts.RESUME, elem_id="resume-finetuning")
             state = gr.Markdown(texts.NO_FINETUNING, elem_id="finetuning-state", elem_classes="status")
             plot = gr.HTML(elem_id="finetuning-curve")
-            gallery = gr.Gallery(
-                label=texts.SAMPLES,
-                columns=1,
-                elem_id="finetuning-samples",
-                elem_classes=["gallery", "grids"],
-                **GALLERY,
-            )
+            samples = gallery(texts.SAMPLES, "finetuning-samples", "grids")
     shown = gr.State([])
 
     def began(model: str | None, files: Sequence[str] | None, shows: str, name: str, *values: Any) -> Any:
@@ -128,4 +120,4 @@ def finetune_tab(jobs: Jobs, model: Any, page: gr.Blocks) -> None:
     stop.click(stopped, which, api_name="stop_finetuning")
     resume.click(resumed, which, api_name="resume_finetuning")
     for event in (page.load, gr.Timer(EVERY).tick, which.change):
-        event(look, [which, shown], [which, state, plot, gallery, shown], **_HIDDEN)
+        event(look, [which, shown], [which, state, plot, samples, shown], **_HIDDEN)

@@ -16,15 +16,19 @@ from pixelwright.studio import texts
 from pixelwright.studio.jobs import Jobs
 
 BUTTONS: Any = ["download", "fullscreen"]  # without that to share a picture
-GALLERY: dict[str, Any] = {
-    "format": "png",
-    "object_fit": "contain",
-    "height": "auto",
-    "interactive": False,
-    "buttons": BUTTONS,
-}
 PREVIEW = 256  # pixels of a side
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
+
+
+def gallery(label: str, name: str, *classes: str) -> Any:
+    """A gallery of whole files, as wide as there is room for."""
+    how: dict[str, Any] = {"format": "png", "object_fit": "contain", "height": "auto", "buttons": BUTTONS}
+    return gr.Gallery(label=label, elem_id=name, elem_classes=["gallery", *classes], interactive=False, **how)
+
+
+def on_click(button: Any, job: Any, inputs: list[Any], outputs: list[Any], name: str) -> Any:
+    """Let a button start a job, one at a time on the device; the first output has its place in the queue."""
+    queue: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
+    return button.click(job, inputs, outputs, api_name=name, show_progress_on=outputs[:1], **queue)
 
 
 def session_of(request: gr.Request) -> str:
