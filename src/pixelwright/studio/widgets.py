@@ -67,7 +67,8 @@ def enlarged(images: Tensor) -> list[Any]:
 def preview(images: Tensor) -> str:
     """Pictures [B,H,W,3] on their way, as HTML that holds them: an update of a gallery would cost more than a
     step of a small model, and leave files behind."""
-    return "".join(_small(Image.fromarray(image.numpy())) for image in images)
+    tags = (_small(Image.fromarray(image.numpy())) for image in images)
+    return f'<div class="unfinished">{"".join(tags)}</div>'
 
 
 def _small(picture: Image.Image) -> str:
