@@ -32,7 +32,7 @@ def draw_tab(jobs: Jobs, model: Any) -> list[Any]:
                 reset, seed = gr.Button(texts.RESET, size="sm"), gr.Button(texts.NEW_SEED, size="sm")
         with gr.Column(scale=2, min_width=320):
             status = gr.Markdown(texts.READY, elem_id="status", elem_classes="status")
-            unfinished = gr.HTML(elem_id="unfinished", elem_classes="preview")
+            unfinished = gr.HTML(elem_id="unfinished", elem_classes="on-the-way")
             pictures = gallery(texts.PICTURES, "pictures")
             session = gallery(texts.SESSION, "session")
             with gr.Row(equal_height=False):
@@ -145,7 +145,7 @@ def compare_tab(jobs: Jobs, form: list[Any]) -> None:
                 stop = gr.Button(texts.STOP, variant="stop")
         with gr.Column(scale=2, min_width=320):
             status = gr.Markdown(texts.READY, elem_classes="status")
-            unfinished = gr.HTML(elem_classes="preview")
+            unfinished = gr.HTML(elem_classes="on-the-way")
             sheet = gr.Image(
                 label=texts.SHEET, interactive=False, type="filepath", elem_id="sheet", buttons=BUTTONS
             )

@@ -62,7 +62,7 @@ def edit_tab(jobs: Jobs, model: Any) -> None:
         with gr.Column(scale=2, min_width=320):
             painted = gr.ImageEditor(label=texts.PAINT, elem_id="painted", **_MASK)
             status = gr.Markdown(texts.READY, elem_id="edit-status", elem_classes="status")
-            unfinished = gr.HTML(elem_classes="preview")
+            unfinished = gr.HTML(elem_classes="on-the-way")
             slider = gr.ImageSlider(label=texts.BEFORE_AFTER, format="png", elem_id="slider")
             files = gallery(texts.PICTURES, "edited", "grids")
 
