@@ -352,7 +352,7 @@ def test_tensorboard_has_numbers_and_pictures(tiny: Tiny, monkeypatch: pytest.Mo
 def test_parameters_have_the_settings_of_the_first_group_they_match(tiny: Tiny) -> None:
     groups: Any = [
         {"pattern": "*.bias", "weight_decay": 0.0, "lr_factor": 2.0},
-        {"pattern": "backbone.blocks.0.*", "lr": 5e-4},
+        {"pattern": "backbone.blocks.0.*", "lr_factor": 0.5},
     ]
     from pixelwright.training.config import OptimGroup
 
