@@ -382,6 +382,8 @@ def test_a_pattern_that_nothing_matches_names_what_is_near(tiny: Tiny) -> None:
     optim = OptimConfig(groups=(OptimGroup("backbone.patch_embeder.weight"),))
     with pytest.raises(UserError, match=r'nothing matches .* did you mean "backbone.patch_embedder.weight"'):
         build_trainer(tiny(optim=optim))
+    with pytest.raises(UserError, match="lr and lr_factor are both given"):
+        OptimGroup("*", lr=1e-3, lr_factor=2.0)
 
 
 def test_the_average_of_trained_weights_does_not_warm_up(tiny: Tiny) -> None:

@@ -41,10 +41,17 @@ class OptimGroup(Config, where="optim.groups"):
 
     pattern: Text
     """Their names, or the ends of their names after a point: class_embedder.*, *.bias, blocks.0.*"""
+    lr: NonNegativeFloat | None = None
+    """Their learning rate, where `optim.lr` is that of the others; it takes part in warm-up and schedule."""
     lr_factor: NonNegativeFloat = 1.0
-    """What multiplies the learning rate of the others."""
+    """Instead of lr: what multiplies the learning rate of the others."""
     weight_decay: NonNegativeFloat | None = None
     """None: that of the others."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr is not None and self.lr_factor != 1:
+            raise UserError("optim.groups: lr and lr_factor are both given: leave one out")
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ def _grouped(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -> 
     rest = dict(named)
     for wish in config.groups:
         taken = [rest.pop(name) for name in matching(wish.pattern, rest, "optim.groups")]
+        factor = wish.lr_factor if wish.lr is None else wish.lr / config.lr
         decay = config.weight_decay if wish.weight_decay is None else wish.weight_decay
-        found.append({"params": taken, "factor": wish.lr_factor, "weight_decay": decay})
+        found.append({"params": taken, "factor": factor, "weight_decay": decay})
     if rest:
         found.append({"params": [*rest.values()], "factor": 1.0, "weight_decay": config.weight_decay})
     return found
