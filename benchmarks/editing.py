@@ -153,6 +153,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for name, along in curves.items():
         style = "--" if name.startswith("sdedit") else "-"
+        along.sort(key=lambda point: point.get("strength") or point["n_max"])  # one may have come in later
         x, y = ([point[axis] for point in along] for axis in ("change", "target"))
         axes.plot(x, y, style, marker="o", label=name)
     axes.set(xlabel="change of what is kept, levels of 255", ylabel="share judged as the target")
