@@ -26,7 +26,7 @@ from pixelwright.models.config import DenoiserConfig, SamplerSettings
 
 MOST = 64  # pictures of one request
 TOGETHER = 16  # pictures in a batch
-EVERY = 0.5  # seconds between two previews
+EVERY, SHARE = 0.5, 0.1  # seconds between two previews, and of the time since the start; the longer counts
 COMMAND_LINE = {"weights"}  # settings of `pixelwright sample` that the page has not
 SAMPLER = tuple(field.name for field in dataclasses.fields(SamplerSettings))
 
@@ -144,7 +144,7 @@ class Stopped(Exception):
 def follow(
     draw: Callable[[StepCallback], Tensor], stop: threading.Event, batches: int = 1
 ) -> Iterator[Frame]:
-    """The pictures that `draw` gives, every `EVERY` seconds as they are, and at its end.
+    """The pictures that `draw` gives, every `EVERY` seconds or more as they are, and at its end.
 
     After `stop` the last frame holds what was there. `draw` runs in a thread of its own, which is over when
     this generator is. Raises what `draw` raises.
@@ -166,17 +166,19 @@ def _run(
     draw: Callable[[StepCallback], Tensor], stop: threading.Event, batches: int, show: Callable[[Frame], None]
 ) -> None:
     done: list[Tensor] = []
-    last, shown = Frame(torch.zeros(0), 0, 1, False), time.monotonic()
+    last, began = Frame(torch.zeros(0), 0, 1, False), time.monotonic()
+    shown = began
 
     def preview(step: Step) -> None:
         nonlocal last, shown
         first, ends = step.index == 0, step.index == step.steps - 1  # noise, and what comes anyway
-        due = time.monotonic() - shown >= EVERY and not first
+        now = time.monotonic()
+        due = now - shown >= max(EVERY, SHARE * (now - began)) and not first
         if stop.is_set() or (len(done) < batches - 1 if ends else due):
-            now = to_uint8(step.denoised).cpu()
+            images = to_uint8(step.denoised).cpu()
             number = len(done) * step.steps + step.index + 1
-            last = Frame(torch.cat([*done, now]), number, batches * step.steps, False)
-            done.extend([now] if ends else ())
+            last = Frame(torch.cat([*done, images]), number, batches * step.steps, False)
+            done.extend([images] if ends else ())
             shown = time.monotonic()
             show(last)
         if stop.is_set():

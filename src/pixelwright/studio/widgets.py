@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from pixelwright.studio import texts
 from pixelwright.studio.jobs import Jobs
 
 BUTTONS: Any = ["download", "fullscreen"]  # without that to share a picture
-PREVIEW = 256  # pixels of a side
+PREVIEW, COLUMNS = 256, 6  # of an unfinished picture: pixels of a side, and pictures in a row
 
 
 def gallery(label: str, name: str, *classes: str) -> Any:
@@ -65,13 +66,15 @@ def enlarged(images: Tensor) -> list[Any]:
 
 
 def preview(images: Tensor) -> str:
-    """Pictures [B,H,W,3] on their way, as HTML that holds them: an update of a gallery would cost more than a
-    step of a small model, and leave files behind."""
-    tags = (_small(Image.fromarray(image.numpy())) for image in images)
-    return f'<div class="unfinished">{"".join(tags)}</div>'
-
-
-def _small(picture: Image.Image) -> str:
-    picture = picture.reduce(max(1, max(picture.size) // PREVIEW))
-    picture.save(data := io.BytesIO(), "jpeg", quality=85, subsampling=0)
-    return f'<img src="{data_address(data.getvalue(), "jpeg")}" alt="{texts.UNFINISHED}">'
+    """Pictures [B,H,W,3] on their way, as HTML that holds one sheet of them: to update a gallery would cost
+    more than a step of a small model, and leave files behind."""
+    if not images.numel():
+        return ""
+    columns = min(len(images), COLUMNS)
+    white = images.new_full((-len(images) % columns, *images.shape[1:]), 255)
+    rows = torch.cat((images, white)).unflatten(0, (-1, columns))  # [rows, columns, H, W, 3]
+    sheet = Image.fromarray(rows.transpose(1, 2).flatten(2, 3).flatten(0, 1).numpy())
+    sheet = sheet.reduce(max(1, max(images.shape[1:3]) // PREVIEW))
+    sheet.save(data := io.BytesIO(), "jpeg", quality=85, subsampling=0)
+    picture = f'<img src="{data_address(data.getvalue(), "jpeg")}" alt="{texts.UNFINISHED}">'
+    return f'<div class="unfinished">{picture}</div>'
