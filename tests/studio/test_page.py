@@ -282,9 +282,11 @@ def test_a_port_that_is_taken(studio: Any) -> None:
 def test_the_api_draws_and_serves_no_other_files(studio: Any, tmp_path: Path) -> None:
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError
-    from httpx import get
+    from httpx import get, post
 
     address, jobs = studio
+    large = {"files": ("large.png", b"0" * (20 * 2**20 + 1), "image/png")}
+    assert post(f"{address}gradio_api/upload", files=large).status_code == 413
     client = Client(address, verbose=False, download_files=False)
     assert {"/draw", "/edit", "/compare", "/restore", "/stop"} <= set(
         client.view_api(return_format="dict", print_info=False)["named_endpoints"]
