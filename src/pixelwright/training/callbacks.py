@@ -107,7 +107,7 @@ def draw(
 
 
 class SampleGrid(Callback):
-    """RUN/samples/step-XXXXXXX.png: pictures of the averaged weights, always of the same noise."""
+    """RUN/samples/step-0001000.png and so on: pictures of the averaged weights, always of the same noise."""
 
     def __init__(
         self,
