@@ -68,7 +68,7 @@ def step(name: str, model: Any, objectives: list[Objective], t: Tensor, number: 
 
 def test_decos_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "deco_loss"
-    monkeypatch.setattr(repa_module, "teacher_grid", lambda size: (4, 3))
+    monkeypatch.setattr(repa_module, "teacher_grid", lambda *_: (4, 3))
     given, expected, trainer = group(name, "input."), group(name, "output."), recording(name)[1]["trainer"]
     model = hub.from_public(group(name, "weights.")).train()
     config = FrequencyConfig(
@@ -86,7 +86,7 @@ def test_decos_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["pixelgen_loss", "pixelgen_loss_late"])
 def test_pixelgens_training_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With LPIPS, P-DINO and the gate; late, at step 400000, with the factor too."""
-    monkeypatch.setattr(repa_module, "teacher_grid", lambda size: (4, 4))
+    monkeypatch.setattr(repa_module, "teacher_grid", lambda *_: (4, 4))
     given, expected, trainer = group(name, "input."), group(name, "output."), recording(name)[1]["trainer"]
     projection = group(name, "encoder.")["W"]
     encoder = lambda images: torch.tanh(patchify((images + 1) / 2, 16) @ projection.T)  # noqa: E731

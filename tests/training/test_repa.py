@@ -29,7 +29,7 @@ class Recorded(NamedTuple):
 
 
 def test_training_step_of_the_public_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repa_module, "teacher_grid", lambda size: (4, 4))
+    monkeypatch.setattr(repa_module, "teacher_grid", lambda *_: (4, 4))
     with safe_open(RECORDING, "pt") as file:
         told = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

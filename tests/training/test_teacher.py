@@ -37,12 +37,13 @@ def images(count: int = 3, size: int = SIZE) -> torch.Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_tokens_are_those_of_the_normalised_resized_image(dino: Path) -> None:
+@pytest.mark.parametrize(("side", "stride"), [(64, 16), (32, 8)])
+def test_tokens_are_those_of_the_normalised_resized_image(dino: Path, side: int, stride: int) -> None:
     from transformers import Dinov2Model
 
-    teacher = Teacher(str(dino)).train()
+    teacher = Teacher(str(dino), stride=stride).train()
     assert not teacher.training
-    x = images(size=64)  # 4 x 4 patches: the table needs no interpolation
+    x = images(size=side)  # 4 x 4 patches: the table needs no interpolation
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     shown = F.interpolate(((x + 1) / 2 - mean) / std, (56, 56), mode="bicubic")
     with torch.no_grad():
@@ -51,7 +52,16 @@ def test_tokens_are_those_of_the_normalised_resized_image(dino: Path) -> None:
     assert tokens.shape == (3, 16, 24)
     torch.testing.assert_close(tokens, expected, rtol=1e-3, atol=1e-4)  # rounded to float16
     assert torch.equal(tokens, tokens.half().float())
-    assert teacher_grid((64, 32)) == (4, 2)
+    assert teacher_grid((64, 32), 16) == (4, 2)
+
+
+def test_more_tokens_of_a_smaller_stride(tiny: Tiny, dino: Path, tmp_path: Path) -> None:
+    """Tokens of another stride are kept apart in the cache."""
+    bytes_ = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    mirrored, cpu = torch.tensor([False, False]), torch.device("cpu")
+    found = [Cache(Teacher(str(dino), stride=s), tmp_path)(bytes_, mirrored, cpu) for s in (16, 8)]
+    assert [each.shape[1] for each in found] == [4, 16]
+    train(aligned(tiny, dino, steps=1, repa={"stride": 8}))
 
 
 def test_the_table_is_sampled_with_the_offset_of_its_authors() -> None:
@@ -151,6 +161,7 @@ def test_accumulation_gives_the_same_gradient(tiny: Tiny, dino: Path) -> None:
         ({"repa": {"weight": 0.0}}, "weight is 0.0"),
         ({"repa": {"until": 0}}, "repa.until is 0"),
         ({"model_depth": 9}, "repa.depth is 9, but the model has 2 global blocks"),
+        ({"repa": {"stride": 12}}, "images are 32x32: with repa both sides must be multiples of 12"),
         ({"size": 24}, "images are 24x24: with repa both sides must be multiples of 16"),
     ],
 )

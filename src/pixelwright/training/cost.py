@@ -86,7 +86,9 @@ def cost(config: TrainConfig, gpus: int = 1) -> Cost:
     forward = sum(flops_by_part(model, side).values())
     passed = forward + 2 * projector * (side[0] // model.config.patch_size) ** 2
     passes = FORWARD_AND_BACKWARD - (config.adapter is not None)  # frozen matrices have no gradients
-    frozen = 0 if teacher is None else teacher.flops(math.prod(teacher_grid(side)))
+    frozen = 0
+    if repa is not None and teacher is not None:
+        frozen = teacher.flops(math.prod(teacher_grid(side, repa.stride)))
     if (encoder := encoder_of(model.config)) is not None:
         frozen += encoder.flops((side[0] // model.config.patch_size) ** 2)
     modes: list[Mode] = ["single"] if gpus == 1 else ["ddp"]
@@ -124,16 +126,19 @@ class _Tokens(NamedTuple):
     """Tensors of the shapes that a teacher gives."""
 
     size: int
+    stride: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        rows, columns = teacher_grid(images.shape[-2:])
+        rows, columns = teacher_grid(images.shape[-2:], self.stride)
         return torch.empty(len(images), rows * columns, self.size, device=images.device)
 
 
 def _losses(config: TrainConfig, model: PixelDenoiser, teacher: VisionSize | None) -> Losses:
     """What is minimised, without contents: flow matching and REPA."""
     repa = repa_of(config)
-    aligned = [] if repa is None or teacher is None else [Repa(repa, model, _Tokens(teacher.hidden))]
+    aligned = (
+        [] if repa is None or teacher is None else [Repa(repa, model, _Tokens(teacher.hidden, repa.stride))]
+    )
     return Losses(model, [FlowMatching(), *aligned]).to("meta")
 
 

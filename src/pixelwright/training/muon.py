@@ -41,35 +41,42 @@ def is_hidden(name: str, p: nn.Parameter) -> bool:
 
 def parts_of(name: str, named: Mapping[str, Tensor]) -> int:
     """How many matrices of equal size are stored, one above the other, as this weight of a model's `named`:
-    the queries, keys and values of each head (whose size `q_norm` tells), gate and value of SwiGLU."""
+    queries, keys and values of each head, whose size `q_norm` tells."""
     owner, _, kind = name.removesuffix(".weight").rpartition(".")
-    if kind == "qkv":
-        norm = named.get(f"{owner}.q_norm.weight")
-        return 3 if norm is None else len(named[name]) // len(norm)
-    return 2 if kind == "w13" else 1
+    if kind != "qkv":
+        return 1
+    norm = named.get(f"{owner}.q_norm.weight")
+    return 3 if norm is None else len(named[name]) // len(norm)
 
 
 def orthogonal(x: Tensor) -> Tensor:
     """The nearest matrices with equal singular values, about 1: [k, m, n] -> [k, m, n], by four steps of
-    Newton-Schulz X ← a·X + (b·XXᵀ + c·(XXᵀ)²)·X in the dtype of x, for which bf16 is exact enough.
+    Newton-Schulz X ← P·X, P = a + b·G + c·G², G = XXᵀ, in the dtype of x, for which bf16 is exact enough.
 
-    They need singular values σ up to 1, and small ones grow 219 times in all. The first step divides by
-    (Σσ⁸)^⅛ = |(XXᵀ)²|^¼, nearer to the largest than the usual (Σσ²)^½.
+    Two steps at a time multiply X once, by P₂·P₁: after a step G is P·G·P, and these are small matrices.
+    (More than two would amplify the rounding of G's smallest eigenvalues.) The steps need singular values σ
+    up to 1, and small ones grow 219 times in all: the first divides by (Σσ⁸)^⅛ = |G²|^¼, nearer to the
+    largest than the usual (Σσ²)^½.
     """
     wide = x.mT if x.shape[-2] > x.shape[-1] else x
     least = torch.finfo(torch.float32).tiny
     # By the largest entry first: squares of tiny gradients would be 0.
-    y = wide / (torch.linalg.vector_norm(wide, torch.inf, dim=(1, 2), keepdim=True) + least)
-    (a, b, c), *further = COEFFICIENTS
+    y = wide / (wide.abs().amax((1, 2), keepdim=True) + least)
     gram = torch.bmm(y, y.mT)
     square = torch.bmm(gram, gram)
     norm = torch.linalg.vector_norm(square, dim=(1, 2), keepdim=True, dtype=torch.float32)
     scale = ((norm + least) ** -0.25).to(x.dtype)
     y, gram, square = y * scale, gram * scale**2, square * scale**4
-    y = torch.baddbmm(y, torch.add(b * gram, square, alpha=c), y, beta=a)
-    for a, b, c in further:
-        gram = torch.bmm(y, y.mT)
-        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    for i, (a, b, c) in enumerate(COEFFICIENTS[::2]):
+        if i:
+            gram = torch.bmm(y, y.mT)
+            square = torch.bmm(gram, gram)
+        first = torch.add(b * gram, square, alpha=c)
+        first.diagonal(dim1=1, dim2=2).add_(a)
+        gram = torch.bmm(torch.bmm(first, gram), first)
+        a, b, c = COEFFICIENTS[2 * i + 1]
+        second = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        y = torch.bmm(torch.baddbmm(first, second, first, beta=a), y)
     return y.mT if x.shape[-2] > x.shape[-1] else y
 
 
@@ -104,12 +111,12 @@ class Muon(torch.optim.AdamW):
             return
         taken, momentum = self.found_inf == 0, group["momentum"]
         weights, means = ([local(x) for x in each] for each in (parameters, self._means(parameters)))
-        # Where the step is left out the gradient, which may be no number, is as the mean, which then stays.
-        mean = torch.stack(means)  # [k, ...], as are the next
-        gradient = torch.where(taken, torch.stack([local(g) for g in gradients]), mean)
-        mean.lerp_(gradient, 1 - momentum)
-        torch._foreach_copy_(means, mean.unbind())
-        stack = gradient.lerp_(mean, momentum).flatten(2).to(self.compute or gradient.dtype)  # [k, m, n]
+        # Where the step is left out the gradient may be no number, and the mean stays.
+        gradient = torch.stack([local(g) for g in gradients]).masked_fill_(~taken, 0)  # [k, ...]
+        each = gradient.unbind()
+        torch._foreach_mul_(means, torch.where(taken, momentum, 1.0))
+        torch._foreach_add_(means, each, alpha=1 - momentum)
+        torch._foreach_lerp_(each, means, momentum)
         step = group["lr"] * taken
 
         def update(x: Tensor) -> Tensor:
@@ -117,9 +124,10 @@ class Muon(torch.optim.AdamW):
             moved = orthogonal(x) * (step * self.rms * max(x.shape[1:]) ** 0.5)
             return moved.reshape(-1, group["parts"] * x.shape[1], x.shape[2])
 
-        updates = by_shares(update, stack, parameters[0]).to(mean.dtype)
+        stack = gradient.flatten(2).to(self.compute or gradient.dtype)  # [k, m, n]
+        gradient.copy_(by_shares(update, stack, parameters[0]).view_as(gradient))
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - step * group["weight_decay"])
-        torch._foreach_sub_(weights, updates.view_as(mean).unbind())
+        torch._foreach_sub_(weights, each)
         for p in parameters:
             p.grad = None  # which AdamW passes over

@@ -15,7 +15,7 @@ from pixelwright.errors import UserError
 from pixelwright.models.config import DenoiserConfig
 from pixelwright.models.denoiser import PixelDenoiser
 from pixelwright.training.objectives.base import Forward, Logs, Objective, ObjectiveConfig, register_objective
-from pixelwright.training.objectives.teacher import Cache, Teacher, check_stride, teacher_grid
+from pixelwright.training.objectives.teacher import STRIDE, Cache, Teacher, check_stride, teacher_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class RepaConfig(ObjectiveConfig, where="repa"):
     """Its factor in the sum that is minimised."""
     teacher: Text
     """DINOv2 in the format of transformers: a folder, or a hub name such as facebook/dinov2-base."""
+    stride: PositiveInt = STRIDE
+    """Pixels of the image for each token of the teacher; both papers show it 256² as 224², 14 for 16."""
     depth: PositiveInt = 8
     """The block whose tokens are aligned, counted from 1."""
     until: PositiveInt | None = None
@@ -40,7 +42,7 @@ class RepaConfig(ObjectiveConfig, where="repa"):
     def check(self, model: DenoiserConfig, size: tuple[int, int]) -> None:
         if self.depth > (blocks := model.backbone.depth):
             raise UserError(f"repa.depth is {self.depth}, but the model has {blocks} global blocks")
-        check_stride(size, "repa")
+        check_stride(size, "repa", self.stride)
 
 
 class Projector(nn.Sequential):
@@ -114,7 +116,7 @@ class Repa(Objective):
         self.patch_size = model.config.patch_size
         self.cache: Cache | None = None
         if teacher is None:
-            teacher = own = Teacher(config.teacher)
+            teacher = own = Teacher(config.teacher, stride=config.stride)
             self.cache = None if config.cache is None else Cache(own, config.cache)
         self.projector = Projector(model.config.backbone.hidden_size, teacher.size, config.projector_size)
         # In a function, so that it is no sub-module: it is neither trained nor sharded nor saved.
@@ -137,5 +139,5 @@ class Repa(Objective):
         rows, columns = batch.x.shape[-2:]
         grid = (rows // self.patch_size, columns // self.patch_size)
         teacher = batch.targets["repa"] if "repa" in batch.targets else self.teach(batch.x)
-        loss = alignment_loss(projected, teacher, grid, teacher_grid((rows, columns)))
+        loss = alignment_loss(projected, teacher, grid, teacher_grid((rows, columns), self.config.stride))
         return loss, {"repa_loss": loss}

@@ -16,22 +16,24 @@ from pixelwright.errors import UserError
 from pixelwright.files import raw_bytes
 from pixelwright.models.vision import load_dinov2, normalised, weights_digest
 
-STRIDE = 16  # pixels of the image for each patch of the teacher, which has 14: 256² is shown as 224²
+STRIDE = 16  # pixels of the image for each patch of the teacher: with its 14, 256² is shown as 224²
 
 
 class Teacher(nn.Module):
     """DINOv2 by a hub name or a local folder, in eval mode and without gradients.
 
-    Images [B,3,H,W] in [-1,1] -> tokens [B, H/16·W/16, size], float16-rounded float32 (as they are kept).
+    Images [B,3,H,W] in [-1,1] -> tokens [B, H/stride·W/stride, size], float16-rounded float32 (as they are
+    kept).
 
     Raises UserError: transformers is not installed, or the name cannot be read.
     """
 
-    def __init__(self, name: str, setting: str = "repa.teacher") -> None:
+    def __init__(self, name: str, setting: str = "repa.teacher", stride: int = STRIDE) -> None:
         super().__init__()
         self.model: Any = load_dinov2(name, setting, "repa")
         settings: Any = self.model.config
         self.size, self.patch_size = int(settings.hidden_size), int(settings.patch_size)
+        self.stride = stride
         self.eval()
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -50,23 +52,23 @@ class Teacher(nn.Module):
         """The tokens as they are, through which gradients flow to the images."""
         if images.device != self.model.device:
             self.to(images.device)
-        rows, columns = teacher_grid(images.shape[-2:])
+        rows, columns = teacher_grid(images.shape[-2:], self.stride)
         size = (rows * self.patch_size, columns * self.patch_size)
         shown = F.interpolate(normalised((images + 1) / 2), size, mode="bicubic", align_corners=False)
         tokens: Tensor = self.model(shown).last_hidden_state[:, 1:]  # without the class token
         return tokens
 
 
-def teacher_grid(size: tuple[int, int] | torch.Size) -> tuple[int, int]:
+def teacher_grid(size: tuple[int, int] | torch.Size, stride: int) -> tuple[int, int]:
     """(rows, columns) of the teacher's tokens for images of (height, width) pixels."""
-    return size[0] // STRIDE, size[1] // STRIDE
+    return size[0] // stride, size[1] // stride
 
 
-def check_stride(size: tuple[int, int], setting: str) -> None:
+def check_stride(size: tuple[int, int], setting: str, stride: int = STRIDE) -> None:
     """Raise UserError unless images of (height, width) pixels cut into the teacher's patches."""
-    if size[0] % STRIDE or size[1] % STRIDE:
+    if size[0] % stride or size[1] % stride:
         shape = f"{size[0]}x{size[1]}"
-        raise UserError(f"images are {shape}: with {setting} both sides must be multiples of {STRIDE}")
+        raise UserError(f"images are {shape}: with {setting} both sides must be multiples of {stride}")
 
 
 class Cache:
@@ -77,7 +79,7 @@ class Cache:
 
     def __init__(self, teacher: Teacher, folder: str | Path) -> None:
         self.teacher, self.size = teacher, teacher.size
-        self.folder = Path(folder) / teacher.checksum()
+        self.folder = Path(folder) / f"{teacher.checksum()}-{teacher.stride}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
