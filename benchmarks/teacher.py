@@ -100,7 +100,9 @@ def main() -> None:
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
-    config = Dinov2Config(192, 4, 3, 4, image_size=SIZE, patch_size=PATCH)
+    config = Dinov2Config(
+        hidden_size=192, num_hidden_layers=4, num_attention_heads=3, image_size=SIZE, patch_size=PATCH
+    )
     model = Dinov2Model(config).train()
     head = nn.Sequential(nn.Linear(192, 512), nn.ReLU(), nn.Linear(512, 128))
     parameters = [*model.parameters(), *head.parameters()]

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import pixelwright as pw
+from pixelwright.config import read_yaml
 from pixelwright.data import DataConfig
 from pixelwright.errors import UserError
 from pixelwright.images import load_png
@@ -208,6 +209,7 @@ def test_a_fine_tuning_survives_the_page_and_a_kill_and_its_adapter_draws(
     sync_api.expect(page.locator("#tuned")).to_contain_text("f2")
     page.locator("#shows textarea, #shows input").first.fill("My ../Fox!")
     page.locator("#finetune-steps textarea, #finetune-steps input").first.fill("40")
+    page.get_by_label("Train the detailer too").check()
     page.click("#finetune")
     state = page.locator("#finetuning-state")
     sync_api.expect(state).to_contain_text("my-fox", timeout=120_000)
@@ -217,6 +219,7 @@ def test_a_fine_tuning_survives_the_page_and_a_kill_and_its_adapter_draws(
         assert "failed" not in (told := jobs.finetuning.state("my-fox")), told
         time.sleep(0.05)
     jobs.finetuning._last[1].kill()
+    assert read_yaml(run / "config.yaml")["adapter"]["detailer"]
 
     page = visit(browser, address)
     page.get_by_role("tab", name="Fine-tune").click()

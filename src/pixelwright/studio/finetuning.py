@@ -37,6 +37,7 @@ class Request:
     name: str = ""  # of the run; empty: from `shows`
     steps: int | None = None  # None: by the number of pictures
     flip: bool = True
+    detailer: bool = False
 
 
 class Finetuning:
@@ -75,6 +76,7 @@ class Finetuning:
             words = ["finetune", request.model, str(pictures), "--run", str(self.folder / name)]
             words += [f"{'--prompt' if config.takes_text else '--class'}={shows}"]
             words += ["--device", str(self._models.device), *([] if request.flip else ["--no-flip"])]
+            words += ["--detailer"] if request.detailer else []
             self._run(name, words + ([] if request.steps is None else ["--steps", str(request.steps)]))
         return name
 

@@ -68,7 +68,8 @@ def _subject_fields() -> list[Any]:
     name = gr.Textbox("", label=texts.NAME, info=texts.NAME_HELP)
     steps = gr.Textbox("", label=texts.STEPS, info=texts.TUNING_STEPS_HELP, elem_id="finetune-steps")
     flip = gr.Checkbox(True, label=texts.FLIP, info=texts.FLIP_HELP)
-    return [pictures, shows, name, steps, flip]
+    detailer = gr.Checkbox(False, label=texts.DETAILER, info=texts.DETAILER_HELP)
+    return [pictures, shows, name, steps, flip, detailer]
 
 
 def finetune_tab(jobs: Jobs, model: Any, page: gr.Blocks) -> None:
@@ -93,7 +94,7 @@ def finetune_tab(jobs: Jobs, model: Any, page: gr.Blocks) -> None:
         with one_line():
             count = whole(as_number(values[0]), texts.STEPS) if values[0] else None
             paths = [Path(path) for path in files or ()]
-            found = tunings.start(Request(model, paths, shows, name, count, values[1]))
+            found = tunings.start(Request(model, paths, shows, name, count, *values[1:]))
             return gr.update(choices=tunings.names(), value=found)
 
     def stopped(name: str | None) -> None:
