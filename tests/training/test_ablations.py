@@ -15,6 +15,7 @@ from .conftest import log_of
 FOLDER = Path(__file__).parents[2] / "configs" / "ablations"
 BASELINE = FOLDER / "baseline.yaml"
 FILES = sorted(FOLDER.glob("*.yaml"))
+STUDIES = FOLDER.parent / "studies"
 TOY = ["--data.path", "shapes", "--data.workers", "0", "--steps", "2", "--batch_size", "2", "--device", "cpu"]
 TOY += ["--model.depth", "2", "--log_every", "1", "--sample.count", "1", "--sample.steps", "1"]
 
@@ -31,6 +32,18 @@ def test_no_two_are_the_same_model() -> None:
     models = [load_config(BASELINE, path).model.denoiser() for path in FILES]
     parts = {(m.backbone, m.detailer, m.placement) for m in models}
     assert len(parts) == len(FILES) >= 25
+
+
+@pytest.mark.parametrize("base", ["demo/base.yaml", "cifar10/base.yaml"])
+def test_rows_of_a_study_differ_from_their_base_and_from_one_another(base: str) -> None:
+    folders = [STUDIES / "cifar10", STUDIES / "detailers"] if "cifar10" in base else [STUDIES / "demo"]
+    files = sorted(path for folder in folders for path in folder.glob("*.yaml"))
+    assert len(files) > 5
+    found = [load_config(STUDIES / base, path) for path in files]
+    same = [
+        (a.stem, b.stem) for i, a in enumerate(files) for j, b in enumerate(files[:i]) if found[i] == found[j]
+    ]
+    assert same == [("unet", "base") if "cifar10" in base else ("base", "adamw")]
 
 
 @pytest.mark.usefixtures("no_extras")
