@@ -36,6 +36,7 @@ SIZES = {
     "sample": "--steps 2 --device cpu",
     "evaluate runs": "--steps 2 --device cpu",
     "evaluate models": "--num-samples 16 --steps 2 --device cpu",
+    "evaluate pixelwright": "--num-samples 16 --steps 2 --device cpu",
     "evaluate imagenet256": "--size 32 --num-samples 16 --steps 2 --device cpu",
     "evaluation train-features": "--epochs 1 --device cpu --overwrite",
     "prompts shapes": "--images 1 --steps 1 --device cpu",
@@ -120,7 +121,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(root / "runs" / source, root / "runs" / copy)
     shutil.copytree(root / "runs" / "captioned" / "model", root / "MODEL")
     small = {"image_size": (32, 32), "hidden_size": 32, "depth": 1, "num_heads": 2}
-    pw.save(pw.create("dip-xl-16", num_classes=4, **small), root / "models" / "dip-xl-16")
+    unet = {"type": "unet", "channels": [4, 4, 8, 8]}
+    pw.save(pw.create("dip-xl-16", num_classes=4, detailer=unet, **small), root / "models" / "dip-xl-16")
     pw.save(pw.create("pixeldit-xl-16", **small), root / "models" / "published")
     pw.hub.convert(root / "models" / "published", root / PUBLISHED, to="public")
     np.savez(root / "samples.npz", arr_0=np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8))
