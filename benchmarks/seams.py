@@ -3,12 +3,16 @@
     python benchmarks/seams.py runs/demo/dip shapes 192
     python benchmarks/seams.py runs/cifar10-pixeldit-ti cifar10/test.zip 500
 
-Arguments: a model of classes, real images ("shapes": those of the demo with another seed), how many of each.
+    python benchmarks/seams.py runs/t2i-emoji emoji 96
+
+Arguments: a model, real images ("shapes": those of the demo with another seed), how many of each. A model of
+captions draws those of the images, and denoises none.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +25,14 @@ from pixelwright.evaluation.metrics import patch_grid, patch_steps
 from pixelwright.images import from_uint8, to_uint8
 from pixelwright.models.config import SamplerSettings
 
-SAMPLERS = [("ab2", 25, 1.0), ("ab2", 25, 2.0), ("ab2", 50, 1.0), ("euler", 25, 1.0), ("ab2", 10, 1.0)]
+SAMPLERS = [
+    ("ab2", 25, 1.0),
+    ("ab2", 25, 2.0),
+    ("ab2", 20, 3.0),
+    ("ab2", 50, 1.0),
+    ("euler", 25, 1.0),
+    ("ab2", 10, 1.0),
+]
 TIMES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98)
 BATCH = 64
 
@@ -50,14 +61,17 @@ def main() -> None:
         print(f"{name:40} {found.value:+.3f} ± {found.error:.3f}", flush=True)
 
     show("real images", real.images)
-    labels = torch.arange(count) % model.config.num_classes
+    takes_text = model.config.takes_text
+    labels: Any = torch.arange(count) % max(1, model.config.num_classes)
+    if takes_text:
+        labels = pw.as_condition([source[i].caption or "" for i in indices], model)
     for solver, steps, guidance in SAMPLERS:
         settings = SamplerSettings(solver=solver, steps=steps, guidance_scale=guidance)
         show(
             f"samples, {solver}, {steps} steps, guidance {guidance:g}",
             pw.sample(model, labels, settings, seed=0),
         )
-    for t in TIMES:
+    for t in () if takes_text else TIMES:
         show(f"denoised from t = {t}", denoised(model, from_uint8(real.images), real.labels, t))
 
 
