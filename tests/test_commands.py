@@ -110,13 +110,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     captioned = {"model": TOY["model"] | {"preset": "pixeldit-t2i-ti", "patch_size": 8}}
     captioned |= {"text": {"encoder": "minilm", "path": str(root / "bert")}}
     toy_run(root / "runs" / "captioned", **captioned)
-    for pair in (
-        "first mine",
-        "first other",
-        "first cifar10-pixeldit-ti-muon",
-        "captioned t2i-shapes-dip",
-        "captioned t2i-shapes-pixeldit",
-    ):
+    for pair in ("first mine", "first other", "captioned t2i-shapes-dip", "captioned t2i-shapes-pixeldit"):
         source, copy = pair.split()
         shutil.copytree(root / "runs" / source, root / "runs" / copy)
     shutil.copytree(root / "runs" / "captioned" / "model", root / "MODEL")
