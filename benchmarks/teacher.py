@@ -124,7 +124,7 @@ def main() -> None:
         optimizer.zero_grad()
         step += 1
         if step % 50 == 0:
-            print(f"step {step}, {share:.0%} of the time, loss {float(loss):.3f}", flush=True)
+            print(f"step {step}, {share:.0%} of the time, loss {float(loss.detach()):.3f}", flush=True)
     model.eval().save_pretrained(options.out)
     if test is not None:
         print(f"after {step} steps of {BATCH}: a linear layer names {probe(model, train, test):.1%}")
