@@ -2,7 +2,6 @@
 
     python benchmarks/seams.py runs/demo/dip shapes 192
     python benchmarks/seams.py runs/cifar10-pixeldit-ti cifar10/test.zip 500
-
     python benchmarks/seams.py runs/t2i-emoji emoji 96
 
 Arguments: a model, real images ("shapes": those of the demo with another seed), how many of each. A model of
