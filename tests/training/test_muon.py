@@ -39,16 +39,22 @@ def step(
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 24), (2, 24, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_singular_values_become_equal(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    x = matrices(*shape)
+    u, _, v = torch.linalg.svd(matrices(*shape), full_matrices=False)
+    x = u * torch.logspace(-1, 1, u.shape[-1]) @ v
     found = orthogonal(x.to(dtype)).float()
-    u, _, v = torch.linalg.svd(x, full_matrices=False)
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.6 and values.max() < 1.3
     cosine = nn.functional.cosine_similarity(found.flatten(1), (u @ v).flatten(1))
     assert cosine.min() > 0.97
     assert not orthogonal(torch.zeros(shape, dtype=dtype)).any()
-    tiny = orthogonal((x * 2**-90).to(dtype)).float()  # whose squares are 0 in float32
-    assert torch.equal(tiny, found)
+    tiny = orthogonal((x * 2**-40).to(dtype)).float()  # whose fourth powers are 0 in float32
+    torch.testing.assert_close(tiny, found, rtol=1e-4, atol=1e-4)
+    for power in (
+        *range(-150, -40, 5),
+        *range(40, 120, 5),
+    ):  # and what is out of range fades, but never jumps
+        assert orthogonal((x * 2.0**power).to(dtype)).norm() < 1.2 * found.norm()
+    torch.testing.assert_close(orthogonal(x.to(dtype), torch.tensor(0.125)).float(), found / 8)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with 2.9")
@@ -74,6 +80,27 @@ def test_every_weight_moves_by_the_rms_of_adamw() -> None:
     step(named)
     for name, p in named:
         assert float(p.detach().square().mean().sqrt()) == pytest.approx(0.01 * 0.2, rel=0.2), name
+
+
+@pytest.mark.parametrize("size", [1e-11, 1e6])
+def test_size_of_a_gradient_does_not_count(size: float) -> None:
+    moved = []
+    for factor in (1.0, size):
+        p = nn.Parameter(matrices(16, 16))
+        p.grad = matrices(16, 16) * factor
+        update(build_optimizer([("blocks.0.proj.weight", p)], MUON), 0.01, TAKEN)
+        moved.append(p.detach())
+    torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-4)
+
+
+def test_channels_last_changes_nothing() -> None:
+    moved = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        p = nn.Parameter(matrices(16, 8, 3, 3).to(memory_format=layout))
+        p.grad = (matrices(16, 8, 3, 3) + 1).to(memory_format=layout)
+        update(build_optimizer([("detailer.conv.weight", p)], MUON), 0.01, TAKEN)
+        moved.append(p.detach())
+    assert torch.equal(*moved)
 
 
 @pytest.mark.parametrize(("name", "parts"), [("qkv", 3), ("qkv", 6)])

@@ -49,35 +49,37 @@ def parts_of(name: str, named: Mapping[str, Tensor]) -> int:
     return 3 if norm is None else len(named[name]) // len(norm)
 
 
-def orthogonal(x: Tensor) -> Tensor:
-    """The nearest matrices with equal singular values, about 1: [k, m, n] -> [k, m, n], by four steps of
-    Newton-Schulz X ← P·X, P = a + b·G + c·G², G = XXᵀ, in the dtype of x, for which bf16 is exact enough.
+def orthogonal(x: Tensor, size: Tensor | float = 1.0) -> Tensor:
+    """`size` times the nearest matrices with equal singular values, about 1: [k, m, n] -> [k, m, n], by four
+    steps of Newton-Schulz X ← P·X, P = a + b·G + c·G², G = XXᵀ (X·P and XᵀX where X is tall), in the dtype
+    of x, for which bf16 is exact enough.
 
     Two steps at a time multiply X once, by P₂·P₁: after a step G is P·G·P, and these are small matrices.
     (More than two would amplify the rounding of G's smallest eigenvalues.) The steps need singular values σ
     up to 1, and small ones grow 219 times in all: the first divides by (Σσ⁸)^⅛ = |G²|^¼, nearer to the
-    largest than the usual (Σσ²)^½.
+    largest than the usual (Σσ²)^½. Below 1e-15 and beyond 1e18 entries fade to 0, as below AdamW's eps.
     """
-    wide = x.mT if x.shape[-2] > x.shape[-1] else x
-    least = torch.finfo(torch.float32).tiny
-    # By the largest entry first: squares of tiny gradients would be 0.
-    y = wide / (wide.abs().amax((1, 2), keepdim=True) + least)
-    gram = torch.bmm(y, y.mT)
+    tall = x.shape[-2] > x.shape[-1]
+    gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
+    # By the largest entry first, which stands on the diagonal: squares of small gradients would be 0.
+    largest = gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None] + 1e-30
+    gram = (gram / largest).nan_to_num(0)
     square = torch.bmm(gram, gram)
-    norm = torch.linalg.vector_norm(square, dim=(1, 2), keepdim=True, dtype=torch.float32)
-    scale = ((norm + least) ** -0.25).to(x.dtype)
-    y, gram, square = y * scale, gram * scale**2, square * scale**4
+    norm = torch.linalg.vector_norm(square, dim=(1, 2), keepdim=True, dtype=torch.float32).clamp(min=1)
+    gram, square = gram * (norm**-0.5).to(x.dtype), square * (1 / norm).to(x.dtype)
+    factor: Tensor | float = (norm**-0.25 * largest.float() ** -0.5).to(x.dtype)
     for i, (a, b, c) in enumerate(COEFFICIENTS[::2]):
         if i:
-            gram = torch.bmm(y, y.mT)
-            square = torch.bmm(gram, gram)
+            gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
+            square, factor = torch.bmm(gram, gram), size
         first = torch.add(b * gram, square, alpha=c)
         first.diagonal(dim1=1, dim2=2).add_(a)
         gram = torch.bmm(torch.bmm(first, gram), first)
         a, b, c = COEFFICIENTS[2 * i + 1]
         second = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        y = torch.bmm(torch.baddbmm(first, second, first, beta=a), y)
-    return y.mT if x.shape[-2] > x.shape[-1] else y
+        both = torch.baddbmm(first, second, first, beta=a) * factor
+        x = torch.bmm(x, both) if tall else torch.bmm(both, x)
+    return x
 
 
 class Muon(torch.optim.AdamW):
@@ -97,32 +99,32 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step with the gradients there are; those of Muon's weights are used up."""
+        taken = self.found_inf == 0
         for group in self.param_groups:
             if group["parts"]:
-                self._move([p for p in group["params"] if p.grad is not None], group)
+                self._move([p for p in group["params"] if p.grad is not None], group, taken)
         return super().step(closure)
 
     def _means(self, parameters: list[nn.Parameter]) -> list[Tensor]:
         return [self.state[p]["momentum"] for p in parameters]
 
-    def _move(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _move(self, parameters: list[nn.Parameter], group: dict[str, Any], taken: Tensor) -> None:
         gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             return
-        taken, momentum = self.found_inf == 0, group["momentum"]
         weights, means = ([local(x) for x in each] for each in (parameters, self._means(parameters)))
-        # Where the step is left out the gradient may be no number, and the mean stays.
-        gradient = torch.stack([local(g) for g in gradients]).masked_fill_(~taken, 0)  # [k, ...]
+        gradient = torch.stack([local(g).contiguous() for g in gradients])  # [k, ...]
+        # Where the step is left out the gradient may be NaN: its bits are made 0, as no factor would.
+        gradient.view(torch.uint8).bitwise_and_(255 * taken.to(torch.uint8))
         each = gradient.unbind()
-        torch._foreach_mul_(means, torch.where(taken, momentum, 1.0))
-        torch._foreach_add_(means, each, alpha=1 - momentum)
-        torch._foreach_lerp_(each, means, momentum)
+        torch._foreach_lerp_(means, each, [(1 - group["momentum"]) * taken] * len(means))
+        torch._foreach_lerp_(each, means, group["momentum"])
         step = group["lr"] * taken
 
         def update(x: Tensor) -> Tensor:
-            x = x.unflatten(1, (group["parts"], -1)).flatten(0, 1)
-            moved = orthogonal(x) * (step * self.rms * max(x.shape[1:]) ** 0.5)
-            return moved.reshape(-1, group["parts"] * x.shape[1], x.shape[2])
+            each = x.unflatten(1, (group["parts"], -1)).flatten(0, 1)
+            size = step * self.rms * max(each.shape[1:]) ** 0.5
+            return orthogonal(each, size).reshape(x.shape)
 
         stack = gradient.flatten(2).to(self.compute or gradient.dtype)  # [k, m, n]
         gradient.copy_(by_shares(update, stack, parameters[0]).view_as(gradient))
