@@ -386,7 +386,9 @@ CASES = [
     Case("label empty", sample(labels=""), "label"),
     Case("label a fraction", sample(labels="1.5"), "1.5"),
     Case("class unknown", sample(labels="red cirle"), '"red circle"'),
-    Case("prompt for a model of classes", [*SAMPLE, "--prompt", "a fox"], "--prompt is given"),
+    Case(
+        "prompt for a model of classes", [*SAMPLE, "--prompt", "a fox"], "draws from classes; give --labels ("
+    ),
     Case("negative for a model of classes", [*SAMPLE, "--negative", "a fox"], "--negative is given"),
     Case("size of letters", [*SAMPLE, "--size", "big"], "--size is big"),
     Case("size of three", [*SAMPLE, "--size", "8x8x8"], "8x8x8"),

@@ -57,7 +57,7 @@ def parser() -> Parser:
     add = parser.add_argument
     help_text = f"{MODEL}; or images: a folder, .zip, shards or .npz"
     add("subject", metavar="MODEL|IMAGES", help=help_text)
-    help_text = "reference statistics (.npz): ours or ADM's"
+    help_text = "reference statistics (.npz), which `pixelwright reference DATA REF` makes; or ADM's"
     add("--reference", type=str, required=True, metavar="REF", help=help_text)
     add("--features", type=str | None, metavar="KIND[:PLACE]", help=f"{FEATURES} (default: the reference's)")
     help_text = "folder for report.html and report.json, and for the images of a model, which needs it"

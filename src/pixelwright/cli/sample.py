@@ -142,7 +142,10 @@ def _condition(
         for name in ("prompt", "prompts", "negative", "text_encoder"):
             if options[name]:
                 option = f"--{name.replace('_', '-')}"
-                raise UserError(f"{option} is given, but {config.name} draws from classes; give --labels")
+                classes_of = config.class_names or (f"0 to {config.num_classes - 1}",)
+                known = ", ".join(classes_of[:12]) + (", ..." if len(classes_of) > 12 else "")
+                text = f"{option} is given, but {config.name} draws from classes; give --labels ({known})"
+                raise UserError(text)
         classes = (config.num_classes, config.class_names)
         if not options.labels:
             count = count or COUNT
