@@ -15,7 +15,7 @@ from pixelwright.distributed.checkpoint import checkpoint_folders
 from pixelwright.errors import UserError
 from pixelwright.models.folder import save
 from pixelwright.text.config import TextConfig
-from pixelwright.training import ModelConfig, build_trainer, train
+from pixelwright.training import ModelConfig, build_trainer, load_config, train
 
 from .conftest import Tiny, log_of, same_state
 
@@ -32,6 +32,15 @@ def test_model_averages_and_all_that_is_new_start_from_the_weights(tiny: Tiny) -
         same_state({"": state[group]}, {"": weights})
     assert trainer.step == 0
     assert not any(float(v.abs().max()) for k, v in state["optimizer"].items() if k.endswith("exp_avg"))
+
+
+def test_the_architecture_is_that_of_the_weights_where_none_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    first = train(tiny("first", model=ModelConfig("dip-n-8", depth=1)))
+    settings = {"run": str(tmp_path / "second"), "data": {"path": "shapes", "size": 16}, "init": str(first)}
+    config = load_config(changes=settings)
+    assert config.model.preset == str(first) and config.model.denoiser().backbone.depth == 1
+    other = load_config(changes={**settings, "model": {"preset": "dip-n-4"}})
+    assert other.model == ModelConfig("dip-n-4")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

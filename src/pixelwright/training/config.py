@@ -295,8 +295,8 @@ class TrainConfig(LoopConfig):
     `pixelwright train` before anything else."""
     init: Text | None = None
     """Weights that a new run starts from, instead of random ones: those of a model folder, of a run (its
-    averaged ones) or of a published file, of the same architecture; classes keep their rows by name. A run
-    that is continued keeps its own."""
+    averaged ones) or of a published file, of the same architecture; classes keep their rows by name. Where
+    no model.preset is given, it is this. A run that is continued keeps its own."""
     train_only: tuple[Text, ...] = ()
     """Weights that are trained, others are frozen: their names, or the ends of their names after a point,
     such as [class_embedder.*, blocks.0.*]. None: all."""

@@ -41,6 +41,10 @@ def load_config(
             raise UserError(f"{file}: {error}") from None
         sources.append(values)
     settings = merge(*sources, changes or {})
+    if (
+        settings.get("init") is not None
+    ):  # the architecture is that of the weights, where nothing else is said
+        settings = merge({"model": {"preset": settings["init"]}}, settings)
     if imports:
         import_parts(convert(settings.get("imports", ()), tuple[str, ...], "imports"))
     place = str(files[0]) if len(files) == 1 and not changes else ""
