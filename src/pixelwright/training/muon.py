@@ -63,11 +63,11 @@ def orthogonal(x: Tensor, size: Tensor | float = 1.0) -> Tensor:
     gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
     # By the largest entry first, which stands on the diagonal: squares of small gradients would be 0.
     largest = gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None] + 1e-30
-    gram = (gram / largest).nan_to_num(0)
+    gram = (gram / largest).nan_to_num_(0)
     square = torch.bmm(gram, gram)
-    norm = torch.linalg.vector_norm(square, dim=(1, 2), keepdim=True, dtype=torch.float32).clamp(min=1)
-    gram, square = gram * (norm**-0.5).to(x.dtype), square * (1 / norm).to(x.dtype)
-    factor: Tensor | float = (norm**-0.25 * largest.float() ** -0.5).to(x.dtype)
+    norm = torch.linalg.vector_norm(square, dim=(1, 2), keepdim=True).clamp(min=1)
+    gram, square = gram * norm**-0.5, square / norm
+    factor: Tensor | float = norm**-0.25 * largest**-0.5
     for i, (a, b, c) in enumerate(COEFFICIENTS[::2]):
         if i:
             gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
