@@ -161,16 +161,19 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """The held-out losses with their standard errors, best on top."""
+    """Each figure that was measured, with its standard errors: the best held-out loss on top."""
     from matplotlib.figure import Figure
 
     found = sorted(table(rows).items(), key=lambda item: -item[1]["loss"][0])
-    figure = Figure(figsize=(7, 1 + 0.35 * len(found)), layout="constrained")
-    axes = figure.subplots()
-    means, errors = zip(*(each["loss"][:2] for _, each in found), strict=True)
-    axes.errorbar(means, range(len(found)), xerr=[error or 0 for error in errors], fmt="o", capsize=3)
-    axes.set_yticks(range(len(found)), [name for name, _ in found])
-    axes.set_xlabel("held-out loss (± one standard error over seeds)")
+    shown = {key: title for key, title in FIGURES.items() if all(key in each for _, each in found)}
+    figure = Figure(figsize=(3.5 + 3.5 * len(shown), 1 + 0.3 * len(found)), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, (key, title) in zip(panels, shown.items(), strict=True):
+        means, errors = zip(*(each[key][:2] for _, each in found), strict=True)
+        axes.errorbar(means, range(len(found)), xerr=[error or 0 for error in errors], fmt="o", capsize=3)
+        axes.set_xlabel(f"{title} (± one standard error over seeds)")
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_yticks(range(len(found)), [name for name, _ in found])
     figure.savefig(path, dpi=110)
 
 
