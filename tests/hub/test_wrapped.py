@@ -382,4 +382,16 @@ def test_which_row_is_the_null_class_is_told(tmp_path: Path, capsys: pytest.Capt
     pw.load(tmp_path / "folder")
     assert capsys.readouterr().err == ""
     thousand = pw.create("dit-n-4", depth=1, hidden_size=16, num_heads=2).config
-    assert pw.hub.checkpoint._null_class_note(thousand, path) is None
+    assert not [*pw.hub.checkpoint._null_class_note(thousand, path)]
+
+
+@pytest.mark.parametrize("preset", ["dip-n-8", "pixeldit-n-8"])
+def test_a_file_without_its_last_block_is_told(
+    preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, depth = tmp_path / "x.safetensors", pw.create(preset).config.backbone.depth
+    for blocks, said in ((depth, False), (depth - 1, True), (depth + 1, False)):
+        save_file(pw.hub.to_public(pw.create(preset, depth=blocks, num_classes=5)), path)
+        capsys.readouterr()
+        assert pw.load(path).config.backbone.depth == blocks
+        assert (f"{preset}, of the same sizes, has {depth}" in capsys.readouterr().err) == said

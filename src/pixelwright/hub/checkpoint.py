@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,6 +44,7 @@ from pixelwright.models.folder import (
     skeleton,
     with_weights,
 )
+from pixelwright.models.presets import PRESETS
 from pixelwright.remote import is_address
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -60,7 +61,7 @@ class Checkpoint:
     read_as: str  # which tensors of the files these are, in words
     specs: Mapping[str, Tensor]  # our name -> a tensor on the meta device, with shape and dtype alone
     _read: Callable[[str], Tensor]
-    note: str | None = None  # what is to be said of the file
+    notes: tuple[str, ...] = ()  # what is to be said of the file
 
     def read(self, name: str) -> Tensor:
         """The tensor of one of our names, which may share memory with the file. Raises UserError: it holds
@@ -229,26 +230,48 @@ def _open_published(
     read_as, licence = network.description + file.widened, licence_of(config, f"{address}/{file.path.name}")
     config = dataclasses.replace(config, provenance=Provenance(files, (), read_as, licence))
     read = lambda ours: joined(names[ours], read_published)  # noqa: E731
-    note = _null_class_note(config, file.path)
-    return Checkpoint(config, str(file.path), file.files, read_as, specs, read, note)
+    notes = (*_null_class_note(config, file.path), *_depth_note(config, file.path))
+    return Checkpoint(config, str(file.path), file.files, read_as, specs, read, notes)
 
 
-def _null_class_note(config: DenoiserConfig, path: Path) -> str | None:
+def _null_class_note(config: DenoiserConfig, path: Path) -> Iterator[str]:
     """A table that was trained without dropping labels has no null row, which its shape does not tell."""
     if config.takes_text or config.num_classes == 1000:
-        return None
+        return
     rows = config.num_classes + 1
-    return (
+    yield (
         f"the class table of {path} has {rows} rows, of which the last is taken as the null class: there are "
         f"classes 0 to {rows - 2}. A model trained without label dropout has {rows} classes, and no guidance"
     )
+
+
+def _depth_note(config: DenoiserConfig, path: Path) -> Iterator[str]:
+    """A file without its last blocks is a smaller network: only a preset of its sizes tells."""
+    own = (config.backbone, config.detailer)
+    for known in PRESETS.values():
+        theirs = (known.backbone, known.detailer)
+        if all(map(_alike, own, theirs)) and (full := _depths(theirs)) != (depths := _depths(own)):
+            yield f"{path} has {depths} blocks; {known.name}, of the same sizes, has {full}. Is it whole?"
+            return
+
+
+def _depths(parts: tuple[Any, ...]) -> str:
+    return " and ".join(str(part.depth) for part in parts if hasattr(part, "depth"))
+
+
+def _alike(own: Any, theirs: Any) -> bool:
+    """Whether a part is built as theirs, but for its classes and, perhaps, a smaller depth."""
+    if type(theirs) is not type(own) or getattr(own, "depth", 0) > getattr(theirs, "depth", 0):
+        return False
+    free = {name: getattr(theirs, name) for name in ("depth", "num_classes") if hasattr(own, name)}
+    return bool(dataclasses.replace(own, **free) == theirs)
 
 
 def load_config(source: str | os.PathLike[str], adapter: Adapters | None = None) -> DenoiserConfig:
     """The config of anything that `load` reads, without its weights."""
     if (config := known_config(locate(source))) is None:
         checkpoint = open_checkpoint(source)
-        announce(checkpoint.note)
+        announce(*checkpoint.notes)
         config = checkpoint.config
     return config if adapter is None else config_with(config, adapter)
 
@@ -279,7 +302,7 @@ def load(
     tensors = {name: checkpoint.read(name).clone() for name in checkpoint.specs}
     model = with_weights(checkpoint.config, tensors, checkpoint.place)
     model = model if adapter is None else with_adapters(model, adapter)
-    announce(checkpoint.note)
+    announce(*checkpoint.notes)
     announce_licence(model.config)
     return model
 
@@ -295,13 +318,15 @@ def check_one_dtype(checkpoint: Checkpoint) -> None:
 _announced: set[str] = set()
 
 
-def announce(notice: str | None) -> None:
-    """Print a notice, once a process."""
-    if notice is not None and notice not in _announced:
-        _announced.add(notice)
-        print(f"pixelwright: note: {notice}", file=sys.stderr)
+def announce(*notices: str) -> None:
+    """Print each notice, once a process."""
+    for notice in notices:
+        if notice not in _announced:
+            _announced.add(notice)
+            print(f"pixelwright: note: {notice}", file=sys.stderr)
 
 
 def announce_licence(config: DenoiserConfig) -> None:
     """Print the licence notice of a model's source, once a process."""
-    announce(config.provenance.licence if config.provenance is not None else None)
+    if config.provenance is not None and config.provenance.licence is not None:
+        announce(config.provenance.licence)

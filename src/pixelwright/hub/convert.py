@@ -95,7 +95,7 @@ def convert(
             write_weights(part, config, specs, read)
     else:
         _write_public(out, config, specs, read)
-    announce(checkpoint.note)
+    announce(*checkpoint.notes)
     announce_licence(config)
     return config
 
