@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from pixelwright.distributed.parallel import local
 from pixelwright.distributed.shares import by_shares
 
-# Of the steps of Newton-Schulz: the odd quintics that bring singular values from 0.005 to 1, and what they
-# became in the step before, nearest to 1 (Polar Express, arXiv 2505.16932), with room for rounding in bf16.
-# Values from 0.005 on end between 0.88 and 1.12.
+# Of the steps of Newton-Schulz: the odd quintics, and at last the cubic, that bring singular values from 0.005
+# to 1, and what they became in the step before, nearest to 1 (Polar Express, arXiv 2505.16932), with room for
+# rounding in bf16. Values from 0.005 on end between 0.76 and 1.24.
 COEFFICIENTS = (
     (8.0629, -22.3795, 15.6215),
     (3.8259, -2.6918, 0.4850),
     (3.1770, -2.2524, 0.4395),
-    (2.2387, -1.5438, 0.3691),
+    (1.7665, -0.5301, 0.0),
 )
 # Parts of a name that make a weight one of AdamW.
 _NOT_HIDDEN = ("adaLN", "out", "norm", "positions")
@@ -56,7 +56,7 @@ def orthogonal(x: Tensor, size: Tensor | float = 1.0) -> Tensor:
 
     Two steps at a time multiply X once, by P₂·P₁: after a step G is P·G·P, and these are small matrices.
     (More than two would amplify the rounding of G's smallest eigenvalues.) The steps need singular values σ
-    up to 1, and small ones grow 219 times in all: the first divides by (Σσ⁸)^⅛ = |G²|^¼, nearer to the
+    up to 1, and small ones grow 173 times in all: the first divides by (Σσ⁸)^⅛ = |G²|^¼, nearer to the
     largest than the usual (Σσ²)^½. Below 1e-15 and beyond 1e18 entries fade to 0, as below AdamW's eps.
     """
     tall = x.shape[-2] > x.shape[-1]
@@ -76,7 +76,7 @@ def orthogonal(x: Tensor, size: Tensor | float = 1.0) -> Tensor:
         first.diagonal(dim1=1, dim2=2).add_(a)
         gram = torch.bmm(torch.bmm(first, gram), first)
         a, b, c = COEFFICIENTS[2 * i + 1]
-        second = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        second = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) if c else b * gram
         both = torch.baddbmm(first, second, first, beta=a) * factor
         x = torch.bmm(x, both) if tall else torch.bmm(both, x)
     return x
