@@ -19,8 +19,8 @@ from pixelwright.distributed.parallel import local
 from pixelwright.distributed.shares import by_shares
 
 # Of the steps of Newton-Schulz: the odd quintics, and at last the cubic, that bring singular values from
-# 0.005 to 1, and what they became in the step before, nearest to 1 (Polar Express, arXiv 2505.16932), with room for
-# rounding in bf16. Values from 0.005 on end between 0.76 and 1.24.
+# 0.005 to 1, and what they became in the step before, nearest to 1 (Polar Express, arXiv 2505.16932), with
+# room for rounding in bf16. Values from 0.005 on end between 0.76 and 1.24.
 COEFFICIENTS = (
     (8.0629, -22.3795, 15.6215),
     (3.8259, -2.6918, 0.4850),
