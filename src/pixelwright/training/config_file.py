@@ -41,9 +41,7 @@ def load_config(
             raise UserError(f"{file}: {error}") from None
         sources.append(values)
     settings = merge(*sources, changes or {})
-    if (
-        settings.get("init") is not None
-    ):  # the architecture is that of the weights, where nothing else is said
+    if settings.get("init") is not None:  # whose architecture it is, unless another is named
         settings = merge({"model": {"preset": settings["init"]}}, settings)
     if imports:
         import_parts(convert(settings.get("imports", ()), tuple[str, ...], "imports"))
